@@ -1,0 +1,53 @@
+# Everything below works in a fresh clone: the first target that needs .venv makes it.
+# Another interpreter or torch:  make clean && make venv PYTHON=python3.12 TORCH=torch==2.12.0
+
+SHELL := /bin/bash
+PYTHON ?= python3 python3.13 python3.12 python3.11
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## make .venv with the pinned dependencies and this package, editable
+
+demo: $(STAMP)  ## compress the bundled model and write the report to demo/
+	$(BIN)/diff-es demo --out demo
+
+test: lint  ## lint, types and every test, slow ones included
+	$(BIN)/pytest
+
+lint: $(STAMP)  ## ruff and mypy; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv, the demo, caches and build output
+	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first interpreter that runs, is 3.11 or newer and can make a virtual environment.
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	  for python in $(PYTHON); do \
+	    if "$$python" -c '$(USABLE)' >/dev/null 2>&1; then \
+	      echo "making .venv with $$python ($$("$$python" -V))"; "$$python" -m venv .venv; exit; \
+	    fi; \
+	  done; \
+	  echo 'Diff-ES needs Python 3.11 or newer with its venv module. Tried in vain: $(PYTHON).'; \
+	  echo 'Install one (Debian, Ubuntu: python3 and python3-venv), or name yours: make venv PYTHON=/path/to/python'; \
+	  exit 1; \
+	fi >&2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt '$(TORCH)' -e '.[dev]'
+	@touch $@

@@ -1,0 +1,5 @@
+"""``python -m diff_es`` is ``diff-es``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,54 @@
+"""What users and earlier methods do instead, at the same real cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .cost import MacCounter
+from .layers import Anatomy
+from .search import Levels, Space
+
+
+def fewer_steps(steps: int, fraction: float) -> int:
+    """The most sampler steps of the dense model within the budget; at least one."""
+    return max(1, math.floor(steps * fraction + 1e-9))
+
+
+def uniform_width(counter: MacCounter, anatomy: Anatomy, fraction: float) -> tuple[int, ...]:
+    """One share of groups removed from every layer in all stages, as little as the budget allows.
+
+    The share is not bound to the ladder's levels, so that uniform pruning gets the same compute as its rivals to
+    within one feed-forward channel.
+    """
+    dense, finest = counter.dense(), max(layer.groups for layer in anatomy.layers)
+
+    def kept(share: int) -> tuple[int, ...]:
+        return tuple(max(1, layer.kept(share, finest)) for layer in anatomy.layers)
+
+    low, high = 0, finest  # invariant: `high` is within the budget
+    while low < high:
+        middle = (low + high) // 2
+        if counter.thinned(kept(middle)) <= fraction * dense:
+            high = middle
+        else:
+            low = middle + 1
+    return kept(high)
+
+
+def middle_phase(change: Sequence[float]) -> range:
+    """The middle of three phases, read off the trajectory: the shortest run of interior stages with at least half of
+    the interior's change of the denoiser's output (after MosaicDiff, arXiv 2510.11962, whose phases are set by hand).
+    """
+    inner = range(1, len(change) - 1)
+    if not inner:
+        return range(len(change))
+    total = sum(change[s] for s in inner)
+    runs = [range(a, b + 1) for a in inner for b in inner if b >= a]
+    enough = [run for run in runs if sum(change[s] for s in run) >= total / 2]
+    return min(enough, key=lambda run: (len(run), -sum(change[s] for s in run)))
+
+
+def mosaic(space: Space, change: Sequence[float], gap: int = 2) -> Levels:
+    """Three phases, the middle one ``gap`` levels less pruned than the others, nearest to the budget."""
+    return space.protect(middle_phase(change), gap)

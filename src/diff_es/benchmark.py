@@ -1,0 +1,161 @@
+"""Side by side in one process, interleaved, with spread: how long contenders take and how much weight they carry."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import DiTPipeline
+from torch import nn
+
+from .artefact import Compressed
+from .layers import Weights
+from .pipeline import Sampling, decode, denoiser_of, intercepted, make_probes, sample
+from .progress import Reporter
+from .route import routed
+from .schedule import Stages
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One way to sample: a setting, and the weights of each stage (None: the dense model without any routing)."""
+
+    name: str
+    sampling: Sampling
+    stages: Stages | None = None
+    weights: tuple[Weights, ...] | None = None
+
+    def context(self, denoiser: nn.Module) -> AbstractContextManager[object]:
+        """Routed as this runner wants it."""
+        if self.stages is None or self.weights is None:
+            return nullcontext()
+        return routed(denoiser, self.stages, self.weights)
+
+    def weight_bytes(self, denoiser: nn.Module) -> int:
+        """Bytes of the dense weights and of all stages' own, shared ones once."""
+        own = {id(w): w.bytes for w in self.weights or ()}
+        return sum(p.numel() * p.element_size() for p in denoiser.parameters()) + sum(own.values())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one batch: medians, and half of the interquartile range as spread.
+
+    Speed-ups are medians of the ratios to the first runner in the same round.
+    """
+
+    pipeline_ms: float
+    pipeline_spread: float
+    denoiser_ms: float
+    denoiser_spread: float
+    speedup: float
+    denoiser_speedup: float
+
+
+def _spread(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _once(pipe: DiTPipeline, runner: Runner) -> tuple[float, float]:
+    """Milliseconds of the whole pipeline, decoder included, and of its denoiser calls."""
+    denoiser, spent = denoiser_of(pipe), [0.0]
+
+    def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            _synchronise(denoiser.device)
+            start = time.perf_counter()
+            output = forward(*args, **kwargs)
+            _synchronise(denoiser.device)
+            spent[0] += time.perf_counter() - start
+            return output
+
+        return run
+
+    probes = make_probes(pipe, runner.sampling.batch, 0, "timing")
+    with runner.context(denoiser), intercepted(denoiser, timed):
+        start = time.perf_counter()
+        decode(pipe, sample(pipe, probes, runner.sampling))
+        total = time.perf_counter() - start
+    return total * 1000, spent[0] * 1000
+
+
+def measure(pipe: DiTPipeline, runners: Sequence[Runner], rounds: int, reporter: Reporter) -> list[Timing]:
+    """Time every runner once a round, after one round of warming up; the first runner is the reference."""
+    times = [list[tuple[float, float]]() for _ in runners]
+    with reporter.task("measure latency", (rounds + 1) * len(runners)) as task:
+        for round_index in range(rounds + 1):
+            for runner, seen in zip(runners, times, strict=True):
+                result = _once(pipe, runner)
+                if round_index:
+                    seen.append(result)
+                task.advance(runner.name)
+    timings = []
+    for seen in times:
+        pipeline, denoiser = [a for a, _ in seen], [b for _, b in seen]
+        ratios = [(r[0] / t[0], r[1] / t[1]) for r, t in zip(times[0], seen, strict=True)]
+        timings.append(
+            Timing(
+                pipeline_ms=statistics.median(pipeline),
+                pipeline_spread=_spread(pipeline),
+                denoiser_ms=statistics.median(denoiser),
+                denoiser_spread=_spread(denoiser),
+                speedup=statistics.median(a for a, _ in ratios),
+                denoiser_speedup=statistics.median(b for _, b in ratios),
+            )
+        )
+    return timings
+
+
+def compare(pipe: DiTPipeline, fast: Compressed, batch: int, rounds: int, reporter: Reporter) -> dict[str, Any]:
+    """The dense model, routing that prunes nothing, and the result, as JSON values.
+
+    ``peak_bytes`` is the device's own count of its peak memory during one pipeline call; None on the CPU.
+    """
+    sampling, stages = replace(fast.sampling, batch=batch), fast.schedule.stages
+    denoiser, weights = fast.weights(pipe)
+    runners = [
+        Runner("dense", sampling),
+        Runner("routed at level 0", sampling, stages, (Weights(),) * len(stages)),
+        Runner("diff-es", sampling, stages, weights),
+    ]
+    rows = []
+    ratios = (1.0, 1.0, float(fast.about["macs_ratio"]))
+    for runner, ratio, timing in zip(runners, ratios, measure(pipe, runners, rounds, reporter), strict=True):
+        peak, size = _peak_bytes(pipe, runner), runner.weight_bytes(denoiser)
+        rows.append(
+            {"runner": runner.name, "macs_ratio": ratio, **asdict(timing), "weight_bytes": size, "peak_bytes": peak}
+        )
+    device = denoiser_of(pipe).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    setting = {"steps": sampling.steps, "guidance": sampling.guidance, "batch": batch, "rounds": rounds}
+    return {
+        "device": name,
+        "dtype": str(denoiser_of(pipe).dtype),
+        "threads": torch.get_num_threads(),
+        **setting,
+        "rows": rows,
+    }
+
+
+def _peak_bytes(pipe: DiTPipeline, runner: Runner) -> int | None:
+    device = denoiser_of(pipe).device
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    _once(pipe, runner)
+    return int(torch.cuda.max_memory_allocated(device))

@@ -1,0 +1,296 @@
+"""The command line: one command for each thing a user wants, a readable end, and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import diffusers
+import torch
+import typer
+from diffusers import DiTPipeline
+from rich.console import Console
+
+from . import inspection, tables
+from .artefact import Compressed, load
+from .benchmark import compare
+from .compress import compress, found_again, prepare
+from .demo import run_demo
+from .errors import ArtefactError, DiffESError
+from .evaluate import Effort, evaluate
+from .library import Depth, Method, Width
+from .obs import Activation, Magnitude, Obs, Ranking, Ridge, Wanda
+from .pipeline import Probe, Sampling, classes_of, decode, make_probes, sample
+from .pipeline import load as load_pipeline
+from .progress import Reporter
+from .rng import derive_seed
+from .settings import Settings, restore
+from .store import check_target
+from .story import contact_sheet, picture, publish, tell
+from .tiles import load_reference
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+out = Console()
+
+
+class Dtype(StrEnum):
+    """Arithmetic of the pipeline."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Scheduler(StrEnum):
+    """Samplers that a model's own can be exchanged for."""
+
+    DDIM = "DDIMScheduler"
+    DPM = "DPMSolverMultistepScheduler"
+    EULER = "EulerDiscreteScheduler"
+    PNDM = "PNDMScheduler"
+    UNIPC = "UniPCMultistepScheduler"
+
+
+class RankingName(StrEnum):
+    """How groups are ranked."""
+
+    OBS = "obs"
+    WANDA = "wanda"
+    MAGNITUDE = "magnitude"
+    ACTIVATION = "activation"
+
+
+class Prune(StrEnum):
+    """What a level removes."""
+
+    WIDTH = "width"
+    DEPTH = "depth"
+
+
+_RANKINGS: dict[RankingName, Ranking] = {
+    RankingName.OBS: Obs(),
+    RankingName.WANDA: Wanda(),
+    RankingName.MAGNITUDE: Magnitude(),
+    RankingName.ACTIVATION: Activation(),
+}
+
+Model = Annotated[str, typer.Argument(help="'bundled', a folder in diffusers format, or a hub id")]
+Artefact = Annotated[Path, typer.Argument(help="what `diff-es compress --out` wrote")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
+InDtype = Annotated[Dtype | None, typer.Option("--dtype", help="default float32 on the CPU, bfloat16 elsewhere")]
+OnDevice = Annotated[str | None, typer.Option("--device", help="default CUDA, then MPS, then the CPU")]
+WithScheduler = Annotated[Scheduler | None, typer.Option(help="default the model's own")]
+
+
+def _open(model: str, dtype: Dtype | None, device: str | None, scheduler: Scheduler | None) -> DiTPipeline:
+    kind = None if dtype is None else getattr(torch, dtype.value)
+    pipe = load_pipeline(model, dtype=kind, device=device)
+    if scheduler is not None:
+        pipe.scheduler = getattr(diffusers, scheduler.value).from_config(pipe.scheduler.config)
+    return pipe
+
+
+def _reopen(folder: Path) -> tuple[Compressed, DiTPipeline]:
+    """An artefact of the command line and the pipeline it was made from."""
+    fast = load(folder)
+    origin = fast.about.get("origin")
+    if origin is None:
+        remedy = "It was saved from Python: load the pipeline there and use `diff_es.load(folder).routed(pipe)`."
+        raise ArtefactError(str(folder), expected="an artefact of `diff-es compress`", found="no origin", remedy=remedy)
+    scheduler = None if origin["scheduler"] is None else Scheduler(origin["scheduler"])
+    return fast, _open(origin["model"], Dtype(origin["dtype"]), origin["device"], scheduler)
+
+
+def _finish(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+
+
+@app.command("demo")
+def demo_command(
+    out_folder: Annotated[Path, typer.Option("--out", help="where result.json and report.html go")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The whole story on the bundled model: compress to 0.7 and 0.5 of the compute, compare with every alternative."""
+    result, story = run_demo(out_folder, seed, Reporter())
+    tables.show_rows(out, story)
+    out.print(f"\nLook at [bold]{out_folder / 'report.html'}[/bold]; figures in {out_folder / 'result.json'}.")
+    _finish(result, as_json)
+
+
+@app.command("inspect")
+def inspect_command(
+    model: Model,
+    levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
+    dtype: InDtype = None,
+    device: OnDevice = None,
+    as_json: AsJson = False,
+) -> None:
+    """What can be pruned, what cannot and why, and what each level costs."""
+    found = inspection.inspect(_open(model, dtype, device, None), levels)
+    tables.show_inspection(out, found)
+    _finish(found, as_json)
+
+
+@app.command("compress")
+def compress_command(
+    model: Model,
+    out_folder: Annotated[Path, typer.Option("--out", help="folder of the result")],
+    macs: Annotated[float, typer.Option(help="share of the dense compute that may be spent")] = 0.7,
+    stages: Annotated[int, typer.Option(help="stages of the trajectory")] = 10,
+    steps: Annotated[int, typer.Option(help="sampler steps, as you sample")] = 50,
+    guidance: Annotated[float, typer.Option(help="guidance scale, as you sample")] = 4.0,
+    batch: Annotated[int, typer.Option(help="samples per pipeline call")] = 16,
+    generations: Annotated[int, typer.Option(help="of the search")] = 100,
+    population: Annotated[int, typer.Option(help="candidates per generation")] = 20,
+    probes: Annotated[int, typer.Option(help="noises every candidate is judged on")] = 8,
+    held_out: Annotated[int, typer.Option(help="noises the finalists are judged on")] = 32,
+    calibration: Annotated[int, typer.Option(help="samples of the calibration")] = 64,
+    ranking: Annotated[RankingName, typer.Option(help="how groups are ranked")] = RankingName.OBS,
+    prune: Annotated[Prune, typer.Option(help="thin layers, or skip whole blocks")] = Prune.WIDTH,
+    levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
+    compensate: Annotated[bool, typer.Option(help="re-solve the weights that stay")] = True,
+    seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
+    scheduler: WithScheduler = None,
+    dtype: InDtype = None,
+    device: OnDevice = None,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate, rank and search the best schedule within the budget; Ctrl-C loses nothing."""
+    check_target(out_folder)
+    ladder = Width(levels) if prune is Prune.WIDTH else Depth(bypass=compensate)
+    settings = Settings(
+        sampling=Sampling(steps, guidance, batch),
+        stages=stages,
+        method=Method(ladder, _RANKINGS[ranking], Ridge() if compensate else None),
+        calibration=calibration,
+        probes=probes,
+        held_out=held_out,
+        population=population,
+        generations=generations,
+        seed=seed,
+    )
+    start, pipe = time.monotonic(), _open(model, dtype, device, scheduler)
+    journal = out_folder / "journal.jsonl"
+    try:
+        fast = compress(pipe, macs, settings, journal=journal, resume=resume, reporter=Reporter())
+    except KeyboardInterrupt:
+        out.print(f"\nStopped. What was evaluated is in {journal}: run the same command with --resume to go on.")
+        raise
+    origin = {
+        "model": model if model == "bundled" or not Path(model).exists() else str(Path(model).resolve()),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "device": device,
+        "scheduler": None if scheduler is None else scheduler.value,
+    }
+    fast = Compressed(fast.schedule, fast.plans, fast.sampling, fast.base, {**fast.about, "origin": origin})
+    fast.save(out_folder)
+    tables.show_compressed(out, fast, out_folder, time.monotonic() - start)
+    kept = ("budget", "macs_ratio", "score", "held_out_score")
+    _finish({"out": str(out_folder), "levels": fast.schedule.levels, **{key: fast.about[key] for key in kept}}, as_json)
+
+
+@app.command("sample")
+def sample_command(
+    folder: Artefact,
+    dense: Annotated[bool, typer.Option("--dense", help="the base model instead, for the same noises")] = False,
+    count: Annotated[int, typer.Option(min=1, help="how many images")] = 8,
+    label: Annotated[list[str] | None, typer.Option(help="class by number or name; repeat for several")] = None,
+    seed: Annotated[int, typer.Option(help="of the noises")] = 0,
+    steps: Annotated[int | None, typer.Option(help="default those of the artefact")] = None,
+    guidance: Annotated[float | None, typer.Option(help="default that of the artefact")] = None,
+    out_folder: Annotated[Path, typer.Option("--out", help="where the images go")] = Path("samples"),
+    as_json: AsJson = False,
+) -> None:
+    """Images, one PNG each and a contact sheet."""
+    fast, pipe = _reopen(folder)
+    own = fast.sampling
+    setting = Sampling(steps or own.steps, own.guidance if guidance is None else guidance, own.batch)
+    probes = make_probes(pipe, count, seed, "sample")
+    if label:
+        classes = [_class(pipe, entry) for entry in label]
+        probes = tuple(Probe(derive_seed(seed, "sample", i), classes[i % len(classes)]) for i in range(count))
+    reporter, latents = Reporter(), []
+    chunks = [probes[i : i + setting.batch] for i in range(0, count, setting.batch)]
+    if not dense:
+        fast.apply(pipe)
+    with reporter.task("sample", len(chunks)) as task:
+        for chunk in chunks:
+            latents.append(sample(pipe, chunk, setting))
+            task.advance()
+    images = decode(pipe, torch.cat(latents))
+    out_folder.mkdir(parents=True, exist_ok=True)
+    stem, files = "dense" if dense else "diff-es", list[str]()
+    for i, image in enumerate(images):
+        files.append(str(out_folder / f"{stem}-{i:03d}.png"))
+        picture(image).save(files[-1])
+    sheet = out_folder / f"{stem}-sheet.png"
+    contact_sheet(list(images)).save(sheet)
+    out.print(f"{count} images in {out_folder}; all of them in {sheet}")
+    _finish({"images": files, "sheet": str(sheet), "labels": [probe.label for probe in probes]}, as_json)
+
+
+def _class(pipe: DiTPipeline, label: str) -> int:
+    """A class by its number or its name."""
+    value: int | None = pipe.labels.get(label, int(label) if label.isdecimal() else None)
+    if value is None or value not in classes_of(pipe):
+        names = ", ".join(f"{number} {name}" for name, number in list(pipe.labels.items())[:20])
+        remedy = f"The classes are {names}." if names else "This model's classes have numbers only."
+        raise DiffESError("--label", expected=f"one of {len(classes_of(pipe))} classes", found=label, remedy=remedy)
+    return value
+
+
+@app.command("evaluate")
+def evaluate_command(
+    folder: Artefact,
+    noises: Annotated[int, typer.Option(min=2, help="held-out noises for SNR and PSNR")] = 64,
+    images: Annotated[int, typer.Option(min=128, help="images for the Fréchet distance, where it can be had")] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 5,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="default DIR/evaluation beside the artefact")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The comparison with the dense model and all baselines at equal cost: result.json and report.html."""
+    start, reporter = time.monotonic(), Reporter()
+    fast, pipe = _reopen(folder)
+    settings, budget = restore(fast.about["settings"]), float(fast.about["budget"])
+    study = prepare(pipe, settings, reporter)
+    found = {budget: found_again(fast)}
+    model = fast.about["origin"]["model"]
+    reference = load_reference() if model == "bundled" else None
+    evaluation = evaluate(study, found, reference, Effort(noises=noises, images=images, rounds=rounds), reporter)
+    target = out_folder or folder.with_name(folder.name + "-evaluation")
+    notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]
+    story = tell(study, model, found, evaluation, time.monotonic() - start, notes)
+    result = publish(target, story)
+    tables.show_rows(out, story)
+    out.print(f"\nLook at [bold]{target / 'report.html'}[/bold].")
+    _finish(result, as_json)
+
+
+@app.command("bench")
+def bench_command(
+    folder: Artefact,
+    batch: Annotated[int, typer.Option(min=1, help="samples per pipeline call")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Latency, MACs and memory of the dense and the routed model, interleaved in one process."""
+    fast, pipe = _reopen(folder)
+    result = compare(pipe, fast, batch, rounds, Reporter())
+    tables.show_bench(out, result)
+    _finish(result, as_json)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one message and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        app()
+    except DiffESError as error:
+        Console(stderr=True).print(f"error: {type(error).__name__}: {error}", markup=False, highlight=False)
+        sys.exit(2)

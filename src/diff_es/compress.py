@@ -1,0 +1,216 @@
+"""The method on one page: calibrate, rank, search, re-rank the finalists.
+
+``compress`` is the whole of it; ``prepare`` and ``evolve`` are its halves, for those who want several budgets of one
+calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import DiffusionPipeline, DiTPipeline
+
+from .artefact import Compressed, fingerprint
+from .baselines import mosaic
+from .calibrate import Statistics, calibrate, parts_of
+from .cost import Costs, MacCounter
+from .errors import UnsupportedModel
+from .fitness import Fitness
+from .journal import Journal
+from .layers import Anatomy, discover
+from .library import Depth, Library
+from .pipeline import Trace, check, denoiser_of, make_probes, trace
+from .progress import Reporter
+from .rng import derive_seed
+from .schedule import Schedule, Stages
+from .search import Evolution, Generation, Levels, Search, Space, evolutionary_search
+from .settings import Settings, describe
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model made ready for searching: calibrated, ranked and priced."""
+
+    pipe: DiTPipeline
+    settings: Settings
+    trace: Trace
+    stages: Stages
+    anatomy: Anatomy
+    statistics: Statistics
+    library: Library
+    counter: MacCounter
+    costs: Costs
+
+    def fitness(self, purpose: str, count: int) -> Fitness:
+        """Closeness to the dense model on ``count`` probes of this purpose."""
+        probes = make_probes(self.pipe, count, self.settings.seed, purpose)
+        settings = self.settings
+        return Fitness(self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
+
+
+def prepare(pipe: DiffusionPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:
+    """Discover, calibrate, rank and price.
+
+    Raises:
+        UnsupportedModel: a pipeline that Diff-ES cannot drive, or nothing in it that can be pruned.
+        DiffESError: more stages than steps.
+    """
+    pipe, reporter = check(pipe), reporter or Reporter(quiet=True)
+    denoiser = denoiser_of(pipe)
+    anatomy = discover(denoiser)
+    if not anatomy.layers or not anatomy.blocks:
+        found = "; ".join(f"{r.name}: {r.reason}" for r in anatomy.refusals[:3]) or "no layer of a known kind"
+        raise UnsupportedModel(
+            type(denoiser).__name__,
+            expected="attention heads, feed-forward channels and blocks that can be pruned",
+            found=found,
+            remedy="See `diff-es inspect` for every layer.",
+        )
+    path = trace(pipe, settings.sampling)
+    stages = Stages.split(path.timesteps, settings.stages)
+    layers, blocks = parts_of(anatomy, depth=isinstance(settings.method.ladder, Depth))
+    probes = make_probes(pipe, settings.calibration, settings.seed, "calibration")
+    statistics = calibrate(pipe, probes, settings.sampling, stages, layers, blocks, reporter)
+    library = Library(denoiser, anatomy, statistics, settings.method, reporter)
+    counter = MacCounter(denoiser, anatomy, path)
+    costs = Costs(counter.table(settings.method.ladder), stages.steps(path.timesteps))
+    return Study(pipe, settings, path, stages, anatomy, statistics, library, counter, costs)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came back with: the winner on held-out probes, and how it got there."""
+
+    levels: Levels
+    score: float  # on the search's probes
+    held_out: float  # on probes the search never saw
+    finalists: tuple[tuple[Levels, float, float], ...]  # (levels, search score, held-out score), best held-out first
+    history: tuple[Generation, ...]
+
+
+def run_search(search: Search, fitness: Fitness, journal: Journal, reporter: Reporter, title: str, total: int) -> None:
+    """Answer every question of a search, from the journal where it knows, and write down what is new."""
+    with reporter.task(title, total) as task:
+        while not search.done:
+            for levels in search.ask():
+                if levels not in journal.scores:
+                    journal.add(levels, fitness(levels))
+                search.tell({levels: journal.scores[levels]})
+                task.advance(f"best {search.ranking()[0].score:.2f}")
+
+
+def select(study: Study, search: Search, reporter: Reporter) -> Found:
+    """Judge the best candidates of a finished search again, on probes it never saw."""
+    best = search.ranking()[: study.settings.finalists]
+    judge = study.fitness("held-out", study.settings.held_out)
+    finalists = []
+    with reporter.task("judge finalists", len(best)) as task:
+        for levels, score in best:
+            finalists.append((levels, score, judge(levels)))
+            task.advance()
+    finalists.sort(key=lambda entry: (-entry[2], entry[0]))
+    levels, score, held_out = finalists[0]
+    return Found(levels, score, held_out, tuple(finalists), search.history)
+
+
+def starts(study: Study, space: Space) -> tuple[Levels, ...]:
+    """Uniform, ramps and the middle-protecting shape of MosaicDiff, each filled up to the budget."""
+    rng = np.random.default_rng(derive_seed(study.settings.seed, "starts"))
+    return (*space.starts(rng), space.repair(mosaic(space, study.statistics.change), rng))
+
+
+def evolve(study: Study, macs: float, journal: Journal, reporter: Reporter) -> Found:
+    """The paper's evolutionary search for the best schedule of at most ``macs`` of the dense compute.
+
+    Raises:
+        BudgetOutOfReach: before any candidate is run; the message says what is attainable.
+    """
+    settings, space = study.settings, study.costs.space(macs)
+    evolution = Evolution(
+        population=settings.population,
+        generations=settings.generations,
+        seed=derive_seed(settings.seed, "evolution") % 2**32,
+    )
+    search = evolutionary_search(space, evolution, starts(study, space))
+    fitness = study.fitness("search", settings.probes)
+    run_search(search, fitness, journal, reporter, "search", settings.population * settings.generations)
+    return select(study, search, reporter)
+
+
+def finish(study: Study, macs: float, found: Found) -> Compressed:
+    """The found schedule with its plans, ready to run and to save."""
+    levels, settings = found.levels, study.settings
+    plans = tuple(study.library.plan(stage, row[0]) for stage, row in enumerate(levels))
+    about: dict[str, Any] = {
+        "budget": macs,
+        "macs_ratio": study.costs.ratio(levels),
+        "score": found.score,
+        "held_out_score": found.held_out,
+        "finalists": [list(entry) for entry in found.finalists],
+        "history": [asdict(generation) for generation in found.history],
+        "steps": list(study.costs.steps),
+        "timesteps": list(study.trace.timesteps),
+        "macs_by_level": list(study.costs.macs),
+        "settings": describe(settings),
+    }
+    return Compressed(
+        Schedule(study.stages, levels), plans, settings.sampling, fingerprint(study.pipe.transformer), about
+    )
+
+
+def compress(
+    pipe: DiffusionPipeline,
+    macs: float = 0.7,
+    settings: Settings | None = None,
+    *,
+    journal: str | Path | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Compressed:
+    """Make a pipeline faster: calibrate it on its own trajectories, rank, and search a schedule within the budget.
+
+    Args:
+        pipe: a ``DiTPipeline`` with the scheduler you sample with; it is left as it was.
+        macs: the share of the dense trajectory's multiply-accumulates that may be spent, in (0, 1].
+        settings: everything else that the result depends on; give at least your own steps and guidance.
+        journal: a file to which every evaluation is appended, so that a stopped search can be resumed.
+        resume: go on with an existing journal, to the result that an uninterrupted run gives.
+        reporter: shows progress; default silent.
+
+    Raises:
+        UnsupportedModel: a pipeline that Diff-ES cannot drive.
+        BudgetOutOfReach: before any search; says what is attainable.
+        DiffESError: bad settings, or a journal of other settings.
+    """
+    settings, reporter = settings or Settings(), reporter or Reporter(quiet=True)
+    study = prepare(pipe, settings, reporter)
+    study.costs.space(macs)
+    facts = {**describe(settings), "macs": macs, **identity(pipe)}
+    log = Journal(Path(journal) if journal is not None else None, facts, resume=resume)
+    return finish(study, macs, evolve(study, macs, log, reporter))
+
+
+def found_again(fast: Compressed) -> Found:
+    """What the search came back with, from a result that was saved."""
+    finalists = tuple((_levels(rows), score, held_out) for rows, score, held_out in fast.about["finalists"])
+    history = tuple(Generation(**generation) for generation in fast.about["history"])
+    return Found(fast.schedule.levels, fast.about["score"], fast.about["held_out_score"], finalists, history)
+
+
+def _levels(rows: Sequence[Sequence[int]]) -> Levels:
+    return tuple(tuple(row) for row in rows)
+
+
+def identity(pipe: DiTPipeline) -> dict[str, Any]:
+    """What else scores depend on: the model, its sampler and the arithmetic."""
+    scheduler = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    return {
+        "model": fingerprint(denoiser_of(pipe)),
+        "dtype": str(denoiser_of(pipe).dtype),
+        "device": denoiser_of(pipe).device.type,
+        "scheduler": {"type": type(pipe.scheduler).__name__, **{k: repr(v) for k, v in sorted(scheduler.items())}},
+    }

@@ -1,0 +1,54 @@
+"""The whole story on the bundled model, in minutes on two cores."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from .compress import Found, evolve, finish, identity, prepare
+from .evaluate import Effort, evaluate
+from .journal import Journal
+from .pipeline import Sampling, load
+from .progress import Reporter
+from .report import Story
+from .settings import Settings, describe
+from .story import publish, tell
+from .tiles import load_reference
+
+BUDGETS = (0.7, 0.5)
+SETTINGS = Settings(
+    sampling=Sampling(steps=20, guidance=2.0, batch=16),
+    calibration=64,
+    probes=8,
+    finalists=4,
+    held_out=32,
+    population=12,
+    generations=12,
+)
+
+
+def settings_of(seed: int) -> Settings:
+    """The demo's settings with another seed."""
+    return Settings(**{**vars(SETTINGS), "seed": seed})
+
+
+def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any], Story]:
+    """Compress the bundled model to each budget, compare with every alternative, write ``folder``.
+
+    A demo that was stopped goes on where it was.
+    """
+    start = time.monotonic()
+    pipe, settings = load("bundled"), settings_of(seed)
+    study = prepare(pipe, settings, reporter)
+    found = dict[float, Found]()
+    for budget in BUDGETS:
+        reporter.say(f"Searching a schedule of at most {budget:g} of the compute")
+        facts = {**describe(settings), "macs": budget, **identity(pipe)}
+        journal = Journal(folder / f"journal-{budget:g}-{seed}.jsonl", facts, resume=True)
+        found[budget] = evolve(study, budget, journal, reporter)
+        finish(study, budget, found[budget]).save(folder / f"macs-{budget:g}")
+    evaluation = evaluate(study, found, load_reference(), Effort(), reporter)
+    notes = ["Choosing sampler steps and levels together is not part of this version; the figures show why it should."]
+    story = tell(study, "bundled tiles DiT", found, evaluation, time.monotonic() - start, notes)
+    return publish(folder, story), story

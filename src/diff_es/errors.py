@@ -1,0 +1,34 @@
+"""The errors that bad input raises: each says where, what was expected, what was found, and what to do."""
+
+from __future__ import annotations
+
+
+class DiffESError(ValueError):
+    """Bad input. The message always has the same four parts.
+
+    Args:
+        where: the argument, file or layer that is wrong.
+        expected: what would have been right.
+        found: what is there instead.
+        remedy: what the user can do.
+    """
+
+    def __init__(self, where: str, *, expected: str, found: str, remedy: str) -> None:
+        super().__init__(f"{where}: expected {expected}, found {found}. {remedy}")
+        self.where, self.expected, self.found, self.remedy = where, expected, found, remedy
+
+
+class UnsupportedModel(DiffESError):
+    """A model or pipeline that Diff-ES cannot prune."""
+
+
+class BudgetOutOfReach(DiffESError):
+    """A budget below the cheapest schedule, or not a fraction at all."""
+
+
+class ArtefactError(DiffESError):
+    """A saved result that is damaged, foreign, or made for another base model."""
+
+
+class StorageError(DiffESError):
+    """The disk refused: full, read-only, or a folder that is not ours to replace."""

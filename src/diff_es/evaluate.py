@@ -1,0 +1,150 @@
+"""The comparison with all baselines, at equal real cost, on noises that no search has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import metrics
+from .baselines import fewer_steps, mosaic, uniform_width
+from .benchmark import Runner, measure
+from .compress import Found, Study, run_search, select
+from .journal import Journal
+from .layers import Plan
+from .library import Width
+from .pipeline import decode, denoiser_of, make_probes, sample
+from .progress import Reporter
+from .report import Row
+from .rng import derive_seed
+from .route import realise_all
+from .search import Levels, Search, random_search
+from .tiles import Reference
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much the evaluation runs."""
+
+    noises: int = 64  # held-out noises for SNR and PSNR
+    images: int = 256  # images for the Fréchet distance
+    rounds: int = 5  # timed rounds
+    strip: int = 8  # images shown of each contender
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A runner with its name, budget and exact cost."""
+
+    name: str
+    budget: float
+    macs_ratio: float
+    runner: Runner
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows for the table, images for the eye, and the random search's course for the plot."""
+
+    rows: tuple[Row, ...]
+    images: tuple[Tensor, ...]  # (strip, 3, H, W) in [0, 1], one for each row
+    random: Mapping[float, Found]
+
+
+def random_rival(study: Study, macs: float, found: Found, reporter: Reporter) -> Found:
+    """Random search with as many evaluations, judged by the same probes and finalists."""
+    evaluations = found.history[-1].evaluations
+    seed = derive_seed(study.settings.seed, "random search") % 2**32
+    search: Search = random_search(study.costs.space(macs), evaluations, seed=seed)
+    fitness = study.fitness("search", study.settings.probes)
+    run_search(search, fitness, Journal(None, {}, resume=False), reporter, f"random search at {macs}", evaluations)
+    return select(study, search, reporter)
+
+
+def _planned(study: Study, name: str, budget: float, ratio: float, plans: Sequence[Plan]) -> Contender:
+    weights = realise_all(denoiser_of(study.pipe), study.anatomy, plans)
+    return Contender(name, budget, ratio, Runner(name, study.settings.sampling, study.stages, weights))
+
+
+def _scheduled(study: Study, name: str, budget: float, levels: Levels) -> Contender:
+    plans = [study.library.plan(stage, row[0]) for stage, row in enumerate(levels)]
+    return _planned(study, name, budget, study.costs.ratio(levels), plans)
+
+
+def _uniform(study: Study, budget: float) -> Contender:
+    if not isinstance(study.settings.method.ladder, Width):
+        return _scheduled(study, "uniform", budget, study.costs.space(budget).uniform())
+    kept = uniform_width(study.counter, study.anatomy, budget)
+    plans = [study.library.thinned(stage, kept) for stage in range(len(study.stages))]
+    return _planned(study, "uniform", budget, study.counter.thinned(kept) / study.counter.dense(), plans)
+
+
+def contenders(study: Study, budget: float, found: Found, random: Found) -> tuple[Contender, ...]:
+    """All rivals at one budget, in the order of the table."""
+    sampling, space = study.settings.sampling, study.costs.space(budget)
+    steps = fewer_steps(sampling.steps, budget)
+    fewer = Runner("fewer-steps", type(sampling)(steps, sampling.guidance, sampling.batch))
+    rng = np.random.default_rng(derive_seed(study.settings.seed, "mosaic"))
+    return (
+        Contender("fewer-steps", budget, steps / sampling.steps, fewer),
+        _uniform(study, budget),
+        _scheduled(study, "mosaicdiff", budget, space.repair(mosaic(space, study.statistics.change), rng)),
+        _scheduled(study, "random", budget, random.levels),
+        _scheduled(study, "diff-es", budget, found.levels),
+    )
+
+
+def evaluate(
+    study: Study, found: Mapping[float, Found], reference: Reference | None, effort: Effort, reporter: Reporter
+) -> Evaluation:
+    """Run every contender at every budget on the same held-out noises, and time them side by side.
+
+    Args:
+        found: the search's result for each budget.
+        reference: statistics of real data for the Fréchet distance; None leaves it out.
+    """
+    random = {budget: random_rival(study, budget, result, reporter) for budget, result in found.items()}
+    field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
+    for budget, result in found.items():
+        field += contenders(study, budget, result, random[budget])
+    timings = measure(study.pipe, [contender.runner for contender in field], effort.rounds, reporter)
+    count = max(effort.noises, effort.images if reference else 0, effort.strip)
+    results = [_sampled(study, contender, count, reporter) for contender in field]
+    (dense, dense_images), rows = results[0], list[Row]()
+    for contender, timing, (latents, images) in zip(field, timings, results, strict=True):
+        n, is_dense = effort.noises, contender.name == "dense"
+        snr, psnr = metrics.snr_db(dense[:n], latents[:n]), metrics.psnr_db(dense_images[:n], images[:n])
+        rows.append(
+            Row(
+                contender=contender.name,
+                budget=contender.budget,
+                steps=contender.runner.sampling.steps,
+                macs_ratio=contender.macs_ratio,
+                latency_ms=timing.pipeline_ms,
+                latency_spread=timing.pipeline_spread,
+                speedup=timing.speedup,
+                denoiser_speedup=timing.denoiser_speedup,
+                snr_db=None if is_dense else float(snr.mean()),
+                psnr_db=None if is_dense else float(psnr.mean()),
+                frechet_distance=reference.distance(images) if reference else None,
+                weight_bytes=contender.runner.weight_bytes(denoiser_of(study.pipe)),
+            )
+        )
+    return Evaluation(tuple(rows), tuple(images[: effort.strip] for _, images in results), random)
+
+
+def _sampled(study: Study, contender: Contender, count: int, reporter: Reporter) -> tuple[Tensor, Tensor]:
+    """Final latents and images of the first ``count`` evaluation probes."""
+    pipe, sampling = study.pipe, contender.runner.sampling
+    probes, latents = make_probes(pipe, count, study.settings.seed, "evaluation"), list[Tensor]()
+    chunks = [probes[i : i + sampling.batch] for i in range(0, count, sampling.batch)]
+    title = f"sample {contender.name} at {contender.budget}"
+    with reporter.task(title, len(chunks)) as task, contender.runner.context(denoiser_of(pipe)):
+        for chunk in chunks:
+            latents.append(sample(pipe, chunk, sampling))
+            task.advance()
+    stacked = torch.cat(latents)
+    return stacked, decode(pipe, stacked)

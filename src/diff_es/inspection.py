@@ -1,0 +1,58 @@
+"""What can be pruned in a model, what cannot and why, and what each level costs; nothing of it runs the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import DiTPipeline
+from torch import nn
+
+from .cost import MacCounter
+from .layers import Anatomy, Kind, discover
+from .library import Depth, Width
+from .pipeline import Sampling, denoiser_of, trace
+
+
+def inspect(pipe: DiTPipeline, levels: int) -> dict[str, Any]:
+    """The findings as JSON values; MACs are those of one denoiser call."""
+    denoiser = denoiser_of(pipe)
+    anatomy, path = discover(denoiser), trace(pipe, Sampling(steps=1))
+    counter, width, depth = MacCounter(denoiser, anatomy, path), Width(levels), Depth()
+    dense = counter.dense()
+    rows: list[dict[str, Any]] = [
+        {
+            "kind": layer.kind.value,
+            "name": layer.name,
+            "groups": layer.groups,
+            "group_width": layer.width,
+            "kept_by_level": [layer.kept(level, levels) for level in range(levels)],
+        }
+        for layer in anatomy.layers
+    ]
+    rows += [
+        {"kind": Kind.BLOCK.value, "name": block.name, "groups": 1, "group_width": block.width, "kept_by_level": None}
+        for block in anatomy.blocks
+    ]
+    return {
+        "denoiser": type(denoiser).__name__,
+        "parameters": sum(p.numel() for p in denoiser.parameters()),
+        "macs": dense,
+        "layers": rows,
+        "width_macs_ratio": [macs / dense for macs in counter.table(width)],
+        "depth_macs_ratio": [macs / dense for macs in counter.table(depth)],
+        "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],
+        "left_dense": left_dense(denoiser, anatomy),
+    }
+
+
+def left_dense(denoiser: nn.Module, anatomy: Anatomy) -> list[dict[str, Any]]:
+    """Parameters that belong to no group of heads or channels, summed by where they stand in a block or outside."""
+    owned = {rows.module for layer in anatomy.layers for rows in layer.rows} | {part.output for part in anatomy.layers}
+    sizes = dict[str, int]()
+    for name, parameter in denoiser.named_parameters():
+        module = name.rpartition(".")[0]
+        if module not in owned:
+            place = ".".join("*" if part.isdecimal() else part for part in module.split("."))
+            sizes[place] = sizes.get(place, 0) + parameter.numel()
+    reason = "serves all heads and channels alike; goes only where its whole block is skipped"
+    return [{"name": name, "parameters": size, "reason": reason} for name, size in sorted(sizes.items())]

@@ -1,0 +1,90 @@
+"""An append-only journal of evaluations: what lets a search be stopped at any moment and go on to the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import DiffESError, StorageError
+
+Levels = tuple[tuple[int, ...], ...]
+
+
+class Journal:
+    """Scores by candidate, kept in memory and, where a path is given, one JSON line each on disk.
+
+    The first line holds the settings that the scores depend on. A line cut short by a kill is dropped when reading.
+
+    Args:
+        path: the file, or None to keep the scores in memory alone.
+        settings: JSON values; a journal on disk with other settings is refused.
+        resume: whether an existing file is read; otherwise it is an error if it holds scores.
+
+    Raises:
+        DiffESError: the file belongs to other settings (the message names what changed), or exists without ``resume``.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool) -> None:
+        self.path, self.scores = path, dict[Levels, float]()
+        if path is None:
+            return
+        lines = self._read(path)
+        if len(lines) > 1 and not resume:
+            remedy = "Add --resume (resume=True) to go on, or choose another folder."
+            found = f"a journal of {len(lines) - 1} evaluations"
+            raise DiffESError(str(path), expected="no earlier search", found=found, remedy=remedy)
+        settings = json.loads(json.dumps(settings))
+        if len(lines) > 1:
+            self._check(lines[0]["settings"], settings)
+            for line in lines[1:]:
+                self.scores[tuple(tuple(row) for row in line["levels"])] = line["score"]
+        text = "".join(json.dumps(line) + "\n" for line in [{"settings": settings}, *lines[1:]])
+        partial = path.with_suffix(".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> StorageError:
+        remedy = "Free some space and run again with --resume: what is in the journal is kept."
+        return StorageError(str(self.path), expected="room to write", found=str(error), remedy=remedy)
+
+    def _check(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        keys = before.keys() | now.keys()
+        changed = sorted(key for key in keys if before.get(key) != now.get(key))
+        if changed:
+            found = ", ".join(f"{key} {before.get(key)!r} then and {now.get(key)!r} now" for key in changed)
+            remedy = "Resume with the settings of the first run, or start anew in another folder."
+            raise DiffESError(str(self.path), expected="the settings the search began with", found=found, remedy=remedy)
+
+    @staticmethod
+    def _read(path: Path) -> list[dict[str, Any]]:
+        if not path.exists():
+            return []
+        lines = []
+        for raw in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not raw.endswith("\n"):
+                break  # a kill cut this line short: the evaluation is run again
+            lines.append(json.loads(raw))
+        return lines
+
+    def add(self, levels: Levels, score: float) -> None:
+        """Remember a score; on return it is on the disk.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self.scores[levels] = score
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"levels": levels, "score": score}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error

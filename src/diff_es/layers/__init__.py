@@ -1,0 +1,49 @@
+"""What can be pruned in a denoiser, found by layer kind; one file per kind, each under the contract in contract.py."""
+
+from __future__ import annotations
+
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from . import attention, block, feedforward
+from .contract import DENSE, Anatomy, Block, Bypass, Cut, Kind, Layer, Plan, Refusal, Rows, Weights
+from .switch import Switch, output_of, realise
+
+__all__ = [
+    "DENSE",
+    "Anatomy",
+    "Block",
+    "Bypass",
+    "Cut",
+    "Kind",
+    "Layer",
+    "Plan",
+    "Refusal",
+    "Rows",
+    "Switch",
+    "Weights",
+    "discover",
+    "output_of",
+    "realise",
+]
+
+
+def discover(denoiser: nn.Module) -> Anatomy:
+    """The prunable layers and blocks of a denoiser, and what of known kinds cannot be pruned, with reasons."""
+    layers, blocks, refusals = list[Layer](), list[Block](), list[Refusal]()
+    for name, module in denoiser.named_modules():
+        found: Layer | Block | Refusal | None
+        if isinstance(module, Attention):
+            found = attention.find(name, module)
+        elif isinstance(module, FeedForward):
+            found = feedforward.find(name, module)
+        else:
+            found = block.find(name, module)
+        if isinstance(found, Layer):
+            layers.append(found)
+        elif isinstance(found, Block):
+            blocks.append(found)
+        elif isinstance(found, Refusal):
+            refusals.append(found)
+    return Anatomy(tuple(layers), tuple(blocks), tuple(refusals))

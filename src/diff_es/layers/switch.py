@@ -1,0 +1,167 @@
+"""Slim layers by data: smaller tensors and a few integers put in place of the dense ones, and taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArtefactError
+from .contract import Anatomy, Bypass, Cut, Layer, Plan, Weights
+
+
+def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
+    """The tensors and integers that put a plan in place; the rows of dense weights are copied once, here.
+
+    Raises:
+        ArtefactError: the plan does not fit this denoiser; the message names the layer.
+    """
+    layers, tensors, counts = {layer.name: layer for layer in anatomy.layers}, dict[str, Tensor](), dict[str, int]()
+    for name, cut in plan.cuts.items():
+        layer = layers.get(name)
+        _check(name, cut, layer, denoiser)
+        assert layer is not None
+        tensors |= _slim(denoiser, layer, cut)
+        counts |= {f"{module}.{attribute}": each * len(cut.kept) for module, attribute, each in layer.counts}
+    parameter, bypasses = next(denoiser.parameters()), dict[str, Bypass | None]()
+    for name, bypass in plan.bypasses.items():
+        if name not in {block.name for block in anatomy.blocks}:
+            raise _misfit(name, "a block of that name", "none")
+        if bypass is not None:
+            bypass = Bypass(bypass.weight.to(parameter), bypass.bias.to(parameter))
+        bypasses[name] = bypass
+    return Weights(tensors, counts, bypasses)
+
+
+def _slim(denoiser: nn.Module, layer: Layer, cut: Cut) -> dict[str, Tensor]:
+    columns, size, tensors = layer.columns(cut.kept), layer.groups * layer.width, dict[str, Tensor]()
+    for rows in layer.rows:
+        linear = denoiser.get_submodule(rows.module)
+        picks = torch.cat([columns + chunk * size for chunk in range(rows.chunks)])
+        for name, parameter in linear.named_parameters(recurse=False):
+            tensors[f"{rows.module}.{name}"] = parameter.detach()[picks.to(parameter.device)].contiguous()
+    dense = output_of(denoiser, layer).weight
+    if cut.weight is None:
+        tensors[f"{layer.output}.weight"] = dense.detach()[:, columns.to(dense.device)].contiguous()
+    else:
+        tensors[f"{layer.output}.weight"] = cut.weight.to(dense).contiguous()
+    if cut.bias is not None:
+        tensors[f"{layer.output}.bias"] = cut.bias.to(dense)
+    return tensors
+
+
+def output_of(denoiser: nn.Module, layer: Layer) -> nn.Linear:
+    """The output projection of a layer."""
+    module = denoiser.get_submodule(layer.output)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+def _check(name: str, cut: Cut, layer: Layer | None, denoiser: nn.Module) -> None:
+    if layer is None:
+        raise _misfit(name, "a prunable layer of that name", "none")
+    if len(cut.kept) == 0 or int(cut.kept.max()) >= layer.groups:
+        raise _misfit(name, f"groups 0 to {layer.groups - 1} of {layer.groups}", f"{len(cut.kept)} others")
+    wanted = (output_of(denoiser, layer).out_features, len(cut.kept) * layer.width)
+    if cut.weight is not None and cut.weight.shape != wanted:
+        raise _misfit(name, f"an output projection of shape {wanted}", f"shape {tuple(cut.weight.shape)}")
+
+
+def _misfit(name: str, expected: str, found: str) -> ArtefactError:
+    remedy = "Load the pipeline that was compressed, or compress this one."
+    return ArtefactError(f"base model, {name}", expected=expected, found=found, remedy=remedy)
+
+
+def _stand_in(bypass: Bypass | None, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands in for the forward of a skipped block."""
+    if bypass is None:
+        return hidden_states
+    return hidden_states + nn.functional.linear(hidden_states, bypass.weight, bypass.bias)
+
+
+class _Slot:
+    """One place that a stage may change, its dense content, and how to put something there."""
+
+    def __init__(self, put: Callable[[Any], None], dense: Any) -> None:
+        self.put, self.dense = put, dense
+
+
+class Switch:
+    """Puts a denoiser's weights for one stage in place, and the dense ones back.
+
+    Nothing is copied or gathered: a switch exchanges references. ``to(Weights())`` restores the dense state to the bit.
+    The module keeps no trace of it afterwards.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser = denoiser
+        self._slots = dict[str, _Slot]()
+        self._prepared = dict[int, tuple[Weights, dict[str, Any]]]()
+        self._active = dict[str, Any]()
+
+    def to(self, weights: Weights) -> None:
+        """Run with these weights from now on."""
+        wanted = self._prepare(weights)
+        if wanted is self._active:
+            return
+        for key in self._active.keys() - wanted.keys():
+            slot = self._slots[key]
+            slot.put(slot.dense)
+        for key, value in wanted.items():
+            self._slots[key].put(value)
+        self._active = wanted
+
+    def _prepare(self, weights: Weights) -> dict[str, Any]:
+        """The content of every slot that the weights name, laid out once."""
+        known = self._prepared.get(id(weights))
+        if known is not None:
+            return known[1]
+        content = dict[str, Any]()
+        for name, tensor in weights.tensors.items():
+            content[self._parameter_slot(name)] = nn.Parameter(tensor, requires_grad=False)
+            content |= self._linear_sizes(name, tensor)
+        for name, value in weights.counts.items():
+            content[self._attribute_slot(name)] = value
+        for name, bypass in weights.bypasses.items():
+            content[self._forward_slot(name)] = partial(_stand_in, bypass)
+        self._prepared[id(weights)] = (weights, content)  # holds the weights, so that their id stays theirs
+        return content
+
+    def _parameter_slot(self, name: str) -> str:
+        if name not in self._slots:
+            path, _, leaf = name.rpartition(".")
+            owner = self._denoiser.get_submodule(path)._parameters
+            self._slots[name] = _Slot(partial(owner.__setitem__, leaf), owner[leaf])
+        return name
+
+    def _attribute_slot(self, name: str) -> str:
+        if name not in self._slots:
+            path, _, leaf = name.rpartition(".")
+            module = self._denoiser.get_submodule(path)
+            self._slots[name] = _Slot(partial(setattr, module, leaf), getattr(module, leaf))
+        return name
+
+    def _linear_sizes(self, name: str, tensor: Tensor) -> dict[str, int]:
+        path, _, leaf = name.rpartition(".")
+        if leaf != "weight":
+            return {}
+        sizes = {f"{path}.out_features": tensor.shape[0], f"{path}.in_features": tensor.shape[1]}
+        return {self._attribute_slot(key): value for key, value in sizes.items()}
+
+    def _forward_slot(self, name: str) -> str:
+        key = f"{name}.forward"
+        if key not in self._slots:
+            module = self._denoiser.get_submodule(name)
+            before = vars(module).get("forward")  # an earlier wrapper of the user's, if any
+
+            def put(forward: Any) -> None:
+                if forward is None:
+                    del module.forward
+                else:
+                    module.forward = forward
+
+            self._slots[key] = _Slot(put, before)
+        return key

@@ -1,0 +1,172 @@
+"""(stage, level) to pruning plans: the order in which each stage gives up its groups, and the compensated weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from diffusers import ModelMixin
+from torch import Tensor
+
+from .calibrate import Statistics
+from .layers import DENSE, Anatomy, Bypass, Cut, Layer, Plan, output_of
+from .obs import Moments, Obs, Ranking, Ridge, regress
+from .progress import Reporter
+
+
+@dataclass(frozen=True)
+class Width:
+    """Levels 0 to ``levels`` - 1: level l removes floor(l n / levels) of the n heads or channels of every layer.
+
+    Level ``levels`` itself would leave nothing of a layer and is not offered.
+    """
+
+    levels: int = 8
+
+    def deepest(self, anatomy: Anatomy) -> int:
+        return self.levels - 1
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Level l leaves out the l least important blocks, each replaced by a fitted linear map; one block always stays."""
+
+    bypass: bool = True  # False leaves nothing in a block's place
+
+    def deepest(self, anatomy: Anatomy) -> int:
+        return len(anatomy.blocks) - 1
+
+
+Ladder = Width | Depth
+
+
+@dataclass(frozen=True)
+class Method:
+    """How levels are made from statistics."""
+
+    ladder: Ladder = field(default_factory=Width)
+    ranking: Ranking = field(default_factory=Obs)
+    compensation: Ridge | None = field(default_factory=Ridge)  # None slices the dense weights
+    stagewise: bool = True  # False shares one set of statistics between all stages
+
+
+class Library:
+    """The plans of every (stage, level).
+
+    Thinning is ranked and solved for all levels at once when the library is made; other numbers of groups, and skipped
+    blocks, when first asked for.
+
+    Args:
+        denoiser: the dense module; never changed.
+        anatomy: what discovery found in it.
+        statistics: what calibration gathered.
+        method: ranking, compensation and the ladder of levels.
+        reporter: shows the progress of ranking.
+    """
+
+    def __init__(
+        self, denoiser: ModelMixin, anatomy: Anatomy, statistics: Statistics, method: Method, reporter: Reporter
+    ) -> None:
+        self.method, self.anatomy = method, anatomy
+        self._denoiser, self._statistics = denoiser, statistics.stages
+        self._orders = dict[tuple[int, str], Tensor]()
+        self._cuts = dict[tuple[int, str, int], Cut]()
+        self._plans = dict[tuple[int, tuple[int, ...]], Plan]()
+        self._fits = dict[int, dict[str, tuple[Bypass | None, float]]]()
+        if not method.stagewise:
+            self._statistics = (statistics.shared(),)
+        if isinstance(method.ladder, Width):
+            self._thin(method.ladder, reporter)
+
+    @property
+    def deepest(self) -> int:
+        """The largest level on offer."""
+        return self.method.ladder.deepest(self.anatomy)
+
+    def plan(self, stage: int, level: int) -> Plan:
+        """The pruning of a stage at a level; level 0 is dense: nothing at all."""
+        if level == 0:
+            return DENSE
+        if isinstance(self.method.ladder, Depth):
+            return self._skipping(self._source(stage), level)
+        return self.thinned(stage, kept_groups(self.anatomy, self.method.ladder, level))
+
+    def thinned(self, stage: int, kept: tuple[int, ...]) -> Plan:
+        """The plan of a stage with so many groups left in each layer, in the order of ``anatomy.layers``."""
+        source = self._source(stage)
+        if (source, kept) not in self._plans:
+            cuts = dict[str, Cut]()
+            for layer, count in zip(self.anatomy.layers, kept, strict=True):
+                if count < layer.groups:
+                    if (source, layer.name, count) not in self._cuts:
+                        self._solve(source, layer, (count,))
+                    cuts[layer.name] = self._cuts[source, layer.name, count]
+            self._plans[source, kept] = Plan(cuts)
+        return self._plans[source, kept]
+
+    def _source(self, stage: int) -> int:
+        """Whose statistics a stage uses: its own, or the one set that all share."""
+        return stage if self.method.stagewise else 0
+
+    def _thin(self, ladder: Width, reporter: Reporter) -> None:
+        title = "rank and compensate" if self.method.compensation else "rank"
+        with reporter.task(title, len(self._statistics) * len(self.anatomy.layers)) as task:
+            for source, moments in enumerate(self._statistics):
+                for layer in self.anatomy.layers:
+                    weight = output_of(self._denoiser, layer).weight.detach()
+                    order = self.method.ranking.order(weight, moments[layer.name], layer.width)
+                    self._orders[source, layer.name] = order
+                    counts = {layer.kept(level, ladder.levels) for level in range(1, ladder.levels)}
+                    self._solve(source, layer, sorted(counts - {layer.groups}))
+                    task.advance()
+
+    def _solve(self, source: int, layer: Layer, counts: Sequence[int]) -> None:
+        """Fill in the cuts of a layer for several numbers of groups that stay."""
+        order, linear, ridge = (
+            self._orders[source, layer.name],
+            output_of(self._denoiser, layer),
+            self.method.compensation,
+        )
+        kept = [order[len(order) - count :].sort().values.cpu() for count in counts]
+        if ridge is None:
+            for groups in kept:
+                self._cuts[source, layer.name, len(groups)] = Cut(groups)
+            return
+        bias = None if linear.bias is None else linear.bias.detach()
+        moments, columns = self._statistics[source][layer.name], [count * layer.width for count in counts]
+        solved = ridge.solve(linear.weight.detach(), bias, moments, layer.columns(order), columns)
+        for groups, (_, weight, offset) in zip(kept, solved, strict=True):
+            cut = Cut(groups, weight.to(linear.weight), offset.to(linear.weight))
+            self._cuts[source, layer.name, len(groups)] = cut
+
+    def _skipping(self, source: int, level: int) -> Plan:
+        if source not in self._fits:
+            self._fits[source] = {block.name: self._bypass(source, block.name) for block in self.anatomy.blocks}
+        fits = self._fits[source]
+        ranked = sorted(fits, key=lambda name: fits[name][1])
+        key = (source, (level,))
+        if key not in self._plans:
+            self._plans[key] = Plan(bypasses={name: fits[name][0] for name in ranked[:level]})
+        return self._plans[key]
+
+    def _bypass(self, source: int, name: str) -> tuple[Bypass | None, float]:
+        """What stands in for a skipped block, and the error it leaves relative to the block's output."""
+        moments, parameter = self._statistics[source][name], next(self._denoiser.parameters())
+        inputs = len(moments.first) // 2
+        if isinstance(self.method.ladder, Depth) and not self.method.ladder.bypass:
+            return None, float(moments.power()[inputs:].sum() / _output_power(moments, inputs))
+        damping = self.method.compensation.damping if self.method.compensation else Ridge().damping
+        weight, bias, error = regress(moments, inputs, damping)
+        return Bypass(weight.to(parameter), bias.to(parameter)), error / _output_power(moments, inputs)
+
+
+def _output_power(moments: Moments, inputs: int) -> float:
+    """E|h + r|^2 of a block's input h and residual r."""
+    second = moments.hessian(centred=False)
+    total = second.diagonal().sum() + 2 * second[:inputs, inputs:].diagonal().sum()
+    return float(total)
+
+
+def kept_groups(anatomy: Anatomy, ladder: Width, level: int) -> tuple[int, ...]:
+    """How many groups of each layer stay at a level of the width ladder."""
+    return tuple(layer.kept(level, ladder.levels) for layer in anatomy.layers)

@@ -1,0 +1,250 @@
+"""The boundary to diffusers: loading a pipeline, sampling on fixed probes, hearing the denoiser's timesteps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, DiTPipeline, ModelMixin
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
+
+from .errors import DiffESError, UnsupportedModel
+from .rng import derive_seed
+from .tiles import MODEL as BUNDLED
+
+SUPPORTED = (DiTPipeline,)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The user's own setting, which everything is calibrated on and judged at."""
+
+    steps: int = 50
+    guidance: float = 4.0
+    batch: int = 16  # samples per pipeline call; guidance doubles it inside
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("steps", self.steps, 1), ("batch", self.batch, 1), ("guidance", self.guidance, 0)):
+            if not value >= least:
+                remedy = "Give the value you sample with."
+                raise DiffESError(name, expected=f"a number from {least} up", found=str(value), remedy=remedy)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fixed noise and class on which the dense model and a candidate are compared."""
+
+    seed: int
+    label: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One trajectory without its arithmetic: the timesteps the denoiser receives, its first call on the meta device."""
+
+    timesteps: tuple[float, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def load(model: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> DiTPipeline:
+    """A pipeline from ``"bundled"``, a folder, or a hub id.
+
+    Args:
+        model: what to load.
+        dtype: default float32 on the CPU, bfloat16 elsewhere.
+        device: default CUDA, then MPS, then the CPU.
+
+    Raises:
+        UnsupportedModel: nothing loads from there, or its pipeline class is none that Diff-ES knows.
+    """
+    device = torch.device(device) if device is not None else default_device()
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    source = str(BUNDLED) if model == "bundled" else model
+    remedy = "Give 'bundled', a folder with a model_index.json, or the id of a hub repository (and check the network)."
+    expected = "a diffusers pipeline"
+    try:
+        config = DiffusionPipeline.load_config(source)
+    except (OSError, ValueError) as error:
+        found = str(error).splitlines()[0] if not Path(source).is_dir() else "a folder without a model_index.json"
+        raise UnsupportedModel(model, expected=expected, found=found, remedy=remedy) from error
+    _check_class(model, str(config.get("_class_name")))
+    try:
+        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UnsupportedModel(model, expected=expected, found=str(error).splitlines()[0], remedy=remedy) from error
+    return check(pipe.to(device))
+
+
+def default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _check_class(where: str, found: str) -> None:
+    names = [kind.__name__ for kind in SUPPORTED]
+    if found not in names:
+        remedy = "This version prunes class-conditional DiT pipelines; convert the model or wait for its kind."
+        raise UnsupportedModel(where, expected=" or ".join(names), found=found, remedy=remedy)
+
+
+def check(pipe: DiffusionPipeline) -> DiTPipeline:
+    """The pipeline itself, if Diff-ES can drive it.
+
+    Raises:
+        UnsupportedModel: another pipeline class, or a denoiser in training mode.
+    """
+    if not isinstance(pipe, SUPPORTED):
+        _check_class("pipe", type(pipe).__name__)
+    assert isinstance(pipe, DiTPipeline)
+    if pipe.transformer.training:
+        found, remedy = "training mode, in which labels are dropped at random", "Call pipe.transformer.eval() first."
+        raise UnsupportedModel("pipe.transformer", expected="evaluation mode", found=found, remedy=remedy)
+    return pipe
+
+
+def denoiser_of(pipe: DiTPipeline) -> ModelMixin:
+    """What is pruned."""
+    return pipe.transformer
+
+
+def meta_twin(denoiser: ModelMixin) -> ModelMixin:
+    """The same architecture without weights, on the meta device."""
+    with torch.device("meta"):
+        twin = type(denoiser).from_config(denoiser.config)
+    assert isinstance(twin, ModelMixin)
+    nn.Module.to(twin, device="meta", dtype=denoiser.dtype)
+    return twin.eval()
+
+
+def classes_of(pipe: DiTPipeline) -> tuple[int, ...]:
+    """The classes one can ask for: those with a name, or all that the embedding has."""
+    named = sorted(set(pipe.labels.values()))
+    return tuple(named or range(pipe.transformer.config.num_embeds_ada_norm))
+
+
+def make_probes(pipe: DiTPipeline, count: int, seed: int, purpose: str) -> tuple[Probe, ...]:
+    """``count`` probes; the classes are dealt round robin over the named ones, or drawn where there are more.
+
+    Probes of different purposes never share a noise; the first n of a larger set are the set of size n.
+    """
+    classes = classes_of(pipe)
+    probes = []
+    for i in range(count):
+        draw = derive_seed(seed, purpose, i)
+        label = classes[i % len(classes)] if len(classes) <= 32 else classes[draw % len(classes)]
+        probes.append(Probe(draw, label))
+    return tuple(probes)
+
+
+@contextmanager
+def intercepted(denoiser: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Run with ``wrap(forward)`` in place of the denoiser's forward; what was there before comes back at the end."""
+    before, forward = vars(denoiser).get("forward"), denoiser.forward
+    denoiser.forward = wrap(forward)
+    try:
+        yield
+    finally:
+        if before is None:
+            del denoiser.forward
+        else:
+            denoiser.forward = before
+
+
+@contextmanager
+def _latents_only(pipe: DiTPipeline, captured: list[Tensor]) -> Iterator[None]:
+    """DiTPipeline has no latent output: its decoder is made to keep what it is given and hand it back."""
+    before, config = vars(pipe.vae).get("decode"), vars(pipe).get("_progress_bar_config")
+
+    def keep(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        captured.append(latents)
+        return _Decoded(latents)
+
+    pipe.vae.decode = keep
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipe.vae.decode
+        else:
+            pipe.vae.decode = before
+        if config is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = config
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    sample: Tensor
+
+
+def sample(pipe: DiTPipeline, probes: Sequence[Probe], sampling: Sampling) -> Tensor:
+    """Final latents of the probes, (N, C, H, W) as the decoder receives them, through the pipeline's own call.
+
+    Every sample has its own generator, so a probe's noise does not depend on the batch it runs in.
+    """
+    captured, device = list[Tensor](), denoiser_of(pipe).device
+    with _latents_only(pipe, captured), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for start in range(0, len(probes), sampling.batch):
+            part = probes[start : start + sampling.batch]
+            torch.manual_seed(part[0].seed)  # for samplers that add noise: the pipeline gives them no generator
+            pipe(
+                class_labels=[probe.label for probe in part],
+                guidance_scale=sampling.guidance,
+                num_inference_steps=sampling.steps,
+                generator=[torch.Generator().manual_seed(probe.seed) for probe in part],
+                output_type="pt",
+            )
+    return torch.cat(captured)
+
+
+@torch.no_grad()
+def decode(pipe: DiTPipeline, latents: Tensor, batch: int = 64) -> Tensor:
+    """Images in [0, 1], float32 on the CPU (N, 3, H, W), of latents that :func:`sample` returned."""
+    images = [pipe.vae.decode(part).sample / 2 + 0.5 for part in latents.split(batch)]
+    return torch.cat([part.clamp(0, 1).float().cpu() for part in images])
+
+
+def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> RemovableHandle:
+    """Call ``call(timestep)`` before every forward of the denoiser; reading it is the only host sync of a call."""
+    position = list(inspect.signature(type(denoiser).forward).parameters).index("timestep") - 1
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = kwargs["timestep"] if "timestep" in kwargs else args[position]
+        call(float(value.reshape(-1)[0]) if isinstance(value, Tensor) else float(value))
+
+    return denoiser.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def trace(pipe: DiTPipeline, sampling: Sampling) -> Trace:
+    """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser."""
+    denoiser = denoiser_of(pipe)
+    twin, timesteps, calls = meta_twin(denoiser), list[float](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
+    device = denoiser.device
+
+    def shapes_only(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+            calls.append((args, kwargs))
+            return tree_map_only(Tensor, lambda t: torch.zeros_like(t, device=device), twin(*args, **kwargs))
+
+        return stand_in
+
+    handle = on_timestep(denoiser, timesteps.append)
+    try:
+        with intercepted(denoiser, shapes_only):
+            sample(pipe, make_probes(pipe, 1, 0, "trace"), sampling)
+    finally:
+        handle.remove()
+    args, kwargs = calls[0]
+    return Trace(tuple(timesteps), args, kwargs)

@@ -1,0 +1,80 @@
+"""Progress with an ETA: a bar on a terminal, a line now and then in a log, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Task(Protocol):
+    """One running piece of work."""
+
+    def advance(self, note: str = "") -> None:
+        """One more unit is done; ``note`` is shown beside the bar."""
+
+
+class _Silent:
+    def advance(self, note: str = "") -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, bar: Progress, description: str, total: int) -> None:
+        self._bar, self._id = bar, bar.add_task(description, total=total, note="")
+
+    def advance(self, note: str = "") -> None:
+        self._bar.update(self._id, advance=1, note=note)
+
+
+class _Lines:
+    """A line when it starts, about every ten seconds, and when it ends."""
+
+    def __init__(self, description: str, total: int, stream: TextIO) -> None:
+        self._description, self._total, self._stream = description, total, stream
+        self._done, self._start = 0, time.monotonic()
+        self._last = self._start
+        print(f"{description}: {total} to do", file=stream, flush=True)
+
+    def advance(self, note: str = "") -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last > 10 or self._done == self._total:
+            self._last, spent = now, now - self._start
+            eta = spent / self._done * (self._total - self._done)
+            line = f"{self._description}: {self._done}/{self._total}, {spent:.0f} s, {eta:.0f} s to go {note}"
+            print(line.rstrip(), file=self._stream, flush=True)
+
+
+class Reporter:
+    """Shows progress on standard error.
+
+    Args:
+        quiet: show nothing at all, the default of the Python interface.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet, self._console = quiet, Console(stderr=True)
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Task]:
+        """A piece of work of ``total`` units, for a ``with`` block."""
+        if self._quiet:
+            yield _Silent()
+        elif not self._console.is_terminal:
+            yield _Lines(description, total, sys.stderr)
+        else:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            eta = (TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            with Progress(*columns, *eta, console=self._console) as bar:
+                yield _Bar(bar, description, total)
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+        if not self._quiet:
+            self._console.print(text, highlight=False)

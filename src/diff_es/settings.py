@@ -1,0 +1,65 @@
+"""Everything that a result depends on besides the model and the budget, and its way to JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import DiffESError
+from .fitness import ImagePSNR, ImageSSIM, LatentSNR, Measure
+from .library import Depth, Method, Width
+from .obs import Activation, Magnitude, Obs, Ridge, Wanda
+from .pipeline import Sampling
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the result depends on, besides the model and the budget."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    stages: int = 10
+    method: Method = field(default_factory=Method)
+    measure: Measure = field(default_factory=LatentSNR)
+    calibration: int = 64  # samples that calibration runs
+    probes: int = 8  # noises that every candidate is judged on
+    finalists: int = 5  # best candidates that are judged again ...
+    held_out: int = 32  # ... on so many noises that the search never saw
+    population: int = 20
+    generations: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "calibration", "probes", "finalists", "held_out", "population", "generations"):
+            if getattr(self, name) < 1:
+                remedy = "Leave it out to take the default."
+                raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
+
+
+_RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)
+_CHOICES: dict[str, type] = {
+    kind.__name__: kind for kind in (Sampling, Method, Width, Depth, Ridge, *_RANKINGS, *_MEASURES)
+}
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON values; a choice is an object with the name of its type."""
+    return {name: _plain(value) for name, value in vars(settings).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    return {"type": type(value).__name__, **{name: _plain(entry) for name, entry in vars(value).items()}}
+
+
+def restore(described: Mapping[str, Any]) -> Settings:
+    """The settings that :func:`describe` wrote down."""
+    return Settings(**{name: _value(value) for name, value in described.items()})
+
+
+def _value(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    kind = _CHOICES[value["type"]]
+    return kind(**{name: _value(entry) for name, entry in value.items() if name != "type"})

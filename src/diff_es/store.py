@@ -1,0 +1,137 @@
+"""Folders of safetensors and one JSON manifest: written whole or not at all, checked by hash when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import ArtefactError, StorageError
+
+MANIFEST = "diff-es.json"
+FORMAT = 1
+_REPLACE = "Choose another folder, or free some space and run the same command again."
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one step.
+
+    Raises:
+        StorageError: the disk refused; the old file, if any, is untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            str(path), expected="a file that can be written", found=str(error), remedy=_REPLACE
+        ) from error
+
+
+def check_target(folder: Path) -> None:
+    """Refuse, before any work is done, a folder that :func:`write_folder` would refuse.
+
+    Raises:
+        StorageError: the folder exists and is neither empty nor an artefact.
+    """
+    if folder.is_dir() and not (folder / MANIFEST).exists() and any(p.suffix != ".jsonl" for p in folder.iterdir()):
+        found, expected = "a folder with other files", "a new folder, an empty one or an earlier artefact"
+        raise StorageError(str(folder), expected=expected, found=found, remedy=_REPLACE)
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(str(folder), expected="a folder", found="a file", remedy=_REPLACE)
+
+
+def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
+    """Write ``{file stem: {name: tensor}}`` and the manifest; an artefact already there is replaced in one step.
+
+    Journals (``*.jsonl``) that lie in the folder are kept.
+
+    Raises:
+        StorageError: the disk refused, or the folder is not ours to replace; nothing half-written stays.
+    """
+    check_target(folder)
+    staging = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        files = {}
+        for stem, group in tensors.items():
+            target = staging / f"{stem}.safetensors"
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}, target)
+            files[target.name] = {"sha256": _hash(target), "bytes": target.stat().st_size}
+        manifest = {"format": FORMAT, "diff_es": version("diff-es"), "files": files, **about}
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            for journal in folder.glob("*.jsonl"):
+                shutil.copy2(journal, staging / journal.name)
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / "old"
+            os.replace(folder, old)
+            os.replace(staging, folder)
+            shutil.rmtree(old.parent)
+        else:
+            staging.chmod(0o755)
+            os.replace(staging, folder)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(str(folder), expected="room to write", found=str(error), remedy=_REPLACE) from error
+    finally:
+        if staging is not None and staging.exists():
+            shutil.rmtree(staging)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artefact.
+
+    Raises:
+        ArtefactError: there is none, it is not JSON, or another version of the format wrote it.
+    """
+    path = folder / MANIFEST
+    remedy = "Give the folder that `diff-es compress --out` wrote."
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtefactError(str(folder), expected=f"a {MANIFEST} in it", found="none", remedy=remedy) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtefactError(str(path), expected="a readable manifest", found=str(error), remedy=remedy) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = f"format {manifest.get('format')!r}" if isinstance(manifest, dict) else "other JSON"
+        remedy = "Compress again with this version, or install the version that wrote it."
+        raise ArtefactError(str(path), expected=f"format {FORMAT}", found=found, remedy=remedy)
+    return manifest
+
+
+def read_folder(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors and the manifest of an artefact, every file checked against its hash.
+
+    Raises:
+        ArtefactError: a file is missing or its hash differs; the message names it.
+    """
+    manifest = read_manifest(folder)
+    tensors = {}
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        remedy = "The artefact is damaged: copy it again, or compress again."
+        if not path.is_file():
+            raise ArtefactError(str(path), expected="a file of the artefact", found="none", remedy=remedy)
+        if (digest := _hash(path)) != facts["sha256"]:
+            expected, found = f"sha256 {facts['sha256'][:12]}...", f"{digest[:12]}..."
+            raise ArtefactError(str(path), expected=expected, found=found, remedy=remedy)
+        tensors[path.stem] = load_file(path)
+    return tensors, manifest

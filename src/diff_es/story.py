@@ -1,0 +1,108 @@
+"""From an evaluation to its report: the numbers, the pictures and the course of the searches on one page."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .compress import Found, Study
+from .evaluate import Evaluation
+from .pipeline import denoiser_of
+from .report import Curve, Heat, Row, Story, Strip, render
+from .search import Generation
+from .store import write_text
+
+
+def picture(image: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] to an 8-bit image."""
+    return Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())
+
+
+def contact_sheet(images: Sequence[Tensor], columns: int = 8) -> Image.Image:
+    """Images of one size in rows, small ones enlarged to be seen."""
+    tiles = [picture(image) for image in images]
+    width, height = tiles[0].size
+    zoom = max(1, 96 // width)
+    sheet = Image.new("RGB", (columns * width * zoom, -(-len(tiles) // columns) * height * zoom))
+    for i, tile in enumerate(tiles):
+        large = tile.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        sheet.paste(large, (i % columns * width * zoom, i // columns * height * zoom))
+    return sheet
+
+
+def _curve(title: str, history: Sequence[Generation]) -> Curve:
+    return Curve(title, tuple((generation.evaluations, generation.best) for generation in history))
+
+
+def _heat(study: Study, budget: float, found: Found) -> Heat:
+    ends, first = list[tuple[float, float]](), 0
+    for steps in study.costs.steps:
+        ends.append((study.trace.timesteps[first], study.trace.timesteps[first + steps - 1]))
+        first += steps
+    title = f"Diff-ES at {budget:g} of the compute"
+    return Heat(title, found.levels, study.library.deepest, study.costs.steps, tuple(ends), ("whole denoiser",))
+
+
+def tell(
+    study: Study, model: str, found: Mapping[float, Found], evaluation: Evaluation, seconds: float, notes: Sequence[str]
+) -> Story:
+    """The page's contents."""
+    settings, device = study.settings, denoiser_of(study.pipe).device
+    facts = (
+        ("Model", model),
+        ("Sampler", f"{type(study.pipe.scheduler).__name__}, {settings.sampling.steps} steps"),
+        ("Guidance", f"{settings.sampling.guidance:g}"),
+        ("Stages", str(len(study.stages))),
+        ("Search", "; ".join(f"{f.history[-1].evaluations} evaluations at {b:g}" for b, f in found.items())),
+        ("Probes", f"{settings.probes} to search, {settings.held_out} to choose among finalists"),
+        ("Calibration", f"{settings.calibration} samples"),
+        ("Batch of the timings", str(settings.sampling.batch)),
+        ("Seed", str(settings.seed)),
+        ("Device", f"{_device(device)}, {denoiser_of(study.pipe).dtype}, {torch.get_num_threads()} threads"),
+        ("Versions", f"diff-es {version('diff-es')}, torch {torch.__version__}, diffusers {version('diffusers')}"),
+        ("Time taken", f"{seconds / 60:.1f} minutes"),
+    )
+    strips = [
+        Strip(row.contender, row.budget, tuple(picture(image) for image in images))
+        for row, images in zip(evaluation.rows, evaluation.images, strict=True)
+    ]
+    curves = [_curve(f"Diff-ES at {budget:g}", result.history) for budget, result in found.items()]
+    curves += [_curve(f"Random at {budget:g}", result.history) for budget, result in evaluation.random.items()]
+    return Story(
+        title=f"Diff-ES on {model}",
+        model=model,
+        facts=facts,
+        rows=evaluation.rows,
+        strips=tuple(strips),
+        heats=tuple(_heat(study, budget, result) for budget, result in found.items()),
+        curves=tuple(curves),
+        notes=tuple(notes),
+    )
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
+
+
+def publish(folder: Path, story: Story) -> dict[str, list[dict[str, str | int | float | None]]]:
+    """Write ``result.json`` and ``report.html``; returns what ``result.json`` holds.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    result = {"rows": [row.to_json() for row in story.rows]}
+    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    write_text(folder / "report.html", render(story))
+    return result
+
+
+def rows_of(result: Mapping[str, Sequence[Mapping[str, object]]]) -> tuple[Row, ...]:
+    """The rows of a ``result.json``."""
+    return tuple(Row(**row) for row in result["rows"])  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""What a person reads at the end of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .artefact import Compressed
+from .report import Story, findings
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _number(value: float | None, form: str = ".1f") -> str:
+    return "–" if value is None else format(value, form)
+
+
+def show_rows(console: Console, story: Story) -> None:
+    """The comparison."""
+    columns = ("Budget", "Steps", "MACs", "Latency ms", "Speed-up", "SNR dB", "PSNR dB", "Fréchet", "Weights MB")
+    table = _table(story.title, "Contender", *columns)
+    for row in story.rows:
+        table.add_row(
+            row.contender,
+            f"{row.budget:g}",
+            str(row.steps),
+            f"{row.macs_ratio:.3f}",
+            f"{row.latency_ms:.0f} ± {row.latency_spread:.0f}",
+            f"{row.speedup:.2f}x",
+            _number(row.snr_db),
+            _number(row.psnr_db),
+            _number(row.frechet_distance, ".3f"),
+            f"{row.weight_bytes / 1e6:.1f}",
+        )
+    console.print(table)
+    for sentence in findings(story.rows):
+        console.print(f"• {sentence}", highlight=False)
+
+
+def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
+    """What can be pruned."""
+    size = f"{found['parameters'] / 1e6:.1f}M parameters, {found['macs'] / 1e9:.2f} GMACs a call"
+    kinds = _table(f"{found['denoiser']}: {size}", "Kind", "Layers", "Groups in each", "Width of a group")
+    for kind in dict.fromkeys(layer["kind"] for layer in found["layers"]):
+        layers = [layer for layer in found["layers"] if layer["kind"] == kind]
+        groups = sorted({layer["groups"] for layer in layers})
+        widths = sorted({layer["group_width"] for layer in layers})
+        kinds.add_row(kind, str(len(layers)), ", ".join(map(str, groups)), ", ".join(map(str, widths)))
+    console.print(kinds)
+    deepest = max(len(found["width_macs_ratio"]), len(found["depth_macs_ratio"]))
+    costs = _table("MACs of a call, relative to dense", "Level", "Width", "Depth (blocks skipped)")
+    for level in range(deepest):
+        ratios = [found[name][level : level + 1] for name in ("width_macs_ratio", "depth_macs_ratio")]
+        costs.add_row(str(level), *(f"{ratio[0]:.3f}" if ratio else "–" for ratio in ratios))
+    console.print(costs)
+    rest = _table("Left dense", "Where", "Parameters", "Why")
+    for part in found["left_dense"]:
+        rest.add_row(part["name"], f"{part['parameters'] / 1e6:.2f}M", part["reason"])
+    for refusal in found["refused"]:
+        rest.add_row(refusal["name"], "–", f"refused: {refusal['reason']}")
+    console.print(rest)
+
+
+def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: float) -> None:
+    """What a search found."""
+    about = fast.about
+    table = _table("Schedule (level 0 is dense)", "Stage", "Steps", "From timestep", "Level")
+    first = 0
+    for stage, (steps, row) in enumerate(zip(about["steps"], fast.schedule.levels, strict=True)):
+        table.add_row(str(stage), str(steps), f"{about['timesteps'][first]:g}", " ".join(map(str, row)))
+        first += steps
+    console.print(table)
+    scores = f"{about['score']:.2f} on the search's probes, {about['held_out_score']:.2f} on held-out ones"
+    console.print(f"MACs {about['macs_ratio']:.4f} of dense (asked: at most {about['budget']:g}); closeness {scores}.")
+    evaluations = about["history"][-1]["evaluations"]
+    console.print(f"{evaluations} candidates in {seconds / 60:.1f} minutes. Saved in {folder}.")
+
+
+def show_bench(console: Console, result: Mapping[str, Any]) -> None:
+    """Latency and memory side by side."""
+    setting = f"{result['device']}, {result['dtype']}, batch {result['batch']}, {result['steps']} steps"
+    columns = ("MACs", "Pipeline ms", "Speed-up", "Denoiser ms", "Speed-up", "Weights MB", "Peak MB")
+    table = _table(setting, "Runner", *columns)
+    for row in result["rows"]:
+        table.add_row(
+            row["runner"],
+            f"{row['macs_ratio']:.3f}",
+            f"{row['pipeline_ms']:.0f} ± {row['pipeline_spread']:.0f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['denoiser_ms']:.0f} ± {row['denoiser_spread']:.0f}",
+            f"{row['denoiser_speedup']:.2f}x",
+            f"{row['weight_bytes'] / 1e6:.1f}",
+            "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.1f}",
+        )
+    console.print(table)
