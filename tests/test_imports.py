@@ -16,19 +16,21 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "schedule", "store", "metrics", "rng", "progress", "journal"},
-    {"layers"},
+    {"errors", "rng", "schedule", "store", "journal", "metrics", "progress"},
+    {"layers", "tiles"},
     {"pipeline"},
-    {"calibrate", "obs", "library"},
-    {"cost", "search", "baselines"},
+    {"obs", "calibrate", "library"},
+    {"search", "cost", "baselines"},
     {"route", "fitness"},
-    {"evaluate", "benchmark", "report"},
+    {"settings", "artefact", "benchmark", "report"},
     {"compress"},
-    {"demo", "cli", "__init__", "__main__"},
+    {"evaluate", "inspection"},
+    {"story", "tables", "demo"},
+    {"cli", "__init__", "__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 SELF_CONTAINED = {"search", "report"}
-KNOW_DIFFUSERS = {"layers", "pipeline", "route", "cost"}
+KNOW_DIFFUSERS = {"layers", "pipeline"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from .errors import ArtefactError, DiffESError
 from .layers import Bypass, Cut, Plan, Weights, discover
-from .pipeline import Sampling, check, denoiser_of
+from .pipeline import AnyPipeline, Sampling, check, denoiser_of
 from .route import Routing, realise_all, routing_of
 from .route import routed as routed_denoiser
 from .schedule import Schedule
@@ -48,7 +47,7 @@ class Compressed:
     about: Mapping[str, Any]
 
     @contextmanager
-    def routed(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def routed(self, pipe: AnyPipeline) -> Iterator[AnyPipeline]:
         """Run ``pipe`` with this result inside a ``with`` block; afterwards it is dense again, to the bit.
 
         Raises:
@@ -59,12 +58,12 @@ class Compressed:
         with routed_denoiser(denoiser, self.schedule.stages, weights):
             yield pipe
 
-    def apply(self, pipe: DiffusionPipeline) -> None:
+    def apply(self, pipe: AnyPipeline) -> None:
         """Run ``pipe`` with this result until :meth:`remove`; raises as :meth:`routed` does."""
         denoiser, weights = self.weights(pipe)
         Routing(denoiser, self.schedule.stages, weights).attach()
 
-    def remove(self, pipe: DiffusionPipeline) -> None:
+    def remove(self, pipe: AnyPipeline) -> None:
         """Undo :meth:`apply`.
 
         Raises:
@@ -76,7 +75,7 @@ class Compressed:
             raise DiffESError("pipe", expected="a pipeline with a result applied", found="a dense one", remedy=remedy)
         routing.detach()
 
-    def weights(self, pipe: DiffusionPipeline) -> tuple[nn.Module, tuple[Weights, ...]]:
+    def weights(self, pipe: AnyPipeline) -> tuple[nn.Module, tuple[Weights, ...]]:
         """The denoiser of a matching dense pipeline, and what it runs with in each stage; raises as :meth:`routed`."""
         denoiser = denoiser_of(check(pipe))
         if routing_of(denoiser) is not None:

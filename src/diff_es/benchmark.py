@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import DiTPipeline
 from torch import nn
 
 from .artefact import Compressed
 from .layers import Weights
-from .pipeline import Sampling, decode, denoiser_of, intercepted, make_probes, sample
+from .pipeline import Pipeline, Sampling, decode, denoiser_of, intercepted, make_probes, sample
 from .progress import Reporter
 from .route import routed
 from .schedule import Stages
@@ -71,7 +70,7 @@ def _synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _once(pipe: DiTPipeline, runner: Runner) -> tuple[float, float]:
+def _once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
     """Milliseconds of the whole pipeline, decoder included, and of its denoiser calls."""
     denoiser, spent = denoiser_of(pipe), [0.0]
 
@@ -94,7 +93,7 @@ def _once(pipe: DiTPipeline, runner: Runner) -> tuple[float, float]:
     return total * 1000, spent[0] * 1000
 
 
-def measure(pipe: DiTPipeline, runners: Sequence[Runner], rounds: int, reporter: Reporter) -> list[Timing]:
+def measure(pipe: Pipeline, runners: Sequence[Runner], rounds: int, reporter: Reporter) -> list[Timing]:
     """Time every runner once a round, after one round of warming up; the first runner is the reference."""
     times = [list[tuple[float, float]]() for _ in runners]
     with reporter.task("measure latency", (rounds + 1) * len(runners)) as task:
@@ -121,7 +120,7 @@ def measure(pipe: DiTPipeline, runners: Sequence[Runner], rounds: int, reporter:
     return timings
 
 
-def compare(pipe: DiTPipeline, fast: Compressed, batch: int, rounds: int, reporter: Reporter) -> dict[str, Any]:
+def compare(pipe: Pipeline, fast: Compressed, batch: int, rounds: int, reporter: Reporter) -> dict[str, Any]:
     """The dense model, routing that prunes nothing, and the result, as JSON values.
 
     ``peak_bytes`` is the device's own count of its peak memory during one pipeline call; None on the CPU.
@@ -152,7 +151,7 @@ def compare(pipe: DiTPipeline, fast: Compressed, batch: int, rounds: int, report
     }
 
 
-def _peak_bytes(pipe: DiTPipeline, runner: Runner) -> int | None:
+def _peak_bytes(pipe: Pipeline, runner: Runner) -> int | None:
     device = denoiser_of(pipe).device
     if device.type != "cuda":
         return None

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiTPipeline
 from torch import Tensor, nn
 
 from .layers import Anatomy, Block, Layer
 from .obs import Moments
-from .pipeline import Probe, Sampling, denoiser_of, on_timestep, sample
+from .pipeline import Pipeline, Probe, Sampling, denoiser_of, on_timestep, sample
 from .progress import Reporter
 from .schedule import Stages
 
@@ -80,7 +79,7 @@ class _Change:
 
 
 def calibrate(
-    pipe: DiTPipeline,
+    pipe: Pipeline,
     probes: Sequence[Probe],
     sampling: Sampling,
     stages: Stages,

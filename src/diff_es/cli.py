@@ -9,10 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import diffusers
 import torch
 import typer
-from diffusers import DiTPipeline
 from rich.console import Console
 
 from . import inspection, tables
@@ -24,7 +22,7 @@ from .errors import ArtefactError, DiffESError
 from .evaluate import Effort, evaluate
 from .library import Depth, Method, Width
 from .obs import Activation, Magnitude, Obs, Ranking, Ridge, Wanda
-from .pipeline import Probe, Sampling, classes_of, decode, make_probes, sample
+from .pipeline import Pipeline, Probe, Sampling, classes_of, decode, make_probes, sample
 from .pipeline import load as load_pipeline
 from .progress import Reporter
 from .rng import derive_seed
@@ -86,15 +84,12 @@ OnDevice = Annotated[str | None, typer.Option("--device", help="default CUDA, th
 WithScheduler = Annotated[Scheduler | None, typer.Option(help="default the model's own")]
 
 
-def _open(model: str, dtype: Dtype | None, device: str | None, scheduler: Scheduler | None) -> DiTPipeline:
+def _open(model: str, dtype: Dtype | None, device: str | None, scheduler: Scheduler | None) -> Pipeline:
     kind = None if dtype is None else getattr(torch, dtype.value)
-    pipe = load_pipeline(model, dtype=kind, device=device)
-    if scheduler is not None:
-        pipe.scheduler = getattr(diffusers, scheduler.value).from_config(pipe.scheduler.config)
-    return pipe
+    return load_pipeline(model, dtype=kind, device=device, scheduler=None if scheduler is None else scheduler.value)
 
 
-def _reopen(folder: Path) -> tuple[Compressed, DiTPipeline]:
+def _reopen(folder: Path) -> tuple[Compressed, Pipeline]:
     """An artefact of the command line and the pipeline it was made from."""
     fast = load(folder)
     origin = fast.about.get("origin")
@@ -236,7 +231,7 @@ def sample_command(
     _finish({"images": files, "sheet": str(sheet), "labels": [probe.label for probe in probes]}, as_json)
 
 
-def _class(pipe: DiTPipeline, label: str) -> int:
+def _class(pipe: Pipeline, label: str) -> int:
     """A class by its number or its name."""
     value: int | None = pipe.labels.get(label, int(label) if label.isdecimal() else None)
     if value is None or value not in classes_of(pipe):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import DiffusionPipeline, DiTPipeline
 
 from .artefact import Compressed, fingerprint
 from .baselines import mosaic
@@ -23,7 +22,7 @@ from .fitness import Fitness
 from .journal import Journal
 from .layers import Anatomy, discover
 from .library import Depth, Library
-from .pipeline import Trace, check, denoiser_of, make_probes, trace
+from .pipeline import AnyPipeline, Pipeline, Trace, check, denoiser_of, make_probes, trace
 from .progress import Reporter
 from .rng import derive_seed
 from .schedule import Schedule, Stages
@@ -35,7 +34,7 @@ from .settings import Settings, describe
 class Study:
     """A model made ready for searching: calibrated, ranked and priced."""
 
-    pipe: DiTPipeline
+    pipe: Pipeline
     settings: Settings
     trace: Trace
     stages: Stages
@@ -52,7 +51,7 @@ class Study:
         return Fitness(self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
 
 
-def prepare(pipe: DiffusionPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:
+def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:
     """Discover, calibrate, rank and price.
 
     Raises:
@@ -163,7 +162,7 @@ def finish(study: Study, macs: float, found: Found) -> Compressed:
 
 
 def compress(
-    pipe: DiffusionPipeline,
+    pipe: AnyPipeline,
     macs: float = 0.7,
     settings: Settings | None = None,
     *,
@@ -205,7 +204,7 @@ def _levels(rows: Sequence[Sequence[int]]) -> Levels:
     return tuple(tuple(row) for row in rows)
 
 
-def identity(pipe: DiTPipeline) -> dict[str, Any]:
+def identity(pipe: Pipeline) -> dict[str, Any]:
     """What else scores depend on: the model, its sampler and the arithmetic."""
     scheduler = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
     return {

@@ -6,13 +6,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from diffusers import ModelMixin
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import BudgetOutOfReach
 from .layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, realise
 from .library import Depth, Ladder, kept_groups
-from .pipeline import Trace, meta_twin
+from .pipeline import Denoiser, Trace, meta_twin
 from .search import Space
 
 
@@ -25,7 +24,7 @@ class MacCounter:
         trace: the shapes of the call.
     """
 
-    def __init__(self, denoiser: ModelMixin, anatomy: Anatomy, trace: Trace) -> None:
+    def __init__(self, denoiser: Denoiser, anatomy: Anatomy, trace: Trace) -> None:
         self._twin, self._anatomy, self._trace = meta_twin(denoiser), anatomy, trace
 
     def dense(self) -> int:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from diffusers import DiTPipeline
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from . import metrics
 from .layers import Weights, realise
 from .library import Library
-from .pipeline import Probe, Sampling, decode, denoiser_of, intercepted, on_timestep, sample
+from .pipeline import Pipeline, Probe, Sampling, decode, denoiser_of, intercepted, on_timestep, sample
 from .route import routed
 from .schedule import Stages
 from .search import Levels
@@ -24,7 +23,7 @@ from .search import Levels
 class Measure(Protocol):
     """A closeness of two sets of final latents; higher is better."""
 
-    def view(self, pipe: DiTPipeline, latents: Tensor) -> Tensor:
+    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         """What is compared: the latents themselves, or their images."""
 
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ class Measure(Protocol):
 class LatentSNR:
     """Signal-to-noise ratio of the final latent against the dense one, in dB."""
 
-    def view(self, pipe: DiTPipeline, latents: Tensor) -> Tensor:
+    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         return latents
 
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ class LatentSNR:
 class ImagePSNR:
     """Peak signal-to-noise ratio of the image, in dB."""
 
-    def view(self, pipe: DiTPipeline, latents: Tensor) -> Tensor:
+    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         return decode(pipe, latents)
 
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
@@ -57,7 +56,7 @@ class ImagePSNR:
 class ImageSSIM:
     """Structural similarity of the image, at most 1."""
 
-    def view(self, pipe: DiTPipeline, latents: Tensor) -> Tensor:
+    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         return decode(pipe, latents)
 
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ class Fitness:
 
     def __init__(
         self,
-        pipe: DiTPipeline,
+        pipe: Pipeline,
         library: Library,
         stages: Stages,
         probes: Sequence[Probe],

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import DiTPipeline
 from torch import nn
 
 from .cost import MacCounter
 from .layers import Anatomy, Kind, discover
 from .library import Depth, Width
-from .pipeline import Sampling, denoiser_of, trace
+from .pipeline import Pipeline, Sampling, denoiser_of, trace
 
 
-def inspect(pipe: DiTPipeline, levels: int) -> dict[str, Any]:
+def inspect(pipe: Pipeline, levels: int) -> dict[str, Any]:
     """The findings as JSON values; MACs are those of one denoiser call."""
     denoiser = denoiser_of(pipe)
     anatomy, path = discover(denoiser), trace(pipe, Sampling(steps=1))

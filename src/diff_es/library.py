@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from diffusers import ModelMixin
 from torch import Tensor
 
 from .calibrate import Statistics
 from .layers import DENSE, Anatomy, Bypass, Cut, Layer, Plan, output_of
 from .obs import Moments, Obs, Ranking, Ridge, regress
+from .pipeline import Denoiser
 from .progress import Reporter
 
 
@@ -65,7 +65,7 @@ class Library:
     """
 
     def __init__(
-        self, denoiser: ModelMixin, anatomy: Anatomy, statistics: Statistics, method: Method, reporter: Reporter
+        self, denoiser: Denoiser, anatomy: Anatomy, statistics: Statistics, method: Method, reporter: Reporter
     ) -> None:
         self.method, self.anatomy = method, anatomy
         self._denoiser, self._statistics = denoiser, statistics.stages

@@ -100,7 +100,7 @@ class Obs:
     """
 
     damping: float = 0.01
-    rounds: int = 128
+    rounds: int = 1024
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
         # float32 from here on: the order alone is at stake, and the loop is bound by memory

@@ -7,10 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import DiffusionPipeline, DiTPipeline, ModelMixin
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    ModelMixin,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
@@ -19,7 +28,18 @@ from .errors import DiffESError, UnsupportedModel
 from .rng import derive_seed
 from .tiles import MODEL as BUNDLED
 
+Pipeline: TypeAlias = DiTPipeline  # what Diff-ES can drive
+AnyPipeline: TypeAlias = DiffusionPipeline  # what a user may bring
+Denoiser: TypeAlias = ModelMixin  # what is pruned
+
 SUPPORTED = (DiTPipeline,)
+SCHEDULERS = (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +74,20 @@ class Trace:
     kwargs: dict[str, Any]
 
 
-def load(model: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> DiTPipeline:
+def load(
+    model: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    scheduler: str | None = None,
+) -> Pipeline:
     """A pipeline from ``"bundled"``, a folder, or a hub id.
 
     Args:
         model: what to load.
         dtype: default float32 on the CPU, bfloat16 elsewhere.
         device: default CUDA, then MPS, then the CPU.
+        scheduler: class name of one of ``SCHEDULERS`` to sample with; default the model's own.
 
     Raises:
         UnsupportedModel: nothing loads from there, or its pipeline class is none that Diff-ES knows.
@@ -71,15 +98,18 @@ def load(model: str, *, dtype: torch.dtype | None = None, device: str | torch.de
     remedy = "Give 'bundled', a folder with a model_index.json, or the id of a hub repository (and check the network)."
     expected = "a diffusers pipeline"
     try:
-        config = DiffusionPipeline.load_config(source)
+        config = AnyPipeline.load_config(source)
     except (OSError, ValueError) as error:
         found = str(error).splitlines()[0] if not Path(source).is_dir() else "a folder without a model_index.json"
         raise UnsupportedModel(model, expected=expected, found=found, remedy=remedy) from error
     _check_class(model, str(config.get("_class_name")))
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+        pipe = AnyPipeline.from_pretrained(source, torch_dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UnsupportedModel(model, expected=expected, found=str(error).splitlines()[0], remedy=remedy) from error
+    if scheduler is not None:
+        kind = {known.__name__: known for known in SCHEDULERS}[scheduler]
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
     return check(pipe.to(device))
 
 
@@ -96,7 +126,7 @@ def _check_class(where: str, found: str) -> None:
         raise UnsupportedModel(where, expected=" or ".join(names), found=found, remedy=remedy)
 
 
-def check(pipe: DiffusionPipeline) -> DiTPipeline:
+def check(pipe: AnyPipeline) -> Pipeline:
     """The pipeline itself, if Diff-ES can drive it.
 
     Raises:
@@ -104,34 +134,34 @@ def check(pipe: DiffusionPipeline) -> DiTPipeline:
     """
     if not isinstance(pipe, SUPPORTED):
         _check_class("pipe", type(pipe).__name__)
-    assert isinstance(pipe, DiTPipeline)
+    assert isinstance(pipe, Pipeline)
     if pipe.transformer.training:
         found, remedy = "training mode, in which labels are dropped at random", "Call pipe.transformer.eval() first."
         raise UnsupportedModel("pipe.transformer", expected="evaluation mode", found=found, remedy=remedy)
     return pipe
 
 
-def denoiser_of(pipe: DiTPipeline) -> ModelMixin:
+def denoiser_of(pipe: Pipeline) -> Denoiser:
     """What is pruned."""
     return pipe.transformer
 
 
-def meta_twin(denoiser: ModelMixin) -> ModelMixin:
+def meta_twin(denoiser: Denoiser) -> Denoiser:
     """The same architecture without weights, on the meta device."""
     with torch.device("meta"):
         twin = type(denoiser).from_config(denoiser.config)
-    assert isinstance(twin, ModelMixin)
+    assert isinstance(twin, Denoiser)
     nn.Module.to(twin, device="meta", dtype=denoiser.dtype)
     return twin.eval()
 
 
-def classes_of(pipe: DiTPipeline) -> tuple[int, ...]:
+def classes_of(pipe: Pipeline) -> tuple[int, ...]:
     """The classes one can ask for: those with a name, or all that the embedding has."""
     named = sorted(set(pipe.labels.values()))
     return tuple(named or range(pipe.transformer.config.num_embeds_ada_norm))
 
 
-def make_probes(pipe: DiTPipeline, count: int, seed: int, purpose: str) -> tuple[Probe, ...]:
+def make_probes(pipe: Pipeline, count: int, seed: int, purpose: str) -> tuple[Probe, ...]:
     """``count`` probes; the classes are dealt round robin over the named ones, or drawn where there are more.
 
     Probes of different purposes never share a noise; the first n of a larger set are the set of size n.
@@ -160,7 +190,7 @@ def intercepted(denoiser: nn.Module, wrap: Callable[[Callable[..., Any]], Callab
 
 
 @contextmanager
-def _latents_only(pipe: DiTPipeline, captured: list[Tensor]) -> Iterator[None]:
+def _latents_only(pipe: Pipeline, captured: list[Tensor]) -> Iterator[None]:
     """DiTPipeline has no latent output: its decoder is made to keep what it is given and hand it back."""
     before, config = vars(pipe.vae).get("decode"), vars(pipe).get("_progress_bar_config")
 
@@ -188,7 +218,7 @@ class _Decoded:
     sample: Tensor
 
 
-def sample(pipe: DiTPipeline, probes: Sequence[Probe], sampling: Sampling) -> Tensor:
+def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tensor:
     """Final latents of the probes, (N, C, H, W) as the decoder receives them, through the pipeline's own call.
 
     Every sample has its own generator, so a probe's noise does not depend on the batch it runs in.
@@ -209,7 +239,7 @@ def sample(pipe: DiTPipeline, probes: Sequence[Probe], sampling: Sampling) -> Te
 
 
 @torch.no_grad()
-def decode(pipe: DiTPipeline, latents: Tensor, batch: int = 64) -> Tensor:
+def decode(pipe: Pipeline, latents: Tensor, batch: int = 64) -> Tensor:
     """Images in [0, 1], float32 on the CPU (N, 3, H, W), of latents that :func:`sample` returned."""
     images = [pipe.vae.decode(part).sample / 2 + 0.5 for part in latents.split(batch)]
     return torch.cat([part.clamp(0, 1).float().cpu() for part in images])
@@ -226,7 +256,7 @@ def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> Removable
     return denoiser.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def trace(pipe: DiTPipeline, sampling: Sampling) -> Trace:
+def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
     """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser."""
     denoiser = denoiser_of(pipe)
     twin, timesteps, calls = meta_twin(denoiser), list[float](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
