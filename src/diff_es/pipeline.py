@@ -134,7 +134,6 @@ def check(pipe: AnyPipeline) -> Pipeline:
     """
     if not isinstance(pipe, SUPPORTED):
         _check_class("pipe", type(pipe).__name__)
-    assert isinstance(pipe, Pipeline)
     if pipe.transformer.training:
         found, remedy = "training mode, in which labels are dropped at random", "Call pipe.transformer.eval() first."
         raise UnsupportedModel("pipe.transformer", expected="evaluation mode", found=found, remedy=remedy)
@@ -149,8 +148,7 @@ def denoiser_of(pipe: Pipeline) -> Denoiser:
 def meta_twin(denoiser: Denoiser) -> Denoiser:
     """The same architecture without weights, on the meta device."""
     with torch.device("meta"):
-        twin = type(denoiser).from_config(denoiser.config)
-    assert isinstance(twin, Denoiser)
+        twin: Denoiser = type(denoiser).from_config(denoiser.config)
     nn.Module.to(twin, device="meta", dtype=denoiser.dtype)
     return twin.eval()
 
