@@ -112,7 +112,7 @@ def evaluate(
         field += contenders(study, budget, result, random[budget])
     timings = measure(study.pipe, [contender.runner for contender in field], effort.rounds, reporter)
     count = max(effort.noises, effort.images if reference else 0, effort.strip)
-    results = [_sampled(study, contender, count, reporter) for contender in field]
+    results = [sampled(study, contender, count, reporter) for contender in field]
     (dense, dense_images), rows = results[0], list[Row]()
     for contender, timing, (latents, images) in zip(field, timings, results, strict=True):
         n, is_dense = effort.noises, contender.name == "dense"
@@ -136,7 +136,7 @@ def evaluate(
     return Evaluation(tuple(rows), tuple(images[: effort.strip] for _, images in results), random)
 
 
-def _sampled(study: Study, contender: Contender, count: int, reporter: Reporter) -> tuple[Tensor, Tensor]:
+def sampled(study: Study, contender: Contender, count: int, reporter: Reporter) -> tuple[Tensor, Tensor]:
     """Final latents and images of the first ``count`` evaluation probes."""
     pipe, sampling = study.pipe, contender.runner.sampling
     probes, latents = make_probes(pipe, count, study.settings.seed, "evaluation"), list[Tensor]()

@@ -1,0 +1,71 @@
+"""What each part of the method is worth, on the bundled model: the table of docs/decisions.md.
+
+    python benchmarks/ablation.py --noises 40
+
+Every method prunes all stages by the same level, so that all columns of a row cost the same to the last MAC; the figure
+is the mean SNR in dB of the final latent against the dense one, on noises that calibration never saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from diff_es.calibrate import calibrate
+from diff_es.compress import prepare
+from diff_es.fitness import Fitness, LatentSNR
+from diff_es.library import Depth, Library, Method
+from diff_es.obs import Activation, Magnitude, Obs, Ridge, Wanda
+from diff_es.pipeline import Sampling, load, make_probes
+from diff_es.progress import Reporter
+from diff_es.settings import Settings
+
+WIDTH = {
+    "magnitude, no compensation": Method(ranking=Magnitude(), compensation=None),
+    "activation, no compensation": Method(ranking=Activation(), compensation=None),
+    "Wanda, no compensation": Method(ranking=Wanda(), compensation=None),
+    "OBS order, no compensation": Method(compensation=None),
+    "magnitude, ridge": Method(ranking=Magnitude()),
+    "Wanda, ridge": Method(ranking=Wanda()),
+    "OBS, ridge, statistics shared by all stages": Method(stagewise=False),
+    "OBS, ridge without intercept": Method(compensation=Ridge(intercept=False)),
+    "OBS in 128 rounds, ridge": Method(ranking=Obs(rounds=128)),
+    "OBS, ridge, damping 0.1": Method(ranking=Obs(damping=0.1), compensation=Ridge(damping=0.1)),
+    "OBS, ridge, damping 0.001": Method(ranking=Obs(damping=0.001), compensation=Ridge(damping=0.001)),
+    "OBS, ridge (the default)": Method(),
+}
+DEPTH = {
+    "blocks left out, nothing in their place": Method(ladder=Depth(bypass=False)),
+    "blocks left out, fitted linear map": Method(ladder=Depth()),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--noises", type=int, default=40, help="held-out noises")
+    parser.add_argument("--calibration", type=int, default=64, help="samples of the calibration")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    reporter, pipe, sampling = Reporter(), load("bundled"), Sampling(args.steps, args.guidance)
+    settings = Settings(sampling=sampling, calibration=args.calibration, seed=args.seed)
+    study = prepare(pipe, replace(settings, method=Method(ranking=Magnitude(), compensation=None)), reporter)
+    probes = make_probes(pipe, args.calibration, args.seed, "calibration")
+    layers, blocks = study.anatomy.layers, study.anatomy.blocks
+    everything = calibrate(pipe, probes, sampling, study.stages, layers, blocks, reporter)
+    judged = make_probes(pipe, args.noises, args.seed, "ablation")
+    for title, methods, levels in (("width", WIDTH, (1, 2, 3, 4)), ("depth", DEPTH, (1, 2, 3, 4))):
+        costs = [study.counter.level(next(iter(methods.values())).ladder, level) for level in levels]
+        ratios = [cost / study.counter.dense() for cost in costs]
+        print(f"\n| {title}: MACs | " + " | ".join(f"{ratio:.3f}" for ratio in ratios) + " |")
+        print("|---" * (len(levels) + 1) + "|")
+        for name, method in methods.items():
+            library = Library(pipe.transformer, study.anatomy, everything, method, reporter)
+            fitness = Fitness(pipe, library, study.stages, judged, sampling, LatentSNR(), memory=0)
+            scores = [fitness(((level,),) * len(study.stages)) for level in levels]
+            print(f"| {name} | " + " | ".join(f"{score:.2f}" for score in scores) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

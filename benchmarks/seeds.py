@@ -1,0 +1,51 @@
+"""Is the evolved schedule better than its rivals at equal cost? The demo's question, over several seeds.
+
+    python benchmarks/seeds.py --seeds 0 1 2
+
+For every seed and budget: the demo's calibration and search, the rivals at the same MACs, random search with the same
+number of evaluations; judged by mean SNR (dB) on noises that no search has seen. Prints Markdown tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from diff_es.benchmark import Runner
+from diff_es.compress import evolve, prepare
+from diff_es.demo import BUDGETS, settings_of
+from diff_es.evaluate import Contender, contenders, random_rival, sampled
+from diff_es.journal import Journal
+from diff_es.metrics import snr_db
+from diff_es.pipeline import load
+from diff_es.progress import Reporter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--noises", type=int, default=64, help="held-out noises")
+    args = parser.parse_args()
+    reporter, pipe = Reporter(), load("bundled")
+    scores = dict[tuple[float, str], list[float]]()
+    for seed in args.seeds:
+        study = prepare(pipe, settings_of(seed), reporter)
+        dense = Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))
+        reference, _ = sampled(study, dense, args.noises, reporter)
+        for budget in BUDGETS:
+            found = evolve(study, budget, Journal(None, {}, resume=False), reporter)
+            random = random_rival(study, budget, found, reporter)
+            for rival in contenders(study, budget, found, random):
+                latents, _ = sampled(study, rival, args.noises, reporter)
+                scores.setdefault((budget, rival.name), []).append(float(snr_db(reference, latents).mean()))
+    for budget in BUDGETS:
+        print(f"\n| SNR in dB at {budget:g} of the MACs | " + " | ".join(f"seed {s}" for s in args.seeds) + " | mean |")
+        print("|---" * (len(args.seeds) + 2) + "|")
+        for (at, name), values in scores.items():
+            if at == budget:
+                cells = [*(f"{value:.2f}" for value in values), f"{statistics.mean(values):.2f}"]
+                print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
