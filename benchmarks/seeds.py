@@ -34,7 +34,7 @@ def main() -> None:
         reference, _ = sampled(study, dense, args.noises, reporter)
         for budget in BUDGETS:
             found = evolve(study, budget, Journal(None, {}, resume=False), reporter)
-            random = random_rival(study, budget, found, reporter)
+            random = random_rival(study, budget, found, None, reporter)
             for rival in contenders(study, budget, found, random):
                 latents, _ = sampled(study, rival, args.noises, reporter)
                 scores.setdefault((budget, rival.name), []).append(float(snr_db(reference, latents).mean()))

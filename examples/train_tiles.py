@@ -9,7 +9,7 @@ The whole recipe of the model that ships in ``diff_es/bundled``, in five command
     python examples/train_tiles.py sheet       --data tiles32.npz --work runs/tiles --out sheet.png
 
 Every training command can be stopped and run again: it goes on from its last checkpoint for the minutes it is given,
-warming up and cooling down its learning rate inside them. CPU, CUDA and MPS are used as they are found.
+cooling down its learning rate towards their end. CPU, CUDA and MPS are used as they are found.
 
 The data are the CC0 tiles of Dungeon Crawl Stone Soup as an ``.npz`` with ``x`` uint8 (N, 32, 32, 4) and ``names``.
 """
@@ -124,10 +124,10 @@ def train(
     params = dict(model.named_parameters())
     average = {k: v.detach().clone() for k, v in params.items()}
     optimiser = torch.optim.AdamW(params.values(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    step = first = 0
+    step = 0
     if path.exists():
         state = load_file(path, device=str(DEVICE))
-        step = first = int(state["step"])
+        step = int(state["step"])
         for i, (name, param) in enumerate(params.items()):
             param.data.copy_(state[f"model.{name}"])
             average[name].copy_(state[f"average.{name}"])
@@ -158,7 +158,7 @@ def train(
     running = 0.0
     try:
         while (spent := (time.monotonic() - start) / 60) < minutes:
-            warm, cool = min(1.0, (step - first + 1) / 300), min(1.0, (minutes - spent) / (0.3 * minutes))
+            warm, cool = min(1.0, (step + 1) / 300), min(1.0, (minutes - spent) / (0.3 * minutes))
             for group in optimiser.param_groups:
                 group["lr"] = rate * warm * (0.02 + 0.98 * cool)
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
@@ -322,7 +322,7 @@ def train_diffusion(data: Path, work: Path, minutes: float) -> None:
     alphas = scheduler.alphas_cumprod.to(DEVICE)
     torch.manual_seed(int(time.time()))  # a resumed run draws new noise
     # evaluation mode throughout: in training mode every block would drop its label by itself
-    model, index = new_transformer().eval(), batches(len(latents), 128, seed=int(time.time()))
+    model, index = new_transformer().eval(), batches(len(latents), 64, seed=int(time.time()))
 
     def loss_at(model: nn.Module, x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         a = alphas[t].view(-1, 1, 1, 1)
@@ -345,7 +345,7 @@ def train_diffusion(data: Path, work: Path, minutes: float) -> None:
         return loss_at(model, unseen, held_out.labels.to(DEVICE), t, noise).item()
 
     path = work / "diffusion.safetensors"
-    train(path, model, loss_of, minutes=minutes, rate=6e-4, decay=0.9995, evaluate=held_out_loss)
+    train(path, model, loss_of, minutes=minutes, rate=5e-4, decay=0.9995, evaluate=held_out_loss)
 
 
 # ------------------------------------------------------------------------------------------------------- results

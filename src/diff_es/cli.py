@@ -77,6 +77,7 @@ _RANKINGS: dict[RankingName, Ranking] = {
 }
 
 Model = Annotated[str, typer.Argument(help="'bundled', a folder in diffusers format, or a hub id")]
+Moved = Annotated[str | None, typer.Option("--model", help="the base model, if it is no longer where it was")]
 Artefact = Annotated[Path, typer.Argument(help="what `diff-es compress --out` wrote")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 InDtype = Annotated[Dtype | None, typer.Option("--dtype", help="default float32 on the CPU, bfloat16 elsewhere")]
@@ -89,15 +90,15 @@ def _open(model: str, dtype: Dtype | None, device: str | None, scheduler: Schedu
     return load_pipeline(model, dtype=kind, device=device, scheduler=None if scheduler is None else scheduler.value)
 
 
-def _reopen(folder: Path) -> tuple[Compressed, Pipeline]:
-    """An artefact of the command line and the pipeline it was made from."""
+def _reopen(folder: Path, model: str | None) -> tuple[Compressed, Pipeline]:
+    """An artefact of the command line and the pipeline it was made from, or that pipeline's new place."""
     fast = load(folder)
     origin = fast.about.get("origin")
     if origin is None:
         remedy = "It was saved from Python: load the pipeline there and use `diff_es.load(folder).routed(pipe)`."
         raise ArtefactError(str(folder), expected="an artefact of `diff-es compress`", found="no origin", remedy=remedy)
     scheduler = None if origin["scheduler"] is None else Scheduler(origin["scheduler"])
-    return fast, _open(origin["model"], Dtype(origin["dtype"]), origin["device"], scheduler)
+    return fast, _open(model or origin["model"], Dtype(origin["dtype"]), origin["device"], scheduler)
 
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
@@ -201,10 +202,11 @@ def sample_command(
     steps: Annotated[int | None, typer.Option(help="default those of the artefact")] = None,
     guidance: Annotated[float | None, typer.Option(help="default that of the artefact")] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="where the images go")] = Path("samples"),
+    model: Moved = None,
     as_json: AsJson = False,
 ) -> None:
     """Images, one PNG each and a contact sheet."""
-    fast, pipe = _reopen(folder)
+    fast, pipe = _reopen(folder, model)
     own = fast.sampling
     setting = Sampling(steps or own.steps, own.guidance if guidance is None else guidance, own.batch)
     probes = make_probes(pipe, count, seed, "sample")
@@ -247,21 +249,24 @@ def evaluate_command(
     noises: Annotated[int, typer.Option(min=2, help="held-out noises for SNR and PSNR")] = 64,
     images: Annotated[int, typer.Option(min=128, help="images for the Fréchet distance, where it can be had")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 5,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="default DIR/evaluation beside the artefact")] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="where result.json and report.html go; default DIR")
+    ] = None,
+    model: Moved = None,
     as_json: AsJson = False,
 ) -> None:
     """The comparison with the dense model and all baselines at equal cost: result.json and report.html."""
     start, reporter = time.monotonic(), Reporter()
-    fast, pipe = _reopen(folder)
+    fast, pipe = _reopen(folder, model)
     settings, budget = restore(fast.about["settings"]), float(fast.about["budget"])
-    study = prepare(pipe, settings, reporter)
+    ready = prepare(pipe, settings, reporter)
     found = {budget: found_again(fast)}
-    model = fast.about["origin"]["model"]
-    reference = load_reference() if model == "bundled" else None
-    evaluation = evaluate(study, found, reference, Effort(noises=noises, images=images, rounds=rounds), reporter)
-    target = out_folder or folder.with_name(folder.name + "-evaluation")
+    name = model or fast.about["origin"]["model"]
+    reference = load_reference() if name == "bundled" else None
+    effort, target = Effort(noises=noises, images=images, rounds=rounds), out_folder or folder
+    evaluation = evaluate(ready, found, reference, effort, target, reporter)
     notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]
-    story = tell(study, model, found, evaluation, time.monotonic() - start, notes)
+    story = tell(ready, name, found, evaluation, time.monotonic() - start, notes)
     result = publish(target, story)
     tables.show_rows(out, story)
     out.print(f"\nLook at [bold]{target / 'report.html'}[/bold].")
@@ -273,10 +278,11 @@ def bench_command(
     folder: Artefact,
     batch: Annotated[int, typer.Option(min=1, help="samples per pipeline call")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 7,
+    model: Moved = None,
     as_json: AsJson = False,
 ) -> None:
     """Latency, MACs and memory of the dense and the routed model, interleaved in one process."""
-    fast, pipe = _reopen(folder)
+    fast, pipe = _reopen(folder, model)
     result = compare(pipe, fast, batch, rounds, Reporter())
     tables.show_bench(out, result)
     _finish(result, as_json)
@@ -288,4 +294,7 @@ def main() -> None:
         app()
     except DiffESError as error:
         Console(stderr=True).print(f"error: {type(error).__name__}: {error}", markup=False, highlight=False)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that cannot be read
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
         sys.exit(2)

@@ -1,7 +1,7 @@
 """The method on one page: calibrate, rank, search, re-rank the finalists.
 
-``compress`` is the whole of it; ``prepare`` and ``evolve`` are its halves, for those who want several budgets of one
-calibration.
+``compress`` is the whole of it; ``survey``, ``study`` and ``evolve`` are its parts, for those who want several budgets
+of one calibration.
 """
 
 from __future__ import annotations
@@ -31,18 +31,24 @@ from .settings import Settings, describe
 
 
 @dataclass(frozen=True)
-class Study:
-    """A model made ready for searching: calibrated, ranked and priced."""
+class Survey:
+    """What is known of a model before anything of it has run: its structure, its stages, its prices."""
 
     pipe: Pipeline
     settings: Settings
     trace: Trace
     stages: Stages
     anatomy: Anatomy
-    statistics: Statistics
-    library: Library
     counter: MacCounter
     costs: Costs
+
+
+@dataclass(frozen=True)
+class Study(Survey):
+    """A model made ready for searching: calibrated and ranked too."""
+
+    statistics: Statistics
+    library: Library
 
     def fitness(self, purpose: str, count: int) -> Fitness:
         """Closeness to the dense model on ``count`` probes of this purpose."""
@@ -51,33 +57,43 @@ class Study:
         return Fitness(self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
 
 
-def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:
-    """Discover, calibrate, rank and price.
+def survey(pipe: AnyPipeline, settings: Settings) -> Survey:
+    """Discover and price, without running the model.
 
     Raises:
         UnsupportedModel: a pipeline that Diff-ES cannot drive, or nothing in it that can be pruned.
         DiffESError: more stages than steps.
     """
-    pipe, reporter = check(pipe), reporter or Reporter(quiet=True)
+    pipe = check(pipe)
     denoiser = denoiser_of(pipe)
     anatomy = discover(denoiser)
     if not anatomy.layers or not anatomy.blocks:
-        found = "; ".join(f"{r.name}: {r.reason}" for r in anatomy.refusals[:3]) or "no layer of a known kind"
         raise UnsupportedModel(
             type(denoiser).__name__,
             expected="attention heads, feed-forward channels and blocks that can be pruned",
-            found=found,
+            found="; ".join(f"{r.name}: {r.reason}" for r in anatomy.refusals[:3]) or "no layer of a known kind",
             remedy="See `diff-es inspect` for every layer.",
         )
     path = trace(pipe, settings.sampling)
     stages = Stages.split(path.timesteps, settings.stages)
-    layers, blocks = parts_of(anatomy, depth=isinstance(settings.method.ladder, Depth))
-    probes = make_probes(pipe, settings.calibration, settings.seed, "calibration")
-    statistics = calibrate(pipe, probes, settings.sampling, stages, layers, blocks, reporter)
-    library = Library(denoiser, anatomy, statistics, settings.method, reporter)
     counter = MacCounter(denoiser, anatomy, path)
     costs = Costs(counter.table(settings.method.ladder), stages.steps(path.timesteps))
-    return Study(pipe, settings, path, stages, anatomy, statistics, library, counter, costs)
+    return Survey(pipe, settings, path, stages, anatomy, counter, costs)
+
+
+def study(surveyed: Survey, reporter: Reporter) -> Study:
+    """Calibrate on the model's own trajectories and rank."""
+    pipe, settings, anatomy = surveyed.pipe, surveyed.settings, surveyed.anatomy
+    layers, blocks = parts_of(anatomy, depth=isinstance(settings.method.ladder, Depth))
+    probes = make_probes(pipe, settings.calibration, settings.seed, "calibration")
+    statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
+    library = Library(denoiser_of(pipe), anatomy, statistics, settings.method, reporter)
+    return Study(**vars(surveyed), statistics=statistics, library=library)
+
+
+def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:
+    """Survey and study in one; raises as :func:`survey` does."""
+    return study(survey(pipe, settings), reporter or Reporter(quiet=True))
 
 
 @dataclass(frozen=True)
@@ -102,10 +118,10 @@ def run_search(search: Search, fitness: Fitness, journal: Journal, reporter: Rep
                 task.advance(f"best {search.ranking()[0].score:.2f}")
 
 
-def select(study: Study, search: Search, reporter: Reporter) -> Found:
+def select(ready: Study, search: Search, reporter: Reporter) -> Found:
     """Judge the best candidates of a finished search again, on probes it never saw."""
-    best = search.ranking()[: study.settings.finalists]
-    judge = study.fitness("held-out", study.settings.held_out)
+    best = search.ranking()[: ready.settings.finalists]
+    judge = ready.fitness("held-out", ready.settings.held_out)
     finalists = []
     with reporter.task("judge finalists", len(best)) as task:
         for levels, score in best:
@@ -116,48 +132,48 @@ def select(study: Study, search: Search, reporter: Reporter) -> Found:
     return Found(levels, score, held_out, tuple(finalists), search.history)
 
 
-def starts(study: Study, space: Space) -> tuple[Levels, ...]:
+def starts(ready: Study, space: Space) -> tuple[Levels, ...]:
     """Uniform, ramps and the middle-protecting shape of MosaicDiff, each filled up to the budget."""
-    rng = np.random.default_rng(derive_seed(study.settings.seed, "starts"))
-    return (*space.starts(rng), space.repair(mosaic(space, study.statistics.change), rng))
+    rng = np.random.default_rng(derive_seed(ready.settings.seed, "starts"))
+    return (*space.starts(rng), space.repair(mosaic(space, ready.statistics.change), rng))
 
 
-def evolve(study: Study, macs: float, journal: Journal, reporter: Reporter) -> Found:
+def evolve(ready: Study, macs: float, journal: Journal, reporter: Reporter) -> Found:
     """The paper's evolutionary search for the best schedule of at most ``macs`` of the dense compute.
 
     Raises:
         BudgetOutOfReach: before any candidate is run; the message says what is attainable.
     """
-    settings, space = study.settings, study.costs.space(macs)
+    settings, space = ready.settings, ready.costs.space(macs)
     evolution = Evolution(
         population=settings.population,
         generations=settings.generations,
         seed=derive_seed(settings.seed, "evolution") % 2**32,
     )
-    search = evolutionary_search(space, evolution, starts(study, space))
-    fitness = study.fitness("search", settings.probes)
+    search = evolutionary_search(space, evolution, starts(ready, space))
+    fitness = ready.fitness("search", settings.probes)
     run_search(search, fitness, journal, reporter, "search", settings.population * settings.generations)
-    return select(study, search, reporter)
+    return select(ready, search, reporter)
 
 
-def finish(study: Study, macs: float, found: Found) -> Compressed:
+def finish(ready: Study, macs: float, found: Found) -> Compressed:
     """The found schedule with its plans, ready to run and to save."""
-    levels, settings = found.levels, study.settings
-    plans = tuple(study.library.plan(stage, row[0]) for stage, row in enumerate(levels))
+    levels, settings = found.levels, ready.settings
+    plans = tuple(ready.library.plan(stage, row[0]) for stage, row in enumerate(levels))
     about: dict[str, Any] = {
         "budget": macs,
-        "macs_ratio": study.costs.ratio(levels),
+        "macs_ratio": ready.costs.ratio(levels),
         "score": found.score,
         "held_out_score": found.held_out,
         "finalists": [list(entry) for entry in found.finalists],
         "history": [asdict(generation) for generation in found.history],
-        "steps": list(study.costs.steps),
-        "timesteps": list(study.trace.timesteps),
-        "macs_by_level": list(study.costs.macs),
+        "steps": list(ready.costs.steps),
+        "timesteps": list(ready.trace.timesteps),
+        "macs_by_level": list(ready.costs.macs),
         "settings": describe(settings),
     }
     return Compressed(
-        Schedule(study.stages, levels), plans, settings.sampling, fingerprint(study.pipe.transformer), about
+        Schedule(ready.stages, levels), plans, settings.sampling, fingerprint(ready.pipe.transformer), about
     )
 
 
@@ -185,12 +201,17 @@ def compress(
         BudgetOutOfReach: before any search; says what is attainable.
         DiffESError: bad settings, or a journal of other settings.
     """
-    settings, reporter = settings or Settings(), reporter or Reporter(quiet=True)
-    study = prepare(pipe, settings, reporter)
-    study.costs.space(macs)
-    facts = {**describe(settings), "macs": macs, **identity(pipe)}
-    log = Journal(Path(journal) if journal is not None else None, facts, resume=resume)
-    return finish(study, macs, evolve(study, macs, log, reporter))
+    reporter, surveyed = reporter or Reporter(quiet=True), survey(pipe, settings or Settings())
+    surveyed.costs.space(macs)  # an impossible budget is refused before anything runs
+    log = open_journal(surveyed, macs, journal, resume=resume)
+    ready = study(surveyed, reporter)
+    return finish(ready, macs, evolve(ready, macs, log, reporter))
+
+
+def open_journal(surveyed: Survey, macs: float, path: str | Path | None, *, resume: bool) -> Journal:
+    """The journal of one search, bound to everything that its scores and its course depend on."""
+    facts = {**describe(surveyed.settings), "macs": macs, **identity(surveyed.pipe)}
+    return Journal(Path(path) if path is not None else None, facts, resume=resume)
 
 
 def found_again(fast: Compressed) -> Found:

@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .compress import Found, evolve, finish, identity, prepare
+from .compress import Found, evolve, finish, open_journal, prepare
 from .evaluate import Effort, evaluate
-from .journal import Journal
 from .pipeline import Sampling, load
 from .progress import Reporter
 from .report import Story
-from .settings import Settings, describe
+from .settings import Settings
 from .story import publish, tell
 from .tiles import load_reference
 
@@ -40,15 +39,14 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
     """
     start = time.monotonic()
     pipe, settings = load("bundled"), settings_of(seed)
-    study = prepare(pipe, settings, reporter)
+    ready = prepare(pipe, settings, reporter)
     found = dict[float, Found]()
     for budget in BUDGETS:
         reporter.say(f"Searching a schedule of at most {budget:g} of the compute")
-        facts = {**describe(settings), "macs": budget, **identity(pipe)}
-        journal = Journal(folder / f"journal-{budget:g}-{seed}.jsonl", facts, resume=True)
-        found[budget] = evolve(study, budget, journal, reporter)
-        finish(study, budget, found[budget]).save(folder / f"macs-{budget:g}")
-    evaluation = evaluate(study, found, load_reference(), Effort(), reporter)
+        journal = open_journal(ready, budget, folder / "journals" / f"search-{budget:g}-{seed}.jsonl", resume=True)
+        found[budget] = evolve(ready, budget, journal, reporter)
+        finish(ready, budget, found[budget]).save(folder / f"macs-{budget:g}")
+    evaluation = evaluate(ready, found, load_reference(), Effort(), folder / "journals", reporter)
     notes = ["Choosing sampler steps and levels together is not part of this version; the figures show why it should."]
-    story = tell(study, "bundled tiles DiT", found, evaluation, time.monotonic() - start, notes)
+    story = tell(ready, "bundled tiles DiT", found, evaluation, time.monotonic() - start, notes)
     return publish(folder, story), story

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor
 from . import metrics
 from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure
-from .compress import Found, Study, run_search, select
-from .journal import Journal
+from .compress import Found, Study, open_journal, run_search, select
 from .layers import Plan
 from .library import Width
 from .pipeline import decode, denoiser_of, make_probes, sample
@@ -54,13 +54,19 @@ class Evaluation:
     random: Mapping[float, Found]
 
 
-def random_rival(study: Study, macs: float, found: Found, reporter: Reporter) -> Found:
-    """Random search with as many evaluations, judged by the same probes and finalists."""
+def random_rival(study: Study, macs: float, found: Found, journals: Path | None, reporter: Reporter) -> Found:
+    """Random search with as many evaluations, judged by the same probes and finalists.
+
+    ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was.
+    """
+    path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
     evaluations = found.history[-1].evaluations
     seed = derive_seed(study.settings.seed, "random search") % 2**32
     search: Search = random_search(study.costs.space(macs), evaluations, seed=seed)
     fitness = study.fitness("search", study.settings.probes)
-    run_search(search, fitness, Journal(None, {}, resume=False), reporter, f"random search at {macs}", evaluations)
+    run_search(
+        search, fitness, open_journal(study, macs, path, resume=True), reporter, f"random search at {macs}", evaluations
+    )
     return select(study, search, reporter)
 
 
@@ -98,15 +104,21 @@ def contenders(study: Study, budget: float, found: Found, random: Found) -> tupl
 
 
 def evaluate(
-    study: Study, found: Mapping[float, Found], reference: Reference | None, effort: Effort, reporter: Reporter
+    study: Study,
+    found: Mapping[float, Found],
+    reference: Reference | None,
+    effort: Effort,
+    journals: Path | None,
+    reporter: Reporter,
 ) -> Evaluation:
     """Run every contender at every budget on the same held-out noises, and time them side by side.
 
     Args:
         found: the search's result for each budget.
         reference: statistics of real data for the Fréchet distance; None leaves it out.
+        journals: where the random search keeps its scores, if anywhere.
     """
-    random = {budget: random_rival(study, budget, result, reporter) for budget, result in found.items()}
+    random = {budget: random_rival(study, budget, result, journals, reporter) for budget, result in found.items()}
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for budget, result in found.items():
         field += contenders(study, budget, result, random[budget])

@@ -93,6 +93,9 @@ def load(
         UnsupportedModel: nothing loads from there, or its pipeline class is none that Diff-ES knows.
     """
     device = torch.device(device) if device is not None else default_device()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        remedy = "Leave --device out, or install PyTorch's CUDA build."
+        raise DiffESError("device", expected="a device that PyTorch sees", found=str(device), remedy=remedy)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     source = str(BUNDLED) if model == "bundled" else model
     remedy = "Give 'bundled', a folder with a model_index.json, or the id of a hub repository (and check the network)."

@@ -45,7 +45,9 @@ class Routing:
         _ROUTED[self._denoiser] = self
 
     def detach(self) -> None:
-        """Restore the dense weights to the bit and leave nothing behind."""
+        """Restore the dense weights to the bit and leave nothing behind; a second time, do nothing."""
+        if _ROUTED.get(self._denoiser) is not self:
+            return
         self._handle.remove()
         self._switch.to(Weights())
         del _ROUTED[self._denoiser]
