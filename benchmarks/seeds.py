@@ -13,7 +13,7 @@ import statistics
 
 from diff_es.benchmark import Runner
 from diff_es.compress import evolve, prepare
-from diff_es.demo import BUDGETS, settings_of
+from diff_es.demo import BUDGETS, SETTINGS
 from diff_es.evaluate import Contender, contenders, random_rival, sampled
 from diff_es.journal import Journal
 from diff_es.metrics import snr_db
@@ -29,7 +29,7 @@ def main() -> None:
     reporter, pipe = Reporter(), load("bundled")
     scores = dict[tuple[float, str], list[float]]()
     for seed in args.seeds:
-        study = prepare(pipe, settings_of(seed), reporter)
+        study = prepare(pipe, SETTINGS.changed(seed=seed), reporter)
         dense = Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))
         reference, _ = sampled(study, dense, args.noises, reporter)
         for budget in BUDGETS:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from .artefact import Compressed
 from .layers import Weights
-from .pipeline import Pipeline, Sampling, decode, denoiser_of, intercepted, make_probes, sample
+from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
 from .progress import Reporter
 from .route import routed
 from .schedule import Stages
@@ -71,25 +71,25 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
-    """Milliseconds of the whole pipeline, decoder included, and of its denoiser calls."""
-    denoiser, spent = denoiser_of(pipe), [0.0]
+    """Milliseconds of the whole pipeline, decoder included, and of its denoiser calls, weight switches included."""
+    denoiser, spent, begun = denoiser_of(pipe), [0.0], [0.0]
 
-    def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            _synchronise(denoiser.device)
-            start = time.perf_counter()
-            output = forward(*args, **kwargs)
-            _synchronise(denoiser.device)
-            spent[0] += time.perf_counter() - start
-            return output
+    def start(module: nn.Module, args: Any) -> None:
+        _synchronise(denoiser.device)
+        begun[0] = time.perf_counter()
 
-        return run
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        _synchronise(denoiser.device)
+        spent[0] += time.perf_counter() - begun[0]
 
     probes = make_probes(pipe, runner.sampling.batch, 0, "timing")
-    with runner.context(denoiser), intercepted(denoiser, timed):
-        start = time.perf_counter()
+    with ExitStack() as stack:
+        stack.enter_context(runner.context(denoiser))
+        stack.callback(denoiser.register_forward_pre_hook(start, prepend=True).remove)
+        stack.callback(denoiser.register_forward_hook(stop).remove)
+        began = time.perf_counter()
         decode(pipe, sample(pipe, probes, runner.sampling))
-        total = time.perf_counter() - start
+        total = time.perf_counter() - began
     return total * 1000, spent[0] * 1000
 
 

@@ -18,16 +18,16 @@ from .artefact import Compressed, load
 from .benchmark import compare
 from .compress import compress, found_again, prepare
 from .demo import run_demo
-from .errors import ArtefactError, DiffESError
+from .errors import DiffESError
 from .evaluate import Effort, evaluate
 from .library import Depth, Method, Width
 from .obs import Activation, Magnitude, Obs, Ranking, Ridge, Wanda
-from .pipeline import Pipeline, Probe, Sampling, classes_of, decode, make_probes, sample
+from .pipeline import Pipeline, Probe, Sampling, classes_of, decode, make_probes, reopen, sample
 from .pipeline import load as load_pipeline
 from .progress import Reporter
 from .rng import derive_seed
 from .settings import Settings, restore
-from .store import check_target
+from .store import check_target, make_folder
 from .story import contact_sheet, picture, publish, tell
 from .tiles import load_reference
 
@@ -90,15 +90,10 @@ def _open(model: str, dtype: Dtype | None, device: str | None, scheduler: Schedu
     return load_pipeline(model, dtype=kind, device=device, scheduler=None if scheduler is None else scheduler.value)
 
 
-def _reopen(folder: Path, model: str | None) -> tuple[Compressed, Pipeline]:
-    """An artefact of the command line and the pipeline it was made from, or that pipeline's new place."""
+def _reopen(folder: Path, model: str | None, device: str | None) -> tuple[Compressed, Pipeline]:
+    """An artefact and the pipeline it was made from, from its old place or its new one."""
     fast = load(folder)
-    origin = fast.about.get("origin")
-    if origin is None:
-        remedy = "It was saved from Python: load the pipeline there and use `diff_es.load(folder).routed(pipe)`."
-        raise ArtefactError(str(folder), expected="an artefact of `diff-es compress`", found="no origin", remedy=remedy)
-    scheduler = None if origin["scheduler"] is None else Scheduler(origin["scheduler"])
-    return fast, _open(model or origin["model"], Dtype(origin["dtype"]), origin["device"], scheduler)
+    return fast, reopen(fast.about["origin"], model, device)
 
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
@@ -179,13 +174,6 @@ def compress_command(
     except KeyboardInterrupt:
         out.print(f"\nStopped. What was evaluated is in {journal}: run the same command with --resume to go on.")
         raise
-    origin = {
-        "model": model if model == "bundled" or not Path(model).exists() else str(Path(model).resolve()),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-        "device": device,
-        "scheduler": None if scheduler is None else scheduler.value,
-    }
-    fast = Compressed(fast.schedule, fast.plans, fast.sampling, fast.base, {**fast.about, "origin": origin})
     fast.save(out_folder)
     tables.show_compressed(out, fast, out_folder, time.monotonic() - start)
     kept = ("budget", "macs_ratio", "score", "held_out_score")
@@ -203,12 +191,13 @@ def sample_command(
     guidance: Annotated[float | None, typer.Option(help="default that of the artefact")] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="where the images go")] = Path("samples"),
     model: Moved = None,
+    device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Images, one PNG each and a contact sheet."""
-    fast, pipe = _reopen(folder, model)
+    fast, pipe = _reopen(folder, model, device)
     own = fast.sampling
-    setting = Sampling(steps or own.steps, own.guidance if guidance is None else guidance, own.batch)
+    setting = Sampling(own.steps if steps is None else steps, own.guidance if guidance is None else guidance, own.batch)
     probes = make_probes(pipe, count, seed, "sample")
     if label:
         classes = [_class(pipe, entry) for entry in label]
@@ -222,7 +211,7 @@ def sample_command(
             latents.append(sample(pipe, chunk, setting))
             task.advance()
     images = decode(pipe, torch.cat(latents))
-    out_folder.mkdir(parents=True, exist_ok=True)
+    make_folder(out_folder)
     stem, files = "dense" if dense else "diff-es", list[str]()
     for i, image in enumerate(images):
         files.append(str(out_folder / f"{stem}-{i:03d}.png"))
@@ -253,11 +242,12 @@ def evaluate_command(
         Path | None, typer.Option("--out", help="where result.json and report.html go; default DIR")
     ] = None,
     model: Moved = None,
+    device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """The comparison with the dense model and all baselines at equal cost: result.json and report.html."""
     start, reporter = time.monotonic(), Reporter()
-    fast, pipe = _reopen(folder, model)
+    fast, pipe = _reopen(folder, model, device)
     settings, budget = restore(fast.about["settings"]), float(fast.about["budget"])
     ready = prepare(pipe, settings, reporter)
     found = {budget: found_again(fast)}
@@ -279,10 +269,11 @@ def bench_command(
     batch: Annotated[int, typer.Option(min=1, help="samples per pipeline call")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 7,
     model: Moved = None,
+    device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Latency, MACs and memory of the dense and the routed model, interleaved in one process."""
-    fast, pipe = _reopen(folder, model)
+    fast, pipe = _reopen(folder, model, device)
     result = compare(pipe, fast, batch, rounds, Reporter())
     tables.show_bench(out, result)
     _finish(result, as_json)
@@ -293,7 +284,9 @@ def main() -> None:
     try:
         app()
     except DiffESError as error:
-        Console(stderr=True).print(f"error: {type(error).__name__}: {error}", markup=False, highlight=False)
+        Console(stderr=True).print(
+            f"error: {type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(2)
     except OSError as error:  # a full disk, a folder that cannot be read
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)

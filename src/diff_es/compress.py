@@ -22,7 +22,7 @@ from .fitness import Fitness
 from .journal import Journal
 from .layers import Anatomy, discover
 from .library import Depth, Library
-from .pipeline import AnyPipeline, Pipeline, Trace, check, denoiser_of, make_probes, trace
+from .pipeline import AnyPipeline, Pipeline, Trace, check, denoiser_of, make_probes, origin_of, trace
 from .progress import Reporter
 from .rng import derive_seed
 from .schedule import Schedule, Stages
@@ -171,6 +171,7 @@ def finish(ready: Study, macs: float, found: Found) -> Compressed:
         "timesteps": list(ready.trace.timesteps),
         "macs_by_level": list(ready.costs.macs),
         "settings": describe(settings),
+        "origin": origin_of(ready.pipe),
     }
     return Compressed(
         Schedule(ready.stages, levels), plans, settings.sampling, fingerprint(ready.pipe.transformer), about
@@ -185,6 +186,7 @@ def compress(
     journal: str | Path | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
+    **changes: Any,
 ) -> Compressed:
     """Make a pipeline faster: calibrate it on its own trajectories, rank, and search a schedule within the budget.
 
@@ -195,13 +197,14 @@ def compress(
         journal: a file to which every evaluation is appended, so that a stopped search can be resumed.
         resume: go on with an existing journal, to the result that an uninterrupted run gives.
         reporter: shows progress; default silent.
+        changes: single settings by name, such as ``steps=20, guidance=2.0, generations=50``.
 
     Raises:
         UnsupportedModel: a pipeline that Diff-ES cannot drive.
         BudgetOutOfReach: before any search; says what is attainable.
         DiffESError: bad settings, or a journal of other settings.
     """
-    reporter, surveyed = reporter or Reporter(quiet=True), survey(pipe, settings or Settings())
+    reporter, surveyed = reporter or Reporter(quiet=True), survey(pipe, (settings or Settings()).changed(**changes))
     surveyed.costs.space(macs)  # an impossible budget is refused before anything runs
     log = open_journal(surveyed, macs, journal, resume=resume)
     ready = study(surveyed, reporter)
@@ -227,10 +230,10 @@ def _levels(rows: Sequence[Sequence[int]]) -> Levels:
 
 def identity(pipe: Pipeline) -> dict[str, Any]:
     """What else scores depend on: the model, its sampler and the arithmetic."""
-    scheduler = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    origin, denoiser = origin_of(pipe), denoiser_of(pipe)
     return {
-        "model": fingerprint(denoiser_of(pipe)),
-        "dtype": str(denoiser_of(pipe).dtype),
-        "device": denoiser_of(pipe).device.type,
-        "scheduler": {"type": type(pipe.scheduler).__name__, **{k: repr(v) for k, v in sorted(scheduler.items())}},
+        "model": fingerprint(denoiser),
+        "dtype": origin["dtype"],
+        "device": denoiser.device.type,
+        "scheduler": origin["scheduler"],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -90,11 +91,12 @@ class Costs:
         if not 0 < fraction <= 1:
             remedy = "Give the share of the dense compute that may be spent, such as 0.7."
             raise BudgetOutOfReach("macs", expected="a fraction above 0, at most 1", found=str(fraction), remedy=remedy)
-        least = min(self.macs) * sum(self.steps) / self.dense
-        if fraction < least:
-            shown = math.ceil(least * 1000) / 1000
+        # exact: 0.29 of 100 is 29; and the ratio of a schedule, a rounded float, is a budget that the schedule keeps
+        budget = math.floor(Fraction(str(fraction)) * self.dense * (1 + Fraction(1, 10**12)))
+        if budget < min(self.macs) * sum(self.steps):
+            shown = math.ceil(Fraction(min(self.macs), self.macs[0]) * 10_000) / 10_000
             remedy = f"Ask for {shown} or more, or take fewer sampler steps."
             expected = f"at least {shown}, which the deepest level costs in every stage"
             raise BudgetOutOfReach("macs", expected=expected, found=str(fraction), remedy=remedy)
         rows = tuple((tuple(n * macs for macs in self.macs),) for n in self.steps)
-        return Space(rows, math.floor(fraction * self.dense))
+        return Space(rows, budget)

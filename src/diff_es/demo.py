@@ -27,18 +27,13 @@ SETTINGS = Settings(
 )
 
 
-def settings_of(seed: int) -> Settings:
-    """The demo's settings with another seed."""
-    return Settings(**{**vars(SETTINGS), "seed": seed})
-
-
 def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any], Story]:
     """Compress the bundled model to each budget, compare with every alternative, write ``folder``.
 
     A demo that was stopped goes on where it was.
     """
     start = time.monotonic()
-    pipe, settings = load("bundled"), settings_of(seed)
+    pipe, settings = load("bundled"), SETTINGS.changed(seed=seed)
     ready = prepare(pipe, settings, reporter)
     found = dict[float, Found]()
     for budget in BUDGETS:

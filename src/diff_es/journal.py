@@ -65,11 +65,17 @@ class Journal:
     def _read(path: Path) -> list[dict[str, Any]]:
         if not path.exists():
             return []
-        lines = []
-        for raw in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not raw.endswith("\n"):
-                break  # a kill cut this line short: the evaluation is run again
-            lines.append(json.loads(raw))
+        try:
+            # a kill may have cut the last line short: that evaluation is run again
+            whole = [raw for raw in path.read_text(encoding="utf-8").splitlines(keepends=True) if raw.endswith("\n")]
+            lines = [json.loads(raw) for raw in whole]
+            if lines:
+                lines[0]["settings"].keys()
+            for line in lines[1:]:
+                line["levels"], line["score"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            remedy = "Choose another folder, or remove the file."
+            raise DiffESError(str(path), expected="a journal of Diff-ES", found=str(error), remedy=remedy) from error
         return lines
 
     def add(self, levels: Levels, score: float) -> None:

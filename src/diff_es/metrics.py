@@ -10,7 +10,8 @@ EXACT_DB = 120.0  # what a bitwise equal result counts as, so that averages stay
 
 
 def _decibel(power: Tensor, error: Tensor) -> Tensor:
-    return (10 * torch.log10(power / error.clamp_min(torch.finfo(error.dtype).tiny))).clamp(max=EXACT_DB)
+    ratio = 10 * torch.log10(power / error.clamp_min(torch.finfo(error.dtype).tiny))
+    return torch.where(error == 0, torch.full_like(ratio, EXACT_DB), ratio.clamp(max=EXACT_DB))
 
 
 def snr_db(reference: Tensor, result: Tensor) -> Tensor:

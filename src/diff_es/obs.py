@@ -33,6 +33,10 @@ class Moments:
         """(D,) float64: the mean square of each input."""
         return _double(self.second.diagonal()) / self.count
 
+    def rounding(self, inputs: int | None = None) -> Tensor:
+        """What rounding of the sums may leave of a covariance that is really zero, relative to the inputs' power."""
+        return 64 * torch.finfo(self.second.dtype).eps * self.power()[:inputs].mean()
+
     def hessian(self, *, centred: bool) -> Tensor:
         """(D, D) float64: E[x x^T], or the covariance where an intercept takes care of the mean."""
         second = _double(self.second) / self.count
@@ -45,10 +49,10 @@ def _double(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
-def damped(hessian: Tensor, damping: float) -> Tensor:
-    """H + damping * mean(diag H) * I; for an input that is always zero, I."""
-    scale = hessian.diagonal().mean()
-    ridge = torch.where(scale > 0, damping * scale, torch.ones_like(scale))
+def damped(hessian: Tensor, damping: float, floor: float | Tensor = 0.0) -> Tensor:
+    """H + (damping * mean(diag H) + floor) * I; for an input that is always zero, I."""
+    scale = damping * hessian.diagonal().mean().clamp_min(0) + floor
+    ridge = torch.where(scale > 0, scale, torch.ones_like(scale))
     return hessian + ridge * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
 
 
@@ -104,7 +108,7 @@ class Obs:
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
         # float32 from here on: the order alone is at stake, and the loop is bound by memory
-        inverse = torch.linalg.inv(damped(moments.hessian(centred=True), self.damping)).float()
+        inverse = torch.linalg.inv(damped(moments.hessian(centred=True), self.damping, moments.rounding())).float()
         weight = weight.float().to(inverse.device).clone()
         groups = weight.shape[1] // width
         chunk = max(1, groups // self.rounds)
@@ -189,7 +193,7 @@ class Ridge:
         last_first = order.flip(0).to(hessian.device)
         weight, mean = _double(weight).to(hessian.device)[:, last_first], mean[last_first]
         hessian = hessian[last_first][:, last_first]
-        factor = torch.linalg.cholesky(damped(hessian, self.damping))
+        factor = torch.linalg.cholesky(damped(hessian, self.damping, moments.rounding()))
         dense_bias = torch.zeros_like(weight[:, 0]) if bias is None else _double(bias).to(weight.device)
         results = []
         for count in counts:
@@ -220,7 +224,7 @@ def regress(moments: Moments, inputs: int, damping: float) -> tuple[Tensor, Tens
         weight (R, inputs), bias (R,), and the mean squared error that stays, all float64.
     """
     covariance, mean = moments.hessian(centred=True), moments.mean()
-    factor = torch.linalg.cholesky(damped(covariance[:inputs, :inputs], damping))
+    factor = torch.linalg.cholesky(damped(covariance[:inputs, :inputs], damping, moments.rounding(inputs)))
     weight = torch.cholesky_solve(covariance[:inputs, inputs:], factor).T
     bias = mean[inputs:] - weight @ mean[:inputs]
     cross = covariance[inputs:, :inputs]

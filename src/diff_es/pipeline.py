@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -18,6 +21,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     ModelMixin,
     PNDMScheduler,
+    SchedulerMixin,
     UniPCMultistepScheduler,
 )
 from torch import Tensor, nn
@@ -91,8 +95,13 @@ def load(
 
     Raises:
         UnsupportedModel: nothing loads from there, or its pipeline class is none that Diff-ES knows.
+        DiffESError: PyTorch has no such device.
     """
-    device = torch.device(device) if device is not None else default_device()
+    try:
+        device = torch.device(device) if device is not None else default_device()
+    except RuntimeError as error:
+        remedy = "Give one such as cpu, cuda or cuda:1, or leave --device out."
+        raise DiffESError("device", expected="a PyTorch device", found=str(device), remedy=remedy) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         remedy = "Leave --device out, or install PyTorch's CUDA build."
         raise DiffESError("device", expected="a device that PyTorch sees", found=str(device), remedy=remedy)
@@ -101,19 +110,51 @@ def load(
     remedy = "Give 'bundled', a folder with a model_index.json, or the id of a hub repository (and check the network)."
     expected = "a diffusers pipeline"
     try:
-        config = AnyPipeline.load_config(source)
+        with warnings.catch_warnings():  # of how diffusers calls huggingface_hub
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
+            config = AnyPipeline.load_config(source)
     except (OSError, ValueError) as error:
         found = str(error).splitlines()[0] if not Path(source).is_dir() else "a folder without a model_index.json"
         raise UnsupportedModel(model, expected=expected, found=found, remedy=remedy) from error
     _check_class(model, str(config.get("_class_name")))
     try:
-        pipe = AnyPipeline.from_pretrained(source, torch_dtype=dtype)
+        pipe = AnyPipeline.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UnsupportedModel(model, expected=expected, found=str(error).splitlines()[0], remedy=remedy) from error
     if scheduler is not None:
         kind = {known.__name__: known for known in SCHEDULERS}[scheduler]
         pipe.scheduler = kind.from_config(pipe.scheduler.config)
     return check(pipe.to(device))
+
+
+def origin_of(pipe: Pipeline) -> dict[str, Any]:
+    """Where a pipeline came from and how it samples, as JSON values for :func:`reopen`."""
+    source = pipe.config.get("_name_or_path") or ""
+    folder = Path(source)
+    return {
+        "model": "bundled" if folder == BUNDLED else str(folder.resolve()) if folder.is_dir() else source,
+        "dtype": str(denoiser_of(pipe).dtype).removeprefix("torch."),
+        "scheduler": {"_class_name": type(pipe.scheduler).__name__, **json.loads(pipe.scheduler.to_json_string())},
+    }
+
+
+def reopen(origin: dict[str, Any], model: str | None = None, device: str | None = None) -> Pipeline:
+    """The pipeline of :func:`origin_of`, from its old place or from ``model``, with its sampler.
+
+    Raises:
+        UnsupportedModel: it does not load, or its sampler is none of diffusers'.
+    """
+    if not (model or origin["model"]):
+        remedy = "Say where it is: --model."
+        raise UnsupportedModel("base model", expected="a place to load it from", found="none", remedy=remedy)
+    pipe = load(model or origin["model"], dtype=getattr(torch, origin["dtype"]), device=device)
+    name = origin["scheduler"]["_class_name"]
+    kind: Any = vars(diffusers.schedulers).get(name)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        remedy = "Use it from Python: load the pipeline with its own scheduler."
+        raise UnsupportedModel("scheduler", expected="a class of diffusers", found=str(name), remedy=remedy)
+    pipe.scheduler = kind.from_config(origin["scheduler"])
+    return pipe
 
 
 def default_device() -> torch.device:

@@ -36,21 +36,25 @@ class Stages:
     @classmethod
     def split(cls, timesteps: Sequence[float], count: int) -> Stages:
         """Cut the T timesteps of a trajectory into ``count`` stages: stage s holds steps floor(sT/S) to
-        floor((s+1)T/S) - 1 (DESIGN of the method: see docs/method.md, "Stages").
+        floor((s+1)T/S) - 1 (docs/method.md, "Stages").
 
         Raises:
             DiffESError: more stages than steps, or no stage at all.
         """
-        steps = len(timesteps)
+        distinct = list(dict.fromkeys(timesteps))  # a sampler of second order calls the denoiser twice at a timestep
+        steps = len(distinct)
         if not 1 <= count <= steps:
             raise DiffESError(
                 "stages",
-                expected=f"a number from 1 to the {steps} denoiser calls of one trajectory",
+                expected=f"a number from 1 to the {steps} timesteps of one trajectory",
                 found=str(count),
                 remedy=f"Ask for at most {steps} stages, or for more sampler steps: an empty stage saves nothing.",
             )
+        if any(a <= b for a, b in pairwise(distinct)):
+            remedy = "Use a sampler that runs from noise to image."
+            raise DiffESError("timesteps", expected="descending ones", found=str(distinct[:8]), remedy=remedy)
         firsts = [s * steps // count for s in range(1, count)]
-        return cls(tuple((timesteps[i - 1] + timesteps[i]) / 2 for i in firsts))
+        return cls(tuple((distinct[i - 1] + distinct[i]) / 2 for i in firsts))
 
     def __len__(self) -> int:
         return len(self.boundaries) + 1
@@ -73,8 +77,8 @@ class Schedule:
     levels: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        units = {len(row) for row in self.levels}
-        if len(self.levels) != len(self.stages) or len(units) != 1 or min(map(min, self.levels), default=-1) < 0:
+        units, flat = {len(row) for row in self.levels}, [level for row in self.levels for level in row]
+        if len(self.levels) != len(self.stages) or len(units) != 1 or min(flat, default=-1) < 0:
             raise DiffESError(
                 "schedule",
                 expected=f"one row of levels from 0 up for each of {len(self.stages)} stages, all of one length",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import DiffESError
@@ -34,6 +34,21 @@ class Settings:
             if getattr(self, name) < 1:
                 remedy = "Leave it out to take the default."
                 raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
+
+    def changed(self, **changes: Any) -> Settings:
+        """The same with some values exchanged; steps, guidance and batch are those of ``sampling``.
+
+        Raises:
+            DiffESError: a name that is no setting.
+        """
+        own = {name: value for name, value in changes.items() if name not in vars(self.sampling)}
+        for name in own:
+            if name not in vars(self):
+                known = ", ".join([*vars(self.sampling), *vars(self)])
+                raise DiffESError("settings", expected=f"one of {known}", found=name, remedy="Mind the spelling.")
+        sampling = {name: value for name, value in changes.items() if name not in own}
+        before = own.get("sampling", self.sampling)
+        return replace(self, **{**own, "sampling": replace(before, **sampling)})
 
 
 _RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,23 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise StorageError(
             str(path), expected="a file that can be written", found=str(error), remedy=_REPLACE
         ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where it is missing.
+
+    Raises:
+        StorageError: the disk refused, or there is a file of that name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(str(folder), expected="a folder", found=str(error), remedy=_REPLACE) from error
 
 
 def check_target(folder: Path) -> None:
@@ -62,7 +76,7 @@ def check_target(folder: Path) -> None:
 def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
     """Write ``{file stem: {name: tensor}}`` and the manifest; an artefact already there is replaced in one step.
 
-    Journals (``*.jsonl``) that lie in the folder are kept.
+    Whatever else lies beside an artefact, such as journals and reports, is kept.
 
     Raises:
         StorageError: the disk refused, or the folder is not ours to replace; nothing half-written stays.
@@ -72,6 +86,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], abou
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        staging.chmod(0o755)
         files = {}
         for stem, group in tensors.items():
             target = staging / f"{stem}.safetensors"
@@ -80,20 +95,40 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], abou
         manifest = {"format": FORMAT, "diff_es": version("diff-es"), "files": files, **about}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
-            for journal in folder.glob("*.jsonl"):
-                shutil.copy2(journal, staging / journal.name)
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / "old"
-            os.replace(folder, old)
-            os.replace(staging, folder)
-            shutil.rmtree(old.parent)
+            _carry_over(folder, staging)
+            _swap(folder, staging)
         else:
-            staging.chmod(0o755)
             os.replace(staging, folder)
     except (OSError, SafetensorError) as error:
         raise StorageError(str(folder), expected="room to write", found=str(error), remedy=_REPLACE) from error
     finally:
         if staging is not None and staging.exists():
             shutil.rmtree(staging)
+
+
+def _carry_over(folder: Path, staging: Path) -> None:
+    """Copy what lies beside an artefact's own files: journals, reports, whatever the user put there."""
+    own = {MANIFEST}
+    if (folder / MANIFEST).exists():
+        own |= read_manifest(folder)["files"].keys()
+    for entry in folder.iterdir():
+        if entry.name not in own:
+            if entry.is_dir():
+                shutil.copytree(entry, staging / entry.name)
+            else:
+                shutil.copy2(entry, staging / entry.name)
+
+
+def _swap(folder: Path, staging: Path) -> None:
+    """Put one folder in another's place; if that fails, the old one is where it was."""
+    old = staging.with_name(staging.name + ".old")
+    os.replace(folder, old)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -114,6 +149,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = f"format {manifest.get('format')!r}" if isinstance(manifest, dict) else "other JSON"
         remedy = "Compress again with this version, or install the version that wrote it."
         raise ArtefactError(str(path), expected=f"format {FORMAT}", found=found, remedy=remedy)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(f, dict) and "sha256" in f for f in files.values()):
+        remedy = "The manifest was changed by hand or by another program: compress again."
+        raise ArtefactError(str(path), expected="a hash for every file", found=repr(files)[:80], remedy=remedy)
     return manifest
 
 

@@ -31,6 +31,7 @@ def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
         if name not in {block.name for block in anatomy.blocks}:
             raise _misfit(name, "a block of that name", "none")
         if bypass is not None:
+            _check_bypass(name, bypass, anatomy)
             bypass = Bypass(bypass.weight.to(parameter), bypass.bias.to(parameter))
         bypasses[name] = bypass
     return Weights(tensors, counts, bypasses)
@@ -63,11 +64,23 @@ def output_of(denoiser: nn.Module, layer: Layer) -> nn.Linear:
 def _check(name: str, cut: Cut, layer: Layer | None, denoiser: nn.Module) -> None:
     if layer is None:
         raise _misfit(name, "a prunable layer of that name", "none")
-    if len(cut.kept) == 0 or int(cut.kept.max()) >= layer.groups:
-        raise _misfit(name, f"groups 0 to {layer.groups - 1} of {layer.groups}", f"{len(cut.kept)} others")
-    wanted = (output_of(denoiser, layer).out_features, len(cut.kept) * layer.width)
-    if cut.weight is not None and cut.weight.shape != wanted:
-        raise _misfit(name, f"an output projection of shape {wanted}", f"shape {tuple(cut.weight.shape)}")
+    kept = cut.kept.tolist()
+    if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= layer.groups:
+        raise _misfit(name, f"ascending groups from 0 to {layer.groups - 1}", f"{kept[:4]} to {kept[-1:]}")
+    outputs = output_of(denoiser, layer).out_features
+    _check_shape(name, "output projection", cut.weight, (outputs, len(kept) * layer.width))
+    _check_shape(name, "bias", cut.bias, (outputs,))
+
+
+def _check_bypass(name: str, bypass: Bypass, anatomy: Anatomy) -> None:
+    width = {block.name: block.width for block in anatomy.blocks}[name]
+    _check_shape(name, "linear map", bypass.weight, (width, width))
+    _check_shape(name, "bias", bypass.bias, (width,))
+
+
+def _check_shape(name: str, what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise _misfit(name, f"a {what} of shape {shape}", f"shape {tuple(tensor.shape)}")
 
 
 def _misfit(name: str, expected: str, found: str) -> ArtefactError:

@@ -1,0 +1,232 @@
+"""Laws of a saved result: whole again in another process, without the base model, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.tiny import assert_same, assert_same_plans, images, settings, snapshot, tiny
+
+from diff_es import ArtefactError, Compressed, Depth, DiffESError, Method, compress, load
+
+FRESH = """
+import sys
+import torch
+from diffusers import DiTPipeline
+from safetensors.torch import save_file
+torch.set_num_threads(1)
+from diff_es import load
+from tests.tiny import images
+model, artefacts, target = sys.argv[1], sys.argv[2:-1], sys.argv[-1]
+pipe = DiTPipeline.from_pretrained(model)
+pipe.set_progress_bar_config(disable=True)
+shown = {"dense": images(pipe).contiguous()}
+for artefact in artefacts:
+    with load(artefact).routed(pipe):
+        shown[artefact] = images(pipe).contiguous()
+save_file(shown, target)
+"""
+
+
+@pytest.fixture(scope="module")
+def skipping() -> Compressed:
+    return compress(tiny(), 0.8, settings(method=Method(Depth())))
+
+
+@pytest.fixture
+def folder(fast: Compressed, tmp_path: Path) -> Path:
+    """``fast``, saved."""
+    fast.save(tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.mark.slow
+def test_a_fresh_process_gives_bitwise_the_same_images(
+    fast: Compressed, skipping: Compressed, model_folder: Path, tmp_path: Path
+) -> None:
+    pipe, expected, folders = tiny(), dict[str, torch.Tensor](), []
+    expected["dense"] = images(pipe)
+    for name, result in (("width", fast), ("depth", skipping)):
+        folders.append(str(tmp_path / name))
+        result.save(folders[-1])
+        with result.routed(pipe):
+            expected[folders[-1]] = images(pipe)
+        assert not torch.equal(expected[folders[-1]], expected["dense"])
+    target = str(tmp_path / "images.safetensors")
+    command = [sys.executable, "-c", FRESH, str(model_folder), *folders, target]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, timeout=240)
+    found = load_file(target)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_load_gives_back_what_was_saved(fast: Compressed, skipping: Compressed, tmp_path: Path) -> None:
+    for result in (fast, skipping):
+        result.save(tmp_path / "out")  # the second replaces the first
+        loaded = load(tmp_path / "out")
+        assert (loaded.schedule, loaded.sampling, loaded.base) == (result.schedule, result.sampling, result.base)
+        assert loaded.about == json.loads(json.dumps(result.about))
+        assert_same_plans(loaded.plans, result.plans)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_artefact_holds_no_base_weights_and_no_pickle(skipping: Compressed, folder: Path, tmp_path: Path) -> None:
+    skipping.save(tmp_path / "depth")
+    files = [*folder.iterdir(), *(tmp_path / "depth").iterdir()]
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    dense = list(tiny().transformer.state_dict().values())
+    saved = [tensor for path in files if path.suffix == ".safetensors" for tensor in load_file(path).values()]
+    assert len(saved) > 20
+    for tensor in saved:
+        assert not any(tensor.shape == own.shape and torch.equal(tensor.to(own.dtype), own) for own in dense)
+    for path in files:
+        if path.suffix == ".safetensors":
+            assert not any("to_q" in name or "to_k" in name or "to_v" in name for name in load_file(path))
+
+
+def test_saving_keeps_the_journal_and_nothing_else(fast: Compressed, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "journal.jsonl").write_text("{}\n")
+    fast.save(folder)
+    assert (folder / "journal.jsonl").read_text() == "{}\n"
+    assert load(folder).schedule == fast.schedule
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("ten years")
+    with pytest.raises(DiffESError, match=r"mine: expected .*an empty one or an earlier artefact, found a folder with"):
+        fast.save(foreign)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+
+
+# ------------------------------------------------------------------------------------------------------ the wrong model
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 2}, r"base model, transformer_blocks\.\d\.\w+: expected groups 0 to \d+ of"),
+        ({"heads": 8, "head_size": 2}, r"base model, transformer_blocks\.\d\.attn1: expected an output projection of"),
+        ({"layers": 2}, r"base model, transformer_blocks\.2\.\w+: expected a prunable layer of that name, found none"),
+        ({"head_size": 8}, r"base model, transformer_blocks\.0\.\w+: expected an output projection of shape"),
+        ({"layers": 4}, "hash of the base model: expected"),
+        ({"patch": 1}, "hash of the base model: expected"),
+        ({"activation": "geglu"}, "hash of the base model: expected"),
+        ({"seed": 1}, r"hash of the base model: expected \w{12}\.\.\., .* found \w{12}.* Load the pipeline that was"),
+    ],
+)
+def test_another_base_model_is_refused(changes: dict[str, Any], message: str, fast: Compressed) -> None:
+    pipe = tiny(**changes)
+    before = snapshot(pipe.transformer)
+    with pytest.raises(ArtefactError, match=message), fast.routed(pipe):
+        pass
+    with pytest.raises(ArtefactError, match=message):
+        fast.apply(pipe)
+    assert_same(before, snapshot(pipe.transformer))
+
+
+def test_a_model_trained_on_is_refused(fast: Compressed) -> None:
+    pipe = tiny()
+    with torch.no_grad():
+        pipe.transformer.transformer_blocks[1].attn1.to_q.weight *= 1.05
+    with pytest.raises(ArtefactError, match="hash of the base model"):
+        fast.apply(pipe)
+
+
+def test_a_model_in_bfloat16_is_the_same_model(fast: Compressed) -> None:
+    pipe = tiny(dtype=torch.bfloat16)
+    dense = images(pipe)
+    with fast.routed(pipe):
+        assert not torch.equal(images(pipe), dense)
+    assert torch.equal(images(pipe), dense)
+
+
+# ----------------------------------------------------------------------------------------------------------- damage
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("harm", [flip, halve, Path.unlink])
+def test_a_damaged_file_is_named(harm: Callable[[Path], None], folder: Path) -> None:
+    victim = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    harm(victim)
+    with pytest.raises(ArtefactError, match=rf"{victim.name}: expected .* The artefact is damaged"):
+        load(folder)
+
+
+def test_a_damaged_manifest_is_named(folder: Path) -> None:
+    manifest = folder / "diff-es.json"
+    whole = manifest.read_text()
+    halve(manifest)
+    with pytest.raises(ArtefactError, match=r"diff-es\.json: expected a readable manifest"):
+        load(folder)
+    manifest.write_text(whole.replace('"format": 1', '"format": 99'))
+    with pytest.raises(ArtefactError, match=r"diff-es\.json: expected format 1, found format 99\. Compress again"):
+        load(folder)
+    for key in ("schedule", "stages", "base", "sampling", "about"):
+        manifest.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != key}))
+        with pytest.raises(ArtefactError, match=f"out: expected a complete manifest, found KeyError '{key}'"):
+            load(folder)
+    manifest.unlink()
+    with pytest.raises(ArtefactError, match=r"out: expected a diff-es\.json in it, found none"):
+        load(folder)
+    with pytest.raises(ArtefactError, match=r"nowhere: expected a diff-es\.json in it, found none"):
+        load(folder / "nowhere")
+
+
+# -------------------------------------------------------------------------------------------------- apply and remove
+
+
+def test_apply_and_remove_are_the_routed_context(fast: Compressed, skipping: Compressed) -> None:
+    pipe = tiny()
+    before, dense = snapshot(pipe.transformer), images(pipe)
+    for result in (fast, skipping):
+        with result.routed(pipe) as same:
+            assert same is pipe
+            expected = images(pipe)
+        result.apply(pipe)
+        assert torch.equal(images(pipe), expected)
+        for again in (fast.apply, skipping.apply):
+            with pytest.raises(DiffESError, match=r"pipe: expected a dense pipeline, .* routed already\. Leave"):
+                again(pipe)
+        assert torch.equal(images(pipe), expected)
+        result.remove(pipe)
+        assert_same(before, snapshot(pipe.transformer))
+        assert torch.equal(images(pipe), dense)
+        with pytest.raises(DiffESError, match=r"pipe: expected a pipeline with a result applied, found a dense one"):
+            result.remove(pipe)
+
+
+def test_remove_inside_the_context_leaves_it_early(fast: Compressed) -> None:
+    pipe = tiny()
+    before = snapshot(pipe.transformer)
+    with fast.routed(pipe):
+        fast.remove(pipe)
+        assert_same(before, snapshot(pipe.transformer))
+    assert_same(before, snapshot(pipe.transformer))
+
+
+def test_a_result_runs_with_other_steps_batches_and_guidance(fast: Compressed, tmp_path: Path) -> None:
+    fast.save(tmp_path / "out")
+    again = load(tmp_path / "out")
+    for labels, steps, guidance in (([1], 9, 1.0), ([1, 2, 3], 4, 3.0)):
+        pipe, other = tiny(), tiny()
+        with fast.routed(pipe), again.routed(other):
+            assert torch.equal(images(pipe, labels, steps, guidance), images(other, labels, steps, guidance))

@@ -1,0 +1,299 @@
+"""Laws of the whole method: within its budget, repeatable, resumable at any moment, and whole again from disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiTPipeline, DPMSolverMultistepScheduler
+from tests.tiny import assert_same, assert_same_plans, images, settings, snapshot, tiny
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diff_es import (
+    Activation,
+    BudgetOutOfReach,
+    Compressed,
+    Depth,
+    DiffESError,
+    Magnitude,
+    Method,
+    Obs,
+    Ridge,
+    Sampling,
+    Settings,
+    UnsupportedModel,
+    Wanda,
+    Width,
+    compress,
+)
+from diff_es.compress import Study, evolve
+from diff_es.fitness import Fitness, ImagePSNR, ImageSSIM
+from diff_es.journal import Journal
+from diff_es.progress import Reporter
+from diff_es.settings import describe, restore
+
+METHODS = {
+    "obs": Method(Width(4)),
+    "obs of two rounds": Method(Width(3), Obs(damping=0.1, rounds=2), Ridge(damping=0.1, intercept=False)),
+    "wanda": Method(Width(4), Wanda()),
+    "magnitude": Method(Width(4), Magnitude()),
+    "activation": Method(Width(4), Activation()),
+    "no compensation": Method(Width(4), compensation=None),
+    "shared statistics": Method(Width(4), stagewise=False),
+    "depth": Method(Depth()),
+    "depth without a bypass": Method(Depth(bypass=False)),
+    "shared depth": Method(Depth(), stagewise=False),
+}
+MACS = 0.6
+
+
+def assert_same_result(one: Compressed, other: Compressed) -> None:
+    """Schedule, plans to the bit, scores, finalists and history."""
+    assert one.schedule == other.schedule
+    assert (one.base, one.sampling) == (other.base, other.sampling)
+    assert json.dumps(dict(one.about)) == json.dumps(dict(other.about))
+    assert_same_plans(one.plans, other.plans)
+
+
+def counted_macs(pipe: DiTPipeline) -> int:
+    """Of the denoiser in one trajectory as it really runs."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        images(pipe)
+    return int(sum(counter.get_flop_counts()["DiTTransformer2DModel"].values())) // 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_the_budget_and_spends_it(name: str) -> None:
+    pipe, chosen = tiny(), settings(method=METHODS[name])
+    before, dense, dense_macs = snapshot(pipe.transformer), images(pipe), counted_macs(pipe)
+    fast = compress(pipe, 0.7, chosen)
+    assert_same(before, snapshot(pipe.transformer))
+    with fast.routed(pipe):
+        realised, pruned = counted_macs(pipe), images(pipe)
+    about, levels = fast.about, [row[0] for row in fast.schedule.levels]
+    assert realised / dense_macs == pytest.approx(about["macs_ratio"], rel=1e-12)
+    assert realised <= 0.7 * dense_macs
+    shares, steps = [macs / about["macs_by_level"][0] / 6 for macs in about["macs_by_level"]], about["steps"]
+    for stage, level in enumerate(levels):  # what is left of the budget buys no stage a lower level
+        rises = [steps[stage] * (dearer - shares[level]) for dearer in shares if dearer > shares[level]]
+        assert not rises or realised / dense_macs + min(rises) > 0.7
+    assert not torch.equal(pruned, dense)
+    assert torch.equal(images(pipe), dense)
+
+
+def test_the_same_seed_gives_the_same_result_and_another_seed_other_probes(fast: Compressed) -> None:
+    assert_same_result(compress(tiny(), MACS, settings()), fast)
+    other = compress(tiny(), MACS, settings(seed=1))
+    assert other.about["score"] != fast.about["score"]
+    assert other.about["held_out_score"] != fast.about["held_out_score"]
+
+
+def test_what_is_found_is_the_best_of_what_was_judged(fast: Compressed) -> None:
+    finalists = fast.about["finalists"]
+    assert len(finalists) == settings().finalists
+    assert fast.about["held_out_score"] == max(held_out for _, _, held_out in finalists)
+    assert max(score for _, score, _ in finalists) == fast.about["history"][-1]["best"]
+
+
+def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
+    scores = []
+    for measure in (ImagePSNR(), ImageSSIM()):
+        other = replace(study, settings=settings(measure=measure))
+        scores.append(evolve(other, 0.7, Journal(None, {}, resume=False), Reporter(quiet=True)).score)
+    assert scores[0] > 1 > scores[1] > 0
+
+
+# ------------------------------------------------------------------------------------------------------- stopping
+
+
+@pytest.mark.parametrize("evaluations", [0, 7, 12, "all and one finalist"])
+def test_resumed_equals_uninterrupted(
+    evaluations: int | str, fast: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = fast.about["history"][-1]["evaluations"]
+    most = evaluations if isinstance(evaluations, int) else total + 1
+    judge, calls, journal = Fitness.__call__, [0], tmp_path / "run" / "journal.jsonl"
+
+    def limited(self: Fitness, levels: Any) -> float:
+        calls[0] += 1
+        if calls[0] > most:
+            raise KeyboardInterrupt
+        return judge(self, levels)
+
+    pipe = tiny()
+    before = snapshot(pipe.transformer)
+    with monkeypatch.context() as patch:
+        patch.setattr(Fitness, "__call__", limited)
+        with pytest.raises(KeyboardInterrupt):
+            compress(pipe, MACS, settings(), journal=journal)
+        assert_same(before, snapshot(pipe.transformer))
+    assert len(journal.read_text().splitlines()) == 1 + min(most, total)
+    assert_same_result(compress(pipe, MACS, settings(), journal=journal, resume=True), fast)
+    assert len(journal.read_text().splitlines()) == 1 + total
+
+
+def test_a_finished_journal_answers_everything(
+    fast: Compressed, finished_journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Path(shutil.copy(finished_journal, tmp_path))
+    judge, asked = Fitness.__call__, list[Any]()
+
+    def noted(self: Fitness, levels: Any) -> float:
+        asked.append(levels)
+        return judge(self, levels)
+
+    monkeypatch.setattr(Fitness, "__call__", noted)
+    assert_same_result(compress(tiny(), MACS, settings(), journal=journal, resume=True), fast)
+    assert len(asked) == settings().finalists
+    assert journal.read_bytes() == finished_journal.read_bytes()
+
+
+@pytest.mark.parametrize(("kept", "piece"), [(0, 30), (1, 1), (9, -1)])
+def test_a_line_cut_short_is_evaluated_again(
+    kept: int, piece: int, fast: Compressed, finished_journal: Path, tmp_path: Path
+) -> None:
+    lines = finished_journal.read_bytes().splitlines(keepends=True)
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(b"".join(lines[:kept]) + lines[kept][:piece])
+    assert_same_result(compress(tiny(), MACS, settings(), journal=journal, resume=True), fast)
+    assert journal.read_bytes() == finished_journal.read_bytes()
+
+
+SEARCH = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from diff_es import compress
+from tests.tiny import settings, tiny
+compress(tiny(), 0.6, settings(), journal=Path(sys.argv[1]), resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_equals_uninterrupted(fast: Compressed, tmp_path: Path) -> None:
+    journal, root = tmp_path / "journal.jsonl", Path(__file__).parents[1]
+    for least in (3, 9):
+        child = subprocess.Popen([sys.executable, "-c", SEARCH, str(journal)], cwd=root)
+        try:
+            deadline = time.monotonic() + 120
+            while not (journal.exists() and len(journal.read_bytes().splitlines()) > least):
+                assert child.poll() is None, "it ended before it could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+        finally:
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+        assert child.returncode == -signal.SIGKILL
+    assert least < len(journal.read_bytes().splitlines()) <= fast.about["history"][-1]["evaluations"]
+    assert_same_result(compress(tiny(), MACS, settings(), journal=journal, resume=True), fast)
+
+
+@pytest.mark.parametrize(
+    ("macs", "changes", "model", "named"),
+    [
+        (0.61, {}, {}, "macs 0.6 then and 0.61 now"),
+        (MACS, {"seed": 1}, {}, "seed 0 then and 1 now"),
+        (MACS, {"probes": 2, "population": 7}, {}, "population 6 then and 7 now, probes 3 then and 2 now"),
+        (MACS, {"sampling": Sampling(7, 2.0, 2)}, {}, "sampling .*'steps': 6.* then and .*'steps': 7"),
+        (MACS, {"method": METHODS["wanda"]}, {}, "method .*'Obs'.* then and .*'Wanda'"),
+        (MACS, {"measure": ImageSSIM()}, {}, "measure .*'LatentSNR'.* then and .*'ImageSSIM'"),
+        (MACS, {}, {"seed": 1}, "model '[0-9a-f]{64}' then and '[0-9a-f]{64}' now"),
+        (MACS, {}, {"scheduler": DPMSolverMultistepScheduler}, "scheduler .*'DDIM.* then and .*'DPMSolver"),
+        (MACS, {}, {"dtype": torch.bfloat16}, "dtype 'torch.float32' then and 'torch.bfloat16' now"),
+    ],
+)
+def test_a_journal_of_other_settings_is_refused_and_kept(
+    macs: float,
+    changes: dict[str, Any],
+    model: dict[str, Any],
+    named: str,
+    fast: Compressed,
+    finished_journal: Path,
+    tmp_path: Path,
+) -> None:
+    journal = Path(shutil.copy(finished_journal, tmp_path))
+    with pytest.raises(DiffESError, match=f"journal.jsonl: expected the settings .*{named}.* Resume with"):
+        compress(tiny(**model), macs, settings(**changes), journal=journal, resume=True)
+    assert journal.read_bytes() == finished_journal.read_bytes()
+
+
+def test_a_journal_is_not_overwritten_unasked(fast: Compressed, finished_journal: Path, tmp_path: Path) -> None:
+    journal = Path(shutil.copy(finished_journal, tmp_path))
+    with pytest.raises(DiffESError, match=r"expected no earlier search, found a journal of 18 evaluations. Add"):
+        compress(tiny(), MACS, settings(), journal=journal)
+    assert journal.read_bytes() == finished_journal.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+def test_a_budget_out_of_reach_is_refused_before_any_search(study: Study, fast: Compressed, tmp_path: Path) -> None:
+    least = fast.about["macs_by_level"][-1] / fast.about["macs_by_level"][0]
+    with pytest.raises(BudgetOutOfReach, match=r"macs: expected at least 0\.304, .* found 0.1. Ask for 0\.304 or more"):
+        compress(tiny(), 0.1, settings(), journal=tmp_path / "journal.jsonl")
+    assert 0.303 < least <= 0.304
+    for macs in (0.0, -1.0, 1.01, float("nan")):
+        with pytest.raises(BudgetOutOfReach, match="macs: expected a fraction above 0, at most 1"):
+            study.costs.space(macs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_whole_budget_is_the_dense_model() -> None:
+    pipe = tiny()
+    dense, fast = images(pipe), compress(pipe, 1.0, settings())
+    assert fast.schedule.levels == ((0,), (0,), (0,))
+    with fast.routed(pipe):
+        assert torch.equal(images(pipe), dense)
+
+
+def test_more_stages_than_steps_are_refused() -> None:
+    with pytest.raises(DiffESError, match=r"stages: expected a number from 1 to the 6 denoiser calls .*found 7"):
+        compress(tiny(), MACS, settings(stages=7))
+
+
+def test_a_pipeline_in_training_mode_or_of_another_class_is_refused() -> None:
+    pipe = tiny()
+    pipe.transformer.train()
+    with pytest.raises(UnsupportedModel, match=r"pipe.transformer: expected evaluation mode, .*Call .*eval\(\) first"):
+        compress(pipe, MACS, settings())
+    with pytest.raises(UnsupportedModel, match="pipe: expected DiTPipeline, found NoneType"):
+        compress(None, MACS, settings())  # type: ignore[arg-type]
+
+
+def test_a_routed_pipeline_is_not_compressed_again(fast: Compressed) -> None:
+    pipe = tiny()
+    with fast.routed(pipe), pytest.raises(DiffESError, match="routed already"):
+        compress(pipe, MACS, settings())
+
+
+# ------------------------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("measure", [None, ImagePSNR(), ImageSSIM()])
+def test_settings_come_back_from_json(name: str, measure: Any) -> None:
+    chosen = settings(method=METHODS[name], seed=7)
+    chosen = chosen if measure is None else replace(chosen, measure=measure)
+    assert restore(json.loads(json.dumps(describe(chosen)))) == chosen
+
+
+def test_default_settings_come_back_and_senseless_ones_are_refused() -> None:
+    assert restore(describe(Settings())) == Settings()
+    for field in ("stages", "calibration", "probes", "finalists", "held_out", "population", "generations"):
+        with pytest.raises(DiffESError, match=f"{field}: expected 1 or more, found 0"):
+            Settings(**{field: 0})
+    for call in ({"steps": 0}, {"batch": 0}, {"guidance": -1.0}, {"guidance": float("nan")}):
+        with pytest.raises(DiffESError, match=f"{next(iter(call))}: expected a number from"):
+            Sampling(**call)  # type: ignore[arg-type]

@@ -1,0 +1,255 @@
+"""Costs against multiply-accumulates counted by hand, budgets at their edges, and what users do instead."""
+
+import math
+import re
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from diff_es.baselines import fewer_steps, middle_phase, mosaic, uniform_width
+from diff_es.cost import Costs, MacCounter
+from diff_es.errors import BudgetOutOfReach
+from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, discover, realise
+from diff_es.library import Depth, Width, kept_groups
+from diff_es.pipeline import Trace
+
+laws = settings(max_examples=60, deadline=None)
+HEADS, SIZE, BLOCKS, HIDDEN, TOKENS, BATCH = 3, 8, 3, 24, 16, 2
+
+
+def tiny(activation: str = "gelu-approximate") -> DiTTransformer2DModel:
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=SIZE,
+        in_channels=4,
+        num_layers=BLOCKS,
+        sample_size=8,
+        patch_size=2,
+        activation_fn=activation,
+        num_embeds_ada_norm=1000,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def call(device: str) -> dict[str, Tensor]:
+    noise, ones = torch.zeros(BATCH, 4, 8, 8, device=device), torch.ones(BATCH, dtype=torch.int64, device=device)
+    return {"hidden_states": noise, "timestep": ones, "class_labels": ones}
+
+
+TRACE = Trace((500.0,), (), call("meta"))
+
+
+def by_hand(model: DiTTransformer2DModel, anatomy: Anatomy, plan: Plan) -> int:
+    """MACs of the real, slimmed network, summed up from the shapes that pass through its linear layers."""
+    macs = 0
+
+    def linear(module: nn.Linear, args: tuple[Tensor], output: Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * module.weight.shape[1]
+
+    def convolution(module: nn.Conv2d, args: tuple[Tensor], output: Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * module.weight[0].numel()
+
+    def attention(module: nn.Linear, args: tuple[Tensor], output: Tensor) -> None:
+        nonlocal macs  # q k^T and its product with v, over the heads that are left
+        macs += 2 * BATCH * TOKENS * TOKENS * output.shape[-1]
+
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            handles.append(module.register_forward_hook(linear))
+        if isinstance(module, nn.Conv2d):
+            handles.append(module.register_forward_hook(convolution))
+        if name.endswith("to_q"):
+            handles.append(module.register_forward_hook(attention))
+    switch = Switch(model)
+    switch.to(realise(model, anatomy, plan))
+    with torch.no_grad():
+        model(**call("cpu"))
+    switch.to(Weights())
+    for handle in handles:
+        handle.remove()
+    return macs + sum(BATCH * TOKENS * HIDDEN * HIDDEN for b in plan.bypasses.values() if b is not None)
+
+
+def cut_to(anatomy: Anatomy, kept: tuple[int, ...]) -> Plan:
+    pairs = zip(anatomy.layers, kept, strict=True)
+    return Plan({layer.name: Cut(torch.arange(layer.groups - count, layer.groups)) for layer, count in pairs})
+
+
+@pytest.mark.parametrize("activation", ["gelu-approximate", "geglu"])
+def test_macs_of_any_widths_equal_those_counted_by_hand(activation: str) -> None:
+    model = tiny(activation)
+    anatomy = discover(model)
+    counter = MacCounter(model, anatomy, TRACE)
+    assert counter.dense() == by_hand(model, anatomy, DENSE)
+    g = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        kept = tuple(int(torch.randint(1, layer.groups + 1, (), generator=g)) for layer in anatomy.layers)
+        assert counter.thinned(kept) == by_hand(model, anatomy, cut_to(anatomy, kept))
+    assert counter.thinned(tuple(layer.groups for layer in anatomy.layers)) == counter.dense()
+    assert all(not parameter.is_meta for parameter in model.parameters())
+
+
+def test_the_hand_count_of_one_attention_layer_is_the_textbook_one() -> None:
+    model = tiny()
+    anatomy = discover(model)
+    dense, fewer = (
+        by_hand(model, anatomy, DENSE),
+        by_hand(model, anatomy, cut_to(anatomy, (HEADS - 1, 96) + (3, 96) * 2)),
+    )
+    assert dense - fewer == BATCH * (4 * TOKENS * HIDDEN * SIZE + 2 * TOKENS * TOKENS * SIZE)
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+def test_macs_of_skipped_blocks_equal_those_counted_by_hand_whichever_they_are(bypass: bool) -> None:
+    model = tiny()
+    anatomy = discover(model)
+    counter = MacCounter(model, anatomy, TRACE)
+    linear = Bypass(torch.zeros(HIDDEN, HIDDEN), torch.zeros(HIDDEN)) if bypass else None
+    for blocks in ((), (0,), (2,), (0, 1), (1, 2), (0, 1, 2)):
+        plan = Plan(bypasses={anatomy.blocks[i].name: linear for i in blocks})
+        assert counter.skipping(len(blocks), bypass=bypass) == by_hand(model, anatomy, plan)
+
+
+@pytest.mark.parametrize("ladder", [Width(5), Depth(), Depth(bypass=False)])
+def test_a_table_starts_dense_and_falls_strictly(ladder: Width | Depth) -> None:
+    model = tiny()
+    anatomy = discover(model)
+    counter = MacCounter(model, anatomy, TRACE)
+    table = counter.table(ladder)
+    assert len(table) == ladder.deepest(anatomy) + 1
+    assert table[0] == counter.dense()
+    assert list(table) == sorted(set(table), reverse=True)
+    assert table[-1] > 0
+    if isinstance(ladder, Width):
+        assert table == tuple(counter.thinned(kept_groups(anatomy, ladder, level)) for level in range(len(table)))
+
+
+# ----------------------------------------------------------------------------------------------------------- budgets
+
+tables = st.lists(st.integers(1, 10_000), min_size=1, max_size=6, unique=True).map(lambda m: sorted(m, reverse=True))
+costs = st.builds(Costs, tables.map(tuple), st.lists(st.integers(1, 20), min_size=1, max_size=4).map(tuple))
+
+
+def cheapest(c: Costs) -> tuple[tuple[int], ...]:
+    return ((len(c.macs) - 1,),) * len(c.steps)
+
+
+def test_the_ratio_weighs_each_stage_by_its_steps() -> None:
+    c = Costs((100, 60, 10), (3, 1))
+    assert c.dense == 400
+    assert c.ratio(((0,), (0,))) == 1
+    assert c.ratio(((1,), (0,))) == 280 / 400
+    assert c.ratio(((0,), (2,))) == 310 / 400
+
+
+@laws
+@given(costs, st.floats(0, 1))
+def test_a_space_holds_exactly_what_costs_no_more_than_the_fraction(c: Costs, fraction: float) -> None:
+    if fraction < c.ratio(cheapest(c)):
+        with pytest.raises(BudgetOutOfReach):
+            c.space(fraction)
+        return
+    space = c.space(fraction)
+    for levels in product(*([(level,) for level in range(len(c.macs))] for _ in c.steps)):
+        spent = sum(n * c.macs[level] for n, (level,) in zip(c.steps, levels, strict=True))
+        if abs(spent - fraction * c.dense) > 1e-9 * c.dense:
+            assert space.feasible(levels) == (spent < fraction * c.dense)
+        assert space.cost(levels) == spent
+
+
+@laws
+@given(costs, st.data())
+def test_the_ratio_of_a_schedule_is_a_budget_that_it_keeps(c: Costs, data: st.DataObject) -> None:
+    levels = tuple((data.draw(st.integers(0, len(c.macs) - 1)),) for _ in c.steps)
+    assert c.space(c.ratio(levels)).feasible(levels)
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.0001, 70, float("nan"), float("inf")])
+def test_what_is_no_fraction_is_refused(fraction: float) -> None:
+    with pytest.raises(BudgetOutOfReach, match=r"macs: expected a fraction above 0, at most 1, .* such as 0\.7"):
+        Costs((100, 10), (3, 1)).space(fraction)
+
+
+@laws
+@given(costs)
+@example(Costs((100, 29), (1,)))
+def test_too_small_a_budget_is_refused_with_one_that_works(c: Costs) -> None:
+    least = c.ratio(cheapest(c))
+    with pytest.raises(BudgetOutOfReach, match="which the deepest level costs in every stage") as caught:
+        c.space(least * 0.99)
+    named = re.search(r"Ask for ([0-9.]+) or more, or take fewer sampler steps", str(caught.value))
+    assert named is not None
+    assert least - 1e-9 <= float(named[1]) <= least + 0.0011
+    assert c.space(float(named[1])).feasible(cheapest(c))
+
+
+# --------------------------------------------------------------------------------------------------------- baselines
+
+
+@laws
+@given(st.integers(1, 200), st.integers(1, 1000))
+def test_fewer_steps_are_as_many_as_fit(steps: int, thousandths: int) -> None:
+    found = fewer_steps(steps, thousandths / 1000)
+    assert found == max(1, steps * thousandths // 1000)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.91, 0.58])
+def test_uniform_width_takes_the_last_share_that_fits(fraction: float) -> None:
+    model = tiny()
+    anatomy = discover(model)
+    counter = MacCounter(model, anatomy, TRACE)
+    finest = 4 * HIDDEN
+    shares = [tuple(max(1, layer.kept(n, finest)) for layer in anatomy.layers) for n in range(finest + 1)]
+    kept = uniform_width(counter, anatomy, fraction)
+    position = shares.index(kept)
+    assert counter.thinned(kept) <= fraction * counter.dense()
+    assert position == 0 or counter.thinned(shares[position - 1]) > fraction * counter.dense()
+    assert (position == 0) == (fraction == 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "middle"),
+    [
+        ([9.0, 1, 5, 1, 9], [2]),  # the ends count for nothing
+        ([0.0, 1, 1, 1, 1, 0], [1, 2]),  # half is enough, the first of equals
+        ([0.0, 1, 2, 2, 1, 0], [2, 3]),
+        ([0.0, 4, 1, 1, 3, 0], [1, 2]),  # never with a gap
+        ([0.0, 0, 3, 3, 4, 0], [3, 4]),  # of runs as short, the one with the most change
+        ([0.0, 0, 0, 0], [1]),
+        ([1.0, 2, 1], [1]),
+        ([1.0, 2], [0, 1]),
+        ([1.0], [0]),
+    ],
+)
+def test_the_middle_phase_by_hand(change: list[float], middle: list[int]) -> None:
+    assert list(middle_phase(change)) == middle
+
+
+@laws
+@given(st.lists(st.integers(0, 20), min_size=3, max_size=9))
+def test_the_middle_phase_is_the_shortest_run_with_half_of_the_interior_change(change: list[int]) -> None:
+    run = middle_phase(change)
+    inner = change[1:-1]
+    assert 1 <= run.start < run.stop <= len(change) - 1
+    assert 2 * sum(change[s] for s in run) >= sum(inner)
+    for start in range(len(inner) - len(run) + 2):
+        assert 2 * sum(inner[start : start + len(run) - 1]) < max(sum(inner), 1) or len(run) == 1
+
+
+def test_mosaic_protects_the_middle() -> None:
+    space = Costs((8, 6, 4, 2, 1), (2,) * 5).space(0.6)
+    levels: Any = mosaic(space, [0.0, 1, 5, 1, 0], gap=2)
+    outer, inner = {levels[s][0] for s in (0, 1, 3, 4)}, levels[2][0]
+    assert outer == {inner + 2}
+    assert space.feasible(levels)
+    assert math.isclose(Costs((8, 6, 4, 2, 1), (2,) * 5).ratio(levels), space.cost(levels) / 80)

@@ -1,0 +1,215 @@
+"""Laws of the fitness: it is the closeness of routed to dense images, however little of a run is really run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiTPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from tests.tiny import CALL, assert_same, settings, snapshot, tiny
+from torch import Tensor
+
+from diff_es import Depth, Method, Sampling
+from diff_es.compress import Study, prepare
+from diff_es.fitness import Fitness, ImagePSNR, ImageSSIM, LatentSNR, Measure
+from diff_es.metrics import EXACT_DB, ssim
+from diff_es.pipeline import Probe, make_probes
+from diff_es.route import realise_all, routed
+from diff_es.search import Levels
+
+KINDS = {
+    "DDIM": {},
+    "DPM": {"scheduler": DPMSolverMultistepScheduler, "activation": "geglu"},
+    "Euler": {"scheduler": EulerDiscreteScheduler, "sigma": True},
+    "bfloat16": {"dtype": torch.bfloat16},
+}
+DENSE: Levels = ((0,), (0,), (0,))
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "depth"])
+def any_study(request: pytest.FixtureRequest) -> Study:
+    if request.param == "depth":
+        return prepare(tiny(), settings(method=Method(Depth())))
+    return prepare(tiny(**KINDS[request.param]), settings())
+
+
+def fitness_of(study: Study, *, memory: int = 1 << 30, count: int = 3, measure: Measure | None = None) -> Fitness:
+    """Several chunks: the batch is 2."""
+    probes = make_probes(study.pipe, count, 0, "search")
+    return Fitness(study.pipe, study.library, study.stages, probes, CALL, measure or LatentSNR(), memory)
+
+
+def schedules(study: Study, count: int, seed: int = 0) -> list[Levels]:
+    """Random ones, some of them twice."""
+    draws = np.random.default_rng(seed).integers(0, study.library.deepest + 1, (count, 3)).tolist()
+    return [tuple((level,) for level in row) for row in [*draws, *draws[:2]]]
+
+
+@contextmanager
+def counted(pipe: DiTPipeline) -> Iterator[list[int]]:
+    """Counts how often the denoiser really runs, below everything that wraps its forward."""
+    runs = [0]
+
+    def hook(*_: Any) -> None:
+        runs[0] += 1
+
+    handle = pipe.transformer.pos_embed.register_forward_pre_hook(hook)
+    try:
+        yield runs
+    finally:
+        handle.remove()
+
+
+def user_images(pipe: DiTPipeline, probes: tuple[Probe, ...]) -> Tensor:
+    """What a user gets for these probes, one pipeline call per batch of 2."""
+    shown = []
+    for i in range(0, len(probes), 2):
+        part = probes[i : i + 2]
+        generators = [torch.Generator().manual_seed(probe.seed) for probe in part]
+        labels = [probe.label for probe in part]
+        call = {"guidance_scale": CALL.guidance, "num_inference_steps": CALL.steps, "output_type": "pt"}
+        shown.append(pipe(class_labels=labels, generator=generators, **call).images)
+    return torch.cat(shown)
+
+
+def test_reusing_prefixes_changes_no_score(any_study: Study) -> None:
+    plain = fitness_of(any_study, memory=0)
+    output = 4 * 8 * 8 * 4 * any_study.pipe.transformer.config.out_channels
+    reusing = [fitness_of(any_study, memory=memory) for memory in (1 << 30, 1, 3 * output, 20 * output)]
+    for levels in schedules(any_study, 8):
+        expected = plain(levels)
+        assert [fitness(levels) for fitness in reusing] == [expected] * len(reusing)
+    assert plain.cache.hits == reusing[1].cache.hits == 0
+    assert reusing[0].cache.hits > reusing[3].cache.hits > 0
+
+
+def test_scores_do_not_depend_on_what_was_asked_before(any_study: Study) -> None:
+    first, second = fitness_of(any_study), fitness_of(any_study)
+    asked = schedules(any_study, 6, seed=1)
+    forwards = {levels: first(levels) for levels in asked}
+    assert {levels: second(levels) for levels in reversed(asked)} == forwards
+    assert len(set(forwards.values())) > 1
+
+
+def test_the_dense_schedule_is_exact(any_study: Study) -> None:
+    assert fitness_of(any_study)(DENSE) == EXACT_DB
+    assert fitness_of(any_study, memory=0)(DENSE) == EXACT_DB
+
+
+def test_known_steps_are_not_run(study: Study) -> None:
+    """2 steps a stage; 3 probes in batches of 2 are 2 chunks."""
+    chunks, steps = 2, 2
+    with counted(study.pipe) as runs:
+        fitness = fitness_of(study)
+        assert runs[0] == 3 * steps * chunks  # the dense teacher
+
+        def cost(*levels: int) -> int:
+            before = runs[0]
+            fitness(tuple((level,) for level in levels))
+            return (runs[0] - before) // (steps * chunks)
+
+        assert cost(0, 0, 0) == 0
+        assert cost(0, 0, 2) == 1
+        assert cost(0, 1, 2) == 2
+        assert cost(3, 1, 2) == 3
+        assert cost(3, 1, 1) == 1
+        assert cost(0, 1, 1) == 1
+        assert [cost(*levels) for levels in ((3, 1, 2), (0, 0, 2), (0, 1, 1))] == [0, 0, 0]
+        without = fitness_of(study, memory=0)
+        before = runs[0]
+        without(DENSE)
+        assert runs[0] - before == 3 * steps * chunks
+
+
+def test_the_cache_keeps_its_limit(study: Study) -> None:
+    output = 4 * 4 * 8 * 8 * 4  # a batch of 2, twice for guidance; float32
+    with counted(study.pipe) as runs:
+        fitness = fitness_of(study, memory=6 * output, count=2)
+        before = runs[0]
+        fitness(DENSE)
+        assert runs[0] == before  # all six steps are held
+        fitness(((1,), (0,), (0,)))
+        before = runs[0]
+        fitness(DENSE)
+        assert runs[0] == before + 6  # and all were pushed out by six others
+
+
+def test_the_score_is_the_snr_of_the_images_latents(study: Study) -> None:
+    """Recomputed from the user's own pipeline calls, by keeping what reaches the decoder."""
+    probes = make_probes(study.pipe, 3, 0, "search")
+    levels: Levels = ((1,), (3,), (2,))
+    latents = list[Tensor]()
+    handle = study.pipe.vae.post_quant_conv.register_forward_pre_hook(lambda m, args: latents.append(args[0]))
+    user_images(study.pipe, probes)
+    weights = [study.library.plan(stage, level) for stage, (level,) in enumerate(levels)]
+    plans = realise_all(study.pipe.transformer, study.anatomy, weights)
+    with routed(study.pipe.transformer, study.stages, plans):
+        user_images(study.pipe, probes)
+    handle.remove()
+    dense, pruned = (torch.cat(latents[i : i + 2]).numpy().astype(np.float64) for i in (0, 2))
+    signal, noise = ((x**2).sum((1, 2, 3)) for x in (dense, pruned - dense))
+    assert fitness_of(study)(levels) == pytest.approx((10 * np.log10(signal / noise)).mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize("measure", [ImagePSNR(), ImageSSIM()])
+def test_image_measures_judge_the_users_images(study: Study, measure: Measure) -> None:
+    probes = make_probes(study.pipe, 3, 0, "search")
+    levels: Levels = ((2,), (3,), (1,))
+    dense = user_images(study.pipe, probes)
+    plans = [study.library.plan(stage, level) for stage, (level,) in enumerate(levels)]
+    weights = realise_all(study.pipe.transformer, study.anatomy, plans)
+    with routed(study.pipe.transformer, study.stages, weights):
+        pruned = user_images(study.pipe, probes)
+    fitness = fitness_of(study, measure=measure)
+    if isinstance(measure, ImagePSNR):
+        errors = ((pruned - dense).double() ** 2).mean((1, 2, 3))
+        expected, most = (-10 * errors.log10()).mean(), EXACT_DB
+    else:
+        expected, most = ssim(dense, pruned).mean(), 1.0
+    assert fitness(levels) == pytest.approx(float(expected), rel=1e-6)
+    assert fitness(DENSE) == pytest.approx(most)
+    assert fitness(levels) < most - 1e-4
+
+
+def test_a_score_is_the_mean_over_its_probes(study: Study) -> None:
+    probes = make_probes(study.pipe, 3, 0, "search")
+    levels: Levels = ((1,), (2,), (3,))
+    chunks = [
+        Fitness(study.pipe, study.library, study.stages, part, CALL, LatentSNR())(levels)
+        for part in (probes[:2], probes[2:])
+    ]
+    assert fitness_of(study)(levels) == pytest.approx((2 * chunks[0] + chunks[1]) / 3, rel=1e-9)
+
+
+def test_other_probes_or_settings_are_other_scores(study: Study) -> None:
+    levels: Levels = ((1,), (2,), (3,))
+    probes, others = (make_probes(study.pipe, 2, 0, purpose) for purpose in ("search", "held-out"))
+
+    def score(chosen: tuple[Probe, ...], sampling: Sampling) -> float:
+        return Fitness(study.pipe, study.library, study.stages, chosen, sampling, LatentSNR())(levels)
+
+    scores = {
+        score(probes, CALL),
+        score(others, CALL),
+        score(probes, Sampling(CALL.steps, 5.0, 2)),
+        score(probes, Sampling(9, CALL.guidance, 2)),
+    }
+    assert len(scores) == 4
+
+
+def test_the_pipeline_is_left_as_it_was(any_study: Study) -> None:
+    before = snapshot(any_study.pipe.transformer)
+    fitness = fitness_of(any_study)
+    for levels in schedules(any_study, 3):
+        fitness(levels)
+    assert_same(before, snapshot(any_study.pipe.transformer))
+    failing = fitness_of(any_study, memory=0)
+    handle = any_study.pipe.transformer.transformer_blocks[0].norm1.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failing(((1,), (1,), (2,)))
+    handle.remove()
+    assert_same(before, snapshot(any_study.pipe.transformer))
