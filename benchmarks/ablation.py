@@ -15,8 +15,9 @@ from diff_es.calibrate import calibrate
 from diff_es.compress import prepare
 from diff_es.fitness import Fitness, LatentSNR
 from diff_es.library import Depth, Library, Method
+from diff_es.loading import load
 from diff_es.obs import Activation, Magnitude, Obs, Ridge, Wanda
-from diff_es.pipeline import Sampling, load, make_probes
+from diff_es.pipeline import Sampling, make_probes
 from diff_es.progress import Reporter
 from diff_es.settings import Settings
 

@@ -16,8 +16,8 @@ from diff_es.compress import evolve, prepare
 from diff_es.demo import BUDGETS, SETTINGS
 from diff_es.evaluate import Contender, contenders, random_rival, sampled
 from diff_es.journal import Journal
+from diff_es.loading import load
 from diff_es.metrics import snr_db
-from diff_es.pipeline import load
 from diff_es.progress import Reporter
 
 

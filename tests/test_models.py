@@ -22,11 +22,12 @@ from tests.tiny import assert_same, images, settings, snapshot, stages_of, tiny
 
 from diff_es import BudgetOutOfReach, Depth, Method, Sampling, UnsupportedModel, Width, compress, load
 from diff_es.layers import DENSE, Kind, discover
-from diff_es.pipeline import check, trace
+from diff_es.loading import check
+from diff_es.pipeline import trace
 from diff_es.route import realise_all, routed
 
 GEGLU = {"activation": "geglu"}
-MATRIX = {
+MATRIX: dict[str, tuple[dict[str, Any], Sampling]] = {
     "head size 8": ({"heads": 2, "head_size": 8}, Sampling(6, 4.0, 2)),
     "head size 24, one layer": ({"heads": 3, "head_size": 24, "layers": 1, **GEGLU}, Sampling(6, 1.0, 2)),
     "five layers, Euler": ({"layers": 5, "scheduler": EulerDiscreteScheduler}, Sampling(10, 4.0, 3)),
@@ -51,7 +52,7 @@ DEEP = [name for name, (changes, _) in MATRIX.items() if changes.get("layers") !
 def test_every_shape_is_compressed_routed_saved_and_loaded(name: str, prune: str, tmp_path: Path) -> None:
     changes, sampling = MATRIX[name]
     pipe = tiny(**changes)
-    call = {"steps": sampling.steps, "guidance": sampling.guidance}
+    call: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance}
     before, dense = snapshot(pipe.transformer), images(pipe, **call)
     with routed(
         pipe.transformer, stages_of(pipe, 3, sampling), realise_all(pipe.transformer, anatomy_of(pipe), [DENSE] * 3)

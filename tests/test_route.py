@@ -178,10 +178,9 @@ def test_two_samplers_may_take_turns_on_one_routed_denoiser() -> None:
 
     with routed(*prepared(pipe)):
         alone = [list(steps(6, [1]))[-1], list(steps(9, [7, 8]))[-1]]
-        turns, first = steps(9, [7, 8]), None
-        for first, _ in zip(steps(6, [1]), turns, strict=False):  # noqa: B007
-            pass
-        assert torch.equal(first, alone[0])
+        turns = steps(9, [7, 8])
+        first = [latents for latents, _ in zip(steps(6, [1]), turns, strict=False)]
+        assert torch.equal(first[-1], alone[0])
         assert torch.equal(list(turns)[-1], alone[1])
 
 

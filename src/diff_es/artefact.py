@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .errors import ArtefactError, DiffESError
 from .layers import Bypass, Cut, Plan, Weights, discover
-from .pipeline import AnyPipeline, Sampling, check, denoiser_of
+from .loading import check
+from .pipeline import AnyPipeline, Sampling, denoiser_of
 from .route import Routing, realise_all, routing_of
 from .route import routed as routed_denoiser
 from .schedule import Schedule

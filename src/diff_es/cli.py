@@ -21,9 +21,10 @@ from .demo import run_demo
 from .errors import DiffESError
 from .evaluate import Effort, evaluate
 from .library import Depth, Method, Width
+from .loading import load as load_pipeline
+from .loading import reopen
 from .obs import Activation, Magnitude, Obs, Ranking, Ridge, Wanda
-from .pipeline import Pipeline, Probe, Sampling, classes_of, decode, make_probes, reopen, sample
-from .pipeline import load as load_pipeline
+from .pipeline import Pipeline, Probe, Sampling, classes_of, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
 from .settings import Settings, restore
@@ -31,7 +32,9 @@ from .store import check_target, make_folder
 from .story import contact_sheet, picture, publish, tell
 from .tiles import load_reference
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+_HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=_HELP)
 out = Console()
 
 

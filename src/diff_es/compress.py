@@ -17,14 +17,16 @@ from .artefact import Compressed, fingerprint
 from .baselines import mosaic
 from .calibrate import Statistics, calibrate, parts_of
 from .cost import Costs, MacCounter
-from .errors import UnsupportedModel
+from .errors import DiffESError, UnsupportedModel
 from .fitness import Fitness
 from .journal import Journal
 from .layers import Anatomy, discover
 from .library import Depth, Library
-from .pipeline import AnyPipeline, Pipeline, Trace, check, denoiser_of, make_probes, origin_of, trace
+from .loading import check, origin_of
+from .pipeline import AnyPipeline, Pipeline, Trace, denoiser_of, make_probes, trace
 from .progress import Reporter
 from .rng import derive_seed
+from .route import routing_of
 from .schedule import Schedule, Stages
 from .search import Evolution, Generation, Levels, Search, Space, evolutionary_search
 from .settings import Settings, describe
@@ -62,10 +64,13 @@ def survey(pipe: AnyPipeline, settings: Settings) -> Survey:
 
     Raises:
         UnsupportedModel: a pipeline that Diff-ES cannot drive, or nothing in it that can be pruned.
-        DiffESError: more stages than steps.
+        DiffESError: more stages than steps, or a pipeline that is routed already.
     """
     pipe = check(pipe)
     denoiser = denoiser_of(pipe)
+    if routing_of(denoiser) is not None:
+        remedy = "Leave the `routed` context, or call `remove(pipe)`, first."
+        raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
     anatomy = discover(denoiser)
     if not anatomy.layers or not anatomy.blocks:
         raise UnsupportedModel(

@@ -8,7 +8,8 @@ from typing import Any
 
 from .compress import Found, evolve, finish, open_journal, prepare
 from .evaluate import Effort, evaluate
-from .pipeline import Sampling, load
+from .loading import load
+from .pipeline import Sampling
 from .progress import Reporter
 from .report import Story
 from .settings import Settings
