@@ -114,7 +114,7 @@ def test_saving_keeps_the_journal_and_nothing_else(fast: Compressed, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads": 2}, r"base model, transformer_blocks\.\d\.\w+: expected groups 0 to \d+ of"),
+        ({"heads": 2}, r"base model, transformer_blocks\.\d\.\w+: expected ascending groups from 0 to \d+, found"),
         ({"heads": 8, "head_size": 2}, r"base model, transformer_blocks\.\d\.attn1: expected an output projection of"),
         ({"layers": 2}, r"base model, transformer_blocks\.2\.\w+: expected a prunable layer of that name, found none"),
         ({"head_size": 8}, r"base model, transformer_blocks\.0\.\w+: expected an output projection of shape"),

@@ -178,9 +178,12 @@ def refused(ended: Ended, *told: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["--macs", "0.01"], ["BudgetOutOfReach: macs: expected at least 0.304", "found 0.01. Ask for 0.304 or more"]),
+        (
+            ["--macs", "0.01"],
+            ["BudgetOutOfReach: macs: expected at least 0.3031", "found 0.01. Ask for 0.3031"],
+        ),
         (["--macs", "1.5"], ["macs: expected a fraction above 0, at most 1, found 1.5."]),
-        (["--stages", "7"], ["stages: expected a number from 1 to the 6 denoiser calls", "found 7. Ask for at most 6"]),
+        (["--stages", "7"], ["stages: expected a number from 1 to the 6 timesteps", "found 7. Ask for at most 6"]),
         (["--steps", "0"], ["steps: expected a number from 1 up, found 0."]),
         (["--probes", "0"], ["probes: expected 1 or more, found 0."]),
         (["--device", "abacus"], ["device", "abacus"]),

@@ -68,19 +68,19 @@ def _check(name: str, cut: Cut, layer: Layer | None, denoiser: nn.Module) -> Non
     if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= layer.groups:
         raise _misfit(name, f"ascending groups from 0 to {layer.groups - 1}", f"{kept[:4]} to {kept[-1:]}")
     outputs = output_of(denoiser, layer).out_features
-    _check_shape(name, "output projection", cut.weight, (outputs, len(kept) * layer.width))
-    _check_shape(name, "bias", cut.bias, (outputs,))
+    _check_shape(name, "an output projection", cut.weight, (outputs, len(kept) * layer.width))
+    _check_shape(name, "a bias", cut.bias, (outputs,))
 
 
 def _check_bypass(name: str, bypass: Bypass, anatomy: Anatomy) -> None:
     width = {block.name: block.width for block in anatomy.blocks}[name]
-    _check_shape(name, "linear map", bypass.weight, (width, width))
-    _check_shape(name, "bias", bypass.bias, (width,))
+    _check_shape(name, "a linear map", bypass.weight, (width, width))
+    _check_shape(name, "a bias", bypass.bias, (width,))
 
 
 def _check_shape(name: str, what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
     if tensor is not None and tuple(tensor.shape) != shape:
-        raise _misfit(name, f"a {what} of shape {shape}", f"shape {tuple(tensor.shape)}")
+        raise _misfit(name, f"{what} of shape {shape}", f"shape {tuple(tensor.shape)}")
 
 
 def _misfit(name: str, expected: str, found: str) -> ArtefactError:
