@@ -12,7 +12,7 @@ import argparse
 import statistics
 
 from diff_es.benchmark import Runner
-from diff_es.compress import evolve, prepare
+from diff_es.compress import evolve, prepare, sensitivity
 from diff_es.demo import BUDGETS, SETTINGS
 from diff_es.evaluate import Contender, contenders, random_rival, sampled
 from diff_es.journal import Journal
@@ -32,8 +32,10 @@ def main() -> None:
         study = prepare(pipe, SETTINGS.changed(seed=seed), reporter)
         dense = Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))
         reference, _ = sampled(study, dense, args.noises, reporter)
+        fitness = study.fitness("search", study.settings.probes)
+        table = sensitivity(study, fitness, Journal(None, {}, resume=False), reporter)
         for budget in BUDGETS:
-            found = evolve(study, budget, Journal(None, {}, resume=False), reporter)
+            found = evolve(study, budget, fitness, table, Journal(None, {}, resume=False), reporter)
             random = random_rival(study, budget, found, None, reporter)
             for rival in contenders(study, budget, found, random):
                 latents, _ = sampled(study, rival, args.noises, reporter)

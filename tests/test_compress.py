@@ -37,7 +37,7 @@ from diff_es import (
     Width,
     compress,
 )
-from diff_es.compress import Study, evolve
+from diff_es.compress import Study, evolve, sensitivity
 from diff_es.fitness import Fitness, ImagePSNR, ImageSSIM
 from diff_es.journal import Journal
 from diff_es.progress import Reporter
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_other_probes(fast:
 
 def test_what_is_found_is_the_best_of_what_was_judged(fast: Compressed) -> None:
     finalists = fast.about["finalists"]
-    assert len(finalists) == settings().finalists
+    assert len(finalists) in (settings().finalists, settings().finalists + 1)  # the additive optimum is always judged
     assert fast.about["held_out_score"] == max(held_out for _, _, held_out in finalists)
     assert max(score for _, score, _ in finalists) == fast.about["history"][-1]["best"]
 
@@ -110,7 +110,9 @@ def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
     scores = []
     for measure in (ImagePSNR(), ImageSSIM()):
         other = replace(study, settings=settings(measure=measure))
-        scores.append(evolve(other, 0.7, Journal(None, {}, resume=False), Reporter(quiet=True)).score)
+        fitness, journal, quiet = other.fitness("search", 2), Journal(None, {}, resume=False), Reporter(quiet=True)
+        table = sensitivity(other, fitness, journal, quiet)
+        scores.append(evolve(other, 0.7, fitness, table, journal, quiet).score)
     assert scores[0] > 1 > scores[1] > 0
 
 
@@ -121,7 +123,7 @@ def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
 def test_resumed_equals_uninterrupted(
     evaluations: int | str, fast: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    total = fast.about["history"][-1]["evaluations"]
+    total = fast.about["evaluations"]
     most = evaluations if isinstance(evaluations, int) else total + 1
     judge, calls, journal = Fitness.__call__, [0], tmp_path / "run" / "journal.jsonl"
 
@@ -155,7 +157,7 @@ def test_a_finished_journal_answers_everything(
 
     monkeypatch.setattr(Fitness, "__call__", noted)
     assert_same_result(compress(tiny(), MACS, settings(), journal=journal, resume=True), fast)
-    assert len(asked) == settings().finalists
+    assert len(asked) == len(fast.about["finalists"])
     assert journal.read_bytes() == finished_journal.read_bytes()
 
 
@@ -225,7 +227,7 @@ def test_a_journal_of_other_settings_is_refused_and_kept(
 
 def test_a_journal_is_not_overwritten_unasked(fast: Compressed, finished_journal: Path, tmp_path: Path) -> None:
     journal = Path(shutil.copy(finished_journal, tmp_path))
-    with pytest.raises(DiffESError, match=r"expected no earlier search, found a journal of 18 evaluations. Add"):
+    with pytest.raises(DiffESError, match=r"expected no earlier search, found a journal of \d+ evaluations. Add"):
         compress(tiny(), MACS, settings(), journal=journal)
     assert journal.read_bytes() == finished_journal.read_bytes()
 

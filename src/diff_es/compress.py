@@ -6,7 +6,7 @@ of one calibration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .progress import Reporter
 from .rng import derive_seed
 from .route import routing_of
 from .schedule import Schedule, Stages
-from .search import Evolution, Generation, Levels, Search, Space, evolutionary_search
+from .search import Evolution, Generation, Levels, Search, Space, evolutionary_search, knapsack
 from .settings import Settings, describe
 
 
@@ -110,6 +110,14 @@ class Found:
     held_out: float  # on probes the search never saw
     finalists: tuple[tuple[Levels, float, float], ...]  # (levels, search score, held-out score), best held-out first
     history: tuple[Generation, ...]
+    evaluations: int  # candidates run in all, those of the sensitivity table included
+
+
+def answer(levels: Levels, fitness: Fitness, journal: Journal) -> float:
+    """The score of a candidate, from the journal where it is known; what is new is written down."""
+    if levels not in journal.scores:
+        journal.add(levels, fitness(levels))
+    return journal.scores[levels]
 
 
 def run_search(search: Search, fitness: Fitness, journal: Journal, reporter: Reporter, title: str, total: int) -> None:
@@ -117,48 +125,76 @@ def run_search(search: Search, fitness: Fitness, journal: Journal, reporter: Rep
     with reporter.task(title, total) as task:
         while not search.done:
             for levels in search.ask():
-                if levels not in journal.scores:
-                    journal.add(levels, fitness(levels))
-                search.tell({levels: journal.scores[levels]})
+                search.tell({levels: answer(levels, fitness, journal)})
                 task.advance(f"best {search.ranking()[0].score:.2f}")
 
 
-def select(ready: Study, search: Search, reporter: Reporter) -> Found:
-    """Judge the best candidates of a finished search again, on probes it never saw."""
-    best = search.ranking()[: ready.settings.finalists]
+def select(ready: Study, search: Search, extra: Sequence[Levels], before: Set[Levels], reporter: Reporter) -> Found:
+    """Judge the best candidates of a finished search again, on probes it never saw.
+
+    Args:
+        extra: candidates that are judged in any case.
+        before: candidates run before the search.
+    """
+    scores = dict(search.ranking())
+    best = list(dict.fromkeys([*list(scores)[: ready.settings.finalists], *extra]))
     judge = ready.fitness("held-out", ready.settings.held_out)
     finalists = []
     with reporter.task("judge finalists", len(best)) as task:
-        for levels, score in best:
-            finalists.append((levels, score, judge(levels)))
+        for levels in best:
+            finalists.append((levels, scores[levels], judge(levels)))
             task.advance()
     finalists.sort(key=lambda entry: (-entry[2], entry[0]))
     levels, score, held_out = finalists[0]
-    return Found(levels, score, held_out, tuple(finalists), search.history)
+    return Found(levels, score, held_out, tuple(finalists), search.history, len(scores.keys() | before))
 
 
-def starts(ready: Study, space: Space) -> tuple[Levels, ...]:
-    """Uniform, ramps and the middle-protecting shape of MosaicDiff, each filled up to the budget."""
+def single(ready: Study, stage: int, level: int) -> Levels:
+    """The schedule that prunes one stage and leaves all else dense."""
+    return tuple((level if s == stage else 0,) for s in range(len(ready.stages)))
+
+
+def sensitivity(ready: Study, fitness: Fitness, journal: Journal, reporter: Reporter) -> list[list[float]]:
+    """The error of every [stage][level] with all else dense; short runs, since the dense prefix is known."""
+    stages, levels, table = len(ready.stages), range(1, ready.library.deepest + 1), list[list[float]]()
+    with reporter.task("measure sensitivity", stages * len(levels)) as task:
+        for stage in range(stages):
+            table.append([0.0])
+            for level in levels:
+                score = answer(single(ready, stage, level), fitness, journal)
+                table[-1].append(ready.settings.measure.error(score))
+                task.advance()
+    return table
+
+
+def starts(ready: Study, space: Space, table: list[list[float]]) -> tuple[Levels, ...]:
+    """The first candidates: the knapsack of the sensitivities, uniform, ramps and the middle-protecting shape of
+    MosaicDiff, each filled up to the budget; the knapsack comes first."""
     rng = np.random.default_rng(derive_seed(ready.settings.seed, "starts"))
-    return (*space.starts(rng), space.repair(mosaic(space, ready.statistics.change), rng))
+    additive = space.repair(knapsack(space, [[row] for row in table]), rng)
+    return (additive, *space.starts(rng), space.repair(mosaic(space, ready.statistics.change), rng))
 
 
-def evolve(ready: Study, macs: float, journal: Journal, reporter: Reporter) -> Found:
+def evolve(
+    ready: Study, macs: float, fitness: Fitness, table: list[list[float]], journal: Journal, reporter: Reporter
+) -> Found:
     """The paper's evolutionary search for the best schedule of at most ``macs`` of the dense compute.
 
-    Raises:
-        BudgetOutOfReach: before any candidate is run; the message says what is attainable.
+    Args:
+        fitness: on the search's probes.
+        table: the sensitivities; one table serves all budgets.
     """
     settings, space = ready.settings, ready.costs.space(macs)
+    first = starts(ready, space, table)
     evolution = Evolution(
         population=settings.population,
         generations=settings.generations,
         seed=derive_seed(settings.seed, "evolution") % 2**32,
     )
-    search = evolutionary_search(space, evolution, starts(ready, space))
-    fitness = ready.fitness("search", settings.probes)
+    search = evolutionary_search(space, evolution, first)
     run_search(search, fitness, journal, reporter, "search", settings.population * settings.generations)
-    return select(ready, search, reporter)
+    alone = {single(ready, stage, level) for stage, row in enumerate(table) for level in range(1, len(row))}
+    return select(ready, search, first[:1], alone, reporter)
 
 
 def finish(ready: Study, macs: float, found: Found) -> Compressed:
@@ -172,6 +208,7 @@ def finish(ready: Study, macs: float, found: Found) -> Compressed:
         "held_out_score": found.held_out,
         "finalists": [list(entry) for entry in found.finalists],
         "history": [asdict(generation) for generation in found.history],
+        "evaluations": found.evaluations,
         "steps": list(ready.costs.steps),
         "timesteps": list(ready.trace.timesteps),
         "macs_by_level": list(ready.costs.macs),
@@ -213,7 +250,9 @@ def compress(
     surveyed.costs.space(macs)  # an impossible budget is refused before anything runs
     log = open_journal(surveyed, macs, journal, resume=resume)
     ready = study(surveyed, reporter)
-    return finish(ready, macs, evolve(ready, macs, log, reporter))
+    fitness = ready.fitness("search", ready.settings.probes)
+    table = sensitivity(ready, fitness, log, reporter)
+    return finish(ready, macs, evolve(ready, macs, fitness, table, log, reporter))
 
 
 def open_journal(surveyed: Survey, macs: float, path: str | Path | None, *, resume: bool) -> Journal:
@@ -226,7 +265,9 @@ def found_again(fast: Compressed) -> Found:
     """What the search came back with, from a result that was saved."""
     finalists = tuple((_levels(rows), score, held_out) for rows, score, held_out in fast.about["finalists"])
     history = tuple(Generation(**generation) for generation in fast.about["history"])
-    return Found(fast.schedule.levels, fast.about["score"], fast.about["held_out_score"], finalists, history)
+    about = fast.about
+    scores = (about["score"], about["held_out_score"])
+    return Found(fast.schedule.levels, *scores, finalists, history, about["evaluations"])
 
 
 def _levels(rows: Sequence[Sequence[int]]) -> Levels:

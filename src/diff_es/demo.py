@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .compress import Found, evolve, finish, open_journal, prepare
+from .compress import Found, evolve, finish, open_journal, prepare, sensitivity
 from .evaluate import Effort, evaluate
 from .loading import load
 from .pipeline import Sampling
@@ -21,10 +21,10 @@ SETTINGS = Settings(
     sampling=Sampling(steps=20, guidance=2.0, batch=16),
     calibration=64,
     probes=8,
-    finalists=4,
+    finalists=8,
     held_out=32,
-    population=12,
-    generations=12,
+    population=10,
+    generations=10,
 )
 
 
@@ -36,13 +36,16 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
     start = time.monotonic()
     pipe, settings = load("bundled"), SETTINGS.changed(seed=seed)
     ready = prepare(pipe, settings, reporter)
-    found = dict[float, Found]()
+    journals, found = folder / "journals", dict[float, Found]()
+    fitness = ready.fitness("search", settings.probes)
+    alone = open_journal(ready, 1.0, journals / f"sensitivity-{seed}.jsonl", resume=True)
+    table = sensitivity(ready, fitness, alone, reporter)
     for budget in BUDGETS:
         reporter.say(f"Searching a schedule of at most {budget:g} of the compute")
-        journal = open_journal(ready, budget, folder / "journals" / f"search-{budget:g}-{seed}.jsonl", resume=True)
-        found[budget] = evolve(ready, budget, journal, reporter)
+        journal = open_journal(ready, budget, journals / f"search-{budget:g}-{seed}.jsonl", resume=True)
+        found[budget] = evolve(ready, budget, fitness, table, journal, reporter)
         finish(ready, budget, found[budget]).save(folder / f"macs-{budget:g}")
-    evaluation = evaluate(ready, found, load_reference(), Effort(), folder / "journals", reporter)
+    evaluation = evaluate(ready, found, load_reference(), Effort(), journals, reporter)
     notes = ["Choosing sampler steps and levels together is not part of this version; the figures show why it should."]
     story = tell(ready, "bundled tiles DiT", found, evaluation, time.monotonic() - start, notes)
     return publish(folder, story), story

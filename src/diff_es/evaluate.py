@@ -60,14 +60,14 @@ def random_rival(study: Study, macs: float, found: Found, journals: Path | None,
     ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was.
     """
     path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
-    evaluations = found.history[-1].evaluations
+    evaluations = found.evaluations
     seed = derive_seed(study.settings.seed, "random search") % 2**32
     search: Search = random_search(study.costs.space(macs), evaluations, seed=seed)
     fitness = study.fitness("search", study.settings.probes)
     run_search(
         search, fitness, open_journal(study, macs, path, resume=True), reporter, f"random search at {macs}", evaluations
     )
-    return select(study, search, reporter)
+    return select(study, search, (), frozenset(), reporter)
 
 
 def _planned(study: Study, name: str, budget: float, ratio: float, plans: Sequence[Plan]) -> Contender:

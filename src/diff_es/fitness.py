@@ -29,6 +29,9 @@ class Measure(Protocol):
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
         """(N,) in the measure's own unit."""
 
+    def error(self, closeness: float) -> float:
+        """A closeness as an error that adds up over independent causes, 0 being exact."""
+
 
 @dataclass(frozen=True)
 class LatentSNR:
@@ -39,6 +42,9 @@ class LatentSNR:
 
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
         return metrics.snr_db(reference, result)
+
+    def error(self, closeness: float) -> float:
+        return _power(closeness)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ class ImagePSNR:
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
         return metrics.psnr_db(reference, result)
 
+    def error(self, closeness: float) -> float:
+        return _power(closeness)
+
 
 @dataclass(frozen=True)
 class ImageSSIM:
@@ -61,6 +70,14 @@ class ImageSSIM:
 
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
         return metrics.ssim(reference, result)
+
+    def error(self, closeness: float) -> float:
+        return 1 - closeness
+
+
+def _power(decibel: float) -> float:
+    """Noise power relative to the signal's."""
+    return float(10 ** (-decibel / 10))
 
 
 class PrefixCache:

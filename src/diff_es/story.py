@@ -60,7 +60,7 @@ def tell(
         ("Sampler", f"{type(study.pipe.scheduler).__name__}, {settings.sampling.steps} steps"),
         ("Guidance", f"{settings.sampling.guidance:g}"),
         ("Stages", str(len(study.stages))),
-        ("Search", "; ".join(f"{f.history[-1].evaluations} evaluations at {b:g}" for b, f in found.items())),
+        ("Search", "; ".join(f"{f.evaluations} evaluations at {b:g}" for b, f in found.items())),
         ("Probes", f"{settings.probes} to search, {settings.held_out} to choose among finalists"),
         ("Calibration", f"{settings.calibration} samples"),
         ("Batch of the timings", str(settings.sampling.batch)),

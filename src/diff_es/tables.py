@@ -81,8 +81,7 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
     console.print(table)
     scores = f"{about['score']:.2f} on the search's probes, {about['held_out_score']:.2f} on held-out ones"
     console.print(f"MACs {about['macs_ratio']:.4f} of dense (asked: at most {about['budget']:g}); closeness {scores}.")
-    evaluations = about["history"][-1]["evaluations"]
-    console.print(f"{evaluations} candidates in {seconds / 60:.1f} minutes. Saved in {folder}.")
+    console.print(f"{about['evaluations']} candidates in {seconds / 60:.1f} minutes. Saved in {folder}.")
 
 
 def show_bench(console: Console, result: Mapping[str, Any]) -> None:

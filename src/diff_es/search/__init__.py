@@ -14,6 +14,7 @@ from diff_es.search.evolve import (
     random_search,
     replay,
 )
+from diff_es.search.knapsack import knapsack
 from diff_es.search.space import Levels, Space
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Search",
     "Space",
     "evolutionary_search",
+    "knapsack",
     "random_search",
     "replay",
 ]
