@@ -2,8 +2,9 @@
 
     python benchmarks/ablation.py --noises 40
 
-Every method prunes all stages by the same level, so that all columns of a row cost the same to the last MAC; the figure
-is the mean SNR in dB of the final latent against the dense one, on noises that calibration never saw.
+Every method prunes all stages by the same level, so that the methods of a column cost the same to the last MAC (but for
+the linear maps of skipped blocks); the figure is the mean SNR in dB of the final latent against the dense one, on
+noises that calibration never saw.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ def main() -> None:
     everything = calibrate(pipe, probes, sampling, study.stages, layers, blocks, reporter)
     judged = make_probes(pipe, args.noises, args.seed, "ablation")
     for title, methods, levels in (("width", WIDTH, (1, 2, 3, 4)), ("depth", DEPTH, (1, 2, 3, 4))):
-        costs = [study.counter.level(next(iter(methods.values())).ladder, level) for level in levels]
-        ratios = [cost / study.counter.dense() for cost in costs]
-        print(f"\n| {title}: MACs | " + " | ".join(f"{ratio:.3f}" for ratio in ratios) + " |")
+        print(f"\n| {title}: SNR dB (MACs) | " + " | ".join(f"level {level}" for level in levels) + " |")
         print("|---" * (len(levels) + 1) + "|")
         for name, method in methods.items():
             library = Library(pipe.transformer, study.anatomy, everything, method, reporter)
             fitness = Fitness(pipe, library, study.stages, judged, sampling, LatentSNR(), memory=0)
             scores = [fitness(((level,),) * len(study.stages)) for level in levels]
-            print(f"| {name} | " + " | ".join(f"{score:.2f}" for score in scores) + " |", flush=True)
+            ratios = [study.counter.level(method.ladder, level) / study.counter.dense() for level in levels]
+            cells = [f"{score:.2f} ({ratio:.3f})" for score, ratio in zip(scores, ratios, strict=True)]
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

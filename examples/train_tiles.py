@@ -412,9 +412,14 @@ def export(data: Path, work: Path, out: Path) -> None:
     classifier = averaged(work / "classifier.safetensors", TileClassifier().to(DEVICE))
     assert isinstance(classifier, TileClassifier)
     features = torch.cat([classifier.features(t.images.to(DEVICE)) for t in (tiles, held_out)]).double().cpu()
+    labels = torch.cat([tiles.labels, held_out.labels])
+    # every class counts alike, as samples are dealt to classes
+    counts = torch.bincount(labels, minlength=len(CLASSES))
+    weights = (1 / counts[labels] / len(CLASSES)).double()
+    mean = weights @ features
+    covariance = (features - mean).T @ (weights[:, None] * (features - mean))
     tensors = {f"classifier.{k}": v.half() for k, v in classifier.state_dict().items()}
-    tensors |= {"real.mean": features.mean(0).float(), "real.covariance": torch.cov(features.T).float()}
-    counts = torch.bincount(torch.cat([tiles.labels, held_out.labels]), minlength=len(CLASSES))
+    tensors |= {"real.mean": mean.float(), "real.covariance": covariance.float()}
     about = {"classes": CLASSES, "counts": counts.tolist(), "tiles": len(features)}
     save_tensors(out / "tile-features.safetensors", tensors, about)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())

@@ -182,7 +182,7 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
         load(folder)
     for key in ("schedule", "stages", "base", "sampling", "about"):
         manifest.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != key}))
-        with pytest.raises(ArtefactError, match=f"out: expected a complete manifest, found KeyError '{key}'"):
+        with pytest.raises(ArtefactError, match=r"diff-es\.json: expected the hash of its contents"):
             load(folder)
     manifest.unlink()
     with pytest.raises(ArtefactError, match=r"out: expected a diff-es\.json in it, found none"):

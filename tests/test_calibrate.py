@@ -64,9 +64,9 @@ def brute_force(calls: list[Tensor]) -> Moments:
 
 def assert_close(found: Moments, expected: Moments) -> None:
     assert found.count == expected.count
-    for one, other in ((found.second, expected.second), (found.first, expected.first)):
-        tolerance = 1e-4 * float(other.abs().max())
-        torch.testing.assert_close(one.double(), other.double(), atol=tolerance, rtol=0)
+    pairs = [(found.hessian(centred=centred), expected.hessian(centred=centred)) for centred in (True, False)]
+    for one, other in [*pairs, (found.mean(), expected.mean()), (found.power(), expected.power())]:
+        torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize(

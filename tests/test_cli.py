@@ -112,7 +112,8 @@ def test_a_finished_search_is_not_searched_again(run: Run, made: Path, model_fol
     call = ("compress", model_folder, "--out", copy, "--macs", 0.6, *CALL)
     again = run(*call)
     assert again.code == 2
-    assert "expected no earlier search, found a journal of 18 evaluations. Add --resume" in again.err
+    assert "expected no earlier search, found a journal of" in again.err
+    assert "Add --resume" in again.err
     run(*call, "--resume", "--json").result()
     assert manifest(copy) == manifest(made)
     changed = run(*call, "--resume", "--seed", 1)

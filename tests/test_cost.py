@@ -18,6 +18,7 @@ from diff_es.errors import BudgetOutOfReach
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, discover, realise
 from diff_es.library import Depth, Width, kept_groups
 from diff_es.pipeline import Trace
+from diff_es.progress import Reporter
 
 laws = settings(max_examples=60, deadline=None)
 HEADS, SIZE, BLOCKS, HIDDEN, TOKENS, BATCH = 3, 8, 3, 24, 16, 2
@@ -125,7 +126,7 @@ def test_a_table_starts_dense_and_falls_strictly(ladder: Width | Depth) -> None:
     model = tiny()
     anatomy = discover(model)
     counter = MacCounter(model, anatomy, TRACE)
-    table = counter.table(ladder)
+    table = counter.table(ladder, Reporter(quiet=True))
     assert len(table) == ladder.deepest(anatomy) + 1
     assert table[0] == counter.dense()
     assert list(table) == sorted(set(table), reverse=True)

@@ -25,7 +25,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"settings", "artefact", "benchmark", "report"},
     {"compress"},
     {"evaluate", "inspection"},
-    {"story", "tables", "demo"},
+    {"story", "tables", "demo", "options"},
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

@@ -1,5 +1,6 @@
 """Ranking and compensation against their definitions, by loops, by plain solves and on the actual inputs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from diff_es.calibrate import _Accumulator
+from diff_es.errors import DiffESError
 from diff_es.obs import Activation, Magnitude, Moments, Obs, Ranking, Ridge, Wanda, damped, output_error, regress
 
 laws = settings(max_examples=40, deadline=None)
@@ -271,3 +274,33 @@ def test_regress_is_least_squares_and_tells_its_own_residual(seed: int, damping:
         best = float((torch.cat([known, ones], 1) @ solution - wanted).square().sum(1).mean())
         assert residual == pytest.approx(best, rel=1e-6, abs=1e-9)
         torch.testing.assert_close(weight, solution[:4].T, rtol=1e-3, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- shifted sums
+
+
+def test_moments_do_not_depend_on_where_they_are_taken_around() -> None:
+    x = case(3, 6, count=40).inputs
+    shift = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain, moved = moments_of(x), Moments((x - shift).T @ (x - shift), (x - shift).sum(0), len(x), shift)
+    for one in (moved, plain.around(shift), moved.around(None), moved + plain, plain + moved):
+        torch.testing.assert_close(one.mean(), plain.mean())
+        torch.testing.assert_close(one.power(), plain.power())
+        for centred in (True, False):
+            torch.testing.assert_close(one.hessian(centred=centred), plain.hessian(centred=centred))
+
+
+def test_a_small_spread_around_a_large_mean_survives_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 1000 + torch.randn(500, 12, generator=generator)
+    accumulator = _Accumulator()
+    for part in x.split(100):
+        accumulator.add(part)
+    found = accumulator.moments().hessian(centred=True)
+    torch.testing.assert_close(found, torch.cov(x.double().T, correction=0), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [lambda: Obs(rounds=0), lambda: Obs(damping=0), lambda: Ridge(damping=-1)])
+def test_settings_that_cannot_work_are_refused(wrong: Callable[[], object]) -> None:
+    with pytest.raises(DiffESError, match="expected a number above 0"):
+        wrong()

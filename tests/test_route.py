@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,7 +96,8 @@ def test_leaving_restores_everything_and_leaves_nothing() -> None:
     before, dense = snapshot(pipe.transformer), images(pipe)
     with routed(*arguments):
         assert not torch.equal(images(pipe), dense)
-        assert snapshot(pipe.transformer).keys() != before.keys()
+        with pytest.raises(DiffESError, match=r"state dict: expected a dense denoiser, found one stage's slim weights"):
+            pipe.transformer.state_dict()
     assert_same(before, snapshot(pipe.transformer))
     assert routing_of(pipe.transformer) is None
     assert torch.equal(images(pipe), dense)
@@ -263,3 +266,25 @@ def test_a_probe_does_not_depend_on_its_batch(study: Any) -> None:
     together = sample(study.pipe, probes, CALL)
     alone = torch.cat([sample(study.pipe, [probe], CALL) for probe in probes])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pipeline_that_is_moved_while_routed_is_refused_and_comes_back_whole() -> None:
+    pipe = tiny()
+    denoiser, stages, weights = prepared(pipe)
+    with routed(denoiser, stages, weights):
+        images(pipe)
+        pipe.to(torch.bfloat16)
+        with pytest.raises(DiffESError, match=r"float32, as when it was routed, found cpu torch\.bfloat16"):
+            images(pipe)
+    assert {parameter.dtype for parameter in pipe.transformer.parameters()} == {torch.bfloat16}
+    images(pipe)
+
+
+def test_a_routed_pipeline_can_be_forgotten() -> None:
+    pipe = tiny()
+    denoiser, stages, weights = prepared(pipe)
+    Routing(denoiser, stages, weights).attach()
+    gone = weakref.ref(denoiser)
+    del pipe, denoiser
+    gc.collect()
+    assert gone() is None

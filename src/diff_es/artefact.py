@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ArtefactError, DiffESError
-from .layers import Bypass, Cut, Plan, Weights, discover
+from .layers import Bypass, Cut, Plan, Weights, check_plan, discover
 from .loading import check
 from .pipeline import AnyPipeline, Sampling, denoiser_of
 from .route import Routing, realise_all, routing_of
@@ -42,10 +42,15 @@ class Compressed:
     """
 
     schedule: Schedule
-    plans: tuple[Plan, ...]  # one for each stage
+    plans: tuple[Plan, ...] = field(repr=False)  # one for each stage
     sampling: Sampling
     base: str  # fingerprint of the dense denoiser
-    about: Mapping[str, Any]
+    about: Mapping[str, Any] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.plans) != len(self.schedule.stages):
+            expected, found = f"{len(self.schedule.stages)} plans, one for each stage", f"{len(self.plans)}"
+            raise ArtefactError("artefact", expected=expected, found=found, remedy="Compress again.")
 
     @contextmanager
     def routed(self, pipe: AnyPipeline) -> Iterator[AnyPipeline]:
@@ -76,18 +81,25 @@ class Compressed:
             raise DiffESError("pipe", expected="a pipeline with a result applied", found="a dense one", remedy=remedy)
         routing.detach()
 
-    def weights(self, pipe: AnyPipeline) -> tuple[nn.Module, tuple[Weights, ...]]:
-        """The denoiser of a matching dense pipeline, and what it runs with in each stage; raises as :meth:`routed`."""
-        denoiser = denoiser_of(check(pipe))
+    def check(self, pipe: AnyPipeline) -> nn.Module:
+        """The denoiser of a dense pipeline that this was made for; raises as :meth:`routed` does."""
+        denoiser: nn.Module = denoiser_of(check(pipe))
         if routing_of(denoiser) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-        weights = realise_all(denoiser, discover(denoiser), self.plans)
+        anatomy = discover(denoiser)
+        for plan in {id(plan): plan for plan in self.plans}.values():
+            check_plan(denoiser, anatomy, plan)
         if (found := fingerprint(denoiser)) != self.base:
-            remedy = "Load the pipeline that was compressed, or compress this one."
+            remedy = "Load the pipeline that was compressed, in float32 or bfloat16 as it was, or compress this one."
             expected = f"{self.base[:12]}..., the one that was compressed"
             raise ArtefactError("hash of the base model", expected=expected, found=f"{found[:12]}...", remedy=remedy)
-        return denoiser, weights
+        return denoiser
+
+    def weights(self, pipe: AnyPipeline) -> tuple[nn.Module, tuple[Weights, ...]]:
+        """The denoiser of a matching dense pipeline, and what it runs with in each stage; raises as :meth:`routed`."""
+        denoiser = self.check(pipe)
+        return denoiser, realise_all(denoiser, discover(denoiser), self.plans)
 
     def save(self, folder: str | Path) -> None:
         """Write the artefact: one safetensors file per distinct plan and a JSON manifest, whole or not at all.
@@ -123,7 +135,7 @@ def load(folder: str | Path) -> Compressed:
             base=manifest["base"],
             about=manifest["about"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         remedy = "The manifest was changed by hand or by another program: compress again."
         found = f"{type(error).__name__} {error}"
         raise ArtefactError(str(folder), expected="a complete manifest", found=found, remedy=remedy) from error

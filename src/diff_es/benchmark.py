@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,32 +13,37 @@ import torch
 from torch import nn
 
 from .artefact import Compressed
-from .layers import Weights
+from .layers import DENSE, Plan, discover
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
 from .progress import Reporter
-from .route import routed
+from .route import realise_all, routed
 from .schedule import Stages
 
 
 @dataclass(frozen=True)
 class Runner:
-    """One way to sample: a setting, and the weights of each stage (None: the dense model without any routing)."""
+    """One way to sample: a setting, and the plan of each stage (None: the dense model without any routing)."""
 
     name: str
     sampling: Sampling
     stages: Stages | None = None
-    weights: tuple[Weights, ...] | None = None
+    plans: tuple[Plan, ...] | None = None
 
-    def context(self, denoiser: nn.Module) -> AbstractContextManager[object]:
-        """Routed as this runner wants it."""
-        if self.stages is None or self.weights is None:
-            return nullcontext()
-        return routed(denoiser, self.stages, self.weights)
+    @contextmanager
+    def context(self, denoiser: nn.Module) -> Iterator[int]:
+        """Routed as this runner wants it; gives the bytes of all stages' own weights, which exist only inside."""
+        if self.stages is None or self.plans is None:
+            yield 0
+            return
+        weights = realise_all(denoiser, discover(denoiser), self.plans)
+        with routed(denoiser, self.stages, weights):
+            yield sum({id(w): w.bytes for w in weights}.values())
 
     def weight_bytes(self, denoiser: nn.Module) -> int:
         """Bytes of the dense weights and of all stages' own, shared ones once."""
-        own = {id(w): w.bytes for w in self.weights or ()}
-        return sum(p.numel() * p.element_size() for p in denoiser.parameters()) + sum(own.values())
+        dense = sum(p.numel() * p.element_size() for p in denoiser.parameters())
+        with self.context(denoiser) as own:
+            return dense + own
 
 
 @dataclass(frozen=True)
@@ -63,34 +68,41 @@ def _spread(values: Sequence[float]) -> float:
     return (high - low) / 2
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+class _Stopwatch:
+    """Seconds of all forwards of a module, hooks that run after it included; on CUDA by events, without waiting."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._cuda, self._marks = device.type == "cuda", list[Any]()
+        self._handles = (
+            module.register_forward_pre_hook(self._mark, prepend=True),
+            module.register_forward_hook(self._mark),
+        )
+
+    def _mark(self, *args: Any) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def stop(self) -> float:
+        for handle in self._handles:
+            handle.remove()
+        pairs = zip(self._marks[::2], self._marks[1::2], strict=True)
+        return float(sum(a.elapsed_time(b) / 1000 if self._cuda else b - a for a, b in pairs))
 
 
 def _once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
     """Milliseconds of the whole pipeline, decoder included, and of its denoiser calls, weight switches included."""
-    denoiser, spent, begun = denoiser_of(pipe), [0.0], [0.0]
-
-    def start(module: nn.Module, args: Any) -> None:
-        _synchronise(denoiser.device)
-        begun[0] = time.perf_counter()
-
-    def stop(module: nn.Module, args: Any, output: Any) -> None:
-        _synchronise(denoiser.device)
-        spent[0] += time.perf_counter() - begun[0]
-
+    denoiser = denoiser_of(pipe)
     probes = make_probes(pipe, runner.sampling.batch, 0, "timing")
-    with ExitStack() as stack:
-        stack.enter_context(runner.context(denoiser))
-        stack.callback(denoiser.register_forward_pre_hook(start, prepend=True).remove)
-        stack.callback(denoiser.register_forward_hook(stop).remove)
+    with runner.context(denoiser):
+        watch = _Stopwatch(denoiser, denoiser.device)
         began = time.perf_counter()
-        decode(pipe, sample(pipe, probes, runner.sampling))
+        decode(pipe, sample(pipe, probes, runner.sampling))  # ends with images on the CPU: nothing is pending
         total = time.perf_counter() - began
-    return total * 1000, spent[0] * 1000
+        return total * 1000, watch.stop() * 1000
 
 
 def measure(pipe: Pipeline, runners: Sequence[Runner], rounds: int, reporter: Reporter) -> list[Timing]:
@@ -126,11 +138,11 @@ def compare(pipe: Pipeline, fast: Compressed, batch: int, rounds: int, reporter:
     ``peak_bytes`` is the device's own count of its peak memory during one pipeline call; None on the CPU.
     """
     sampling, stages = replace(fast.sampling, batch=batch), fast.schedule.stages
-    denoiser, weights = fast.weights(pipe)
+    denoiser = fast.check(pipe)
     runners = [
         Runner("dense", sampling),
-        Runner("routed at level 0", sampling, stages, (Weights(),) * len(stages)),
-        Runner("diff-es", sampling, stages, weights),
+        Runner("routed at level 0", sampling, stages, (DENSE,) * len(stages)),
+        Runner("diff-es", sampling, stages, fast.plans),
     ]
     rows = []
     ratios = (1.0, 1.0, float(fast.about["macs_ratio"]))

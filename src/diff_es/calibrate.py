@@ -40,24 +40,26 @@ def sum_moments(parts: Sequence[Moments]) -> Moments:
 
 
 class _Accumulator:
-    """Running sums, float32 on the device of the data."""
+    """Running sums around the first batch's mean, float32 on the device of the data."""
 
     def __init__(self) -> None:
-        self._sums: tuple[Tensor, Tensor] | None = None
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
         self._count = 0
 
     def add(self, vectors: Tensor) -> None:
         x = vectors.detach().reshape(-1, vectors.shape[-1]).float()
         if self._sums is None:
-            self._sums = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1])
-        second, first = self._sums
+            self._sums = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1]), x.mean(0)
+        second, first, shift = self._sums
+        x = x - shift
         second.addmm_(x.T, x)
         first += x.sum(0)
         self._count += len(x)
 
     def moments(self) -> Moments:
         assert self._sums is not None
-        return Moments(*self._sums, self._count)
+        second, first, shift = self._sums
+        return Moments(second, first, self._count, shift)
 
 
 class _Change:

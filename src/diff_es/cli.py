@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,23 @@ from .evaluate import Effort, evaluate
 from .library import Depth, Method, Width
 from .loading import load as load_pipeline
 from .loading import reopen
-from .obs import Activation, Magnitude, Obs, Ranking, Ridge, Wanda
+from .obs import Ridge
+from .options import (
+    MEASURES,
+    RANKINGS,
+    Artefact,
+    AsJson,
+    Dtype,
+    InDtype,
+    MeasureName,
+    Model,
+    Moved,
+    OnDevice,
+    Prune,
+    RankingName,
+    Scheduler,
+    WithScheduler,
+)
 from .pipeline import Pipeline, Probe, Sampling, classes_of, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
@@ -34,58 +50,8 @@ from .tiles import load_reference
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=_HELP)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console()
-
-
-class Dtype(StrEnum):
-    """Arithmetic of the pipeline."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Scheduler(StrEnum):
-    """Samplers that a model's own can be exchanged for."""
-
-    DDIM = "DDIMScheduler"
-    DPM = "DPMSolverMultistepScheduler"
-    EULER = "EulerDiscreteScheduler"
-    PNDM = "PNDMScheduler"
-    UNIPC = "UniPCMultistepScheduler"
-
-
-class RankingName(StrEnum):
-    """How groups are ranked."""
-
-    OBS = "obs"
-    WANDA = "wanda"
-    MAGNITUDE = "magnitude"
-    ACTIVATION = "activation"
-
-
-class Prune(StrEnum):
-    """What a level removes."""
-
-    WIDTH = "width"
-    DEPTH = "depth"
-
-
-_RANKINGS: dict[RankingName, Ranking] = {
-    RankingName.OBS: Obs(),
-    RankingName.WANDA: Wanda(),
-    RankingName.MAGNITUDE: Magnitude(),
-    RankingName.ACTIVATION: Activation(),
-}
-
-Model = Annotated[str, typer.Argument(help="'bundled', a folder in diffusers format, or a hub id")]
-Moved = Annotated[str | None, typer.Option("--model", help="the base model, if it is no longer where it was")]
-Artefact = Annotated[Path, typer.Argument(help="what `diff-es compress --out` wrote")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
-InDtype = Annotated[Dtype | None, typer.Option("--dtype", help="default float32 on the CPU, bfloat16 elsewhere")]
-OnDevice = Annotated[str | None, typer.Option("--device", help="default CUDA, then MPS, then the CPU")]
-WithScheduler = Annotated[Scheduler | None, typer.Option(help="default the model's own")]
 
 
 def _open(model: str, dtype: Dtype | None, device: str | None, scheduler: Scheduler | None) -> Pipeline:
@@ -102,6 +68,19 @@ def _reopen(folder: Path, model: str | None, device: str | None) -> tuple[Compre
 def _finish(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(version("diff-es"))
+        raise typer.Exit
+
+
+@app.callback(help=_HELP)
+def common(
+    asked: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="say it and end")] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 @app.command("demo")
@@ -126,7 +105,7 @@ def inspect_command(
     as_json: AsJson = False,
 ) -> None:
     """What can be pruned, what cannot and why, and what each level costs."""
-    found = inspection.inspect(_open(model, dtype, device, None), levels)
+    found = inspection.inspect(_open(model, dtype, device, None), levels, Reporter())
     tables.show_inspection(out, found)
     _finish(found, as_json)
 
@@ -145,6 +124,9 @@ def compress_command(
     probes: Annotated[int, typer.Option(help="noises every candidate is judged on")] = 8,
     held_out: Annotated[int, typer.Option(help="noises the finalists are judged on")] = 32,
     calibration: Annotated[int, typer.Option(help="samples of the calibration")] = 64,
+    survivors: Annotated[int, typer.Option(help="best so far, from which offspring are drawn")] = 5,
+    measure: Annotated[MeasureName, typer.Option(help="what closeness means")] = MeasureName.SNR,
+    finalists: Annotated[int, typer.Option(help="candidates judged again on held-out noises")] = 5,
     ranking: Annotated[RankingName, typer.Option(help="how groups are ranked")] = RankingName.OBS,
     prune: Annotated[Prune, typer.Option(help="thin layers, or skip whole blocks")] = Prune.WIDTH,
     levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
@@ -162,10 +144,13 @@ def compress_command(
     settings = Settings(
         sampling=Sampling(steps, guidance, batch),
         stages=stages,
-        method=Method(ladder, _RANKINGS[ranking], Ridge() if compensate else None),
+        method=Method(ladder, RANKINGS[ranking], Ridge() if compensate else None),
         calibration=calibration,
         probes=probes,
         held_out=held_out,
+        survivors=survivors,
+        measure=MEASURES[measure],
+        finalists=finalists,
         population=population,
         generations=generations,
         seed=seed,
@@ -207,6 +192,7 @@ def sample_command(
         probes = tuple(Probe(derive_seed(seed, "sample", i), classes[i % len(classes)]) for i in range(count))
     reporter, latents = Reporter(), []
     chunks = [probes[i : i + setting.batch] for i in range(0, count, setting.batch)]
+    fast.check(pipe)
     if not dense:
         fast.apply(pipe)
     with reporter.task("sample", len(chunks)) as task:
@@ -251,13 +237,14 @@ def evaluate_command(
     """The comparison with the dense model and all baselines at equal cost: result.json and report.html."""
     start, reporter = time.monotonic(), Reporter()
     fast, pipe = _reopen(folder, model, device)
+    fast.check(pipe)
     settings, budget = restore(fast.about["settings"]), float(fast.about["budget"])
     ready = prepare(pipe, settings, reporter)
     found = {budget: found_again(fast)}
     name = model or fast.about["origin"]["model"]
     reference = load_reference() if name == "bundled" else None
     effort, target = Effort(noises=noises, images=images, rounds=rounds), out_folder or folder
-    evaluation = evaluate(ready, found, reference, effort, target, reporter)
+    evaluation = evaluate(ready, found, reference, effort, target, reporter, fast.plans)
     notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]
     story = tell(ready, name, found, evaluation, time.monotonic() - start, notes)
     result = publish(target, story)
@@ -290,6 +277,10 @@ def main() -> None:
         Console(stderr=True).print(
             f"error: {type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True
         )
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        found = str(error).splitlines()[0]
+        Console(stderr=True).print(f"error: {found} Take a smaller --batch.", markup=False, highlight=False)
         sys.exit(2)
     except OSError as error:  # a full disk, a folder that cannot be read
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Study(Survey):
         return Fitness(self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
 
 
-def survey(pipe: AnyPipeline, settings: Settings) -> Survey:
+def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter) -> Survey:
     """Discover and price, without running the model.
 
     Raises:
@@ -82,7 +83,7 @@ def survey(pipe: AnyPipeline, settings: Settings) -> Survey:
     path = trace(pipe, settings.sampling)
     stages = Stages.split(path.timesteps, settings.stages)
     counter = MacCounter(denoiser, anatomy, path)
-    costs = Costs(counter.table(settings.method.ladder), stages.steps(path.timesteps))
+    costs = Costs(counter.table(settings.method.ladder, reporter), stages.steps(path.timesteps))
     return Survey(pipe, settings, path, stages, anatomy, counter, costs)
 
 
@@ -98,7 +99,8 @@ def study(surveyed: Survey, reporter: Reporter) -> Study:
 
 def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:
     """Survey and study in one; raises as :func:`survey` does."""
-    return study(survey(pipe, settings), reporter or Reporter(quiet=True))
+    reporter = reporter or Reporter(quiet=True)
+    return study(survey(pipe, settings, reporter), reporter)
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,9 @@ def evolve(
     evolution = Evolution(
         population=settings.population,
         generations=settings.generations,
+        survivors=settings.survivors,
+        crossover=settings.crossover,
+        switches=settings.switches,
         seed=derive_seed(settings.seed, "evolution") % 2**32,
     )
     search = evolutionary_search(space, evolution, first)
@@ -246,7 +251,8 @@ def compress(
         BudgetOutOfReach: before any search; says what is attainable.
         DiffESError: bad settings, or a journal of other settings.
     """
-    reporter, surveyed = reporter or Reporter(quiet=True), survey(pipe, (settings or Settings()).changed(**changes))
+    reporter = reporter or Reporter(quiet=True)
+    surveyed = survey(pipe, (settings or Settings()).changed(**changes), reporter)
     surveyed.costs.space(macs)  # an impossible budget is refused before anything runs
     log = open_journal(surveyed, macs, journal, resume=resume)
     ready = study(surveyed, reporter)
@@ -281,5 +287,6 @@ def identity(pipe: Pipeline) -> dict[str, Any]:
         "model": fingerprint(denoiser),
         "dtype": origin["dtype"],
         "device": denoiser.device.type,
+        "versions": {name: version(name) for name in ("diff-es", "diffusers", "torch")},
         "scheduler": origin["scheduler"],
     }

@@ -13,6 +13,7 @@ from .errors import BudgetOutOfReach
 from .layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, realise
 from .library import Depth, Ladder, kept_groups
 from .pipeline import Denoiser, Trace, meta_twin
+from .progress import Reporter
 from .search import Space
 
 
@@ -52,9 +53,14 @@ class MacCounter:
             return self.skipping(level, bypass=ladder.bypass)
         return self.thinned(kept_groups(self._anatomy, ladder, level))
 
-    def table(self, ladder: Ladder) -> tuple[int, ...]:
+    def table(self, ladder: Ladder, reporter: Reporter) -> tuple[int, ...]:
         """MACs by level, from 0 to the deepest."""
-        return tuple(self.level(ladder, level) for level in range(ladder.deepest(self._anatomy) + 1))
+        macs, levels = list[int](), range(ladder.deepest(self._anatomy) + 1)
+        with reporter.task("count MACs", len(levels)) as task:
+            for level in levels:
+                macs.append(self.level(ladder, level))
+                task.advance()
+        return tuple(macs)
 
     def _count(self, plan: Plan) -> int:
         switch = Switch(self._twin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,10 @@ from .benchmark import Runner, measure
 from .compress import Found, Study, open_journal, run_search, select
 from .layers import Plan
 from .library import Width
-from .pipeline import decode, denoiser_of, make_probes, sample
+from .pipeline import decode, denoiser_of, make_probes, sample, trace
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
-from .route import realise_all
 from .search import Levels, Search, random_search
 from .tiles import Reference
 
@@ -71,8 +70,7 @@ def random_rival(study: Study, macs: float, found: Found, journals: Path | None,
 
 
 def _planned(study: Study, name: str, budget: float, ratio: float, plans: Sequence[Plan]) -> Contender:
-    weights = realise_all(denoiser_of(study.pipe), study.anatomy, plans)
-    return Contender(name, budget, ratio, Runner(name, study.settings.sampling, study.stages, weights))
+    return Contender(name, budget, ratio, Runner(name, study.settings.sampling, study.stages, tuple(plans)))
 
 
 def _scheduled(study: Study, name: str, budget: float, levels: Levels) -> Contender:
@@ -82,24 +80,42 @@ def _scheduled(study: Study, name: str, budget: float, levels: Levels) -> Conten
 
 def _uniform(study: Study, budget: float) -> Contender:
     if not isinstance(study.settings.method.ladder, Width):
-        return _scheduled(study, "uniform", budget, study.costs.space(budget).uniform())
+        space, rng = study.costs.space(budget), np.random.default_rng(derive_seed(study.settings.seed, "uniform"))
+        return _scheduled(study, "uniform", budget, space.repair(space.uniform(), rng))  # filled up to equal cost
     kept = uniform_width(study.counter, study.anatomy, budget)
     plans = [study.library.thinned(stage, kept) for stage in range(len(study.stages))]
     return _planned(study, "uniform", budget, study.counter.thinned(kept) / study.counter.dense(), plans)
 
 
-def contenders(study: Study, budget: float, found: Found, random: Found) -> tuple[Contender, ...]:
-    """All rivals at one budget, in the order of the table."""
+def _affordable_steps(study: Study, budget: float) -> tuple[int, float]:
+    """The most sampler steps within the budget and what they cost; some samplers call the denoiser more often than they
+    step."""
+    sampling, calls = study.settings.sampling, len(study.trace.timesteps)
+    for steps in range(fewer_steps(sampling.steps, budget), 0, -1):
+        ratio = len(trace(study.pipe, replace(sampling, steps=steps)).timesteps) / calls
+        if ratio <= budget:
+            return steps, ratio
+    return 1, len(trace(study.pipe, replace(sampling, steps=1)).timesteps) / calls
+
+
+def contenders(
+    study: Study, budget: float, found: Found, random: Found, plans: Sequence[Plan] | None = None
+) -> tuple[Contender, ...]:
+    """All rivals at one budget, in the order of the table.
+
+    ``plans`` are those of a saved result; None makes them anew from the study's own library.
+    """
+    own = plans or [study.library.plan(stage, row[0]) for stage, row in enumerate(found.levels)]
     sampling, space = study.settings.sampling, study.costs.space(budget)
-    steps = fewer_steps(sampling.steps, budget)
-    fewer = Runner("fewer-steps", type(sampling)(steps, sampling.guidance, sampling.batch))
+    steps, ratio = _affordable_steps(study, budget)
+    fewer = Runner("fewer-steps", replace(sampling, steps=steps))
     rng = np.random.default_rng(derive_seed(study.settings.seed, "mosaic"))
     return (
-        Contender("fewer-steps", budget, steps / sampling.steps, fewer),
+        Contender("fewer-steps", budget, ratio, fewer),
         _uniform(study, budget),
         _scheduled(study, "mosaicdiff", budget, space.repair(mosaic(space, study.statistics.change), rng)),
         _scheduled(study, "random", budget, random.levels),
-        _scheduled(study, "diff-es", budget, found.levels),
+        _planned(study, "diff-es", budget, study.costs.ratio(found.levels), own),
     )
 
 
@@ -110,6 +126,7 @@ def evaluate(
     effort: Effort,
     journals: Path | None,
     reporter: Reporter,
+    plans: Sequence[Plan] | None = None,
 ) -> Evaluation:
     """Run every contender at every budget on the same held-out noises, and time them side by side.
 
@@ -117,11 +134,12 @@ def evaluate(
         found: the search's result for each budget.
         reference: statistics of real data for the Fréchet distance; None leaves it out.
         journals: where the random search keeps its scores, if anywhere.
+        plans: of a saved result, which is then judged as it was saved.
     """
     random = {budget: random_rival(study, budget, result, journals, reporter) for budget, result in found.items()}
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for budget, result in found.items():
-        field += contenders(study, budget, result, random[budget])
+        field += contenders(study, budget, result, random[budget], plans)
     timings = measure(study.pipe, [contender.runner for contender in field], effort.rounds, reporter)
     count = max(effort.noises, effort.images if reference else 0, effort.strip)
     results = [sampled(study, contender, count, reporter) for contender in field]
@@ -159,4 +177,4 @@ def sampled(study: Study, contender: Contender, count: int, reporter: Reporter) 
             latents.append(sample(pipe, chunk, sampling))
             task.advance()
     stacked = torch.cat(latents)
-    return stacked, decode(pipe, stacked)
+    return stacked, decode(pipe, stacked, sampling.batch)

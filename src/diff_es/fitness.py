@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from . import metrics
+from .errors import DiffESError
 from .layers import Weights, realise
 from .library import Library
 from .pipeline import Pipeline, Probe, Sampling, decode, denoiser_of, intercepted, on_timestep, sample
@@ -139,14 +141,18 @@ class Fitness:
         self.cache, self._realised = PrefixCache(memory), dict[tuple[int, int], Weights]()
         dense: Levels = tuple((0,) for _ in range(len(stages)))
         self._teacher = [measure.view(pipe, self._run(i, dense)) for i in range(len(self._chunks))]
+        if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
+            remedy = "Use float32 or bfloat16 arithmetic, or another sampler."
+            raise DiffESError("the dense model's result", expected="numbers", found="NaN or infinity", remedy=remedy)
 
     def __call__(self, levels: Levels) -> float:
-        """Mean closeness over the probes."""
+        """Mean closeness over the probes; minus infinity where a result is not finite."""
         scores = []
         for i, teacher in enumerate(self._teacher):
             result = self._measure.view(self._pipe, self._run(i, levels))
             scores.append(self._measure.closeness(teacher, result))
-        return float(torch.cat(scores).mean())
+        mean = float(torch.cat(scores).mean())
+        return mean if math.isfinite(mean) else -math.inf
 
     def _weights(self, stage: int, level: int) -> Weights:
         if (stage, level) not in self._realised:

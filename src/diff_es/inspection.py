@@ -10,12 +10,13 @@ from .cost import MacCounter
 from .layers import Anatomy, Kind, discover
 from .library import Depth, Width
 from .pipeline import Pipeline, Sampling, denoiser_of, trace
+from .progress import Reporter
 
 
-def inspect(pipe: Pipeline, levels: int) -> dict[str, Any]:
+def inspect(pipe: Pipeline, levels: int, reporter: Reporter) -> dict[str, Any]:
     """The findings as JSON values; MACs are those of one denoiser call."""
     denoiser = denoiser_of(pipe)
-    anatomy, path = discover(denoiser), trace(pipe, Sampling(steps=1))
+    anatomy, path = discover(denoiser), trace(pipe, Sampling(steps=10))
     counter, width, depth = MacCounter(denoiser, anatomy, path), Width(levels), Depth()
     dense = counter.dense()
     rows: list[dict[str, Any]] = [
@@ -37,8 +38,8 @@ def inspect(pipe: Pipeline, levels: int) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in denoiser.parameters()),
         "macs": dense,
         "layers": rows,
-        "width_macs_ratio": [macs / dense for macs in counter.table(width)],
-        "depth_macs_ratio": [macs / dense for macs in counter.table(depth)],
+        "width_macs_ratio": [macs / dense for macs in counter.table(width, reporter)],
+        "depth_macs_ratio": [macs / dense for macs in counter.table(depth, reporter)],
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],
         "left_dense": left_dense(denoiser, anatomy),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DiffESError, StorageError
+from .store import write_text
 
 Levels = tuple[tuple[int, ...], ...]
 
@@ -41,13 +42,7 @@ class Journal:
             for line in lines[1:]:
                 self.scores[tuple(tuple(row) for row in line["levels"])] = line["score"]
         text = "".join(json.dumps(line) + "\n" for line in [{"settings": settings}, *lines[1:]])
-        partial = path.with_suffix(".partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise self._refused(error) from error
+        write_text(path, text)
 
     def _refused(self, error: OSError) -> StorageError:
         remedy = "Free some space and run again with --resume: what is in the journal is kept."

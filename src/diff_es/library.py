@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .calibrate import Statistics
+from .errors import DiffESError
 from .layers import DENSE, Anatomy, Bypass, Cut, Layer, Plan, output_of
 from .obs import Moments, Obs, Ranking, Ridge, regress
 from .pipeline import Denoiser
@@ -22,6 +23,11 @@ class Width:
     """
 
     levels: int = 8
+
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            remedy = "Leave it out to take 8."
+            raise DiffESError("Width.levels", expected="2 or more", found=str(self.levels), remedy=remedy)
 
     def deepest(self, anatomy: Anatomy) -> int:
         return self.levels - 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,14 @@ from diffusers import (
     DiTPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    ModelMixin,
     PNDMScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from diffusers.utils import logging
 
 from .errors import DiffESError, UnsupportedModel
-from .pipeline import AnyPipeline, Pipeline, denoiser_of
+from .pipeline import AnyPipeline, Pipeline, denoiser_of, hushed
 from .tiles import MODEL as BUNDLED
 
 SUPPORTED = (DiTPipeline,)
@@ -56,14 +54,7 @@ def load(
         UnsupportedModel: nothing loads from there, or its pipeline class is none that Diff-ES knows.
         DiffESError: PyTorch has no such device.
     """
-    try:
-        device = torch.device(device) if device is not None else default_device()
-    except RuntimeError as error:
-        remedy = "Give one such as cpu, cuda or cuda:1, or leave --device out."
-        raise DiffESError("device", expected="a PyTorch device", found=str(device), remedy=remedy) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        remedy = "Leave --device out, or install PyTorch's CUDA build."
-        raise DiffESError("device", expected="a device that PyTorch sees", found=str(device), remedy=remedy)
+    device = _device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     source = str(BUNDLED) if model == "bundled" else model
     remedy = "Give 'bundled', a folder with a model_index.json, or the id of a hub repository (and check the network)."
@@ -75,14 +66,14 @@ def load(
         with warnings.catch_warnings():  # of how diffusers calls huggingface_hub
             warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
             config = AnyPipeline.load_config(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         found = str(error).splitlines()[0] if not Path(source).is_dir() else "a folder without a model_index.json"
         raise UnsupportedModel(model, expected=expected, found=found, remedy=remedy) from error
-    _check_class(model, str(config.get("_class_name")))
+    _check_class(model, str(config.get("_class_name")) if isinstance(config, dict) else "another kind of JSON")
     try:
-        with _hushed():
+        with hushed():
             pipe = AnyPipeline.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UnsupportedModel(model, expected=expected, found=str(error).splitlines()[0], remedy=remedy) from error
     if scheduler is not None:
         kind = {known.__name__: known for known in SCHEDULERS}[scheduler]
@@ -90,26 +81,12 @@ def load(
     return check(pipe.to(device))
 
 
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Without diffusers' loading bar, and its remarks on parts that are merely of another class than it expects."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
 def origin_of(pipe: Pipeline) -> dict[str, Any]:
     """Where a pipeline came from and how it samples, as JSON values for :func:`reopen`."""
     source = pipe.config.get("_name_or_path") or ""
     folder = Path(source)
     return {
-        "model": "bundled" if folder == BUNDLED else str(folder.resolve()) if folder.is_dir() else source,
+        "model": "bundled" if folder == BUNDLED else str(folder.resolve()) if source and folder.is_dir() else source,
         "dtype": str(denoiser_of(pipe).dtype).removeprefix("torch."),
         "scheduler": {"_class_name": type(pipe.scheduler).__name__, **json.loads(pipe.scheduler.to_json_string())},
     }
@@ -134,6 +111,19 @@ def reopen(origin: dict[str, Any], model: str | None = None, device: str | None 
     return pipe
 
 
+def _device(wanted: str | torch.device | None) -> torch.device:
+    if wanted is None:
+        return default_device()
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        remedy = "Give one that this PyTorch has, such as cpu, or leave --device out."
+        found = str(error).splitlines()[0]
+        raise DiffESError(f"device {wanted}", expected="a working device", found=found, remedy=remedy) from error
+    return device
+
+
 def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -155,6 +145,9 @@ def check(pipe: AnyPipeline) -> Pipeline:
     """
     if not isinstance(pipe, SUPPORTED):
         _check_class("pipe", type(pipe).__name__)
+    if not isinstance(pipe.transformer, ModelMixin):
+        found, remedy = type(pipe.transformer).__name__, "Compress the plain module; compile it afterwards if you like."
+        raise UnsupportedModel("pipe.transformer", expected="a diffusers model", found=found, remedy=remedy)
     if pipe.transformer.training:
         found, remedy = "training mode, in which labels are dropped at random", "Call pipe.transformer.eval() first."
         raise UnsupportedModel("pipe.transformer", expected="evaluation mode", found=found, remedy=remedy)

@@ -16,13 +16,13 @@ def _decibel(power: Tensor, error: Tensor) -> Tensor:
 
 def snr_db(reference: Tensor, result: Tensor) -> Tensor:
     """Signal-to-noise ratio in dB of each sample, (N, ...) against (N, ...) to (N,): 10 log10(|r|^2 / |x - r|^2)."""
-    reference, result = reference.double().flatten(1), result.double().flatten(1)
+    reference, result = reference.cpu().double().flatten(1), result.cpu().double().flatten(1)
     return _decibel(reference.square().sum(1), (result - reference).square().sum(1))
 
 
 def psnr_db(reference: Tensor, result: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [0, 1], (N, C, H, W) to (N,)."""
-    error = (result.double() - reference.double()).flatten(1).square().mean(1)
+    error = (result.cpu().double() - reference.cpu().double()).flatten(1).square().mean(1)
     return _decibel(torch.ones_like(error), error)
 
 

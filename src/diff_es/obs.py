@@ -13,40 +13,69 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .errors import DiffESError
+
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over the vectors x (D,) that a layer received; they add up over batches, workers and stages."""
+    """Sums over the vectors x (D,) that a layer received; they add up over batches, workers and stages.
 
-    second: Tensor  # (D, D), sum of x x^T
-    first: Tensor  # (D,), sum of x
+    They are taken around ``shift`` (None: around 0), so that float32 loses nothing of a small spread around a large
+    mean.
+    """
+
+    second: Tensor  # (D, D), sum of (x - shift)(x - shift)^T
+    first: Tensor  # (D,), sum of x - shift
     count: int
+    shift: Tensor | None = None  # (D,)
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.second + other.second, self.first + other.first, self.count + other.count)
+        moved = other.around(self.shift)
+        return Moments(self.second + moved.second, self.first + moved.first, self.count + other.count, self.shift)
+
+    def around(self, shift: Tensor | None) -> Moments:
+        """The same sums taken around another point."""
+        here = torch.zeros_like(self.first) if self.shift is None else self.shift
+        there = torch.zeros_like(self.first) if shift is None else shift
+        step = here - there  # x - there = (x - here) + step
+        cross = torch.outer(step, self.first)
+        second = self.second + cross + cross.T + self.count * torch.outer(step, step)
+        return Moments(second, self.first + self.count * step, self.count, shift)
 
     def mean(self) -> Tensor:
         """(D,) float64."""
-        return _double(self.first) / self.count
+        offset = _double(self.first) / self.count
+        return offset if self.shift is None else offset + _double(self.shift)
 
     def power(self) -> Tensor:
         """(D,) float64: the mean square of each input."""
-        return _double(self.second.diagonal()) / self.count
+        return self._covariance().diagonal() + self.mean().square()
 
     def rounding(self, inputs: int | None = None) -> Tensor:
-        """What rounding of the sums may leave of a covariance that is really zero, relative to the inputs' power."""
-        return 64 * torch.finfo(self.second.dtype).eps * self.power()[:inputs].mean()
+        """What rounding of the sums may leave of a covariance that is really zero."""
+        spread = _double(self.second.diagonal()) / self.count
+        return 64 * torch.finfo(self.second.dtype).eps * spread[:inputs].mean()
 
     def hessian(self, *, centred: bool) -> Tensor:
         """(D, D) float64: E[x x^T], or the covariance where an intercept takes care of the mean."""
-        second = _double(self.second) / self.count
-        mean = self.mean()
-        return second - torch.outer(mean, mean) if centred else second
+        covariance, mean = self._covariance(), self.mean()
+        return covariance if centred else covariance + torch.outer(mean, mean)
+
+    def _covariance(self) -> Tensor:
+        offset = _double(self.first) / self.count
+        return _double(self.second) / self.count - torch.outer(offset, offset)
 
 
 def _double(tensor: Tensor) -> Tensor:
     """float64; on the CPU where the device has none."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def _check_positive(where: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            remedy = "Leave it out to take the default."
+            raise DiffESError(f"{where}.{name}", expected="a number above 0", found=str(value), remedy=remedy)
 
 
 def damped(hessian: Tensor, damping: float, floor: float | Tensor = 0.0) -> Tensor:
@@ -99,12 +128,15 @@ class Obs:
 
     Args:
         damping: added to H, relative to its mean diagonal.
-        rounds: at most about this many updates for a layer: with more groups, several go in one round. Exact
-            one-by-one removal is ``rounds`` at or above the number of groups.
+        rounds: floor(groups / rounds) groups, but at least one, go at a time; up to twice ``rounds`` groups go one by
+            one.
     """
 
     damping: float = 0.01
     rounds: int = 1024
+
+    def __post_init__(self) -> None:
+        _check_positive("Obs", damping=self.damping, rounds=self.rounds)
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
         # float32 from here on: the order alone is at stake, and the loop is bound by memory
@@ -170,6 +202,9 @@ class Ridge:
 
     damping: float = 0.01
     intercept: bool = True
+
+    def __post_init__(self) -> None:
+        _check_positive("Ridge", damping=self.damping)
 
     def solve(
         self, weight: Tensor, bias: Tensor | None, moments: Moments, order: Tensor, counts: Sequence[int]

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline, DiTPipeline, ModelMixin
+from diffusers.utils import logging
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
@@ -32,7 +33,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, value, least in (("steps", self.steps, 1), ("batch", self.batch, 1), ("guidance", self.guidance, 0)):
-            if not value >= least:
+            if not least <= value < float("inf"):
                 remedy = "Give the value you sample with."
                 raise DiffESError(name, expected=f"a number from {least} up", found=str(value), remedy=remedy)
 
@@ -61,7 +62,7 @@ def denoiser_of(pipe: Pipeline) -> Denoiser:
 
 def meta_twin(denoiser: Denoiser) -> Denoiser:
     """The same architecture without weights, on the meta device."""
-    with torch.device("meta"):
+    with hushed(), torch.device("meta"):
         twin: Denoiser = type(denoiser).from_config(denoiser.config)
     nn.Module.to(twin, device="meta", dtype=denoiser.dtype)
     return twin.eval()
@@ -85,6 +86,20 @@ def make_probes(pipe: Pipeline, count: int, seed: int, purpose: str) -> tuple[Pr
         label = classes[i % len(classes)] if len(classes) <= 32 else classes[draw % len(classes)]
         probes.append(Probe(draw, label))
     return tuple(probes)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Without diffusers' bars, and its remarks on parts that are merely of another class than it expects."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -133,7 +148,8 @@ class _Decoded:
 def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tensor:
     """Final latents of the probes, (N, C, H, W) as the decoder receives them, through the pipeline's own call.
 
-    Every sample has its own generator, so a probe's noise does not depend on the batch it runs in.
+    Every sample has its own generator, so a probe's first noise does not depend on the batch it runs in. Samplers that
+    add noise on the way draw it for the batch, reproducibly, but not independently of the batch.
     """
     captured, device = list[Tensor](), denoiser_of(pipe).device
     with _latents_only(pipe, captured), torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -151,7 +167,7 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
 
 
 @torch.no_grad()
-def decode(pipe: Pipeline, latents: Tensor, batch: int = 64) -> Tensor:
+def decode(pipe: Pipeline, latents: Tensor, batch: int = 16) -> Tensor:
     """Images in [0, 1], float32 on the CPU (N, 3, H, W), of latents that :func:`sample` returned."""
     images = [pipe.vae.decode(part).sample / 2 + 0.5 for part in latents.split(batch)]
     return torch.cat([part.clamp(0, 1).float().cpu() for part in images])
@@ -169,16 +185,21 @@ def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> Removable
 
 
 def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
-    """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser."""
-    denoiser = denoiser_of(pipe)
-    twin, timesteps, calls = meta_twin(denoiser), list[float](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
-    device = denoiser.device
+    """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser.
+
+    Raises:
+        DiffESError: the scheduler refuses this number of steps.
+    """
+    denoiser, timesteps, calls = denoiser_of(pipe), list[float](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
+    device, outputs = denoiser.device, list[Any]()
 
     def shapes_only(forward: Callable[..., Any]) -> Callable[..., Any]:
         def stand_in(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
-            calls.append((args, kwargs))
-            return tree_map_only(Tensor, lambda t: torch.zeros_like(t, device=device), twin(*args, **kwargs))
+            if not outputs:
+                args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+                calls.append((args, kwargs))
+                outputs.append(meta_twin(denoiser)(*args, **kwargs))
+            return tree_map_only(Tensor, lambda t: torch.zeros_like(t, device=device), outputs[0])
 
         return stand_in
 
@@ -186,6 +207,10 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
     try:
         with intercepted(denoiser, shapes_only):
             sample(pipe, make_probes(pipe, 1, 0, "trace"), sampling)
+    except (ValueError, IndexError) as error:
+        where = f"{sampling.steps} steps with {type(pipe.scheduler).__name__}"
+        remedy = "Take another number of steps, or another scheduler."
+        raise DiffESError(where, expected="a trajectory", found=str(error), remedy=remedy) from error
     finally:
         handle.remove()
     args, kwargs = calls[0]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import nn
 
 from .errors import DiffESError
@@ -30,6 +31,9 @@ class Routing:
         assert len(weights) == len(stages)
         self._denoiser, self._stages, self._weights = denoiser, stages, tuple(weights)
         self._switch = Switch(denoiser)
+        exchanged = {name for stage in self._weights for name in stage.tensors}
+        # the first parameter that stays: where it lies tells whether the pipeline was moved
+        self._witness = next(name for name, _ in denoiser.named_parameters() if name not in exchanged)
 
     def attach(self) -> None:
         """Route from now on.
@@ -37,31 +41,54 @@ class Routing:
         Raises:
             DiffESError: the denoiser is routed already.
         """
-        if self._denoiser in _ROUTED:
+        denoiser = self._denoiser
+        if denoiser in _ROUTED:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             found = "one that is routed already"
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
-        self._handle = on_timestep(self._denoiser, self._enter)
-        _ROUTED[self._denoiser] = self
+        self._placed = self._placement()
+        self._handles = (
+            on_timestep(denoiser, self._enter),
+            denoiser.register_state_dict_pre_hook(self._refuse_saving),
+        )
+        _ROUTED[denoiser] = ref(self)
 
     def detach(self) -> None:
         """Restore the dense weights to the bit and leave nothing behind; a second time, do nothing."""
-        if _ROUTED.get(self._denoiser) is not self:
+        if routing_of(self._denoiser) is not self:
             return
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         self._switch.to(Weights())
         del _ROUTED[self._denoiser]
+        now = self._placement()
+        if now != self._placed:  # moved or cast meanwhile: the dense tensors follow
+            nn.Module.to(self._denoiser, *now)
 
     def _enter(self, timestep: float) -> None:
+        if (now := self._placement()) != self._placed:
+            expected, found = (" ".join(map(str, place)) for place in (self._placed, now))
+            remedy = "Leave the `routed` context or call `remove(pipe)`, move the pipeline, and route it again."
+            raise DiffESError("denoiser", expected=f"{expected}, as when it was routed", found=found, remedy=remedy)
         self._switch.to(self._weights[self._stages.index(timestep)])
 
+    def _placement(self) -> tuple[torch.device, torch.dtype]:
+        parameter = self._denoiser.get_parameter(self._witness)
+        return parameter.device, parameter.dtype
 
-_ROUTED: WeakKeyDictionary[nn.Module, Routing] = WeakKeyDictionary()
+    def _refuse_saving(self, *args: object) -> None:
+        remedy = "Leave the `routed` context or call `remove(pipe)` first; the result itself is saved by its `save`."
+        expected, found = "a dense denoiser", "one stage's slim weights"
+        raise DiffESError("state dict", expected=expected, found=found, remedy=remedy)
+
+
+_ROUTED: WeakKeyDictionary[nn.Module, ref[Routing]] = WeakKeyDictionary()
 
 
 def routing_of(denoiser: nn.Module) -> Routing | None:
     """The routing attached to a denoiser, if any."""
-    return _ROUTED.get(denoiser)
+    held = _ROUTED.get(denoiser)
+    return None if held is None else held()
 
 
 @contextmanager

@@ -27,6 +27,9 @@ class Settings:
     held_out: int = 32  # ... on so many noises that the search never saw
     population: int = 20
     generations: int = 100
+    survivors: int = 5  # of all so far, from which offspring are drawn
+    crossover: float = 0.3  # share of offspring by crossover; the others are mutations
+    switches: int = 3  # most level switches of a mutation
     seed: int = 0
 
     def __post_init__(self) -> None:

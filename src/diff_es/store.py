@@ -64,8 +64,14 @@ def check_target(folder: Path) -> None:
     """Refuse, before any work is done, a folder that :func:`write_folder` would refuse.
 
     Raises:
-        StorageError: the folder exists and is neither empty nor an artefact.
+        StorageError: the folder exists and is neither empty nor an artefact, or it is a mount point.
+        ArtefactError: it holds an artefact that this version does not know.
     """
+    if folder.is_mount():
+        found = "a mount point, which cannot be replaced in one step"
+        raise StorageError(str(folder), expected="a folder", found=found, remedy="Name a folder inside it.")
+    if (folder / MANIFEST).exists():
+        read_manifest(folder)
     if folder.is_dir() and not (folder / MANIFEST).exists() and any(p.suffix != ".jsonl" for p in folder.iterdir()):
         found, expected = "a folder with other files", "a new folder, an empty one or an earlier artefact"
         raise StorageError(str(folder), expected=expected, found=found, remedy=_REPLACE)
@@ -81,6 +87,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], abou
     Raises:
         StorageError: the disk refused, or the folder is not ours to replace; nothing half-written stays.
     """
+    folder = folder.resolve()  # a link keeps pointing at the artefact
     check_target(folder)
     staging = None
     try:
@@ -93,6 +100,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], abou
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}, target)
             files[target.name] = {"sha256": _hash(target), "bytes": target.stat().st_size}
         manifest = {"format": FORMAT, "diff_es": version("diff-es"), "files": files, **about}
+        manifest["sha256"] = _digest(manifest)
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             _carry_over(folder, staging)
@@ -131,6 +139,12 @@ def _swap(folder: Path, staging: Path) -> None:
     shutil.rmtree(old)
 
 
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """The hash of a manifest's contents, itself left out."""
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an artefact.
 
@@ -149,6 +163,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = f"format {manifest.get('format')!r}" if isinstance(manifest, dict) else "other JSON"
         remedy = "Compress again with this version, or install the version that wrote it."
         raise ArtefactError(str(path), expected=f"format {FORMAT}", found=found, remedy=remedy)
+    if manifest.get("sha256") != _digest(manifest):
+        remedy = "The manifest was changed by hand or by another program: copy it again, or compress again."
+        raise ArtefactError(str(path), expected="the hash of its contents", found="another", remedy=remedy)
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(f, dict) and "sha256" in f for f in files.values()):
         remedy = "The manifest was changed by hand or by another program: compress again."

@@ -15,7 +15,7 @@ from torch import Tensor
 from .compress import Found, Study
 from .evaluate import Evaluation
 from .pipeline import denoiser_of
-from .report import Curve, Heat, Row, Story, Strip, render
+from .report import Curve, Heat, Story, Strip, render
 from .search import Generation
 from .store import write_text
 
@@ -101,8 +101,3 @@ def publish(folder: Path, story: Story) -> dict[str, list[dict[str, str | int | 
     write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     write_text(folder / "report.html", render(story))
     return result
-
-
-def rows_of(result: Mapping[str, Sequence[Mapping[str, object]]]) -> tuple[Row, ...]:
-    """The rows of a ``result.json``."""
-    return tuple(Row(**row) for row in result["rows"])  # type: ignore[arg-type]

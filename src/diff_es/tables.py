@@ -16,7 +16,7 @@ from .report import Story, findings
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     return table
 
 
@@ -26,20 +26,16 @@ def _number(value: float | None, form: str = ".1f") -> str:
 
 def show_rows(console: Console, story: Story) -> None:
     """The comparison."""
-    columns = ("Budget", "Steps", "MACs", "Latency ms", "Speed-up", "SNR dB", "PSNR dB", "Fréchet", "Weights MB")
-    table = _table(story.title, "Contender", *columns)
+    table = _table(story.title, "Contender", "Steps", "MACs", "Speed-up", "SNR dB", "PSNR dB", "Fréchet")
     for row in story.rows:
         table.add_row(
-            row.contender,
-            f"{row.budget:g}",
+            row.contender if row.budget == 1 else f"{row.contender} at {row.budget:g}",
             str(row.steps),
             f"{row.macs_ratio:.3f}",
-            f"{row.latency_ms:.0f} ± {row.latency_spread:.0f}",
             f"{row.speedup:.2f}x",
             _number(row.snr_db),
             _number(row.psnr_db),
             _number(row.frechet_distance, ".3f"),
-            f"{row.weight_bytes / 1e6:.1f}",
         )
     console.print(table)
     for sentence in findings(story.rows):

@@ -8,7 +8,7 @@ from torch import nn
 
 from . import attention, block, feedforward
 from .contract import DENSE, Anatomy, Block, Bypass, Cut, Kind, Layer, Plan, Refusal, Rows, Weights
-from .switch import Switch, output_of, realise
+from .switch import Switch, check_plan, output_of, realise
 
 __all__ = [
     "DENSE",
@@ -23,6 +23,7 @@ __all__ = [
     "Rows",
     "Switch",
     "Weights",
+    "check_plan",
     "discover",
     "output_of",
     "realise",

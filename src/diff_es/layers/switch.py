@@ -19,22 +19,34 @@ def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
     Raises:
         ArtefactError: the plan does not fit this denoiser; the message names the layer.
     """
+    check_plan(denoiser, anatomy, plan)
     layers, tensors, counts = {layer.name: layer for layer in anatomy.layers}, dict[str, Tensor](), dict[str, int]()
     for name, cut in plan.cuts.items():
-        layer = layers.get(name)
-        _check(name, cut, layer, denoiser)
-        assert layer is not None
+        layer = layers[name]
         tensors |= _slim(denoiser, layer, cut)
         counts |= {f"{module}.{attribute}": each * len(cut.kept) for module, attribute, each in layer.counts}
     parameter, bypasses = next(denoiser.parameters()), dict[str, Bypass | None]()
+    for name, bypass in plan.bypasses.items():
+        if bypass is not None:
+            bypass = Bypass(bypass.weight.to(parameter), bypass.bias.to(parameter))
+        bypasses[name] = bypass
+    return Weights(tensors, counts, bypasses)
+
+
+def check_plan(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> None:
+    """Whether a plan fits a denoiser.
+
+    Raises:
+        ArtefactError: it does not; the message names the layer.
+    """
+    layers = {layer.name: layer for layer in anatomy.layers}
+    for name, cut in plan.cuts.items():
+        _check(name, cut, layers.get(name), denoiser)
     for name, bypass in plan.bypasses.items():
         if name not in {block.name for block in anatomy.blocks}:
             raise _misfit(name, "a block of that name", "none")
         if bypass is not None:
             _check_bypass(name, bypass, anatomy)
-            bypass = Bypass(bypass.weight.to(parameter), bypass.bias.to(parameter))
-        bypasses[name] = bypass
-    return Weights(tensors, counts, bypasses)
 
 
 def _slim(denoiser: nn.Module, layer: Layer, cut: Cut) -> dict[str, Tensor]:

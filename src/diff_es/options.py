@@ -1,0 +1,76 @@
+"""The options that commands share, and the names that stand for choices on the command line."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .fitness import ImagePSNR, ImageSSIM, LatentSNR, Measure
+from .obs import Activation, Magnitude, Obs, Ranking, Wanda
+
+
+class Dtype(StrEnum):
+    """Arithmetic of the pipeline."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Scheduler(StrEnum):
+    """Samplers that a model's own can be exchanged for."""
+
+    DDIM = "DDIMScheduler"
+    DPM = "DPMSolverMultistepScheduler"
+    EULER = "EulerDiscreteScheduler"
+    PNDM = "PNDMScheduler"
+    UNIPC = "UniPCMultistepScheduler"
+
+
+class RankingName(StrEnum):
+    """How groups are ranked."""
+
+    OBS = "obs"
+    WANDA = "wanda"
+    MAGNITUDE = "magnitude"
+    ACTIVATION = "activation"
+
+
+class MeasureName(StrEnum):
+    """How close a result is to the dense one."""
+
+    SNR = "snr"
+    PSNR = "psnr"
+    SSIM = "ssim"
+
+
+class Prune(StrEnum):
+    """What a level removes."""
+
+    WIDTH = "width"
+    DEPTH = "depth"
+
+
+RANKINGS: dict[RankingName, Ranking] = {
+    RankingName.OBS: Obs(),
+    RankingName.WANDA: Wanda(),
+    RankingName.MAGNITUDE: Magnitude(),
+    RankingName.ACTIVATION: Activation(),
+}
+
+MEASURES: dict[MeasureName, Measure] = {
+    MeasureName.SNR: LatentSNR(),
+    MeasureName.PSNR: ImagePSNR(),
+    MeasureName.SSIM: ImageSSIM(),
+}
+
+Model = Annotated[str, typer.Argument(help="'bundled', a folder in diffusers format, or a hub id")]
+Moved = Annotated[str | None, typer.Option("--model", help="the base model, if it is no longer where it was")]
+Artefact = Annotated[Path, typer.Argument(help="what `diff-es compress --out` wrote")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
+InDtype = Annotated[Dtype | None, typer.Option("--dtype", help="default float32 on the CPU, bfloat16 elsewhere")]
+OnDevice = Annotated[str | None, typer.Option("--device", help="default CUDA, then MPS, then the CPU")]
+WithScheduler = Annotated[Scheduler | None, typer.Option(help="default the model's own")]
