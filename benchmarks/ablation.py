@@ -45,7 +45,7 @@ DEPTH = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noises", type=int, default=40, help="held-out noises")
-    parser.add_argument("--calibration", type=int, default=64, help="samples of the calibration")
+    parser.add_argument("--calibration", type=int, default=192, help="samples of the calibration")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -123,7 +123,7 @@ def compress_command(
     population: Annotated[int, typer.Option(help="candidates per generation")] = 20,
     probes: Annotated[int, typer.Option(help="noises every candidate is judged on")] = 8,
     held_out: Annotated[int, typer.Option(help="noises the finalists are judged on")] = 32,
-    calibration: Annotated[int, typer.Option(help="samples of the calibration")] = 64,
+    calibration: Annotated[int, typer.Option(help="samples of the calibration")] = 128,
     survivors: Annotated[int, typer.Option(help="best so far, from which offspring are drawn")] = 5,
     measure: Annotated[MeasureName, typer.Option(help="what closeness means")] = MeasureName.SNR,
     finalists: Annotated[int, typer.Option(help="candidates judged again on held-out noises")] = 5,

@@ -19,7 +19,7 @@ from .tiles import load_reference
 BUDGETS = (0.7, 0.5)
 SETTINGS = Settings(
     sampling=Sampling(steps=20, guidance=2.0, batch=16),
-    calibration=64,
+    calibration=192,
     probes=8,
     finalists=8,
     held_out=32,

@@ -21,7 +21,7 @@ class Settings:
     stages: int = 10
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
-    calibration: int = 64  # samples that calibration runs
+    calibration: int = 128  # samples that calibration runs
     probes: int = 8  # noises that every candidate is judged on
     finalists: int = 5  # best candidates that are judged again ...
     held_out: int = 32  # ... on so many noises that the search never saw
