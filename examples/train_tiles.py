@@ -8,6 +8,7 @@ The whole recipe of the model that ships in ``diff_es/bundled``, in five command
     python examples/train_tiles.py export      --data tiles32.npz --work runs/tiles --out src/diff_es/bundled
     python examples/train_tiles.py sheet       --data tiles32.npz --work runs/tiles --out sheet.png
 
+``unpack --out src/diff_es/bundled`` turns an exported folder back into checkpoints, to train it further.
 Every training command can be stopped and run again: it goes on from its last checkpoint for the minutes it is given,
 cooling down its learning rate towards their end. CPU, CUDA and MPS are used as they are found.
 
@@ -426,18 +427,44 @@ def export(data: Path, work: Path, out: Path) -> None:
     print(f"saved {out}: {size / 1e6:.1f} MB")
 
 
+def unpack(bundle: Path, work: Path) -> None:
+    """Turn an exported folder back into checkpoints, to train further where the working folder is lost."""
+    read = {"torch_dtype": torch.float32}
+    features = load_file(bundle / "tile-features.safetensors")
+    states = {
+        "autoencoder": AutoencoderDC.from_pretrained(bundle / "tiles-dit", subfolder="vae", **read).state_dict(),
+        "diffusion": DiTTransformer2DModel.from_pretrained(
+            bundle / "tiles-dit", subfolder="transformer", **read
+        ).state_dict(),
+        "classifier": {k.removeprefix("classifier."): v for k, v in features.items() if k.startswith("classifier.")},
+    }
+    models = {"autoencoder": new_autoencoder(), "diffusion": new_transformer(), "classifier": TileClassifier()}
+    for name, model in models.items():
+        tensors = {"step": torch.tensor(0)}
+        for i, parameter in enumerate(dict(model.named_parameters())):
+            value = states[name][parameter].float()
+            tensors |= {f"model.{parameter}": value, f"average.{parameter}": value.clone()}
+            tensors |= {f"m.{i}": torch.zeros_like(value), f"v.{i}": torch.zeros_like(value)}
+        save_tensors(work / f"{name}.safetensors", tensors, {"step": 0})
+        print(f"saved {work / name}.safetensors")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["classifier", "autoencoder", "diffusion", "export", "sheet"])
-    parser.add_argument("--data", type=Path, required=True, help="tiles32.npz")
+    parser.add_argument("command", choices=["classifier", "autoencoder", "diffusion", "export", "sheet", "unpack"])
+    parser.add_argument("--data", type=Path, default=Path("tiles32.npz"), help="tiles32.npz")
     parser.add_argument("--work", type=Path, default=Path("runs/tiles"), help="folder of the checkpoints")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long to train")
-    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="where export and sheet write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("sheet.png"), help="where export and sheet write, unpack reads"
+    )
     parser.add_argument("--steps", type=int, default=50, help="sampler steps of the contact sheet")
     parser.add_argument("--guidance", type=float, default=2.0, help="guidance of the contact sheet")
     args = parser.parse_args()
     if args.command == "export":
         export(args.data, args.work, args.out)
+    elif args.command == "unpack":
+        unpack(args.out, args.work)
     elif args.command == "sheet":
         sheet(args.data, args.work, args.out, args.steps, args.guidance)
     else:
