@@ -29,8 +29,8 @@ class Effort:
     """How much the evaluation runs."""
 
     noises: int = 64  # held-out noises for SNR and PSNR
-    images: int = 256  # images for the Fréchet distance
-    rounds: int = 5  # timed rounds
+    images: int = 192  # images for the Fréchet distance
+    rounds: int = 4  # timed rounds
     strip: int = 8  # images shown of each contender
 
 
