@@ -36,7 +36,7 @@ def main() -> None:
         table = sensitivity(study, fitness, Journal(None, {}, resume=False), reporter)
         for budget in BUDGETS:
             found = evolve(study, budget, fitness, table, Journal(None, {}, resume=False), reporter)
-            random = random_rival(study, budget, found, None, reporter)
+            random = random_rival(study, budget, found.evaluations, None, reporter)
             for rival in contenders(study, budget, found, random):
                 latents, _ = sampled(study, rival, args.noises, reporter)
                 scores.setdefault((budget, rival.name), []).append(float(snr_db(reference, latents).mean()))

@@ -227,6 +227,9 @@ def evaluate_command(
     noises: Annotated[int, typer.Option(min=2, help="held-out noises for SNR and PSNR")] = 64,
     images: Annotated[int, typer.Option(min=128, help="images for the Fréchet distance, where it can be had")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 5,
+    random: Annotated[
+        int | None, typer.Option(min=1, help="candidates of random search; default as many as ours")
+    ] = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="where result.json and report.html go; default DIR")
     ] = None,
@@ -243,7 +246,7 @@ def evaluate_command(
     found = {budget: found_again(fast)}
     name = model or fast.about["origin"]["model"]
     reference = load_reference() if name == "bundled" else None
-    effort, target = Effort(noises=noises, images=images, rounds=rounds), out_folder or folder
+    effort, target = Effort(noises, images, rounds, random=random), out_folder or folder
     evaluation = evaluate(ready, found, reference, effort, target, reporter, fast.plans)
     notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]
     story = tell(ready, name, found, evaluation, time.monotonic() - start, notes)

@@ -32,6 +32,7 @@ class Effort:
     images: int = 192  # images for the Fréchet distance
     rounds: int = 4  # timed rounds
     strip: int = 8  # images shown of each contender
+    random: int | None = None  # candidates of the random search; None: as many as our own search ran
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,12 @@ class Evaluation:
     random: Mapping[float, Found]
 
 
-def random_rival(study: Study, macs: float, found: Found, journals: Path | None, reporter: Reporter) -> Found:
-    """Random search with as many evaluations, judged by the same probes and finalists.
+def random_rival(study: Study, macs: float, evaluations: int, journals: Path | None, reporter: Reporter) -> Found:
+    """Random search, judged by the same probes and finalists.
 
     ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was.
     """
     path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
-    evaluations = found.evaluations
     seed = derive_seed(study.settings.seed, "random search") % 2**32
     search: Search = random_search(study.costs.space(macs), evaluations, seed=seed)
     fitness = study.fitness("search", study.settings.probes)
@@ -136,7 +136,10 @@ def evaluate(
         journals: where the random search keeps its scores, if anywhere.
         plans: of a saved result, which is then judged as it was saved.
     """
-    random = {budget: random_rival(study, budget, result, journals, reporter) for budget, result in found.items()}
+    random = {
+        budget: random_rival(study, budget, effort.random or result.evaluations, journals, reporter)
+        for budget, result in found.items()
+    }
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for budget, result in found.items():
         field += contenders(study, budget, result, random[budget], plans)
