@@ -24,7 +24,7 @@ SETTINGS = Settings(
     finalists=8,
     held_out=32,
     population=10,
-    generations=12,
+    generations=10,
 )
 
 

@@ -29,8 +29,8 @@ class Effort:
     """How much the evaluation runs."""
 
     noises: int = 64  # held-out noises for SNR and PSNR
-    images: int = 192  # images for the Fréchet distance
-    rounds: int = 4  # timed rounds
+    images: int = 128  # images for the Fréchet distance
+    rounds: int = 3  # timed rounds
     strip: int = 8  # images shown of each contender
     random: int | None = None  # candidates of the random search; None: as many as our own search ran
 
