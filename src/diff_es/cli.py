@@ -227,6 +227,7 @@ def evaluate_command(
     noises: Annotated[int, typer.Option(min=2, help="held-out noises for SNR and PSNR")] = 64,
     images: Annotated[int, typer.Option(min=128, help="images for the Fréchet distance, where it can be had")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="samples per timed pipeline call")] = 32,
     random: Annotated[
         int | None, typer.Option(min=1, help="candidates of random search; default as many as ours")
     ] = None,
@@ -246,10 +247,10 @@ def evaluate_command(
     found = {budget: found_again(fast)}
     name = model or fast.about["origin"]["model"]
     reference = load_reference() if name == "bundled" else None
-    effort, target = Effort(noises, images, rounds, random=random), out_folder or folder
+    effort, target = Effort(noises, images, rounds, batch, random=random), out_folder or folder
     evaluation = evaluate(ready, found, reference, effort, target, reporter, fast.plans)
     notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]
-    story = tell(ready, name, found, evaluation, time.monotonic() - start, notes)
+    story = tell(ready, name, found, evaluation, effort, time.monotonic() - start, notes)
     result = publish(target, story)
     tables.show_rows(out, story)
     out.print(f"\nLook at [bold]{target / 'report.html'}[/bold].")
@@ -259,7 +260,7 @@ def evaluate_command(
 @app.command("bench")
 def bench_command(
     folder: Artefact,
-    batch: Annotated[int, typer.Option(min=1, help="samples per pipeline call")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="samples per pipeline call")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 7,
     model: Moved = None,
     device: OnDevice = None,

@@ -45,7 +45,8 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
         journal = open_journal(ready, budget, journals / f"search-{budget:g}-{seed}.jsonl", resume=True)
         found[budget] = evolve(ready, budget, fitness, table, journal, reporter)
         finish(ready, budget, found[budget]).save(folder / f"macs-{budget:g}")
-    evaluation = evaluate(ready, found, load_reference(), Effort(), journals, reporter)
+    effort = Effort()
+    evaluation = evaluate(ready, found, load_reference(), effort, journals, reporter)
     notes = ["Choosing sampler steps and levels together is not part of this version; the figures show why it should."]
-    story = tell(ready, "bundled tiles DiT", found, evaluation, time.monotonic() - start, notes)
+    story = tell(ready, "bundled tiles DiT", found, evaluation, effort, time.monotonic() - start, notes)
     return publish(folder, story), story

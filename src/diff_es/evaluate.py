@@ -31,6 +31,7 @@ class Effort:
     noises: int = 64  # held-out noises for SNR and PSNR
     images: int = 128  # images for the Fréchet distance
     rounds: int = 3  # timed rounds
+    batch: int = 32  # samples per timed pipeline call; small batches time the overhead of small operations
     strip: int = 8  # images shown of each contender
     random: int | None = None  # candidates of the random search; None: as many as our own search ran
 
@@ -143,7 +144,8 @@ def evaluate(
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for budget, result in found.items():
         field += contenders(study, budget, result, random[budget], plans)
-    timings = measure(study.pipe, [contender.runner for contender in field], effort.rounds, reporter)
+    timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
+    timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if reference else 0, effort.strip)
     results = [sampled(study, contender, count, reporter) for contender in field]
     (dense, dense_images), rows = results[0], list[Row]()

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .compress import Found, Study
-from .evaluate import Evaluation
+from .evaluate import Effort, Evaluation
 from .pipeline import denoiser_of
 from .report import Curve, Heat, Story, Strip, render
 from .search import Generation
@@ -51,7 +51,13 @@ def _heat(study: Study, budget: float, found: Found) -> Heat:
 
 
 def tell(
-    study: Study, model: str, found: Mapping[float, Found], evaluation: Evaluation, seconds: float, notes: Sequence[str]
+    study: Study,
+    model: str,
+    found: Mapping[float, Found],
+    evaluation: Evaluation,
+    effort: Effort,
+    seconds: float,
+    notes: Sequence[str],
 ) -> Story:
     """The page's contents."""
     settings, device = study.settings, denoiser_of(study.pipe).device
@@ -63,7 +69,7 @@ def tell(
         ("Search", "; ".join(f"{f.evaluations} evaluations at {b:g}" for b, f in found.items())),
         ("Probes", f"{settings.probes} to search, {settings.held_out} to choose among finalists"),
         ("Calibration", f"{settings.calibration} samples"),
-        ("Batch of the timings", str(settings.sampling.batch)),
+        ("Batch of the timings", f"{effort.batch}, {effort.rounds} rounds"),
         ("Seed", str(settings.seed)),
         ("Device", f"{_device(device)}, {denoiser_of(study.pipe).dtype}, {torch.get_num_threads()} threads"),
         ("Versions", f"diff-es {version('diff-es')}, torch {torch.__version__}, diffusers {version('diffusers')}"),
