@@ -192,9 +192,10 @@ def sample_command(
         probes = tuple(Probe(derive_seed(seed, "sample", i), classes[i % len(classes)]) for i in range(count))
     reporter, latents = Reporter(), []
     chunks = [probes[i : i + setting.batch] for i in range(0, count, setting.batch)]
-    fast.check(pipe)
-    if not dense:
-        fast.apply(pipe)
+    if dense:
+        fast.check(pipe)
+    else:
+        fast.apply(pipe)  # checks too
     with reporter.task("sample", len(chunks)) as task:
         for chunk in chunks:
             latents.append(sample(pipe, chunk, setting))
