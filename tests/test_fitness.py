@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiTPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from tests.tiny import CALL, assert_same, settings, snapshot, tiny
+from tests.tiny import CALL, assert_same, opened, settings, snapshot, tiny
 from torch import Tensor
 
 from diff_es import Depth, Method, Sampling
@@ -18,7 +18,7 @@ from diff_es.compress import Study, prepare
 from diff_es.fitness import Fitness, ImagePSNR, ImageSSIM, LatentSNR, Measure
 from diff_es.metrics import EXACT_DB, ssim
 from diff_es.pipeline import Probe, make_probes
-from diff_es.route import realise_all, routed
+from diff_es.route import routed
 from diff_es.search import Levels
 
 KINDS = {
@@ -146,9 +146,8 @@ def test_the_score_is_the_snr_of_the_images_latents(study: Study) -> None:
     latents = list[Tensor]()
     handle = study.pipe.vae.post_quant_conv.register_forward_pre_hook(lambda m, args: latents.append(args[0]))
     user_images(study.pipe, probes)
-    weights = [study.library.plan(stage, level) for stage, (level,) in enumerate(levels)]
-    plans = realise_all(study.pipe.transformer, study.anatomy, weights)
-    with routed(study.pipe.transformer, study.stages, plans):
+    plans = [study.library.plan(stage, level) for stage, (level,) in enumerate(levels)]
+    with routed(study.pipe.transformer, study.stages, opened(study.pipe, plans)):
         user_images(study.pipe, probes)
     handle.remove()
     dense, pruned = (torch.cat(latents[i : i + 2]).numpy().astype(np.float64) for i in (0, 2))
@@ -162,8 +161,7 @@ def test_image_measures_judge_the_users_images(study: Study, measure: Measure) -
     levels: Levels = ((2,), (3,), (1,))
     dense = user_images(study.pipe, probes)
     plans = [study.library.plan(stage, level) for stage, (level,) in enumerate(levels)]
-    weights = realise_all(study.pipe.transformer, study.anatomy, plans)
-    with routed(study.pipe.transformer, study.stages, weights):
+    with routed(study.pipe.transformer, study.stages, opened(study.pipe, plans)):
         pruned = user_images(study.pipe, probes)
     fitness = fitness_of(study, measure=measure)
     if isinstance(measure, ImagePSNR):

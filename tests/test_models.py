@@ -18,13 +18,13 @@ from diffusers import (
     EulerDiscreteScheduler,
     Transformer2DModel,
 )
-from tests.tiny import assert_same, images, settings, snapshot, stages_of, tiny
+from tests.tiny import assert_same, images, opened, settings, snapshot, stages_of, tiny
 
 from diff_es import BudgetOutOfReach, Depth, Method, Sampling, UnsupportedModel, Width, compress, load
 from diff_es.layers import DENSE, Kind, discover
 from diff_es.loading import check
 from diff_es.pipeline import trace
-from diff_es.route import realise_all, routed
+from diff_es.route import routed
 
 GEGLU = {"activation": "geglu"}
 MATRIX: dict[str, tuple[dict[str, Any], Sampling]] = {
@@ -54,9 +54,7 @@ def test_every_shape_is_compressed_routed_saved_and_loaded(name: str, prune: str
     pipe = tiny(**changes)
     call: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance}
     before, dense = snapshot(pipe.transformer), images(pipe, **call)
-    with routed(
-        pipe.transformer, stages_of(pipe, 3, sampling), realise_all(pipe.transformer, anatomy_of(pipe), [DENSE] * 3)
-    ):
+    with routed(pipe.transformer, stages_of(pipe, 3, sampling), opened(pipe, [DENSE] * 3)):
         assert torch.equal(images(pipe, **call), dense)
     method = Method(Depth()) if prune == "depth" else Method(Width(4))
     chosen = settings(sampling=sampling, method=method, population=4, generations=2, probes=2)
@@ -171,7 +169,7 @@ def test_diffusers_own_test_passes_with_nothing_pruned(published: DiTPipeline) -
     assert_published(dense)
     stages, anatomy = stages_of(published, 2, Sampling(2, 4.0, 1)), anatomy_of(published)
     assert len(anatomy.layers) == 4
-    with routed(published.transformer, stages, realise_all(published.transformer, anatomy, [DENSE, DENSE])):
+    with routed(published.transformer, stages, opened(published, [DENSE, DENSE])):
         image = published_image(published)
     assert_published(image)
     assert np.array_equal(image, dense)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,13 +16,14 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
 )
-from tests.tiny import CALL, assert_same, by_hand, images, random_plan, slimmed, snapshot, stages_of, tiny
+from tests.tiny import CALL, assert_same, by_hand, images, opened, random_plan, slimmed, snapshot, stages_of, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diff_es import DiffESError
-from diff_es.layers import DENSE, Plan, Weights, discover
+from diff_es.layers import DENSE, Plan
 from diff_es.pipeline import make_probes, sample
-from diff_es.route import Routing, realise_all, routed, routing_of
+from diff_es.placements import Store
+from diff_es.route import Routing, routed, routing_of
 from diff_es.schedule import Stages
 
 SAMPLERS = (
@@ -38,13 +39,9 @@ def mixed(pipe: DiTPipeline) -> tuple[Plan, ...]:
     return (random_plan(pipe, 1), DENSE, random_plan(pipe, 2, skip=[1]))
 
 
-def weights_of(pipe: DiTPipeline, plans: Sequence[Plan]) -> tuple[Weights, ...]:
-    return realise_all(pipe.transformer, discover(pipe.transformer), plans)
-
-
-def prepared(pipe: DiTPipeline) -> tuple[Any, Stages, tuple[Weights, ...]]:
+def prepared(pipe: DiTPipeline) -> tuple[Any, Stages, Callable[[], Store]]:
     """Arguments of ``routed`` for the mixed plans."""
-    return pipe.transformer, stages_of(pipe, 3), weights_of(pipe, mixed(pipe))
+    return pipe.transformer, stages_of(pipe, 3), opened(pipe, mixed(pipe))
 
 
 @pytest.mark.parametrize("changes", MODELS)
@@ -52,7 +49,7 @@ def prepared(pipe: DiTPipeline) -> tuple[Any, Stages, tuple[Weights, ...]]:
 def test_level_0_everywhere_is_bitwise_the_dense_pipeline(changes: dict[str, Any], guidance: float) -> None:
     pipe = tiny(**changes)
     dense = images(pipe, guidance=guidance)
-    with routed(pipe.transformer, stages_of(pipe, 3), weights_of(pipe, [DENSE] * 3)):
+    with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, [DENSE] * 3)):
         assert torch.equal(images(pipe, guidance=guidance), dense)
     assert torch.equal(images(pipe, guidance=guidance), dense)
 
@@ -70,7 +67,7 @@ def test_a_routed_run_equals_a_stitched_one_of_smaller_networks(
     pipe.scheduler.set_timesteps(steps)
     turns = [networks[stages.index(float(t))] for t in pipe.scheduler.timesteps]
     stitched = list(by_hand(pipe, turns, [3, 4], guidance))[-1]
-    with routed(pipe.transformer, stages, weights_of(pipe, plans)):
+    with routed(pipe.transformer, stages, opened(pipe, plans)):
         found = images(pipe, [3, 4], steps, guidance)
     expected = (pipe.vae.decode(stitched).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -85,7 +82,7 @@ def test_the_step_of_a_stage_is_the_step_at_its_index(changes: dict[str, Any]) -
     plans = mixed(pipe)
     turns = [slimmed(pipe.transformer, plans[stage]) for stage in (0, 0, 1, 1, 2, 2)]
     stitched = list(by_hand(pipe, turns, [3, 4], CALL.guidance))[-1]
-    with routed(pipe.transformer, stages_of(pipe, 3), weights_of(pipe, plans)):
+    with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, plans)):
         found = images(pipe, [3, 4])
     torch.testing.assert_close(found, (pipe.vae.decode(stitched).sample / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
@@ -224,14 +221,6 @@ def test_attach_and_detach_are_what_the_context_does() -> None:
     assert_same(before, snapshot(pipe.transformer))
 
 
-def test_stages_of_one_plan_share_their_weights() -> None:
-    pipe = tiny()
-    plan = random_plan(pipe, 1)
-    first, second, third = weights_of(pipe, [plan, random_plan(pipe, 1), plan])
-    assert first is third
-    assert first is not second
-
-
 class Reads(TorchDispatchMode):
     """Counts how often a tensor is read by the host."""
 
@@ -270,8 +259,8 @@ def test_a_probe_does_not_depend_on_its_batch(study: Any) -> None:
 
 def test_a_pipeline_that_is_moved_while_routed_is_refused_and_comes_back_whole() -> None:
     pipe = tiny()
-    denoiser, stages, weights = prepared(pipe)
-    with routed(denoiser, stages, weights):
+    arguments = prepared(pipe)
+    with routed(*arguments):
         images(pipe)
         pipe.to(torch.bfloat16)
         with pytest.raises(DiffESError, match=r"float32, as when it was routed, found cpu torch\.bfloat16"):
@@ -282,9 +271,9 @@ def test_a_pipeline_that_is_moved_while_routed_is_refused_and_comes_back_whole()
 
 def test_a_routed_pipeline_can_be_forgotten() -> None:
     pipe = tiny()
-    denoiser, stages, weights = prepared(pipe)
-    Routing(denoiser, stages, weights).attach()
-    gone = weakref.ref(denoiser)
-    del pipe, denoiser
+    arguments = prepared(pipe)
+    Routing(*arguments).attach()
+    gone = weakref.ref(pipe.transformer)
+    del pipe, arguments
     gc.collect()
     assert gone() is None

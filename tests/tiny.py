@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from diff_es import Method, Sampling, Settings, Width
 from diff_es.layers import Bypass, Cut, Plan, discover
+from diff_es.placements import Placement, Resident, Store
 from diff_es.schedule import Stages
 
 CALL = Sampling(steps=6, guidance=2.0, batch=2)
@@ -123,6 +125,12 @@ def stages_of(pipe: DiTPipeline, count: int, sampling: Sampling = CALL) -> Stage
     scheduler = deepcopy(pipe.scheduler)
     scheduler.set_timesteps(sampling.steps)
     return Stages.split(scheduler.timesteps.tolist(), count)
+
+
+def opened(pipe: DiTPipeline, plans: Sequence[Plan], placement: Placement | None = None) -> Callable[[], Store]:
+    """What ``routed`` takes; by default with all weights on the device."""
+    denoiser = pipe.transformer
+    return partial((placement or Resident()).open, denoiser, discover(denoiser), plans)
 
 
 def random_plan(pipe: DiTPipeline, seed: int, skip: Sequence[int] = ()) -> Plan:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import ArtefactError, DiffESError
-from .layers import Bypass, Cut, Plan, Weights, check_plan, discover
+from .layers import Plan, check_plan, discover
 from .loading import check
+from .packing import left_out, pack, unpack
 from .pipeline import AnyPipeline, Sampling, denoiser_of
-from .route import Routing, realise_all, routing_of
+from .placements import Placement, Store, choose
+from .route import Routing, routing_of
 from .route import routed as routed_denoiser
-from .schedule import Schedule
+from .schedule import Schedule, Stages
+from .settings import plain, value_of
 from .store import read_folder, write_folder
 
 _SAMPLED = 512  # values of each parameter that the fingerprint reads
@@ -46,6 +50,7 @@ class Compressed:
     sampling: Sampling
     base: str  # fingerprint of the dense denoiser
     about: Mapping[str, Any] = field(repr=False)
+    placement: Placement | None = None  # where weights wait; None: by the memory that is free
 
     def __post_init__(self) -> None:
         if len(self.plans) != len(self.schedule.stages):
@@ -53,21 +58,22 @@ class Compressed:
             raise ArtefactError("artefact", expected=expected, found=found, remedy="Compress again.")
 
     @contextmanager
-    def routed(self, pipe: AnyPipeline) -> Iterator[AnyPipeline]:
+    def routed(self, pipe: AnyPipeline, placement: Placement | None = None) -> Iterator[AnyPipeline]:
         """Run ``pipe`` with this result inside a ``with`` block; afterwards it is dense again, to the bit.
 
+        Args:
+            placement: where the weights wait; default the result's own, or else by the memory that is free.
+
         Raises:
-            ArtefactError: made for another base model.
+            ArtefactError: made for another base model, or for another placement.
             DiffESError: the pipeline is routed already.
         """
-        denoiser, weights = self.weights(pipe)
-        with routed_denoiser(denoiser, self.schedule.stages, weights):
+        with routed_denoiser(*self._routing(pipe, placement)):
             yield pipe
 
-    def apply(self, pipe: AnyPipeline) -> None:
+    def apply(self, pipe: AnyPipeline, placement: Placement | None = None) -> None:
         """Run ``pipe`` with this result until :meth:`remove`; raises as :meth:`routed` does."""
-        denoiser, weights = self.weights(pipe)
-        Routing(denoiser, self.schedule.stages, weights).attach()
+        Routing(*self._routing(pipe, placement)).attach()
 
     def remove(self, pipe: AnyPipeline) -> None:
         """Undo :meth:`apply`.
@@ -96,10 +102,12 @@ class Compressed:
             raise ArtefactError("hash of the base model", expected=expected, found=f"{found[:12]}...", remedy=remedy)
         return denoiser
 
-    def weights(self, pipe: AnyPipeline) -> tuple[nn.Module, tuple[Weights, ...]]:
-        """The denoiser of a matching dense pipeline, and what it runs with in each stage; raises as :meth:`routed`."""
+    def _routing(self, pipe: AnyPipeline, placement: Placement | None) -> tuple[nn.Module, Stages, Callable[[], Store]]:
+        """What routing a matching pipeline takes; raises as :meth:`routed`."""
         denoiser = self.check(pipe)
-        return denoiser, realise_all(denoiser, discover(denoiser), self.plans)
+        anatomy = discover(denoiser)
+        placement = placement or self.placement or choose(denoiser, anatomy, self.plans)
+        return denoiser, self.schedule.stages, partial(placement.open, denoiser, anatomy, self.plans)
 
     def save(self, folder: str | Path) -> None:
         """Write the artefact: one safetensors file per distinct plan and a JSON manifest, whole or not at all.
@@ -107,16 +115,17 @@ class Compressed:
         Raises:
             StorageError: the disk refused, or the folder holds something else.
         """
-        plans = list({id(plan): plan for plan in self.plans}.values())
-        names = {id(plan): f"plan-{i:02d}" for i, plan in enumerate(plans)}
+        files, stems = pack(self.plans)
+        pairs = zip(stems, self.plans, strict=True)
         contents = {
             "schedule": self.schedule.to_json(),
             "sampling": asdict(self.sampling),
             "base": self.base,
-            "stages": [{"file": names[id(plan)], "left_out": _left_out(plan)} for plan in self.plans],
+            "placement": None if self.placement is None else plain(self.placement),
+            "stages": [{"file": stem, "left_out": left_out(plan)} for stem, plan in pairs],
             "about": dict(self.about),
         }
-        write_folder(Path(folder), {names[id(plan)]: _pack(plan) for plan in plans}, contents)
+        write_folder(Path(folder), files, contents)
 
 
 def load(folder: str | Path) -> Compressed:
@@ -127,45 +136,16 @@ def load(folder: str | Path) -> Compressed:
     """
     tensors, manifest = read_folder(Path(folder))
     try:
-        plans = {stage["file"]: _unpack(tensors[stage["file"]], stage["left_out"]) for stage in manifest["stages"]}
+        stages, placement = manifest["stages"], manifest["placement"]
         return Compressed(
             schedule=Schedule.from_json(manifest["schedule"]),
-            plans=tuple(plans[stage["file"]] for stage in manifest["stages"]),
+            plans=unpack(tensors, [stage["file"] for stage in stages], [stage["left_out"] for stage in stages]),
             sampling=Sampling(**manifest["sampling"]),
             base=manifest["base"],
             about=manifest["about"],
+            placement=None if placement is None else value_of(placement),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         remedy = "The manifest was changed by hand or by another program: compress again."
         found = f"{type(error).__name__} {error}"
         raise ArtefactError(str(folder), expected="a complete manifest", found=found, remedy=remedy) from error
-
-
-def _left_out(plan: Plan) -> list[str]:
-    return sorted(name for name, bypass in plan.bypasses.items() if bypass is None)
-
-
-def _pack(plan: Plan) -> dict[str, Tensor]:
-    tensors = dict[str, Tensor]()
-    for name, cut in plan.cuts.items():
-        parts = {"kept": cut.kept.int(), "weight": cut.weight, "bias": cut.bias}
-        tensors |= {f"cut/{name}/{part}": value for part, value in parts.items() if value is not None}
-    for name, bypass in plan.bypasses.items():
-        if bypass is not None:
-            tensors |= {f"bypass/{name}/weight": bypass.weight, f"bypass/{name}/bias": bypass.bias}
-    return tensors
-
-
-def _unpack(tensors: Mapping[str, Tensor], left_out: list[str]) -> Plan:
-    parts = dict[tuple[str, str], dict[str, Tensor]]()
-    for key, tensor in tensors.items():
-        kind, name, part = key.split("/")
-        parts.setdefault((kind, name), {})[part] = tensor
-    cuts = {
-        name: Cut(part["kept"].long(), part.get("weight"), part.get("bias"))
-        for (kind, name), part in parts.items()
-        if kind == "cut"
-    }
-    bypasses: dict[str, Bypass | None] = dict.fromkeys(left_out)
-    bypasses |= {name: Bypass(**part) for (kind, name), part in parts.items() if kind == "bypass"}
-    return Plan(cuts, bypasses)

@@ -6,7 +6,8 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import nn
 from .artefact import Compressed
 from .layers import DENSE, Plan, discover
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
+from .placements import Placement, Resident, Store
 from .progress import Reporter
-from .route import realise_all, routed
+from .route import routed
 from .schedule import Stages
 
 
@@ -28,22 +30,26 @@ class Runner:
     sampling: Sampling
     stages: Stages | None = None
     plans: tuple[Plan, ...] | None = None
+    placement: Placement = field(default_factory=Resident)
 
     @contextmanager
-    def context(self, denoiser: nn.Module) -> Iterator[int]:
-        """Routed as this runner wants it; gives the bytes of all stages' own weights, which exist only inside."""
+    def context(self, denoiser: nn.Module) -> Iterator[Store | None]:
+        """Routed as this runner wants it; gives what holds the weights, which exists only inside."""
         if self.stages is None or self.plans is None:
-            yield 0
+            yield None
             return
-        weights = realise_all(denoiser, discover(denoiser), self.plans)
-        with routed(denoiser, self.stages, weights):
-            yield sum({id(w): w.bytes for w in weights}.values())
+        opened = partial(self.placement.open, denoiser, discover(denoiser), self.plans)
+        with routed(denoiser, self.stages, opened) as routing:
+            yield routing.store
 
     def weight_bytes(self, denoiser: nn.Module) -> int:
-        """Bytes of the dense weights and of all stages' own, shared ones once."""
-        dense = sum(p.numel() * p.element_size() for p in denoiser.parameters())
-        with self.context(denoiser) as own:
-            return dense + own
+        """The most bytes of weights on the device during a trajectory."""
+        with self.context(denoiser) as store:
+            if store is None or self.plans is None:
+                return sum(parameter.nbytes for parameter in denoiser.parameters())
+            for stage in range(len(self.plans)):
+                store.to(stage)
+            return store.peak_bytes
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .fitness import Fitness
 from .journal import Journal
-from .layers import Anatomy, discover
+from .layers import Anatomy, Plan, discover
 from .library import Depth, Library
 from .loading import check, origin_of
 from .pipeline import AnyPipeline, Pipeline, Trace, denoiser_of, make_probes, trace
+from .placements import Compact, Placement
 from .progress import Reporter
 from .rng import derive_seed
 from .route import routing_of
@@ -202,10 +203,35 @@ def evolve(
     return select(ready, search, first[:1], alone, reporter)
 
 
-def finish(ready: Study, macs: float, found: Found) -> Compressed:
+def compacted(ready: Study, levels: Levels, placement: Compact, reporter: Reporter) -> tuple[tuple[Plan, ...], float]:
+    """A schedule's plans with low-rank corrections, and their score on the held-out probes."""
+    made, plans = dict[tuple[int, int], Plan](), list[Plan]()
+    with reporter.task("factor corrections", len(levels)) as task:
+        for stage, (level,) in enumerate(levels):
+            plan = ready.library.plan(stage, level)
+            key = (id(plan), level)  # stages may share a plan
+            if key not in made:
+                made[key] = ready.library.compacted(stage, level, placement.tolerance)
+            plans.append(made[key])
+            task.advance()
+    judge = ready.fitness("held-out", ready.settings.held_out)
+    return tuple(plans), judge.of_plans(plans)
+
+
+def finish(
+    ready: Study,
+    macs: float,
+    found: Found,
+    placement: Placement | None = None,
+    reporter: Reporter | None = None,
+) -> Compressed:
     """The found schedule with its plans, ready to run and to save."""
     levels, settings = found.levels, ready.settings
     plans = tuple(ready.library.plan(stage, row[0]) for stage, row in enumerate(levels))
+    extra: dict[str, Any] = {}
+    if isinstance(placement, Compact):
+        plans, score = compacted(ready, levels, placement, reporter or Reporter(quiet=True))
+        extra["compact_held_out_score"] = score
     about: dict[str, Any] = {
         "budget": macs,
         "macs_ratio": ready.costs.ratio(levels),
@@ -219,10 +245,10 @@ def finish(ready: Study, macs: float, found: Found) -> Compressed:
         "macs_by_level": list(ready.costs.macs),
         "settings": describe(settings),
         "origin": origin_of(ready.pipe),
+        **extra,
     }
-    return Compressed(
-        Schedule(ready.stages, levels), plans, settings.sampling, fingerprint(ready.pipe.transformer), about
-    )
+    base = fingerprint(ready.pipe.transformer)
+    return Compressed(Schedule(ready.stages, levels), plans, settings.sampling, base, about, placement)
 
 
 def compress(
@@ -230,6 +256,7 @@ def compress(
     macs: float = 0.7,
     settings: Settings | None = None,
     *,
+    placement: Placement | None = None,
     journal: str | Path | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
@@ -241,6 +268,8 @@ def compress(
         pipe: a ``DiTPipeline`` with the scheduler you sample with; it is left as it was.
         macs: the share of the dense trajectory's multiply-accumulates that may be spent, in (0, 1].
         settings: everything else that the result depends on; give at least your own steps and guidance.
+        placement: where the weights of the stages wait when the result runs; None leaves it to the memory that is free
+            then. ``Compact`` factors the corrections, and measures what that costs.
         journal: a file to which every evaluation is appended, so that a stopped search can be resumed.
         resume: go on with an existing journal, to the result that an uninterrupted run gives.
         reporter: shows progress; default silent.
@@ -258,7 +287,7 @@ def compress(
     ready = study(surveyed, reporter)
     fitness = ready.fitness("search", ready.settings.probes)
     table = sensitivity(ready, fitness, log, reporter)
-    return finish(ready, macs, evolve(ready, macs, fitness, table, log, reporter))
+    return finish(ready, macs, evolve(ready, macs, fitness, table, log, reporter), placement, reporter)
 
 
 def open_journal(surveyed: Survey, macs: float, path: str | Path | None, *, resume: bool) -> Journal:

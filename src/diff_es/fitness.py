@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,9 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from . import metrics
 from .errors import DiffESError
-from .layers import Weights, realise
+from .layers import Plan, Weights, realise
 from .library import Library
 from .pipeline import Pipeline, Probe, Sampling, decode, denoiser_of, intercepted, on_timestep, sample
+from .placements import ResidentStore
 from .route import routed
 from .schedule import Stages
 from .search import Levels
@@ -112,6 +114,11 @@ def _bytes(output: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_leaves(output) if isinstance(t, Tensor))
 
 
+def _mean(scores: Sequence[Tensor]) -> float:
+    mean = float(torch.cat(list(scores)).mean())
+    return mean if math.isfinite(mean) else -math.inf
+
+
 class Fitness:
     """Scores schedules by closeness to the dense model on a fixed set of probes.
 
@@ -151,8 +158,18 @@ class Fitness:
         for i, teacher in enumerate(self._teacher):
             result = self._measure.view(self._pipe, self._run(i, levels))
             scores.append(self._measure.closeness(teacher, result))
-        mean = float(torch.cat(scores).mean())
-        return mean if math.isfinite(mean) else -math.inf
+        return _mean(scores)
+
+    def of_plans(self, plans: Sequence[Plan]) -> float:
+        """The score of plans that are not the library's own, such as factored ones; nothing of it is kept."""
+        denoiser = denoiser_of(self._pipe)
+        weights = {id(plan): realise(denoiser, self._library.anatomy, plan) for plan in plans}
+        store, scores = partial(ResidentStore, denoiser, [weights[id(plan)] for plan in plans]), list[Tensor]()
+        with routed(denoiser, self._stages, store):
+            for chunk, teacher in zip(self._chunks, self._teacher, strict=True):
+                result = self._measure.view(self._pipe, sample(self._pipe, chunk, self._sampling))
+                scores.append(self._measure.closeness(teacher, result))
+        return _mean(scores)
 
     def _weights(self, stage: int, level: int) -> Weights:
         if (stage, level) not in self._realised:
@@ -175,9 +192,10 @@ class Fitness:
             return run
 
         weights = [self._weights(stage, row[0]) for stage, row in enumerate(levels)]
+        store = partial(ResidentStore, denoiser, weights)
         handle = on_timestep(denoiser, count)
         try:
-            with routed(denoiser, self._stages, weights), intercepted(denoiser, reuse):
+            with routed(denoiser, self._stages, store), intercepted(denoiser, reuse):
                 return sample(self._pipe, self._chunks[chunk], self._sampling)
         finally:
             handle.remove()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from .calibrate import Statistics
 from .errors import DiffESError
-from .layers import DENSE, Anatomy, Bypass, Cut, Layer, Plan, output_of
-from .obs import Moments, Obs, Ranking, Ridge, regress
+from .layers import DENSE, Anatomy, Bypass, Cut, Factor, Layer, Plan, output_of
+from .lowrank import factorise
+from .obs import Moments, Obs, Ranking, Ridge, damped, regress
 from .pipeline import Denoiser
 from .progress import Reporter
 
@@ -54,6 +56,7 @@ class Method:
     ranking: Ranking = field(default_factory=Obs)
     compensation: Ridge | None = field(default_factory=Ridge)  # None slices the dense weights
     stagewise: bool = True  # False shares one set of statistics between all stages
+    shared_order: bool = False  # True lets all stages give up their groups in one order, and only the weights differ
 
 
 class Library:
@@ -79,8 +82,10 @@ class Library:
         self._cuts = dict[tuple[int, str, int], Cut]()
         self._plans = dict[tuple[int, tuple[int, ...]], Plan]()
         self._fits = dict[int, dict[str, tuple[Bypass | None, float]]]()
+        self._bases = dict[tuple[str, int], tuple[Factor, ...]]()
         if not method.stagewise:
             self._statistics = (statistics.shared(),)
+        self._shared = statistics.shared() if method.shared_order else None
         if isinstance(method.ladder, Width):
             self._thin(method.ladder, reporter)
 
@@ -119,12 +124,18 @@ class Library:
         with reporter.task(title, len(self._statistics) * len(self.anatomy.layers)) as task:
             for source, moments in enumerate(self._statistics):
                 for layer in self.anatomy.layers:
-                    weight = output_of(self._denoiser, layer).weight.detach()
-                    order = self.method.ranking.order(weight, moments[layer.name], layer.width)
-                    self._orders[source, layer.name] = order
+                    self._orders[source, layer.name] = self._order(source, layer, moments[layer.name])
                     counts = {layer.kept(level, ladder.levels) for level in range(1, ladder.levels)}
                     self._solve(source, layer, sorted(counts - {layer.groups}))
                     task.advance()
+
+    def _order(self, source: int, layer: Layer, moments: Moments) -> Tensor:
+        """The groups of a layer, first to go first."""
+        if self._shared is not None:
+            if source > 0:
+                return self._orders[0, layer.name]
+            moments = self._shared[layer.name]
+        return self.method.ranking.order(output_of(self._denoiser, layer).weight.detach(), moments, layer.width)
 
     def _solve(self, source: int, layer: Layer, counts: Sequence[int]) -> None:
         """Fill in the cuts of a layer for several numbers of groups that stay."""
@@ -145,6 +156,59 @@ class Library:
             cut = Cut(groups, weight.to(linear.weight), offset.to(linear.weight))
             self._cuts[source, layer.name, len(groups)] = cut
 
+    def compacted(self, stage: int, level: int, tolerance: float) -> Plan:
+        """The same plan with its corrections as low-rank factors (lowrank.py).
+
+        What is left out of a correction adds at most ``tolerance`` times the squared error that pruning leaves in the
+        layer's output on the calibration inputs. Where all stages share one order, they share the factors of what
+        they have in common too.
+        """
+        plan, source, cuts = self.plan(stage, level), self._source(stage), dict[str, Cut]()
+        for layer in self.anatomy.layers:
+            cut = plan.cuts.get(layer.name)
+            if cut is not None:
+                factors = () if self._shared is None else self._base(layer, cut.kept, tolerance)
+                cuts[layer.name] = self._factored(layer, cut, self._statistics[source][layer.name], factors, tolerance)
+        return Plan(cuts, plan.bypasses)
+
+    def _base(self, layer: Layer, kept: Tensor, tolerance: float) -> tuple[Factor, ...]:
+        """The factors that all stages of one order share, from the statistics of all of them."""
+        assert self._shared is not None
+        key = (layer.name, len(kept))
+        if key not in self._bases and self.method.compensation is not None:
+            linear, moments = output_of(self._denoiser, layer), self._shared[layer.name]
+            bias, columns = None if linear.bias is None else linear.bias.detach(), layer.columns(kept)
+            order = torch.cat([_others(columns, linear.in_features), columns])
+            ((_, weight, _),) = self.method.compensation.solve(
+                linear.weight.detach(), bias, moments, order, [len(columns)]
+            )
+            self._bases[key] = self._factored(layer, Cut(kept, weight), moments, (), tolerance / 2).factors
+        return self._bases.get(key, ())
+
+    def _factored(
+        self, layer: Layer, cut: Cut, moments: Moments, shared: tuple[Factor, ...], tolerance: float
+    ) -> Cut:
+        """A cut with its correction as factors, of which some are given already."""
+        ridge, linear = self.method.compensation, output_of(self._denoiser, layer)
+        if cut.weight is None or ridge is None:
+            return cut
+        columns, dense = layer.columns(cut.kept), linear.weight.detach().double()
+        hessian = moments.hessian(centred=ridge.intercept)
+        whole, dense = cut.weight.double().to(hessian.device), dense.to(hessian.device)
+        lost = dense.clone()
+        lost[:, columns] -= whole
+        floor = 1e-6 * float((dense @ hessian * dense).sum())  # below it, the arithmetic of the model itself errs
+        allowed = max(tolerance * float((lost @ hessian * lost).sum()), floor, 1e-30)
+        delta, inner = whole - dense[:, columns], damped(hessian[columns][:, columns], 1e-4, moments.rounding())
+        for factor in shared:
+            delta = delta - factor.product().double()
+        factors = (*shared, *factorise(delta, inner, allowed))
+        bias = cut.bias
+        if bias is not None and ridge.intercept:  # the mean of what the factors leave out goes into the bias too
+            merged = Cut(cut.kept, None, None, factors).merged(dense, columns)
+            bias = bias + ((whole - merged) @ moments.mean()[columns]).to(bias)
+        return Cut(cut.kept, None, bias, factors)
+
     def _skipping(self, source: int, level: int) -> Plan:
         if source not in self._fits:
             self._fits[source] = {block.name: self._bypass(source, block.name) for block in self.anatomy.blocks}
@@ -164,6 +228,13 @@ class Library:
         damping = self.method.compensation.damping if self.method.compensation else Ridge().damping
         weight, bias, error = regress(moments, inputs, damping)
         return Bypass(weight.to(parameter), bias.to(parameter)), error / _output_power(moments, inputs)
+
+
+def _others(columns: Tensor, count: int) -> Tensor:
+    """The indices below ``count`` that are not in ``columns``, ascending."""
+    mask = torch.ones(count, dtype=torch.bool)
+    mask[columns] = False
+    return mask.nonzero().flatten()
 
 
 def _output_power(moments: Moments, inputs: int) -> float:

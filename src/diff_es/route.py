@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary, ref
 
@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from .errors import DiffESError
-from .layers import Anatomy, Plan, Switch, Weights, realise
+from .layers import discover, owned_by
 from .pipeline import on_timestep
+from .placements import Store
 from .schedule import Stages
 
 
@@ -24,16 +25,19 @@ class Routing:
     Args:
         denoiser: what is routed.
         stages: the intervals of timesteps.
-        weights: one for each stage; stages may share them.
+        open_store: lays out the weights of all stages; called by :meth:`attach`.
     """
 
-    def __init__(self, denoiser: nn.Module, stages: Stages, weights: Sequence[Weights]) -> None:
-        assert len(weights) == len(stages)
-        self._denoiser, self._stages, self._weights = denoiser, stages, tuple(weights)
-        self._switch = Switch(denoiser)
-        exchanged = {name for stage in self._weights for name in stage.tensors}
+    def __init__(self, denoiser: nn.Module, stages: Stages, open_store: Callable[[], Store]) -> None:
+        self._denoiser, self._stages, self._open = denoiser, stages, open_store
+        exchanged = {name for layer in discover(denoiser).layers for name in owned_by(denoiser, layer)}
         # the first parameter that stays: where it lies tells whether the pipeline was moved
         self._witness = next(name for name, _ in denoiser.named_parameters() if name not in exchanged)
+
+    @property
+    def store(self) -> Store:
+        """The weights of all stages, from :meth:`attach` on."""
+        return self._store
 
     def attach(self) -> None:
         """Route from now on.
@@ -47,6 +51,7 @@ class Routing:
             found = "one that is routed already"
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
         self._placed = self._placement()
+        self._store = self._open()
         self._handles = (
             on_timestep(denoiser, self._enter),
             denoiser.register_state_dict_pre_hook(self._refuse_saving),
@@ -59,8 +64,8 @@ class Routing:
             return
         for handle in self._handles:
             handle.remove()
-        self._switch.to(Weights())
         del _ROUTED[self._denoiser]
+        self._store.close()
         now = self._placement()
         if now != self._placed:  # moved or cast meanwhile: the dense tensors follow
             nn.Module.to(self._denoiser, *now)
@@ -70,7 +75,7 @@ class Routing:
             expected, found = (" ".join(map(str, place)) for place in (self._placed, now))
             remedy = "Leave the `routed` context or call `remove(pipe)`, move the pipeline, and route it again."
             raise DiffESError("denoiser", expected=f"{expected}, as when it was routed", found=found, remedy=remedy)
-        self._switch.to(self._weights[self._stages.index(timestep)])
+        self._store.to(self._stages.index(timestep))
 
     def _placement(self) -> tuple[torch.device, torch.dtype]:
         parameter = self._denoiser.get_parameter(self._witness)
@@ -92,17 +97,11 @@ def routing_of(denoiser: nn.Module) -> Routing | None:
 
 
 @contextmanager
-def routed(denoiser: nn.Module, stages: Stages, weights: Sequence[Weights]) -> Iterator[Routing]:
+def routed(denoiser: nn.Module, stages: Stages, open_store: Callable[[], Store]) -> Iterator[Routing]:
     """Route inside a ``with`` block; everything is restored at its end, also after an exception."""
-    routing = Routing(denoiser, stages, weights)
+    routing = Routing(denoiser, stages, open_store)
     routing.attach()
     try:
         yield routing
     finally:
         routing.detach()
-
-
-def realise_all(denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> tuple[Weights, ...]:
-    """The weights of every stage; stages of the same plan share theirs."""
-    made = {id(plan): realise(denoiser, anatomy, plan) for plan in plans}
-    return tuple(made[id(plan)] for plan in plans)

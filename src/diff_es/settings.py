@@ -11,6 +11,7 @@ from .fitness import ImagePSNR, ImageSSIM, LatentSNR, Measure
 from .library import Depth, Method, Width
 from .obs import Activation, Magnitude, Obs, Ridge, Wanda
 from .pipeline import Sampling
+from .placements import Compact, Resident, Streamed
 
 
 @dataclass(frozen=True)
@@ -56,28 +57,31 @@ class Settings:
 
 _RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)
 _CHOICES: dict[str, type] = {
-    kind.__name__: kind for kind in (Sampling, Method, Width, Depth, Ridge, *_RANKINGS, *_MEASURES)
+    kind.__name__: kind
+    for kind in (Sampling, Method, Width, Depth, Ridge, *_RANKINGS, *_MEASURES, Resident, Streamed, Compact)
 }
 
 
 def describe(settings: Settings) -> dict[str, Any]:
     """The settings as JSON values; a choice is an object with the name of its type."""
-    return {name: _plain(value) for name, value in vars(settings).items()}
+    return {name: plain(value) for name, value in vars(settings).items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON values; an object of a type in ``_CHOICES`` becomes one with the name of its type."""
     if isinstance(value, bool | int | float | str) or value is None:
         return value
-    return {"type": type(value).__name__, **{name: _plain(entry) for name, entry in vars(value).items()}}
+    return {"type": type(value).__name__, **{name: plain(entry) for name, entry in vars(value).items()}}
 
 
 def restore(described: Mapping[str, Any]) -> Settings:
     """The settings that :func:`describe` wrote down."""
-    return Settings(**{name: _value(value) for name, value in described.items()})
+    return Settings(**{name: value_of(value) for name, value in described.items()})
 
 
-def _value(value: Any) -> Any:
+def value_of(value: Any) -> Any:
+    """The value that :func:`plain` wrote down."""
     if not isinstance(value, Mapping):
         return value
     kind = _CHOICES[value["type"]]
-    return kind(**{name: _value(entry) for name, entry in value.items() if name != "type"})
+    return kind(**{name: value_of(entry) for name, entry in value.items() if name != "type"})

@@ -7,8 +7,8 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from . import attention, block, feedforward
-from .contract import DENSE, Anatomy, Block, Bypass, Cut, Kind, Layer, Plan, Refusal, Rows, Weights
-from .switch import Switch, check_plan, output_of, realise
+from .contract import DENSE, Anatomy, Block, Bypass, Cut, Factor, Kind, Layer, Plan, Refusal, Rows, Weights
+from .switch import Switch, check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, realise, row_picks
 
 __all__ = [
     "DENSE",
@@ -16,6 +16,7 @@ __all__ = [
     "Block",
     "Bypass",
     "Cut",
+    "Factor",
     "Kind",
     "Layer",
     "Plan",
@@ -25,8 +26,13 @@ __all__ = [
     "Weights",
     "check_plan",
     "discover",
+    "fed_by",
+    "merge",
     "output_of",
+    "owned_by",
+    "placed_bypasses",
     "realise",
+    "row_picks",
 ]
 
 

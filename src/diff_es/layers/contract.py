@@ -49,6 +49,10 @@ class Layer:
         """Groups that stay at level ``removed`` of ``levels``: level l removes floor(l n / L) of n groups."""
         return self.groups - removed * self.groups // levels
 
+    def sizes(self, kept: int) -> dict[str, int]:
+        """The integers of ``counts`` where so many groups stay, by "module.attribute"."""
+        return {f"{module}.{attribute}": each * kept for module, attribute, each in self.counts}
+
     def columns(self, groups: Tensor) -> Tensor:
         """int64 (len(groups) * width,): the input columns of ``output`` that belong to these groups."""
         return (groups[:, None] * self.width + torch.arange(self.width, device=groups.device)).flatten()
@@ -80,12 +84,46 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """A product of two thin matrices in eight bits: (left * left_scale) @ (right * right_scale[:, None])."""
+
+    left: Tensor  # (O, r) int8
+    left_scale: Tensor  # (r,) float32
+    right: Tensor  # (r, C) int8
+    right_scale: Tensor  # (r,) float32
+
+    def product(self) -> Tensor:
+        """(O, C) float32."""
+        return (self.left.float() * (self.left_scale * self.right_scale)) @ self.right.float()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.left, self.left_scale, self.right, self.right_scale
+
+
+@dataclass(frozen=True)
 class Cut:
-    """What is left of a layer: the groups that stay, and the output projection re-solved for them."""
+    """What is left of a layer: the groups that stay, and the output projection re-solved for them.
+
+    The re-solved weight is given whole, or as ``factors`` whose sum is its difference to the dense slice; stages may
+    share a factor. With neither, the dense weight is sliced and the dense bias stays.
+    """
 
     kept: Tensor  # (K,) int64, ascending
-    weight: Tensor | None = None  # (O, K * width); None slices the dense weight and keeps the dense bias
+    weight: Tensor | None = None  # (O, K * width)
     bias: Tensor | None = None  # (O,)
+    factors: tuple[Factor, ...] = ()
+
+    def merged(self, dense: Tensor, columns: Tensor) -> Tensor:
+        """(O, K * width): the output projection for the dense weight (O, G * width) and the columns that stay."""
+        if self.weight is not None:
+            return self.weight.to(dense).contiguous()
+        kept = dense.detach()[:, columns.to(dense.device)]
+        if not self.factors:
+            return kept.contiguous()
+        total = kept.float()
+        for factor in self.factors:
+            total += factor.product()
+        return total.to(dense.dtype)
 
 
 @dataclass(frozen=True)
@@ -119,7 +157,7 @@ class Weights:
     def bytes(self) -> int:
         """Bytes of all tensors."""
         extra = [t for b in self.bypasses.values() if b is not None for t in (b.weight, b.bias)]
-        return sum(t.numel() * t.element_size() for t in [*self.tensors.values(), *extra])
+        return sum(t.nbytes for t in [*self.tensors.values(), *extra])
 
 
 DENSE = Plan()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArtefactError
-from .contract import Anatomy, Bypass, Cut, Layer, Plan, Weights
+from .contract import Anatomy, Bypass, Cut, Layer, Plan, Rows, Weights
 
 
 def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
@@ -23,14 +23,50 @@ def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
     layers, tensors, counts = {layer.name: layer for layer in anatomy.layers}, dict[str, Tensor](), dict[str, int]()
     for name, cut in plan.cuts.items():
         layer = layers[name]
-        tensors |= _slim(denoiser, layer, cut)
-        counts |= {f"{module}.{attribute}": each * len(cut.kept) for module, attribute, each in layer.counts}
-    parameter, bypasses = next(denoiser.parameters()), dict[str, Bypass | None]()
-    for name, bypass in plan.bypasses.items():
-        if bypass is not None:
-            bypass = Bypass(bypass.weight.to(parameter), bypass.bias.to(parameter))
-        bypasses[name] = bypass
-    return Weights(tensors, counts, bypasses)
+        for rows, leaf, parameter in fed_by(denoiser, layer):
+            picks = row_picks(layer, rows, cut.kept).to(parameter.device)
+            tensors[f"{rows.module}.{leaf}"] = parameter.detach()[picks].contiguous()
+        tensors |= merge(denoiser, layer, cut)
+        counts |= layer.sizes(len(cut.kept))
+    return Weights(tensors, counts, placed_bypasses(denoiser, plan))
+
+
+def fed_by(denoiser: nn.Module, layer: Layer) -> Iterator[tuple[Rows, str, nn.Parameter]]:
+    """The parameters whose rows belong to a layer's groups: (rows, name below their module, parameter)."""
+    for rows in layer.rows:
+        for leaf, parameter in denoiser.get_submodule(rows.module).named_parameters(recurse=False):
+            yield rows, leaf, parameter
+
+
+def owned_by(denoiser: nn.Module, layer: Layer) -> tuple[str, ...]:
+    """Names of all parameters that pruning a layer replaces."""
+    rows = [f"{rows.module}.{leaf}" for rows, leaf, _ in fed_by(denoiser, layer)]
+    own = [f"{layer.output}.{leaf}" for leaf, _ in output_of(denoiser, layer).named_parameters(recurse=False)]
+    return (*rows, *own)
+
+
+def row_picks(layer: Layer, rows: Rows, groups: Tensor) -> Tensor:
+    """int64: the rows of ``rows`` that belong to these groups, chunk by chunk."""
+    columns, size = layer.columns(groups), layer.groups * layer.width
+    return torch.cat([columns + chunk * size for chunk in range(rows.chunks)])
+
+
+def merge(denoiser: nn.Module, layer: Layer, cut: Cut) -> dict[str, Tensor]:
+    """What a cut puts in place of the output projection, by parameter name."""
+    dense = output_of(denoiser, layer).weight
+    tensors = {f"{layer.output}.weight": cut.merged(dense, layer.columns(cut.kept))}
+    if cut.bias is not None:
+        tensors[f"{layer.output}.bias"] = cut.bias.to(dense)
+    return tensors
+
+
+def placed_bypasses(denoiser: nn.Module, plan: Plan) -> dict[str, Bypass | None]:
+    """What stands in for the skipped blocks, on the denoiser's device."""
+    like = next(denoiser.parameters())
+    return {
+        name: None if bypass is None else Bypass(bypass.weight.to(like), bypass.bias.to(like))
+        for name, bypass in plan.bypasses.items()
+    }
 
 
 def check_plan(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> None:
@@ -49,23 +85,6 @@ def check_plan(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> None:
             _check_bypass(name, bypass, anatomy)
 
 
-def _slim(denoiser: nn.Module, layer: Layer, cut: Cut) -> dict[str, Tensor]:
-    columns, size, tensors = layer.columns(cut.kept), layer.groups * layer.width, dict[str, Tensor]()
-    for rows in layer.rows:
-        linear = denoiser.get_submodule(rows.module)
-        picks = torch.cat([columns + chunk * size for chunk in range(rows.chunks)])
-        for name, parameter in linear.named_parameters(recurse=False):
-            tensors[f"{rows.module}.{name}"] = parameter.detach()[picks.to(parameter.device)].contiguous()
-    dense = output_of(denoiser, layer).weight
-    if cut.weight is None:
-        tensors[f"{layer.output}.weight"] = dense.detach()[:, columns.to(dense.device)].contiguous()
-    else:
-        tensors[f"{layer.output}.weight"] = cut.weight.to(dense).contiguous()
-    if cut.bias is not None:
-        tensors[f"{layer.output}.bias"] = cut.bias.to(dense)
-    return tensors
-
-
 def output_of(denoiser: nn.Module, layer: Layer) -> nn.Linear:
     """The output projection of a layer."""
     module = denoiser.get_submodule(layer.output)
@@ -82,6 +101,11 @@ def _check(name: str, cut: Cut, layer: Layer | None, denoiser: nn.Module) -> Non
     outputs = output_of(denoiser, layer).out_features
     _check_shape(name, "an output projection", cut.weight, (outputs, len(kept) * layer.width))
     _check_shape(name, "a bias", cut.bias, (outputs,))
+    for factor in cut.factors:
+        rank = len(factor.left_scale)
+        shapes = ((outputs, rank), (rank,), (rank, len(kept) * layer.width), (rank,))
+        for part, shape in zip(factor.tensors(), shapes, strict=True):
+            _check_shape(name, "a factor of its correction", part, shape)
 
 
 def _check_bypass(name: str, bypass: Bypass, anatomy: Anatomy) -> None:
@@ -117,33 +141,33 @@ class _Slot:
 class Switch:
     """Puts a denoiser's weights for one stage in place, and the dense ones back.
 
-    Nothing is copied or gathered: a switch exchanges references. ``to(Weights())`` restores the dense state to the bit.
-    The module keeps no trace of it afterwards.
+    Nothing is copied or gathered: a switch exchanges references. ``put({})`` and ``to(Weights())`` restore the dense
+    state to the bit. The module keeps no trace of it afterwards.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._denoiser = denoiser
         self._slots = dict[str, _Slot]()
-        self._prepared = dict[int, tuple[Weights, dict[str, Any]]]()
-        self._active = dict[str, Any]()
+        self._active: Mapping[str, Any] = {}
 
     def to(self, weights: Weights) -> None:
         """Run with these weights from now on."""
-        wanted = self._prepare(weights)
-        if wanted is self._active:
+        self.put(self.prepare(weights))
+
+    def put(self, content: Mapping[str, Any]) -> None:
+        """Run with what :meth:`prepare` made from now on; every other place is dense."""
+        if content is self._active:
             return
-        for key in self._active.keys() - wanted.keys():
+        before, self._active = self._active, {**self._active, **content}  # what an interruption has to undo
+        for key in before.keys() - content.keys():
             slot = self._slots[key]
             slot.put(slot.dense)
-        for key, value in wanted.items():
+        for key, value in content.items():
             self._slots[key].put(value)
-        self._active = wanted
+        self._active = content
 
-    def _prepare(self, weights: Weights) -> dict[str, Any]:
-        """The content of every slot that the weights name, laid out once."""
-        known = self._prepared.get(id(weights))
-        if known is not None:
-            return known[1]
+    def prepare(self, weights: Weights) -> Mapping[str, Any]:
+        """The content of every slot that the weights name, ready for :meth:`put`, any number of times."""
         content = dict[str, Any]()
         for name, tensor in weights.tensors.items():
             content[self._parameter_slot(name)] = nn.Parameter(tensor, requires_grad=False)
@@ -152,7 +176,6 @@ class Switch:
             content[self._attribute_slot(name)] = value
         for name, bypass in weights.bypasses.items():
             content[self._forward_slot(name)] = partial(_stand_in, bypass)
-        self._prepared[id(weights)] = (weights, content)  # holds the weights, so that their id stays theirs
         return content
 
     def _parameter_slot(self, name: str) -> str:
@@ -165,8 +188,8 @@ class Switch:
     def _attribute_slot(self, name: str) -> str:
         if name not in self._slots:
             path, _, leaf = name.rpartition(".")
-            module = self._denoiser.get_submodule(path)
-            self._slots[name] = _Slot(partial(setattr, module, leaf), getattr(module, leaf))
+            own = vars(self._denoiser.get_submodule(path))  # an integer: nn.Module's own setattr would only be slower
+            self._slots[name] = _Slot(partial(own.__setitem__, leaf), own[leaf])
         return name
 
     def _linear_sizes(self, name: str, tensor: Tensor) -> dict[str, int]:

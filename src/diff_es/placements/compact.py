@@ -1,0 +1,143 @@
+"""Low-rank corrections of the dense weights: every stage from one network, with little beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArtefactError
+from ..layers import Anatomy, Bypass, Cut, Factor, Layer, Plan, Switch, Weights, check_plan, fed_by, merge, row_picks
+from .contract import Store, distinct, parameter_bytes
+
+
+@dataclass(frozen=True)
+class Compact:
+    """The rows that feed a layer are the dense ones, put in the order of the stage, so that those which stay are a
+    prefix; the output projection is the dense slice plus its low-rank correction, merged at the switch.
+
+    Needs plans whose corrections are factored (``compress(..., placement=Compact(...))``).
+
+    Args:
+        tolerance: what leaving out the rest of a correction may add to the squared error that pruning leaves in a
+            layer's output on the calibration inputs, relative to it. Used when the plans are made.
+    """
+
+    tolerance: float = 0.3
+
+    def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
+        for plan in distinct(plans):
+            check_plan(denoiser, anatomy, plan)
+            for name, cut in plan.cuts.items():
+                if cut.weight is not None:
+                    remedy = "Compress again with --placement compact, or run it resident or streamed."
+                    expected = "a factored correction"
+                    raise ArtefactError(f"plan, {name}", expected=expected, found="a whole weight", remedy=remedy)
+        return CompactStore(denoiser, anatomy, plans)
+
+
+class CompactStore:
+    """Reorders the dense rows and merges corrections at every switch; one tensor at a time, so that little is held
+    twice, and any moment can be undone."""
+
+    def __init__(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> None:
+        self._denoiser, self._switch = denoiser, Switch(denoiser)
+        cut = {name for plan in plans for name in plan.cuts}
+        self._layers = [layer for layer in anatomy.layers if layer.name in cut]
+        self._plans = _moved(plans, next(denoiser.parameters()))
+        held = {id(t): t for plan in self._plans for t in _tensors(plan)}
+        self._base = parameter_bytes(denoiser) + sum(tensor.nbytes for tensor in held.values())
+        self._active = 0  # bytes of the merged projections
+        self._current: Plan | None = None
+        self._orders = dict[str, tuple[Tensor, Tensor]]()  # parameter: (its values reordered, the order of its rows)
+        widest = (p.nbytes for layer in self._layers for _, _, p in fed_by(denoiser, layer))
+        self._peak, self._copy = self._base, max(widest, default=0)  # one tensor at a time exists in two orders
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._base + self._active
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._peak
+
+    def to(self, stage: int) -> None:
+        plan, tensors, counts = self._plans[stage], dict[str, Tensor](), dict[str, int]()
+        if plan is self._current:
+            return
+        self._switch.put({})  # lets go of the merged projections of the stage before
+        self._current, self._active = None, 0
+        self._peak = max(self._peak, self._base + self._copy)
+        for layer in self._layers:
+            cut = plan.cuts.get(layer.name)
+            self._reorder(layer, torch.arange(layer.groups) if cut is None else cut.kept)
+            if cut is not None:
+                for rows, leaf, parameter in fed_by(self._denoiser, layer):
+                    count = rows.chunks * len(cut.kept) * layer.width
+                    tensors[f"{rows.module}.{leaf}"] = parameter.data[:count]
+                merged = merge(self._denoiser, layer, cut)
+                self._active += sum(tensor.nbytes for tensor in merged.values())
+                tensors |= merged
+                counts |= layer.sizes(len(cut.kept))
+        self._switch.to(Weights(tensors, counts, plan.bypasses))
+        self._current = plan
+        self._peak = max(self._peak, self.weight_bytes)
+
+    def close(self) -> None:
+        self._switch.put({})
+        for layer in self._layers:
+            self._reorder(layer, torch.arange(layer.groups))
+        self._orders.clear()
+
+    def _reorder(self, layer: Layer, kept: Tensor) -> None:
+        """Put the rows of the groups that stay first, each part of the others in its own order behind them."""
+        gone = torch.ones(layer.groups, dtype=torch.bool)
+        gone[kept] = False
+        for rows, leaf, parameter in fed_by(self._denoiser, layer):
+            name = f"{rows.module}.{leaf}"
+            order = torch.cat([row_picks(layer, rows, kept), row_picks(layer, rows, gone.nonzero().flatten())])
+            values, now = self._orders.get(name, (parameter.data, torch.arange(len(order))))
+            if not torch.equal(order, now):
+                # both are exchanged in one assignment: an interruption finds values and order that belong together
+                self._orders[name] = (values[now.argsort()[order].to(values.device)], order)
+            parameter.data = self._orders.get(name, (values, now))[0]
+
+
+def _moved(plans: Sequence[Plan], like: Tensor) -> tuple[Plan, ...]:
+    """The same plans with their tensors, but for the indices, on a device; factors that were shared still are."""
+    moved = dict[int, Factor]()
+
+    def move(factor: Factor) -> Factor:
+        if id(factor) not in moved:
+            moved[id(factor)] = Factor(*(part.to(like.device) for part in factor.tensors()))
+        return moved[id(factor)]
+
+    def move_cut(cut: Cut) -> Cut:
+        bias = None if cut.bias is None else cut.bias.to(like)
+        return Cut(cut.kept, None, bias, tuple(move(factor) for factor in cut.factors))
+
+    def move_bypass(bypass: Bypass | None) -> Bypass | None:
+        return None if bypass is None else Bypass(bypass.weight.to(like), bypass.bias.to(like))
+
+    made = {
+        id(plan): Plan(
+            {name: move_cut(cut) for name, cut in plan.cuts.items()},
+            {name: move_bypass(bypass) for name, bypass in plan.bypasses.items()},
+        )
+        for plan in distinct(plans)
+    }
+    return tuple(made[id(plan)] for plan in plans)
+
+
+def _tensors(plan: Plan) -> Iterator[Tensor]:
+    """What a plan keeps on the device."""
+    for cut in plan.cuts.values():
+        if cut.bias is not None:
+            yield cut.bias
+        for factor in cut.factors:
+            yield from factor.tensors()
+    for bypass in plan.bypasses.values():
+        if bypass is not None:
+            yield from (bypass.weight, bypass.bias)

@@ -1,0 +1,44 @@
+"""All weights on the device: the fastest switch, and the most memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..layers import Anatomy, Plan, Switch, Weights, realise
+from .contract import Store, distinct, parameter_bytes
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Every stage's weights stay on the device beside the dense ones; stages of the same plan share theirs."""
+
+    def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
+        made = {id(plan): realise(denoiser, anatomy, plan) for plan in distinct(plans)}
+        return ResidentStore(denoiser, [made[id(plan)] for plan in plans])
+
+
+class ResidentStore:
+    """Weights that are ready, one for each stage; a switch exchanges references, and nothing is ever copied."""
+
+    def __init__(self, denoiser: nn.Module, weights: Sequence[Weights]) -> None:
+        self._switch = Switch(denoiser)
+        self._contents = [self._switch.prepare(stage) for stage in weights]
+        own = sum({id(stage): stage.bytes for stage in weights}.values())
+        self._bytes = parameter_bytes(denoiser) + own
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._bytes
+
+    def to(self, stage: int) -> None:
+        self._switch.put(self._contents[stage])
+
+    def close(self) -> None:
+        self._switch.put({})
