@@ -6,22 +6,26 @@ from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, 
 from .library import Depth, Method, Width
 from .obs import Activation, Magnitude, Obs, Ridge, Wanda
 from .pipeline import Sampling
+from .placements import Compact, Resident, Streamed
 from .settings import Settings
 
 __all__ = [
     "Activation",
     "ArtefactError",
     "BudgetOutOfReach",
+    "Compact",
     "Compressed",
     "Depth",
     "DiffESError",
     "Magnitude",
     "Method",
     "Obs",
+    "Resident",
     "Ridge",
     "Sampling",
     "Settings",
     "StorageError",
+    "Streamed",
     "UnsupportedModel",
     "Wanda",
     "Width",

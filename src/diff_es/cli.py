@@ -26,6 +26,7 @@ from .loading import reopen
 from .obs import Ridge
 from .options import (
     MEASURES,
+    PLACEMENTS,
     RANKINGS,
     Artefact,
     AsJson,
@@ -35,12 +36,14 @@ from .options import (
     Model,
     Moved,
     OnDevice,
+    PlacementName,
     Prune,
     RankingName,
     Scheduler,
     WithScheduler,
 )
 from .pipeline import Pipeline, Probe, Sampling, classes_of, decode, make_probes, sample
+from .placements import Compact
 from .progress import Reporter
 from .rng import derive_seed
 from .settings import Settings, restore
@@ -131,6 +134,15 @@ def compress_command(
     prune: Annotated[Prune, typer.Option(help="thin layers, or skip whole blocks")] = Prune.WIDTH,
     levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
     compensate: Annotated[bool, typer.Option(help="re-solve the weights that stay")] = True,
+    shared_order: Annotated[
+        bool, typer.Option("--shared-order", help="one order of groups for all stages: less memory, less fidelity")
+    ] = False,
+    placement: Annotated[
+        PlacementName, typer.Option(help="where the stages' weights wait; auto: by the memory that is free")
+    ] = PlacementName.AUTO,
+    tolerance: Annotated[
+        float, typer.Option(help="compact: what leaving out parts of a correction may add to a layer's error")
+    ] = 0.3,
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
     scheduler: WithScheduler = None,
@@ -144,7 +156,7 @@ def compress_command(
     settings = Settings(
         sampling=Sampling(steps, guidance, batch),
         stages=stages,
-        method=Method(ladder, RANKINGS[ranking], Ridge() if compensate else None),
+        method=Method(ladder, RANKINGS[ranking], Ridge() if compensate else None, shared_order=shared_order),
         calibration=calibration,
         probes=probes,
         held_out=held_out,
@@ -155,10 +167,11 @@ def compress_command(
         generations=generations,
         seed=seed,
     )
+    where = Compact(tolerance) if placement is PlacementName.COMPACT else PLACEMENTS[placement]
     start, pipe = time.monotonic(), _open(model, dtype, device, scheduler)
     journal = out_folder / "journal.jsonl"
     try:
-        fast = compress(pipe, macs, settings, journal=journal, resume=resume, reporter=Reporter())
+        fast = compress(pipe, macs, settings, placement=where, journal=journal, resume=resume, reporter=Reporter())
     except KeyboardInterrupt:
         out.print(f"\nStopped. What was evaluated is in {journal}: run the same command with --resume to go on.")
         raise

@@ -10,6 +10,7 @@ import typer
 
 from .fitness import ImagePSNR, ImageSSIM, LatentSNR, Measure
 from .obs import Activation, Magnitude, Obs, Ranking, Wanda
+from .placements import Compact, Placement, Resident, Streamed
 
 
 class Dtype(StrEnum):
@@ -54,6 +55,15 @@ class Prune(StrEnum):
     DEPTH = "depth"
 
 
+class PlacementName(StrEnum):
+    """Where the weights of the stages wait."""
+
+    AUTO = "auto"
+    RESIDENT = "resident"
+    STREAMED = "streamed"
+    COMPACT = "compact"
+
+
 RANKINGS: dict[RankingName, Ranking] = {
     RankingName.OBS: Obs(),
     RankingName.WANDA: Wanda(),
@@ -65,6 +75,13 @@ MEASURES: dict[MeasureName, Measure] = {
     MeasureName.SNR: LatentSNR(),
     MeasureName.PSNR: ImagePSNR(),
     MeasureName.SSIM: ImageSSIM(),
+}
+
+PLACEMENTS: dict[PlacementName, Placement | None] = {
+    PlacementName.AUTO: None,
+    PlacementName.RESIDENT: Resident(),
+    PlacementName.STREAMED: Streamed(),
+    PlacementName.COMPACT: Compact(),
 }
 
 Model = Annotated[str, typer.Argument(help="'bundled', a folder in diffusers format, or a hub id")]

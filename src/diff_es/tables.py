@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .artefact import Compressed
+from .placements import Compact
 from .report import Story, findings
 
 
@@ -77,7 +78,20 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
     console.print(table)
     scores = f"{about['score']:.2f} on the search's probes, {about['held_out_score']:.2f} on held-out ones"
     console.print(f"MACs {about['macs_ratio']:.4f} of dense (asked: at most {about['budget']:g}); closeness {scores}.")
+    console.print(f"Weights: {_placed(fast)}.")
     console.print(f"{about['evaluations']} candidates in {seconds / 60:.1f} minutes. Saved in {folder}.")
+
+
+def _placed(fast: Compressed) -> str:
+    """Where the weights wait, and what it costs."""
+    match fast.placement:
+        case None:
+            return "placed by the memory that is free when it runs"
+        case Compact(tolerance=tolerance):
+            loss = fast.about["held_out_score"] - fast.about["compact_held_out_score"]
+            return f"compact, corrections within {tolerance:g} of each layer's error; closeness lost {loss:.2f}"
+        case other:
+            return type(other).__name__.lower()
 
 
 def show_bench(console: Console, result: Mapping[str, Any]) -> None:

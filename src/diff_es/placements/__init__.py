@@ -17,9 +17,20 @@ from ..layers import Anatomy, Plan
 from .compact import Compact
 from .contract import Placement, Store, distinct
 from .resident import Resident, ResidentStore
-from .streamed import Streamed
+from .stitched import Stitched
+from .streamed import Streamed, StreamedStore
 
-__all__ = ["Compact", "Placement", "Resident", "ResidentStore", "Store", "Streamed", "choose"]
+__all__ = [
+    "Compact",
+    "Placement",
+    "Resident",
+    "ResidentStore",
+    "Stitched",
+    "Store",
+    "Streamed",
+    "StreamedStore",
+    "choose",
+]
 
 
 def choose(denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Placement:

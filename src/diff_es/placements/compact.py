@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArtefactError
+from ..errors import ArtefactError, DiffESError
 from ..layers import Anatomy, Bypass, Cut, Factor, Layer, Plan, Switch, Weights, check_plan, fed_by, merge, row_picks
 from .contract import Store, distinct, parameter_bytes
 
@@ -26,6 +26,13 @@ class Compact:
     """
 
     tolerance: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            remedy = "Leave it out to take 0.3."
+            raise DiffESError(
+                "Compact.tolerance", expected="a number above 0", found=str(self.tolerance), remedy=remedy
+            )
 
     def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
         for plan in distinct(plans):

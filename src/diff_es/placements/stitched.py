@@ -1,0 +1,57 @@
+"""The rival that routing is compared with: a pruned network of its own for every stage, as MosaicDiff stitches them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..layers import Anatomy, Plan, Switch, realise
+from .contract import Store, distinct, parameter_bytes
+
+
+@dataclass(frozen=True)
+class Stitched:
+    """One whole network per distinct plan, all on the device; for comparison."""
+
+    def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
+        return StitchedStore(denoiser, anatomy, plans)
+
+
+class StitchedStore:
+    """Hands the calls of the denoiser to the network of the stage."""
+
+    def __init__(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> None:
+        self._denoiser, networks = denoiser, dict[int, nn.Module]()
+        for plan in distinct(plans):
+            copy = deepcopy(denoiser)
+            Switch(copy).to(realise(copy, anatomy, plan))
+            networks[id(plan)] = copy
+        self._bytes = sum(parameter_bytes(network) for network in networks.values())
+        self._networks, self._stage = [networks[id(plan)] for plan in plans], 0
+        self._before = vars(denoiser).get("forward")
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._networks[self._stage].forward(*args, **kwargs)
+
+        denoiser.forward = forward
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._bytes
+
+    def to(self, stage: int) -> None:
+        self._stage = stage
+
+    def close(self) -> None:
+        if self._before is None:
+            del self._denoiser.forward
+        else:
+            self._denoiser.forward = self._before
