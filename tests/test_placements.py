@@ -113,10 +113,10 @@ def test_however_routing_ends_nothing_stays(
         if error is not None and len(seen) > step:
             raise error
 
-    with suppress(RuntimeError, KeyboardInterrupt):
-        with routed(pipe.transformer, stages_of(pipe, 3), open_with(pipe, placement)):
-            handle = pipe.transformer.pos_embed.register_forward_hook(stop)
-            images(pipe)
+    opener = open_with(pipe, placement)
+    with suppress(RuntimeError, KeyboardInterrupt), routed(pipe.transformer, stages_of(pipe, 3), opener):
+        handle = pipe.transformer.pos_embed.register_forward_hook(stop)
+        images(pipe)
     handle.remove()
     assert len(seen) == (6 if error is None else step + 1)
     assert_same(before, snapshot(pipe.transformer))

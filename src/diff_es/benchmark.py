@@ -16,7 +16,7 @@ from torch import nn
 from .artefact import Compressed
 from .layers import DENSE, Plan, discover
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
-from .placements import Placement, Resident, Store
+from .placements import Compact, Placement, Resident, Stitched, Store, Streamed
 from .progress import Reporter
 from .route import routed
 from .schedule import Stages
@@ -138,25 +138,49 @@ def measure(pipe: Pipeline, runners: Sequence[Runner], rounds: int, reporter: Re
     return timings
 
 
-def compare(pipe: Pipeline, fast: Compressed, batch: int, rounds: int, reporter: Reporter) -> dict[str, Any]:
-    """The dense model, routing that prunes nothing, and the result, as JSON values.
+def switch_ms(store: Store, stages: int, device: torch.device) -> float:
+    """Median milliseconds of going to the next stage, device work included, once everything has been seen."""
+    times = list[float]()
+    for round_index in range(3):
+        for stage in range(stages):
+            _wait_for(device)
+            began = time.perf_counter()
+            store.to(stage)
+            _wait_for(device)
+            if round_index:
+                times.append((time.perf_counter() - began) * 1000)
+    return statistics.median(times)
 
-    ``peak_bytes`` is the device's own count of its peak memory during one pipeline call; None on the CPU.
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(pipe: Pipeline, fast: Compressed, batch: int, rounds: int, reporter: Reporter) -> dict[str, Any]:
+    """The dense model, routing that prunes nothing, and the result in every placement that it allows, as JSON values.
+
+    ``weight_bytes`` is the most bytes of weights on the device during a trajectory, counted; ``peak_bytes`` the
+    device's own count of its peak memory during one pipeline call, None on the CPU. ``stitched`` runs a network of
+    its own for every stage, as MosaicDiff does.
     """
     sampling, stages = replace(fast.sampling, batch=batch), fast.schedule.stages
-    denoiser = fast.check(pipe)
+    denoiser, ratio = fast.check(pipe), float(fast.about["macs_ratio"])
+    whole = any(cut.weight is not None for plan in fast.plans for cut in plan.cuts.values())
+    places: dict[str, Placement] = {"resident": Resident(), "streamed": Streamed()}
+    places |= {"stitched": Stitched()} if whole else {"compact": Compact(), "stitched": Stitched()}
     runners = [
         Runner("dense", sampling),
         Runner("routed at level 0", sampling, stages, (DENSE,) * len(stages)),
-        Runner("diff-es", sampling, stages, fast.plans),
+        *(Runner(f"diff-es, {name}", sampling, stages, fast.plans, placement) for name, placement in places.items()),
     ]
     rows = []
-    ratios = (1.0, 1.0, float(fast.about["macs_ratio"]))
-    for runner, ratio, timing in zip(runners, ratios, measure(pipe, runners, rounds, reporter), strict=True):
-        peak, size = _peak_bytes(pipe, runner), runner.weight_bytes(denoiser)
-        rows.append(
-            {"runner": runner.name, "macs_ratio": ratio, **asdict(timing), "weight_bytes": size, "peak_bytes": peak}
-        )
+    for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
+        peak = _peak_bytes(pipe, runner)
+        row = {"runner": runner.name, "macs_ratio": 1.0 if i < 2 else ratio, **asdict(timing), "peak_bytes": peak}
+        with runner.context(denoiser) as store:
+            row["switch_ms"] = None if store is None else switch_ms(store, len(stages), denoiser_of(pipe).device)
+        rows.append({**row, "weight_bytes": runner.weight_bytes(denoiser)})
     device = denoiser_of(pipe).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     setting = {"steps": sampling.steps, "guidance": sampling.guidance, "batch": batch, "rounds": rounds}
@@ -164,6 +188,7 @@ def compare(pipe: Pipeline, fast: Compressed, batch: int, rounds: int, reporter:
         "device": name,
         "dtype": str(denoiser_of(pipe).dtype),
         "threads": torch.get_num_threads(),
+        "stages": len(stages),
         **setting,
         "rows": rows,
     }

@@ -97,16 +97,17 @@ def _placed(fast: Compressed) -> str:
 def show_bench(console: Console, result: Mapping[str, Any]) -> None:
     """Latency and memory side by side; the spreads are in the JSON."""
     setting = f"{result['device']}, {result['dtype']}, batch {result['batch']}, {result['steps']} steps"
-    columns = ["MACs", "Pipeline\nms", "Speed-\nup", "Denoiser\nms", "Speed-\nup", "Weights\nMB"]
+    columns = ["Prom-\nised", "Pipeline\nms", "Speed-\nup", "Denoiser\nms", "Speed-\nup", "Switch\nms", "Weights\nMB"]
     peaks = all(row["peak_bytes"] is not None for row in result["rows"])
     table = _table(setting, "Runner", *columns, *(["Peak\nMB"] if peaks else []))
     for row in result["rows"]:
         cells = [
-            f"{row['macs_ratio']:.3f}",
+            f"{1 / row['macs_ratio']:.2f}x",
             f"{row['pipeline_ms']:.0f}",
             f"{row['speedup']:.2f}x",
             f"{row['denoiser_ms']:.0f}",
             f"{row['denoiser_speedup']:.2f}x",
+            _number(row["switch_ms"], ".2f"),
             f"{row['weight_bytes'] / 1e6:.1f}",
         ]
         table.add_row(row["runner"], *cells, *([f"{row['peak_bytes'] / 1e6:.1f}"] if peaks else []))

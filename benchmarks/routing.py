@@ -1,0 +1,216 @@
+"""What routing costs and saves: dense, routed by each placement, and a stitched network per stage, side by side.
+
+    python benchmarks/routing.py --model bundled --batch 8 32
+    python benchmarks/routing.py --model dit-xl-2-256 --batch 8 --calls 3 --rounds 3 --without stitched
+
+`dit-xl-2-256` and `sdxl` are the real configurations with random weights: shapes decide the time. Every stage keeps
+half of the groups of every layer, other ones in each stage, with a correction of the rank that the bundled model's has.
+All runners take the same denoiser calls in turn in one process, each call in a new stage; a call's time holds its
+switch. Prints a Markdown table; `private` is the memory that the process holds beyond the dense model and the plans, as
+the system counts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import DiTTransformer2DModel, ModelMixin, UNet2DConditionModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diff_es.benchmark import switch_ms
+from diff_es.layers import Cut, Factor, Kind, Plan, Switch, discover, output_of, realise
+from diff_es.loading import load
+from diff_es.pipeline import meta_twin
+from diff_es.placements import Compact, Placement, Resident, Stitched, Streamed
+from diff_es.route import routed
+from diff_es.schedule import Stages
+
+Call: TypeAlias = Callable[[float], Any]  # a denoiser call at a timestep
+
+RANKS = {Kind.ATTENTION: 0.05, Kind.FEEDFORWARD: 0.34}
+"""Rank of a correction, relative to a layer's outputs: the bundled model's at tolerance 0.3 (benchmarks/compact.py)."""
+
+PLACES: dict[str, Placement] = {
+    "resident": Resident(),
+    "streamed": Streamed(),
+    "compact": Compact(),
+    "stitched": Stitched(),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("bundled", "dit-xl-2-256", "sdxl"), default="bundled")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8], help="samples of a denoiser call")
+    parser.add_argument("--size", type=int, help="latent height and width; default the model's own")
+    parser.add_argument("--stages", type=int, default=10)
+    parser.add_argument("--calls", type=int, default=10, help="denoiser calls of a round, each in a new stage")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--compile", action="store_true", help="compile the blocks first")
+    parser.add_argument("--shared-order", action="store_true", help="the same groups stay in every stage")
+    parser.add_argument("--without", nargs="*", choices=tuple(PLACES), default=[], help="what does not fit into memory")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.device(device):
+        denoiser = made(args.model).to(device, getattr(torch, args.dtype)).eval()
+    plans = random_plans(denoiser, args.stages, shared_order=args.shared_order)
+    if args.compile:
+        for block in discover(denoiser).blocks:
+            denoiser.get_submodule(block.name).compile()
+    promised = macs(denoiser, Plan(), args.size) / macs(denoiser, plans[0], args.size)
+    print(f"{args.model}, {args.dtype}, {device}, {torch.get_num_threads()} threads, {args.stages} stages", end="")
+    print(", blocks compiled" if args.compile else "", f", {promised:.2f}x fewer MACs\n", sep="")
+    columns = ("batch", "runner", "call ms", "speed-up", "of MACs'", "switch ms", "of a call", "weights MB", "of dense")
+    print("| " + " | ".join((*columns, "private MB")) + " |")
+    print("|---" * 10 + "|")
+    for batch in args.batch:
+        measure(denoiser, plans, [name for name in PLACES if name not in args.without], batch, promised, args)
+
+
+def measure(
+    denoiser: ModelMixin, plans: list[Plan], names: list[str], batch: int, promised: float, args: argparse.Namespace
+) -> None:
+    """Print the rows of one batch size."""
+    stages = Stages(tuple(1000.0 * (len(plans) - i) / len(plans) for i in range(1, len(plans))))
+    device, anatomy = denoiser.device, discover(denoiser)
+    timesteps, call = [1000.0, *stages.boundaries][: args.calls], call_of(denoiser, batch, args.size)
+    times, switches = {name: list[float]() for name in ("dense", *names)}, dict[str, float]()
+    weights, private = {"dense": sum(p.nbytes for p in denoiser.parameters())}, {"dense": 0}
+    for round_index in range(args.rounds + 1):
+        times["dense"].append(seconds(call, timesteps))
+        for name in names:
+            before = private_bytes()
+            with routed(denoiser, stages, partial(PLACES[name].open, denoiser, anatomy, plans)) as routing:
+                times[name].append(seconds(call, timesteps))
+                private[name] = private_bytes() - before
+                if round_index == args.rounds:
+                    switches[name] = switch_ms(routing.store, len(plans), device)
+                    weights[name] = routing.store.peak_bytes
+    for name, seen in times.items():
+        ratios = [dense / own for dense, own in zip(times["dense"][1:], seen[1:], strict=True)]
+        middle, call_ms = statistics.median(ratios), statistics.median(seen[1:]) * 1000
+        spread = (max(ratios) - min(ratios)) / 2
+        pruned = name != "dense"
+        cells = [
+            f"{call_ms:.1f}",
+            f"{middle:.2f} ± {spread:.2f}",
+            f"{middle / promised:.0%}" if pruned else "",
+            f"{switches[name]:.2f}" if pruned else "",
+            f"{switches[name] / call_ms:.2%}" if pruned else "",
+            f"{weights[name] / 1e6:.1f}",
+            f"{weights[name] / weights['dense']:.2f}",
+            f"{private[name] / 1e6:+.0f}",
+        ]
+        print(f"| {batch} | {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+@torch.no_grad()
+def seconds(call: Call, timesteps: list[float]) -> float:
+    """Of one denoiser call, the mean over these timesteps."""
+    began = time.perf_counter()
+    for timestep in timesteps:
+        call(timestep)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / len(timesteps)
+
+
+def random_plans(denoiser: nn.Module, stages: int, *, shared_order: bool) -> list[Plan]:
+    """For each stage half of the groups of every layer, with a random correction of the stated rank."""
+    plans = []
+    for stage in range(stages):
+        orders, values = (torch.Generator().manual_seed(s) for s in (0 if shared_order else stage, stage))
+        cuts = dict[str, Cut]()
+        for layer in discover(denoiser).layers:
+            kept = torch.randperm(layer.groups, generator=orders)[: layer.groups - layer.groups // 2].sort().values
+            outputs = output_of(denoiser, layer).out_features
+            rank = max(1, round(RANKS[layer.kind] * outputs))
+            left = torch.randint(-127, 128, (outputs, rank), dtype=torch.int8, generator=values)
+            right = torch.randint(-127, 128, (rank, len(kept) * layer.width), dtype=torch.int8, generator=values)
+            scale = torch.full((rank,), 1e-4)
+            cuts[layer.name] = Cut(kept, None, torch.zeros(outputs), (Factor(left, scale, right, scale),))
+        plans.append(Plan(cuts))
+    return plans
+
+
+def macs(denoiser: ModelMixin, plan: Plan, size: int | None) -> int:
+    """Multiply-accumulates of a denoiser call of one sample, counted without weights."""
+    twin = meta_twin(denoiser)
+    bare = Plan({name: Cut(cut.kept) for name, cut in plan.cuts.items()})
+    Switch(twin).to(realise(twin, discover(twin), bare))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call_of(twin, 1, size)(500.0)
+    return int(counter.get_total_flops()) // 2
+
+
+def private_bytes() -> int:
+    """Anonymous memory of this process: what no file backs."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(r"RssAnon:\s+(\d+)", status)[0]) * 1024
+
+
+def made(name: str) -> ModelMixin:
+    """The bundled denoiser, or a real configuration with random weights."""
+    if name == "bundled":
+        return load("bundled").transformer
+    if name == "dit-xl-2-256":
+        return DiTTransformer2DModel(
+            num_attention_heads=16,
+            attention_head_dim=72,
+            in_channels=4,
+            out_channels=8,
+            num_layers=28,
+            sample_size=32,
+            activation_fn="gelu-approximate",
+            num_embeds_ada_norm=1000,
+            norm_elementwise_affine=False,
+            norm_eps=1e-5,
+        )
+    return UNet2DConditionModel(
+        sample_size=128,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        transformer_layers_per_block=(1, 2, 10),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+
+
+def call_of(denoiser: ModelMixin, batch: int, size: int | None) -> Call:
+    """A call with random inputs of the denoiser's own shapes."""
+    options: dict[str, Any] = {"device": denoiser.device, "dtype": denoiser.dtype}
+    size, channels = size or denoiser.config.sample_size, denoiser.config.in_channels
+    latents = torch.randn(batch, channels, size, size, **options)
+    if isinstance(denoiser, DiTTransformer2DModel):
+        labels = torch.ones(batch, dtype=torch.long, device=denoiser.device)
+        return lambda t: denoiser(latents, timestep=torch.full((batch,), t, device=latents.device), class_labels=labels)
+    text, added = (
+        torch.randn(batch, 77, 2048, **options),
+        {
+            "text_embeds": torch.randn(batch, 1280, **options),
+            "time_ids": torch.ones(batch, 6, **options),
+        },
+    )
+    return lambda t: denoiser(
+        latents, torch.tensor(t, device=latents.device), encoder_hidden_states=text, added_cond_kwargs=added
+    )
+
+
+if __name__ == "__main__":
+    main()
