@@ -13,7 +13,6 @@ import argparse
 from dataclasses import replace
 
 from diff_es.calibrate import calibrate
-from diff_es.compress import prepare
 from diff_es.fitness import Fitness, LatentSNR
 from diff_es.library import Depth, Library, Method
 from diff_es.loading import load
@@ -21,6 +20,7 @@ from diff_es.obs import Activation, Magnitude, Obs, Ridge, Wanda
 from diff_es.pipeline import Sampling, make_probes
 from diff_es.progress import Reporter
 from diff_es.settings import Settings
+from diff_es.study import prepare
 
 WIDTH = {
     "magnitude, no compensation": Method(ranking=Magnitude(), compensation=None),

@@ -12,13 +12,14 @@ import argparse
 import statistics
 
 from diff_es.benchmark import Runner
-from diff_es.compress import evolve, prepare, sensitivity
+from diff_es.compress import evolve, sensitivity
 from diff_es.demo import BUDGETS, SETTINGS
 from diff_es.evaluate import Contender, contenders, random_rival, sampled
 from diff_es.journal import Journal
 from diff_es.loading import load
 from diff_es.metrics import snr_db
 from diff_es.progress import Reporter
+from diff_es.study import prepare
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch
 from tests.tiny import settings, tiny
 
 from diff_es import Compressed, compress
-from diff_es.compress import Study, prepare
+from diff_es.study import Study, prepare
 
 torch.set_num_threads(1)
 

@@ -156,10 +156,14 @@ def test_evaluate_compares_with_every_alternative(run: Run, made: Path, tmp_path
 
 def test_bench_times_dense_routed_and_pruned(run: Run, made: Path) -> None:
     result = run("bench", made, "--batch", 1, "--rounds", 2, "--json").result()
-    dense, routed, pruned = result["rows"]
-    assert [row["runner"] for row in result["rows"]] == ["dense", "routed at level 0", "diff-es"]
+    names = ["dense", "routed at level 0", "diff-es, resident", "diff-es, streamed", "diff-es, stitched"]
+    assert [row["runner"] for row in result["rows"]] == names
+    dense, routed, resident, streamed, stitched = result["rows"]
     assert dense["speedup"] == dense["denoiser_speedup"] == 1
-    assert dense["weight_bytes"] == routed["weight_bytes"] < pruned["weight_bytes"]
+    assert dense["weight_bytes"] == routed["weight_bytes"] < resident["weight_bytes"] < stitched["weight_bytes"]
+    assert streamed["weight_bytes"] < resident["weight_bytes"]
+    assert dense["switch_ms"] is None
+    assert all(row["switch_ms"] > 0 for row in result["rows"][1:])
     assert all(row["pipeline_ms"] > row["denoiser_ms"] > 0 for row in result["rows"])
     assert (result["steps"], result["batch"], result["rounds"]) == (6, 1, 2)
 

@@ -37,20 +37,21 @@ from diff_es import (
     Width,
     compress,
 )
-from diff_es.compress import Study, evolve, sensitivity
+from diff_es.compress import evolve, sensitivity
 from diff_es.fitness import Fitness, ImagePSNR, ImageSSIM
 from diff_es.journal import Journal
 from diff_es.progress import Reporter
 from diff_es.settings import describe, restore
+from diff_es.study import Study
 
 METHODS = {
-    "obs": Method(Width(4)),
-    "obs of two rounds": Method(Width(3), Obs(damping=0.1, rounds=2), Ridge(damping=0.1, intercept=False)),
-    "wanda": Method(Width(4), Wanda()),
-    "magnitude": Method(Width(4), Magnitude()),
-    "activation": Method(Width(4), Activation()),
-    "no compensation": Method(Width(4), compensation=None),
-    "shared statistics": Method(Width(4), stagewise=False),
+    "obs": Method(Width(4, dense=())),
+    "obs of two rounds": Method(Width(3, dense=()), Obs(damping=0.1, rounds=2), Ridge(damping=0.1, intercept=False)),
+    "wanda": Method(Width(4, dense=()), Wanda()),
+    "magnitude": Method(Width(4, dense=()), Magnitude()),
+    "activation": Method(Width(4, dense=()), Activation()),
+    "no compensation": Method(Width(4, dense=()), compensation=None),
+    "shared statistics": Method(Width(4, dense=()), stagewise=False),
     "depth": Method(Depth()),
     "depth without a bypass": Method(Depth(bypass=False)),
     "shared depth": Method(Depth(), stagewise=False),

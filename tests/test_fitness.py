@@ -14,12 +14,12 @@ from tests.tiny import CALL, assert_same, opened, settings, snapshot, tiny
 from torch import Tensor
 
 from diff_es import Depth, Method, Sampling
-from diff_es.compress import Study, prepare
 from diff_es.fitness import Fitness, ImagePSNR, ImageSSIM, LatentSNR, Measure
 from diff_es.metrics import EXACT_DB, ssim
 from diff_es.pipeline import Probe, make_probes
 from diff_es.route import routed
 from diff_es.search import Levels
+from diff_es.study import Study, prepare
 
 KINDS = {
     "DDIM": {},

@@ -16,7 +16,7 @@ from rich.console import Console
 from . import inspection, tables
 from .artefact import Compressed, load
 from .benchmark import compare
-from .compress import compress, found_again, prepare
+from .compress import compress, found_again
 from .demo import run_demo
 from .errors import DiffESError
 from .evaluate import Effort, evaluate
@@ -49,6 +49,7 @@ from .rng import derive_seed
 from .settings import Settings, restore
 from .store import check_target, make_folder
 from .story import contact_sheet, picture, publish, tell
+from .study import prepare
 from .tiles import load_reference
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."

@@ -1,14 +1,12 @@
 """The method on one page: calibrate, rank, search, re-rank the finalists.
 
-``compress`` is the whole of it; ``survey``, ``study`` and ``evolve`` are its parts, for those who want several budgets
-of one calibration.
+``compress`` is the whole of it; ``evolve`` is the part of a budget, for those who want several of one calibration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,92 +14,18 @@ import numpy as np
 
 from .artefact import Compressed, fingerprint
 from .baselines import mosaic
-from .calibrate import Statistics, calibrate, parts_of
-from .cost import Costs, MacCounter
-from .errors import DiffESError, UnsupportedModel
 from .fitness import Fitness
 from .journal import Journal
-from .layers import Anatomy, Plan, discover
-from .library import Depth, Library
-from .loading import check, origin_of
-from .pipeline import AnyPipeline, Pipeline, Trace, denoiser_of, make_probes, trace
+from .layers import Plan
+from .loading import origin_of
+from .pipeline import AnyPipeline
 from .placements import Compact, Placement
 from .progress import Reporter
 from .rng import derive_seed
-from .route import routing_of
-from .schedule import Schedule, Stages
+from .schedule import Schedule
 from .search import Evolution, Generation, Levels, Search, Space, evolutionary_search, knapsack
 from .settings import Settings, describe
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What is known of a model before anything of it has run: its structure, its stages, its prices."""
-
-    pipe: Pipeline
-    settings: Settings
-    trace: Trace
-    stages: Stages
-    anatomy: Anatomy
-    counter: MacCounter
-    costs: Costs
-
-
-@dataclass(frozen=True)
-class Study(Survey):
-    """A model made ready for searching: calibrated and ranked too."""
-
-    statistics: Statistics
-    library: Library
-
-    def fitness(self, purpose: str, count: int) -> Fitness:
-        """Closeness to the dense model on ``count`` probes of this purpose."""
-        probes = make_probes(self.pipe, count, self.settings.seed, purpose)
-        settings = self.settings
-        return Fitness(self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
-
-
-def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter) -> Survey:
-    """Discover and price, without running the model.
-
-    Raises:
-        UnsupportedModel: a pipeline that Diff-ES cannot drive, or nothing in it that can be pruned.
-        DiffESError: more stages than steps, or a pipeline that is routed already.
-    """
-    pipe = check(pipe)
-    denoiser = denoiser_of(pipe)
-    if routing_of(denoiser) is not None:
-        remedy = "Leave the `routed` context, or call `remove(pipe)`, first."
-        raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-    anatomy = discover(denoiser)
-    if not anatomy.layers or not anatomy.blocks:
-        raise UnsupportedModel(
-            type(denoiser).__name__,
-            expected="attention heads, feed-forward channels and blocks that can be pruned",
-            found="; ".join(f"{r.name}: {r.reason}" for r in anatomy.refusals[:3]) or "no layer of a known kind",
-            remedy="See `diff-es inspect` for every layer.",
-        )
-    path = trace(pipe, settings.sampling)
-    stages = Stages.split(path.timesteps, settings.stages)
-    counter = MacCounter(denoiser, anatomy, path)
-    costs = Costs(counter.table(settings.method.ladder, reporter), stages.steps(path.timesteps))
-    return Survey(pipe, settings, path, stages, anatomy, counter, costs)
-
-
-def study(surveyed: Survey, reporter: Reporter) -> Study:
-    """Calibrate on the model's own trajectories and rank."""
-    pipe, settings, anatomy = surveyed.pipe, surveyed.settings, surveyed.anatomy
-    layers, blocks = parts_of(anatomy, depth=isinstance(settings.method.ladder, Depth))
-    probes = make_probes(pipe, settings.calibration, settings.seed, "calibration")
-    statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
-    library = Library(denoiser_of(pipe), anatomy, statistics, settings.method, reporter)
-    return Study(**vars(surveyed), statistics=statistics, library=library)
-
-
-def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:
-    """Survey and study in one; raises as :func:`survey` does."""
-    reporter = reporter or Reporter(quiet=True)
-    return study(survey(pipe, settings, reporter), reporter)
+from .study import Study, Survey, as_measured, identity, study, survey
 
 
 @dataclass(frozen=True)
@@ -281,7 +205,10 @@ def compress(
         DiffESError: bad settings, or a journal of other settings.
     """
     reporter = reporter or Reporter(quiet=True)
-    surveyed = survey(pipe, (settings or Settings()).changed(**changes), reporter)
+    settings = (settings or Settings()).changed(**changes)
+    if resume and journal is not None:
+        settings = as_measured(settings, Path(journal))
+    surveyed = survey(pipe, settings, reporter)
     surveyed.costs.space(macs)  # an impossible budget is refused before anything runs
     log = open_journal(surveyed, macs, journal, resume=resume)
     ready = study(surveyed, reporter)
@@ -307,15 +234,3 @@ def found_again(fast: Compressed) -> Found:
 
 def _levels(rows: Sequence[Sequence[int]]) -> Levels:
     return tuple(tuple(row) for row in rows)
-
-
-def identity(pipe: Pipeline) -> dict[str, Any]:
-    """What else scores depend on: the model, its sampler and the arithmetic."""
-    origin, denoiser = origin_of(pipe), denoiser_of(pipe)
-    return {
-        "model": fingerprint(denoiser),
-        "dtype": origin["dtype"],
-        "device": denoiser.device.type,
-        "versions": {name: version(name) for name in ("diff-es", "diffusers", "torch")},
-        "scheduler": origin["scheduler"],
-    }

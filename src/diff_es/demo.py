@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .compress import Found, evolve, finish, open_journal, prepare, sensitivity
+from .compress import Found, evolve, finish, open_journal, sensitivity
 from .evaluate import Effort, evaluate
 from .loading import load
 from .pipeline import Sampling
@@ -14,6 +14,7 @@ from .progress import Reporter
 from .report import Story
 from .settings import Settings
 from .story import publish, tell
+from .study import prepare
 from .tiles import load_reference
 
 BUDGETS = (0.7, 0.5)

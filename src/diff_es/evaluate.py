@@ -13,7 +13,7 @@ from torch import Tensor
 from . import metrics
 from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure
-from .compress import Found, Study, open_journal, run_search, select
+from .compress import Found, open_journal, run_search, select
 from .layers import Plan
 from .library import Width
 from .pipeline import decode, denoiser_of, make_probes, sample, trace
@@ -21,6 +21,7 @@ from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
 from .search import Levels, Search, random_search
+from .study import Study
 from .tiles import Reference
 
 

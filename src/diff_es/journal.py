@@ -44,6 +44,12 @@ class Journal:
         text = "".join(json.dumps(line) + "\n" for line in [{"settings": settings}, *lines[1:]])
         write_text(path, text)
 
+    @classmethod
+    def began_with(cls, path: Path) -> dict[str, Any]:
+        """The settings in a journal's first line; {} where there is none."""
+        lines = cls._read(path)
+        return dict(lines[0]["settings"]) if lines else {}
+
     def _refused(self, error: OSError) -> StorageError:
         remedy = "Free some space and run again with --resume: what is in the journal is kept."
         return StorageError(str(self.path), expected="room to write", found=str(error), remedy=remedy)

@@ -22,17 +22,35 @@ class Width:
     """Levels 0 to ``levels`` - 1: level l removes floor(l n / levels) of the n heads or channels of every layer.
 
     Level ``levels`` itself would leave nothing of a layer and is not offered.
+
+    Args:
+        levels: L.
+        multiple: numbers of channels that stay are rounded up to a multiple of it, or of the largest half, quarter, ...
+            of it that a level's n / L channels hold; None takes what the device and the precision like.
+        dense: (layer, level) pairs that are left dense because they would run slower; None measures them.
     """
 
     levels: int = 8
+    multiple: int | None = None
+    dense: tuple[tuple[str, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.levels < 2:
-            remedy = "Leave it out to take 8."
-            raise DiffESError("Width.levels", expected="2 or more", found=str(self.levels), remedy=remedy)
+        for name, value, least in (("levels", self.levels, 2), ("multiple", self.multiple, 1)):
+            if value is not None and value < least:
+                expected, remedy = f"{least} or more", "Leave it out to take the default."
+                raise DiffESError(f"Width.{name}", expected=expected, found=str(value), remedy=remedy)
 
     def deepest(self, anatomy: Anatomy) -> int:
         return self.levels - 1
+
+    def kept(self, layer: Layer, level: int) -> int:
+        """How many groups of a layer stay at a level."""
+        exact, step = layer.kept(level, self.levels), self.multiple or 1
+        if (layer.name, level) in (self.dense or ()):
+            return layer.groups
+        while step > 1 and step * self.levels > layer.groups:
+            step //= 2
+        return min(layer.groups, -(-exact // step) * step) if layer.width == 1 else exact
 
 
 @dataclass(frozen=True)
@@ -125,7 +143,7 @@ class Library:
             for source, moments in enumerate(self._statistics):
                 for layer in self.anatomy.layers:
                     self._orders[source, layer.name] = self._order(source, layer, moments[layer.name])
-                    counts = {layer.kept(level, ladder.levels) for level in range(1, ladder.levels)}
+                    counts = {ladder.kept(layer, level) for level in range(1, ladder.levels)}
                     self._solve(source, layer, sorted(counts - {layer.groups}))
                     task.advance()
 
@@ -244,4 +262,4 @@ def _output_power(moments: Moments, inputs: int) -> float:
 
 def kept_groups(anatomy: Anatomy, ladder: Width, level: int) -> tuple[int, ...]:
     """How many groups of each layer stay at a level of the width ladder."""
-    return tuple(layer.kept(level, ladder.levels) for layer in anatomy.layers)
+    return tuple(ladder.kept(layer, level) for layer in anatomy.layers)

@@ -184,6 +184,30 @@ def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> Removable
     return denoiser.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+class _Caught(Exception):
+    """Carries the arguments of a call out of the pipeline that makes it."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.call = (args, kwargs)
+
+
+def first_call(pipe: Pipeline, sampling: Sampling) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the first denoiser call of a batch, without running the denoiser."""
+
+    def catch(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def raise_it(*args: Any, **kwargs: Any) -> Any:
+            raise _Caught(args, kwargs)
+
+        return raise_it
+
+    try:
+        with intercepted(denoiser_of(pipe), catch):
+            sample(pipe, make_probes(pipe, sampling.batch, 0, "trace"), sampling)
+    except _Caught as caught:
+        return caught.call
+    raise AssertionError("the pipeline ended without calling its denoiser")
+
+
 def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
     """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser.
 

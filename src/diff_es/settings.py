@@ -71,6 +71,8 @@ def plain(value: Any) -> Any:
     """A value as JSON values; an object of a type in ``_CHOICES`` becomes one with the name of its type."""
     if isinstance(value, bool | int | float | str) or value is None:
         return value
+    if isinstance(value, tuple):
+        return [plain(entry) for entry in value]
     return {"type": type(value).__name__, **{name: plain(entry) for name, entry in vars(value).items()}}
 
 
@@ -81,6 +83,8 @@ def restore(described: Mapping[str, Any]) -> Settings:
 
 def value_of(value: Any) -> Any:
     """The value that :func:`plain` wrote down."""
+    if isinstance(value, list):
+        return tuple(value_of(entry) for entry in value)
     if not isinstance(value, Mapping):
         return value
     kind = _CHOICES[value["type"]]

@@ -1,0 +1,130 @@
+"""Which pruned layers would run slower than dense ones on this device: measured, layer by layer."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .layers import Anatomy, Cut, Layer, Plan, Switch, realise
+from .library import Width
+from .pipeline import Pipeline, Sampling, denoiser_of, first_call
+from .progress import Reporter
+
+_SLOWER = 1.1
+"""The median ratio to dense from which a pruned layer counts as slower; in no round it may have been faster."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """How long the layers of one shape take, relative to dense; ``layers`` are all of that shape."""
+
+    layers: tuple[str, ...]
+    kept: tuple[int, ...]  # by level
+    ratios: tuple[float, ...]  # by level: median time over the dense layer's in the same round
+    slower: tuple[bool, ...]  # by level
+
+
+def time_layers(
+    pipe: Pipeline, anatomy: Anatomy, ladder: Width, sampling: Sampling, reporter: Reporter
+) -> tuple[LayerTime, ...]:
+    """Time every shape of layer at every level, interleaved with the dense one, on inputs of a real call.
+
+    The weights' values do not matter, and the denoiser is as it was afterwards.
+    """
+    denoiser = denoiser_of(pipe)
+    classes = dict[Any, list[Layer]]()
+    inputs = _inputs(pipe, anatomy, sampling)
+    for layer in anatomy.layers:
+        shapes = [p.shape for rows in layer.rows for p in denoiser.get_submodule(rows.module).parameters()]
+        key = (layer.kind, layer.groups, layer.width, tuple(shapes), _shape(inputs[layer.name]))
+        classes.setdefault(key, []).append(layer)
+    times = list[LayerTime]()
+    with reporter.task("time layers", len(classes) * (ladder.levels - 1)) as task:
+        for layers in classes.values():
+            first, kept = layers[0], [ladder.kept(layers[0], level) for level in range(ladder.levels)]
+            ratios, slower = [1.0], [False]
+            for count in kept[1:]:
+                seen = _ratios(denoiser, anatomy, first, count, inputs[first.name]) if count < first.groups else [1.0]
+                ratios.append(statistics.median(seen))
+                slower.append(ratios[-1] >= _SLOWER and min(seen) > 1)
+                task.advance()
+            names = tuple(layer.name for layer in layers)
+            times.append(LayerTime(names, tuple(kept), tuple(ratios), tuple(slower)))
+    return tuple(times)
+
+
+def left_dense(times: Sequence[LayerTime]) -> tuple[tuple[str, int], ...]:
+    """The (layer, level) pairs that pruning would slow down."""
+    return tuple(
+        (name, level) for shape in times for name in shape.layers for level, slow in enumerate(shape.slower) if slow
+    )
+
+
+def hardware_multiple(device: torch.device, dtype: torch.dtype) -> int:
+    """What channel counts are best a multiple of: the tiles of a GPU's matrix units, or a CPU's vectors."""
+    if device.type == "cuda":
+        return 64 if dtype.itemsize <= 2 else 32
+    return 16
+
+
+@torch.no_grad()
+def _inputs(pipe: Pipeline, anatomy: Anatomy, sampling: Sampling) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What the modules of the layers receive in the first denoiser call of a batch."""
+    denoiser, seen = denoiser_of(pipe), dict[str, tuple[tuple[Any, ...], dict[str, Any]]]()
+    args, kwargs = first_call(pipe, sampling)
+    handles = []
+    for layer in anatomy.layers:
+
+        def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], name: str = layer.name) -> None:
+            seen[name] = (given, named)
+
+        handles.append(denoiser.get_submodule(layer.name).register_forward_pre_hook(keep, with_kwargs=True))
+    try:
+        denoiser(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _shape(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[torch.Size, ...]:
+    values = (*call[0], *call[1].values())
+    return tuple(value.shape for value in values if isinstance(value, torch.Tensor))
+
+
+@torch.no_grad()
+def _ratios(
+    denoiser: nn.Module, anatomy: Anatomy, layer: Layer, count: int, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> list[float]:
+    """Time with ``count`` groups over the dense time, round by round: the faster a layer, the more rounds."""
+    module, switch, args, kwargs = denoiser.get_submodule(layer.name), Switch(denoiser), *call
+    slim = switch.prepare(realise(denoiser, anatomy, Plan({layer.name: Cut(torch.arange(count))})))
+    device, ratios, began = next(denoiser.parameters()).device, list[float](), time.perf_counter()
+
+    def seconds() -> float:
+        _finish(device)
+        start = time.perf_counter()
+        module(*args, **kwargs)
+        _finish(device)
+        return time.perf_counter() - start
+
+    try:
+        while len(ratios) < 7 or (time.perf_counter() - began < 0.05 and len(ratios) < 50):
+            switch.put({})
+            dense = seconds()
+            switch.put(slim)
+            ratios.append(seconds() / dense)
+    finally:
+        switch.put({})
+    return ratios[2:]  # the first rounds warm up
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
