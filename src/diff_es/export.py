@@ -47,7 +47,7 @@ class Exported:
 
 
 def export(result: Compressed, pipe: AnyPipeline, folder: str | Path) -> Exported:
-    """Write a pipeline that gives what ``pipe`` gives under ``result.routed``, to the bit, and needs no routing.
+    """Write a pipeline that, loaded and cast as ``pipe`` was, gives to the bit what that gives under ``result.routed``.
 
     Where blocks are merely left out, the denoiser is diffusers' own class with fewer of them. Where layers are thinner,
     or a linear map stands in for a block, its class comes in a Python file beside its weights, which diffusers runs if
