@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
     {"errors", "rng", "schedule", "store", "journal", "metrics", "progress"},
-    {"layers", "tiles"},
+    {"layers", "tiles", "pruned_transformer"},
     {"pipeline", "loading"},
     {"obs", "calibrate", "lowrank", "library"},
     {"search", "cost", "latency", "baselines", "placements", "packing"},
@@ -25,14 +25,14 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"settings"},
     {"artefact", "benchmark", "report"},
     {"study"},
-    {"compress"},
+    {"compress", "export"},
     {"evaluate", "inspection"},
     {"story", "tables", "demo", "options"},
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
-SELF_CONTAINED = {"search", "report"}
-KNOW_DIFFUSERS = {"layers", "pipeline", "loading"}
+SELF_CONTAINED = {"search", "report", "pruned_transformer"}
+KNOW_DIFFUSERS = {"layers", "pipeline", "loading", "pruned_transformer"}
 
 
 def imported(path: Path) -> Iterator[str]:

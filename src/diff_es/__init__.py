@@ -3,6 +3,7 @@
 from .artefact import Compressed, load
 from .compress import compress
 from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
+from .export import Exported, export
 from .library import Depth, Method, Width
 from .obs import Activation, Magnitude, Obs, Ridge, Wanda
 from .pipeline import Sampling
@@ -17,6 +18,7 @@ __all__ = [
     "Compressed",
     "Depth",
     "DiffESError",
+    "Exported",
     "Magnitude",
     "Method",
     "Obs",
@@ -30,5 +32,6 @@ __all__ = [
     "Wanda",
     "Width",
     "compress",
+    "export",
     "load",
 ]

@@ -20,6 +20,7 @@ from .compress import compress, found_again
 from .demo import run_demo
 from .errors import DiffESError
 from .evaluate import Effort, evaluate
+from .export import export
 from .library import Depth, Method, Width
 from .loading import load as load_pipeline
 from .loading import reopen
@@ -286,6 +287,25 @@ def bench_command(
     result = compare(pipe, fast, batch, rounds, Reporter())
     tables.show_bench(out, result)
     _finish(result, as_json)
+
+
+@app.command("export")
+def export_command(
+    folder: Artefact,
+    out_folder: Annotated[Path, typer.Option("--out", help="folder of the exported pipeline, new or empty")],
+    model: Moved = None,
+    device: OnDevice = None,
+    as_json: AsJson = False,
+) -> None:
+    """A result of one stage as a diffusers folder of its own, which loads without Diff-ES."""
+    fast, pipe = _reopen(folder, model, device)
+    found = export(fast, pipe, out_folder)
+    sizes = f"{found.bytes / 1e6:.1f} MB of weights, {found.dense_bytes / 1e6:.1f} before"
+    out.print(f"{found.denoiser} with {sizes}. It loads without Diff-ES:")
+    out.print(found.call, markup=False, highlight=False, soft_wrap=True)
+    kinds = {"pipeline": found.pipeline, "denoiser": found.denoiser, "stock": found.stock}
+    weights = {"weight_bytes": found.bytes, "dense_weight_bytes": found.dense_bytes}
+    _finish({"out": str(found.folder), **kinds, **weights, "call": found.call}, as_json)
 
 
 def main() -> None:

@@ -68,6 +68,18 @@ def meta_twin(denoiser: Denoiser) -> Denoiser:
     return twin.eval()
 
 
+def with_denoiser(pipe: Pipeline, denoiser: Denoiser) -> Pipeline:
+    """A pipeline of the same parts but for the denoiser; saved, it keeps the names of the classes."""
+    names = dict[str, list[str]]()
+    for name, number in pipe.labels.items():
+        names.setdefault(str(number), []).append(name)
+    labels = {number: ", ".join(alike) for number, alike in names.items()}
+    other: Pipeline = type(pipe)(denoiser, pipe.vae, pipe.scheduler, id2label=labels or None)
+    if labels:
+        other.register_to_config(id2label=labels)
+    return other
+
+
 def classes_of(pipe: Pipeline) -> tuple[int, ...]:
     """The classes one can ask for: those with a name, or all that the embedding has."""
     named = sorted(set(pipe.labels.values()))
