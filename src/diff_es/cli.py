@@ -105,12 +105,14 @@ def demo_command(
 def inspect_command(
     model: Model,
     levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
+    timed: Annotated[bool, typer.Option("--time", help="time every layer at every level too")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="samples of the timed calls")] = 16,
     dtype: InDtype = None,
     device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """What can be pruned, what cannot and why, and what each level costs."""
-    found = inspection.inspect(_open(model, dtype, device, None), levels, Reporter())
+    found = inspection.inspect(_open(model, dtype, device, None), levels, Reporter(), batch if timed else None)
     tables.show_inspection(out, found)
     _finish(found, as_json)
 

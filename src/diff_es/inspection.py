@@ -1,23 +1,35 @@
-"""What can be pruned in a model, what cannot and why, and what each level costs; nothing of it runs the model."""
+"""What can be pruned in a model, what cannot and why, and what each level costs; only timing runs any of it."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 
 from .cost import MacCounter
+from .latency import LayerTime, hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, Kind, discover
 from .library import Depth, Width
 from .pipeline import Pipeline, Sampling, denoiser_of, trace
 from .progress import Reporter
 
 
-def inspect(pipe: Pipeline, levels: int, reporter: Reporter) -> dict[str, Any]:
-    """The findings as JSON values; MACs are those of one denoiser call."""
+def inspect(pipe: Pipeline, levels: int, reporter: Reporter, batch: int | None = None) -> dict[str, Any]:
+    """The findings as JSON values; MACs are those of one denoiser call.
+
+    Args:
+        batch: samples of the calls in which every shape of layer is timed at every level; None times nothing. A level
+            at which a layer runs slower than dense leaves it dense.
+    """
     denoiser = denoiser_of(pipe)
     anatomy, path = discover(denoiser), trace(pipe, Sampling(steps=10))
-    counter, width, depth = MacCounter(denoiser, anatomy, path), Width(levels), Depth()
+    multiple, timed = hardware_multiple(denoiser.device, denoiser.dtype), tuple[LayerTime, ...]()
+    width, depth = Width(levels, multiple, ()), Depth()
+    if batch is not None:
+        timed = time_layers(pipe, anatomy, width, Sampling(steps=10, batch=batch), reporter)
+        width = replace(width, dense=slower_layers(timed))
+    counter = MacCounter(denoiser, anatomy, path)
     dense = counter.dense()
     rows: list[dict[str, Any]] = [
         {
@@ -25,7 +37,7 @@ def inspect(pipe: Pipeline, levels: int, reporter: Reporter) -> dict[str, Any]:
             "name": layer.name,
             "groups": layer.groups,
             "group_width": layer.width,
-            "kept_by_level": [layer.kept(level, levels) for level in range(levels)],
+            "kept_by_level": [width.kept(layer, level) for level in range(levels)],
         }
         for layer in anatomy.layers
     ]
@@ -38,6 +50,8 @@ def inspect(pipe: Pipeline, levels: int, reporter: Reporter) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in denoiser.parameters()),
         "macs": dense,
         "layers": rows,
+        "multiple": multiple,
+        "timed": [asdict(shape) for shape in timed],
         "width_macs_ratio": [macs / dense for macs in counter.table(width, reporter)],
         "depth_macs_ratio": [macs / dense for macs in counter.table(depth, reporter)],
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],

@@ -13,7 +13,7 @@ from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .fitness import Fitness
 from .journal import Journal
-from .latency import hardware_multiple, left_dense, time_layers
+from .latency import hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, discover
 from .library import Depth, Library, Width
 from .loading import check, origin_of
@@ -89,7 +89,7 @@ def fitted(pipe: Pipeline, ladder: Width, anatomy: Anatomy, sampling: Sampling, 
     ladder = replace(ladder, multiple=ladder.multiple or hardware_multiple(denoiser.device, denoiser.dtype))
     if ladder.dense is not None:
         return ladder
-    return replace(ladder, dense=left_dense(time_layers(pipe, anatomy, ladder, sampling, reporter)))
+    return replace(ladder, dense=slower_layers(time_layers(pipe, anatomy, ladder, sampling, reporter)))
 
 
 def study(surveyed: Survey, reporter: Reporter) -> Study:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,27 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
         ratios = [found[name][level : level + 1] for name in ("width_macs_ratio", "depth_macs_ratio")]
         costs.add_row(str(level), *(f"{ratio[0]:.3f}" if ratio else "–" for ratio in ratios))
     console.print(costs)
+    if found["timed"]:
+        _show_times(console, found["timed"])
     rest = _table("Left dense", "Where", "Parameters", "Why")
     for part in found["left_dense"]:
         rest.add_row(part["name"], f"{part['parameters'] / 1e6:.2f}M", part["reason"])
     for refusal in found["refused"]:
         rest.add_row(refusal["name"], "–", f"refused: {refusal['reason']}")
     console.print(rest)
+
+
+def _show_times(console: Console, timed: Sequence[Mapping[str, Any]]) -> None:
+    """How much faster than dense each shape of layer runs."""
+    levels = len(timed[0]["ratios"])
+    columns = [f"Level {level}" for level in range(1, levels)]
+    table = _table("Speed-up of a layer, measured", "Layers of one shape", *columns)
+    for shape in timed:
+        pairs = list(zip(shape["ratios"], shape["slower"], strict=True))[1:]
+        cells = ["left dense" if slower else f"{1 / ratio:.2f}x" for ratio, slower in pairs]
+        more = f" and {len(shape['layers']) - 1} more" if len(shape["layers"]) > 1 else ""
+        table.add_row(f"{shape['layers'][0]}{more}", *cells)
+    console.print(table)
 
 
 def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: float) -> None:
