@@ -36,8 +36,11 @@ from diff_es.schedule import Stages
 
 Call: TypeAlias = Callable[[float], Any]  # a denoiser call at a timestep
 
-RANKS = {Kind.ATTENTION: 0.05, Kind.FEEDFORWARD: 0.34}
-"""Rank of a correction, relative to a layer's outputs: the bundled model's at tolerance 0.3 (benchmarks/compact.py)."""
+RANKS = {Kind.ATTENTION: 0.07, Kind.FEEDFORWARD: 0.37}
+SHARED_RANKS = {Kind.ATTENTION: 0.09, Kind.FEEDFORWARD: 0.45}
+"""Rank of a correction, relative to a layer's outputs, as the bundled model has it at half of the groups
+(benchmarks/compact.py): of each stage's own at tolerance 0.1, and of the one that all stages share at tolerance 1, where
+they share one order and nothing is left for their own."""
 
 PLACES: dict[str, Placement] = {
     "resident": Resident(),
@@ -128,18 +131,18 @@ def seconds(call: Call, timesteps: list[float]) -> float:
 
 def random_plans(denoiser: nn.Module, stages: int, *, shared_order: bool) -> list[Plan]:
     """For each stage half of the groups of every layer, with a random correction of the stated rank."""
-    plans = []
+    plans, shared = list[Plan](), dict[str, Factor]()
     for stage in range(stages):
-        orders, values = (torch.Generator().manual_seed(s) for s in (0 if shared_order else stage, stage))
-        cuts = dict[str, Cut]()
+        generator, cuts = torch.Generator().manual_seed(0 if shared_order else stage), dict[str, Cut]()
         for layer in discover(denoiser).layers:
-            kept = torch.randperm(layer.groups, generator=orders)[: layer.groups - layer.groups // 2].sort().values
+            kept = torch.randperm(layer.groups, generator=generator)[: layer.groups - layer.groups // 2].sort().values
             outputs = output_of(denoiser, layer).out_features
-            rank = max(1, round(RANKS[layer.kind] * outputs))
-            left = torch.randint(-127, 128, (outputs, rank), dtype=torch.int8, generator=values)
-            right = torch.randint(-127, 128, (rank, len(kept) * layer.width), dtype=torch.int8, generator=values)
-            scale = torch.full((rank,), 1e-4)
-            cuts[layer.name] = Cut(kept, None, torch.zeros(outputs), (Factor(left, scale, right, scale),))
+            rank = max(1, round((SHARED_RANKS if shared_order else RANKS)[layer.kind] * outputs))
+            left = torch.randint(-127, 128, (outputs, rank), dtype=torch.int8, generator=generator)
+            right = torch.randint(-127, 128, (rank, len(kept) * layer.width), dtype=torch.int8, generator=generator)
+            factor = Factor(left, torch.full((rank,), 1e-4), right, torch.full((rank,), 1e-4))
+            own = shared.setdefault(layer.name, factor) if shared_order else factor
+            cuts[layer.name] = Cut(kept, None, torch.full((outputs,), float(stage)), (own,))
         plans.append(Plan(cuts))
     return plans
 

@@ -146,7 +146,7 @@ def compress_command(
     ] = PlacementName.AUTO,
     tolerance: Annotated[
         float, typer.Option(help="compact: what leaving out parts of a correction may add to a layer's error")
-    ] = 0.3,
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
     scheduler: WithScheduler = None,

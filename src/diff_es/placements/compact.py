@@ -25,11 +25,11 @@ class Compact:
             layer's output on the calibration inputs, relative to it. Used when the plans are made.
     """
 
-    tolerance: float = 0.3
+    tolerance: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.tolerance > 0:
-            remedy = "Leave it out to take 0.3."
+            remedy = "Leave it out to take 0.1."
             raise DiffESError(
                 "Compact.tolerance", expected="a number above 0", found=str(self.tolerance), remedy=remedy
             )

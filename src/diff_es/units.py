@@ -1,0 +1,128 @@
+"""What carries its own level in a schedule: the whole denoiser, a layer kind, or a block; and what each may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .errors import DiffESError
+from .layers import Anatomy, Layer
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Level l leaves out the l least important blocks, each replaced by a fitted linear map; one block always stays."""
+
+    bypass: bool = True  # False leaves nothing in a block's place
+
+
+@dataclass(frozen=True)
+class Width:
+    """Levels 0 to ``levels`` - 1: level l removes floor(l n / levels) of the n heads or channels of every layer.
+
+    Level ``levels`` itself would leave nothing of a layer and is not offered.
+
+    Args:
+        levels: L.
+        multiple: numbers of channels that stay are rounded up to a multiple of it, or of the largest half, quarter, ...
+            of it that a level's n / L channels hold; None takes what the device and the precision like.
+        dense: (layer, level) pairs that are left dense because they would run slower; None measures them.
+        depth: how blocks may be skipped whole instead; None leaves them alone.
+    """
+
+    levels: int = 8
+    multiple: int | None = None
+    dense: tuple[tuple[str, int], ...] | None = None
+    depth: Depth | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("levels", self.levels, 2), ("multiple", self.multiple, 1)):
+            if value is not None and value < least:
+                expected, remedy = f"{least} or more", "Leave it out to take the default."
+                raise DiffESError(f"Width.{name}", expected=expected, found=str(value), remedy=remedy)
+
+    def kept(self, layer: Layer, level: int) -> int:
+        """How many groups of a layer stay at a level."""
+        exact, step = layer.kept(level, self.levels), self.multiple or 1
+        if (layer.name, level) in (self.dense or ()):
+            return layer.groups
+        while step > 1 and step * self.levels > layer.groups:
+            step //= 2
+        return min(layer.groups, -(-exact // step) * step) if layer.width == 1 else exact
+
+
+Ladder = Width | Depth
+
+
+class Grain(StrEnum):
+    """How finely levels are chosen."""
+
+    WHOLE = "whole"  # one level for the denoiser, as in the paper
+    KIND = "kind"  # one for all attention layers, one for all feed-forward layers
+    BLOCK = "block"  # one for each block
+
+
+@dataclass(frozen=True)
+class Thin:
+    """An option: so many groups stay in each of the unit's layers, in their order."""
+
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """An option: these blocks are left out; None names so many of the least important ones of the stage."""
+
+    blocks: tuple[str, ...] | int
+
+
+Option = Thin | Skip
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What carries its own level; level l is ``options[l]``, and level 0 is dense."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    options: tuple[Option, ...]
+
+
+def units_of(anatomy: Anatomy, ladder: Ladder, grain: Grain) -> tuple[Unit, ...]:
+    """The units of a denoiser.
+
+    Raises:
+        DiffESError: skipping blocks by rank is a choice for the whole denoiser or for each block, not for layer kinds;
+            or levels of depth alone in units of another grain.
+    """
+    depth = ladder if isinstance(ladder, Depth) else ladder.depth
+    if (isinstance(ladder, Depth) and grain is not Grain.WHOLE) or (depth is not None and grain is Grain.KIND):
+        remedy = "Take one level for the denoiser, or width with skipping in units of blocks."
+        found = f"units of grain {grain.value} with {type(ladder).__name__}"
+        raise DiffESError("units", expected="units that a ladder can have", found=found, remedy=remedy)
+    ranked = tuple(Skip(count) for count in range(1, len(anatomy.blocks)))
+    if isinstance(ladder, Depth):
+        return (Unit("denoiser", anatomy.layers, (Thin(tuple(layer.groups for layer in anatomy.layers)), *ranked)),)
+    if grain is Grain.WHOLE:
+        options = _thinned(anatomy.layers, ladder) + (ranked if depth else ())
+        return (Unit("denoiser", anatomy.layers, options),)
+    parts = dict[str, list[Layer]]()
+    for layer in anatomy.layers:
+        parts.setdefault(_part(anatomy, layer, grain), []).append(layer)
+    blocks, units = {block.name for block in anatomy.blocks}, list[Unit]()
+    for name, layers in parts.items():
+        skip = (Skip((name,)),) if depth is not None and name in blocks else ()
+        units.append(Unit(name, tuple(layers), _thinned(layers, ladder) + skip))
+    return tuple(units)
+
+
+def _part(anatomy: Anatomy, layer: Layer, grain: Grain) -> str:
+    """The unit that a layer belongs to; a layer outside of all blocks is its own."""
+    if grain is Grain.KIND:
+        return layer.kind.value
+    return next((block.name for block in anatomy.blocks if layer.name.startswith(f"{block.name}.")), layer.name)
+
+
+def _thinned(layers: Sequence[Layer], ladder: Width) -> tuple[Option, ...]:
+    return tuple(Thin(tuple(ladder.kept(layer, level) for layer in layers)) for level in range(ladder.levels))
