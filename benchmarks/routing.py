@@ -39,8 +39,8 @@ Call: TypeAlias = Callable[[float], Any]  # a denoiser call at a timestep
 RANKS = {Kind.ATTENTION: 0.07, Kind.FEEDFORWARD: 0.37}
 SHARED_RANKS = {Kind.ATTENTION: 0.09, Kind.FEEDFORWARD: 0.45}
 """Rank of a correction, relative to a layer's outputs, as the bundled model has it at half of the groups
-(benchmarks/compact.py): of each stage's own at tolerance 0.1, and of the one that all stages share at tolerance 1, where
-they share one order and nothing is left for their own."""
+(benchmarks/compact.py): of each stage's own at tolerance 0.1, and of the one that all stages of one order share at
+tolerance 1, which leaves nothing for their own."""
 
 PLACES: dict[str, Placement] = {
     "resident": Resident(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -11,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import BudgetOutOfReach
 from .layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, realise
-from .library import Depth, Ladder, kept_groups
 from .pipeline import Denoiser, Trace, meta_twin
 from .progress import Reporter
-from .search import Space
+from .search import Levels, Space, Steps
+from .units import Thin, Unit
 
 
 class MacCounter:
@@ -24,10 +25,11 @@ class MacCounter:
         denoiser: the architecture is taken from its configuration.
         anatomy: what discovery found in it.
         trace: the shapes of the call.
+        bypass: whether a skipped block leaves a linear map behind.
     """
 
-    def __init__(self, denoiser: Denoiser, anatomy: Anatomy, trace: Trace) -> None:
-        self._twin, self._anatomy, self._trace = meta_twin(denoiser), anatomy, trace
+    def __init__(self, denoiser: Denoiser, anatomy: Anatomy, trace: Trace, *, bypass: bool = True) -> None:
+        self._twin, self._anatomy, self._trace, self._bypass = meta_twin(denoiser), anatomy, trace, bypass
 
     def dense(self) -> int:
         return self._count(DENSE)
@@ -38,29 +40,36 @@ class MacCounter:
         cuts = {layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups}
         return self._count(Plan(cuts))
 
-    def skipping(self, blocks: int, *, bypass: bool) -> int:
-        """With so many blocks left out; all blocks of a denoiser cost the same, so it does not matter which."""
-        stand_ins = dict[str, Bypass | None]()
-        for block in self._anatomy.blocks[:blocks]:
-            like = {"device": "meta", "dtype": self._twin.dtype}
-            tensors = Bypass(torch.empty(block.width, block.width, **like), torch.empty(block.width, **like))
-            stand_ins[block.name] = tensors if bypass else None
+    def skipping(self, names: Sequence[str]) -> int:
+        """With these blocks left out; where only their number is known, any do, since all blocks cost the same."""
+        stand_ins, like = dict[str, Bypass | None](), {"device": "meta", "dtype": self._twin.dtype}
+        widths = {block.name: block.width for block in self._anatomy.blocks}
+        for name in names:
+            tensors = Bypass(torch.empty(widths[name], widths[name], **like), torch.empty(widths[name], **like))
+            stand_ins[name] = tensors if self._bypass else None
         return self._count(Plan(bypasses=stand_ins))
 
-    def level(self, ladder: Ladder, level: int) -> int:
-        """At a level of a ladder."""
-        if isinstance(ladder, Depth):
-            return self.skipping(level, bypass=ladder.bypass)
-        return self.thinned(kept_groups(self._anatomy, ladder, level))
+    def option(self, unit: Unit, level: int) -> int:
+        """With one unit at a level, and the others dense."""
+        option = unit.options[level]
+        if isinstance(option, Thin):
+            pairs = zip(unit.layers, option.kept, strict=True)
+            return self._count(Plan({layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups}))
+        if isinstance(option.blocks, int):
+            return self.skipping([block.name for block in self._anatomy.blocks[: option.blocks]])
+        return self.skipping(option.blocks)
 
-    def table(self, ladder: Ladder, reporter: Reporter) -> tuple[int, ...]:
-        """MACs by level, from 0 to the deepest."""
-        macs, levels = list[int](), range(ladder.deepest(self._anatomy) + 1)
-        with reporter.task("count MACs", len(levels)) as task:
-            for level in levels:
-                macs.append(self.level(ladder, level))
-                task.advance()
-        return tuple(macs)
+    def table(self, units: Sequence[Unit], reporter: Reporter) -> tuple[tuple[int, ...], ...]:
+        """MACs of a call by [unit][level], with all else dense."""
+        table = list[tuple[int, ...]]()
+        with reporter.task("count MACs", sum(len(unit.options) for unit in units)) as task:
+            for unit in units:
+                row = list[int]()
+                for level in range(len(unit.options)):
+                    row.append(self.option(unit, level))
+                    task.advance()
+                table.append(tuple(row))
+        return tuple(table)
 
     def _count(self, plan: Plan) -> int:
         switch = Switch(self._twin)
@@ -75,21 +84,51 @@ class MacCounter:
 
 @dataclass(frozen=True)
 class Costs:
-    """The exact cost of schedules: a stage costs its sampler steps times the MACs of its level."""
+    """The exact cost of schedules: a stage costs its denoiser calls times what a call costs at its levels.
 
-    macs: tuple[int, ...]  # of one denoiser call, by level; level 0 first
-    steps: tuple[int, ...]  # sampler steps of each stage
+    Costs are whole MACs, or whole nanoseconds where a budget of time is kept.
+    """
+
+    fixed: int  # of a call, what belongs to no unit
+    options: tuple[tuple[int, ...], ...]  # of a call, by [unit][level]; level 0 first
+    steps: tuple[int, ...]  # denoiser calls of each stage in the user's own setting
+    choices: tuple[tuple[int, ...], ...] | None = None  # how many each stage may take; None: its own
+
+    @classmethod
+    def tabled(
+        cls, table: Sequence[Sequence[int]], steps: Sequence[int], choices: tuple[tuple[int, ...], ...] | None = None
+    ) -> Costs:
+        """From the cost of a call by [unit][level], with all else dense."""
+        dense = max(row[0] for row in table)
+        if len(table) == 1:
+            return cls(0, (tuple(table[0]),), tuple(steps), choices)
+        least = [min(row) for row in table]
+        fixed = dense - sum(row[0] - low for row, low in zip(table, least, strict=True))
+        return cls(
+            fixed, tuple(tuple(c - low for c in row) for row, low in zip(table, least, strict=True)), tuple(steps), choices
+        )
 
     @property
     def dense(self) -> int:
-        return self.macs[0] * sum(self.steps)
+        """What the user's own setting costs."""
+        return sum(self.steps) * (self.fixed + sum(row[0] for row in self.options))
 
-    def ratio(self, levels: tuple[tuple[int, ...], ...]) -> float:
-        """MACs of a one-unit schedule over the dense trajectory's."""
-        return sum(n * self.macs[row[0]] for n, row in zip(self.steps, levels, strict=True)) / self.dense
+    def call(self, levels: Sequence[int]) -> int:
+        """One denoiser call, for one level of each unit."""
+        return self.fixed + sum(row[level] for row, level in zip(self.options, levels, strict=True))
+
+    def of(self, levels: Levels) -> int:
+        """A whole schedule; where steps are a choice, its rows begin with their number."""
+        if self.choices is None:
+            return sum(n * self.call(row) for n, row in zip(self.steps, levels, strict=True))
+        return sum(row[0] * self.call(row[1:]) for row in levels)
+
+    def ratio(self, levels: Levels) -> float:
+        """The cost of a schedule over that of the user's own setting."""
+        return self.of(levels) / self.dense
 
     def space(self, fraction: float) -> Space:
-        """All schedules of at most this fraction of the dense trajectory's MACs.
+        """All schedules of at most this fraction of the dense trajectory's cost.
 
         Raises:
             BudgetOutOfReach: the fraction is none, or below the cheapest schedule's.
@@ -99,10 +138,14 @@ class Costs:
             raise BudgetOutOfReach("macs", expected="a fraction above 0, at most 1", found=str(fraction), remedy=remedy)
         # exact: 0.29 of 100 is 29; and the ratio of a schedule, a rounded float, is a budget that the schedule keeps
         budget = math.floor(Fraction(str(fraction)) * self.dense * (1 + Fraction(1, 10**12)))
-        if budget < min(self.macs) * sum(self.steps):
-            shown = math.ceil(Fraction(min(self.macs), self.macs[0]) * 10_000) / 10_000
+        least = self.fixed + sum(min(row) for row in self.options)
+        fewest = sum(self.steps) if self.choices is None else sum(counts[0] for counts in self.choices)
+        if budget < least * fewest:
+            shown = math.ceil(Fraction(least * fewest, self.dense) * 10_000) / 10_000
             remedy = f"Ask for {shown} or more, or take fewer sampler steps."
             expected = f"at least {shown}, which the deepest level costs in every stage"
             raise BudgetOutOfReach("macs", expected=expected, found=str(fraction), remedy=remedy)
-        rows = tuple((tuple(n * macs for macs in self.macs),) for n in self.steps)
-        return Space(rows, budget)
+        if self.choices is None:
+            rows = tuple(tuple(tuple(n * cost for cost in row) for row in self.options) for n in self.steps)
+            return Space(rows, budget - self.fixed * sum(self.steps))
+        return Space((self.options,) * len(self.steps), budget, Steps(self.choices, self.steps, self.fixed))

@@ -4,84 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from . import metrics
 from .errors import DiffESError
-from .layers import Plan, Weights, realise
+from .layers import Plan, Switch, realise
 from .library import Library
-from .pipeline import Pipeline, Probe, Sampling, decode, denoiser_of, intercepted, on_timestep, sample
-from .placements import ResidentStore
+from .measures import Measure
+from .pipeline import Pipeline, Probe, Sampling, denoiser_of, intercepted, on_timestep, sample
+from .placement import Trajectory, placed
+from .placements import ResidentStore, Store
+from .placements.contract import parameter_bytes
 from .route import routed
 from .schedule import Stages
 from .search import Levels
-
-
-class Measure(Protocol):
-    """A closeness of two sets of final latents; higher is better."""
-
-    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        """What is compared: the latents themselves, or their images."""
-
-    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
-        """(N,) in the measure's own unit."""
-
-    def error(self, closeness: float) -> float:
-        """A closeness as an error that adds up over independent causes, 0 being exact."""
-
-
-@dataclass(frozen=True)
-class LatentSNR:
-    """Signal-to-noise ratio of the final latent against the dense one, in dB."""
-
-    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        return latents
-
-    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
-        return metrics.snr_db(reference, result)
-
-    def error(self, closeness: float) -> float:
-        return _power(closeness)
-
-
-@dataclass(frozen=True)
-class ImagePSNR:
-    """Peak signal-to-noise ratio of the image, in dB."""
-
-    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        return decode(pipe, latents)
-
-    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
-        return metrics.psnr_db(reference, result)
-
-    def error(self, closeness: float) -> float:
-        return _power(closeness)
-
-
-@dataclass(frozen=True)
-class ImageSSIM:
-    """Structural similarity of the image, at most 1."""
-
-    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        return decode(pipe, latents)
-
-    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
-        return metrics.ssim(reference, result)
-
-    def error(self, closeness: float) -> float:
-        return 1 - closeness
-
-
-def _power(decibel: float) -> float:
-    """Noise power relative to the signal's."""
-    return float(10 ** (-decibel / 10))
+from .stepping import stepped
 
 
 class PrefixCache:
@@ -114,9 +58,50 @@ def _bytes(output: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_leaves(output) if isinstance(t, Tensor))
 
 
-def _mean(scores: Sequence[Tensor]) -> float:
-    mean = float(torch.cat(list(scores)).mean())
-    return mean if math.isfinite(mean) else -math.inf
+class _Bank:
+    """The realised weights of every (stage, unit, level) that candidates use, as a store that routing runs from."""
+
+    def __init__(self, pipe: Pipeline, library: Library, limit: int) -> None:
+        self._denoiser, self._library, self._limit = denoiser_of(pipe), library, limit
+        self._switch, self._held = Switch(self._denoiser), 0
+        self._parts = OrderedDict[tuple[int, int, int], tuple[Mapping[str, Any], int]]()
+        self._contents = list[Mapping[str, Any]]()
+
+    def choose(self, rows: Levels) -> Store:
+        """Have the weights of a candidate ready, for one row of levels a stage."""
+        self._contents = []
+        for stage, row in enumerate(rows):
+            content = dict[str, Any]()
+            for unit, level in enumerate(row):
+                if level:
+                    content |= self._part(self._library.source(stage), unit, level)
+            self._contents.append(content)
+        while self._held > self._limit and len(self._parts) > 1:
+            self._held -= self._parts.popitem(last=False)[1][1]
+        return self
+
+    def _part(self, source: int, unit: int, level: int) -> Mapping[str, Any]:
+        key = (source, unit, level)
+        if key not in self._parts:
+            weights = realise(self._denoiser, self._library.anatomy, self._library.part(source, unit, level))
+            self._parts[key] = (self._switch.prepare(weights), weights.bytes)
+            self._held += weights.bytes
+        self._parts.move_to_end(key)
+        return self._parts[key][0]
+
+    @property
+    def weight_bytes(self) -> int:
+        return parameter_bytes(self._denoiser) + self._held
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.weight_bytes
+
+    def to(self, stage: int) -> None:
+        self._switch.put(self._contents[stage])
+
+    def close(self) -> None:
+        self._switch.put({})
 
 
 class Fitness:
@@ -124,12 +109,16 @@ class Fitness:
 
     Args:
         pipe: the dense pipeline; left as it was after every call.
-        library: the plans of every (stage, level).
+        library: the plans of every (stage, levels).
         stages: the intervals that a schedule's rows stand for.
         probes: fixed noises and classes.
         sampling: the user's own setting.
         measure: what closeness means.
+        path: the user's own trajectory, where a row begins with the stage's number of steps; None: rows are levels.
+        reference: sampler steps of the dense run that results are compared with; None: the user's own.
+        heat: probes of the first heat of a race, which are a part of their own; 0: no race.
         memory: bytes of denoiser outputs to keep for prefix reuse; 0 reuses nothing.
+        weights: bytes of realised weights to keep.
     """
 
     def __init__(
@@ -140,42 +129,65 @@ class Fitness:
         probes: Sequence[Probe],
         sampling: Sampling,
         measure: Measure,
+        *,
+        path: Trajectory | None = None,
+        reference: int | None = None,
+        heat: int = 0,
         memory: int = 1 << 30,
+        weights: int = 1 << 33,
     ) -> None:
         self._pipe, self._library, self._stages, self._measure = pipe, library, stages, measure
-        self._sampling = sampling
-        self._chunks = [probes[i : i + sampling.batch] for i in range(0, len(probes), sampling.batch)]
-        self.cache, self._realised = PrefixCache(memory), dict[tuple[int, int], Weights]()
-        dense: Levels = tuple((0,) for _ in range(len(stages)))
-        self._teacher = [measure.view(pipe, self._run(i, dense)) for i in range(len(self._chunks))]
+        self._sampling, self._path, self._bank = sampling, path, _Bank(pipe, library, weights)
+        self._chunks = [probes[:heat]] if heat else []
+        self._chunks += [probes[i : i + sampling.batch] for i in range(heat, len(probes), sampling.batch)]
+        self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
+        setting = sampling if reference is None else replace(sampling, steps=reference)
+        self._teacher = [measure.view(pipe, sample(pipe, chunk, setting)) for chunk in self._chunks]
         if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
             remedy = "Use float32 or bfloat16 arithmetic, or another sampler."
             raise DiffESError("the dense model's result", expected="numbers", found="NaN or infinity", remedy=remedy)
 
     def __call__(self, levels: Levels) -> float:
         """Mean closeness over the probes; minus infinity where a result is not finite."""
-        scores = []
-        for i, teacher in enumerate(self._teacher):
-            result = self._measure.view(self._pipe, self._run(i, levels))
-            scores.append(self._measure.closeness(teacher, result))
-        return _mean(scores)
+        return self.second(levels, self.first(levels))
 
-    def of_plans(self, plans: Sequence[Plan]) -> float:
-        """The score of plans that are not the library's own, such as factored ones; nothing of it is kept."""
+    def first(self, levels: Levels) -> float:
+        """The score in the first heat; without a race, on the first part of the probes."""
+        return _finite(float(self._scores(0, levels).mean()))
+
+    def second(self, levels: Levels, first: float) -> float:
+        """The score on all probes, for that of the first heat: none of it is run again."""
+        total, count = first * len(self._chunks[0]), len(self._chunks[0])
+        for i in range(1, len(self._chunks)):
+            scores = self._scores(i, levels)
+            total, count = total + float(scores.sum()), count + len(scores)
+        return _finite(total / count)
+
+    def of_plans(self, plans: Sequence[Plan], levels: Levels) -> float:
+        """The score of plans that are not the library's own, such as factored ones, with the steps of ``levels``."""
         denoiser = denoiser_of(self._pipe)
         weights = {id(plan): realise(denoiser, self._library.anatomy, plan) for plan in plans}
         store, scores = partial(ResidentStore, denoiser, [weights[id(plan)] for plan in plans]), list[Tensor]()
-        with routed(denoiser, self._stages, store):
+        with routed(denoiser, self._stages, store), self._stepped(levels):
             for chunk, teacher in zip(self._chunks, self._teacher, strict=True):
                 result = self._measure.view(self._pipe, sample(self._pipe, chunk, self._sampling))
                 scores.append(self._measure.closeness(teacher, result))
-        return _mean(scores)
+        return _finite(float(torch.cat(scores).mean()))
 
-    def _weights(self, stage: int, level: int) -> Weights:
-        if (stage, level) not in self._realised:
-            plan = self._library.plan(stage, level)
-            self._realised[stage, level] = realise(denoiser_of(self._pipe), self._library.anatomy, plan)
-        return self._realised[stage, level]
+    def _scores(self, chunk: int, levels: Levels) -> Tensor:
+        """(N,): the closeness of each probe of a chunk."""
+        result = self._measure.view(self._pipe, self._run(chunk, levels))
+        return self._measure.closeness(self._teacher[chunk], result)
+
+    @contextmanager
+    def _stepped(self, levels: Levels) -> Iterator[None]:
+        """With the sampler steps of a schedule, where they are a choice."""
+        if self._path is None:
+            yield
+            return
+        timesteps = placed(self._path, self._stages, [row[0] for row in levels])
+        with stepped(self._pipe, timesteps, self._sampling.steps):
+            yield
 
     def _run(self, chunk: int, levels: Levels) -> Tensor:
         """Final latents of one chunk of probes; steps whose prefix is known are replayed, not run."""
@@ -186,16 +198,23 @@ class Fitness:
 
         def reuse(forward: Callable[..., Any]) -> Callable[..., Any]:
             def run(*args: Any, **kwargs: Any) -> Any:
+                self.calls += len(self._chunks[chunk])
+                return forward(*args, **kwargs)
+
+            def known(*args: Any, **kwargs: Any) -> Any:
                 key = (chunk, step[0], levels[: step[1] + 1])
-                return self.cache.fetch(key, lambda: forward(*args, **kwargs))
+                return self.cache.fetch(key, lambda: run(*args, **kwargs))
 
-            return run
+            return known
 
-        weights = [self._weights(stage, row[0]) for stage, row in enumerate(levels)]
-        store = partial(ResidentStore, denoiser, weights)
-        handle = on_timestep(denoiser, count)
+        rows = levels if self._path is None else tuple(row[1:] for row in levels)
+        bank, handle = self._bank.choose(rows), on_timestep(denoiser, count)
         try:
-            with routed(denoiser, self._stages, store), intercepted(denoiser, reuse):
+            with routed(denoiser, self._stages, lambda: bank), intercepted(denoiser, reuse), self._stepped(levels):
                 return sample(self._pipe, self._chunks[chunk], self._sampling)
         finally:
             handle.remove()
+
+
+def _finite(score: float) -> float:
+    return score if math.isfinite(score) else -math.inf

@@ -1,0 +1,71 @@
+"""How close a result is to its reference: what a search maximises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from . import metrics
+from .pipeline import Pipeline, decode
+
+
+class Measure(Protocol):
+    """A closeness of two sets of final latents; higher is better."""
+
+    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
+        """What is compared: the latents themselves, or their images."""
+
+    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
+        """(N,) in the measure's own unit."""
+
+    def error(self, closeness: float) -> float:
+        """A closeness as an error that adds up over independent causes, 0 being exact."""
+
+
+@dataclass(frozen=True)
+class LatentSNR:
+    """Signal-to-noise ratio of the final latent against the dense one, in dB."""
+
+    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
+        return latents
+
+    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
+        return metrics.snr_db(reference, result)
+
+    def error(self, closeness: float) -> float:
+        return _power(closeness)
+
+
+@dataclass(frozen=True)
+class ImagePSNR:
+    """Peak signal-to-noise ratio of the image, in dB."""
+
+    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
+        return decode(pipe, latents)
+
+    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
+        return metrics.psnr_db(reference, result)
+
+    def error(self, closeness: float) -> float:
+        return _power(closeness)
+
+
+@dataclass(frozen=True)
+class ImageSSIM:
+    """Structural similarity of the image, at most 1."""
+
+    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
+        return decode(pipe, latents)
+
+    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
+        return metrics.ssim(reference, result)
+
+    def error(self, closeness: float) -> float:
+        return 1 - closeness
+
+
+def _power(decibel: float) -> float:
+    """Noise power relative to the signal's."""
+    return float(10 ** (-decibel / 10))
