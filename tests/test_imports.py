@@ -16,9 +16,9 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "rng", "schedule", "store", "journal", "metrics", "progress"},
+    {"errors", "rng", "schedule", "placement", "store", "journal", "metrics", "progress"},
     {"layers", "tiles"},
-    {"pipeline", "loading"},
+    {"pipeline", "loading", "stepping"},
     {"obs", "calibrate", "library"},
     {"search", "cost", "baselines"},
     {"route", "fitness"},
@@ -30,7 +30,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 SELF_CONTAINED = {"search", "report"}
-KNOW_DIFFUSERS = {"layers", "pipeline", "loading"}
+KNOW_DIFFUSERS = {"layers", "pipeline", "loading", "stepping"}
 
 
 def imported(path: Path) -> Iterator[str]:
