@@ -16,11 +16,11 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "rng", "schedule", "store", "journal", "metrics", "progress"},
+    {"errors", "rng", "schedule", "placement", "store", "journal", "metrics", "progress"},
     {"layers", "tiles", "pruned_transformer"},
-    {"pipeline", "loading"},
-    {"obs", "calibrate", "lowrank", "library"},
-    {"search", "cost", "latency", "baselines", "placements", "packing"},
+    {"pipeline", "loading", "stepping", "units"},
+    {"obs", "calibrate", "lowrank", "measures", "library"},
+    {"search", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness"},
     {"settings"},
     {"artefact", "benchmark", "report"},
@@ -31,8 +31,11 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
-SELF_CONTAINED = {"search", "report", "pruned_transformer"}
-KNOW_DIFFUSERS = {"layers", "pipeline", "loading", "pruned_transformer"}
+    {"errors", "rng", "schedule", "placement", "store", "journal", "metrics", "progress"},
+    {"layers", "tiles", "pruned_transformer"},
+    {"pipeline", "loading", "stepping", "units"},
+    {"obs", "calibrate", "lowrank", "measures", "library"},
+    {"search", "cost", "latency", "baselines", "placements", "packing", "compaction"},
 
 
 def imported(path: Path) -> Iterator[str]:

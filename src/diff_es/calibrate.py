@@ -138,6 +138,6 @@ def calibrate(
     return Statistics(gathered, change.means())
 
 
-def parts_of(anatomy: Anatomy, *, depth: bool) -> tuple[tuple[Layer, ...], tuple[Block, ...]]:
+def parts_of(anatomy: Anatomy, *, thin: bool, skip: bool) -> tuple[tuple[Layer, ...], tuple[Block, ...]]:
     """The layers and blocks that a ladder needs statistics of."""
-    return ((), anatomy.blocks) if depth else (anatomy.layers, ())
+    return (anatomy.layers if thin else ()), (anatomy.blocks if skip else ())

@@ -1,36 +1,46 @@
 """The method on one page: calibrate, rank, search, re-rank the finalists.
 
-``compress`` is the whole of it; ``evolve`` is the part of a budget, for those who want several of one calibration.
+``compress`` is the whole of it; ``evolve`` is the part of the budgets, for those who want several of one calibration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .artefact import Compressed, fingerprint
-from .baselines import mosaic
+from .compaction import Compaction
 from .fitness import Fitness
 from .journal import Journal
 from .layers import Plan
 from .loading import origin_of
-from .pipeline import AnyPipeline
+from .pipeline import AnyPipeline, make_probes
+from .placement import placed
 from .placements import Compact, Placement
 from .progress import Reporter
 from .rng import derive_seed
 from .schedule import Schedule
-from .search import Evolution, Generation, Levels, Search, Space, evolutionary_search, knapsack
+from .search import (
+    Evolution,
+    Generation,
+    Levels,
+    Search,
+    Space,
+    front_search,
+    race,
+    tier,
+    usual_switches,
+)
+from .sensitivity import Sensitivity, finest, judged, sensitivity, starts, tried
 from .settings import Settings, describe
 from .study import Study, Survey, as_measured, identity, study, survey
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came back with: the winner on held-out probes, and how it got there."""
+    """What a search came back with for one budget: the winner on held-out probes, and how it got there."""
 
     levels: Levels
     score: float  # on the search's probes
@@ -40,32 +50,47 @@ class Found:
     evaluations: int  # candidates run in all, those of the sensitivity table included
 
 
-def answer(levels: Levels, fitness: Fitness, journal: Journal) -> float:
-    """The score of a candidate, from the journal where it is known; what is new is written down."""
-    if levels not in journal.scores:
-        journal.add(levels, fitness(levels))
-    return journal.scores[levels]
+def run_search(
+    ready: Study, search: Search, spaces: Sequence[Space], fitness: Fitness, journal: Journal, reporter: Reporter
+) -> None:
+    """Answer every question of a search, from the journal where it knows, and write down what is new.
 
+    Where there are heats, all candidates of a generation run in the first, and the better half of those that compete
+    for a budget on all probes.
+    """
+    settings, peers = ready.settings, tier(spaces[-1].cost, [space.budget for space in spaces])
 
-def run_search(search: Search, fitness: Fitness, journal: Journal, reporter: Reporter, title: str, total: int) -> None:
-    """Answer every question of a search, from the journal where it knows, and write down what is new."""
-    with reporter.task(title, total) as task:
+    with reporter.task("search", settings.population * settings.generations) as task:
+
+        def judge(rung: int, candidates: Sequence[Levels]) -> Mapping[Levels, float]:
+            scores = dict[Levels, float]()
+            for levels in candidates:
+                scores[levels] = judged(fitness, journal, levels, heat=rung == 0)
+                if rung == 0:
+                    task.advance()
+            return scores
+
         while not search.done:
-            for levels in search.ask():
-                search.tell({levels: answer(levels, fitness, journal)})
-                task.advance(f"best {search.ranking()[0].score:.2f}")
+            if settings.heat:
+                search.tell(race(search.ask(), judge, (0.5,), peers))
+            else:
+                for levels in search.ask():
+                    search.tell({levels: judged(fitness, journal, levels, heat=False)})
+                    task.advance(f"best {search.best.score:.2f}")
 
 
-def select(ready: Study, search: Search, extra: Sequence[Levels], before: Set[Levels], reporter: Reporter) -> Found:
-    """Judge the best candidates of a finished search again, on probes it never saw.
+def select(
+    ready: Study, search: Search, space: Space, extra: Sequence[Levels], before: int, judge: Fitness, reporter: Reporter
+) -> Found:
+    """Judge the best candidates of a finished search that keep a budget again, on probes it never saw.
 
     Args:
         extra: candidates that are judged in any case.
         before: candidates run before the search.
+        judge: on the held-out probes.
     """
-    scores = dict(search.ranking())
+    scores = {levels: score for levels, score in search.ranking() if space.feasible(levels)}
     best = list(dict.fromkeys([*list(scores)[: ready.settings.finalists], *extra]))
-    judge = ready.fitness("held-out", ready.settings.held_out)
     finalists = []
     with reporter.task("judge finalists", len(best)) as task:
         for levels in best:
@@ -73,89 +98,67 @@ def select(ready: Study, search: Search, extra: Sequence[Levels], before: Set[Le
             task.advance()
     finalists.sort(key=lambda entry: (-entry[2], entry[0]))
     levels, score, held_out = finalists[0]
-    return Found(levels, score, held_out, tuple(finalists), search.history, len(scores.keys() | before))
-
-
-def single(ready: Study, stage: int, level: int) -> Levels:
-    """The schedule that prunes one stage and leaves all else dense."""
-    return tuple((level if s == stage else 0,) for s in range(len(ready.stages)))
-
-
-def sensitivity(ready: Study, fitness: Fitness, journal: Journal, reporter: Reporter) -> list[list[float]]:
-    """The error of every [stage][level] with all else dense; short runs, since the dense prefix is known."""
-    stages, levels, table = len(ready.stages), range(1, ready.library.deepest + 1), list[list[float]]()
-    with reporter.task("measure sensitivity", stages * len(levels)) as task:
-        for stage in range(stages):
-            table.append([0.0])
-            for level in levels:
-                score = answer(single(ready, stage, level), fitness, journal)
-                table[-1].append(ready.settings.measure.error(score))
-                task.advance()
-    return table
-
-
-def starts(ready: Study, space: Space, table: list[list[float]]) -> tuple[Levels, ...]:
-    """The first candidates: the knapsack of the sensitivities, uniform, ramps and the middle-protecting shape of
-    MosaicDiff, each filled up to the budget; the knapsack comes first."""
-    rng = np.random.default_rng(derive_seed(ready.settings.seed, "starts"))
-    additive = space.repair(knapsack(space, [[row] for row in table]), rng)
-    return (additive, *space.starts(rng), space.repair(mosaic(space, ready.statistics.change), rng))
+    return Found(levels, score, held_out, tuple(finalists), search.history, len(search.ranking()) + before)
 
 
 def evolve(
-    ready: Study, macs: float, fitness: Fitness, table: list[list[float]], journal: Journal, reporter: Reporter
-) -> Found:
-    """The paper's evolutionary search for the best schedule of at most ``macs`` of the dense compute.
+    ready: Study, budgets: Sequence[float], fitness: Fitness, table: Sensitivity, journal: Journal, reporter: Reporter
+) -> dict[float, Found]:
+    """The evolutionary search for the best schedule within each budget, all of them in one run.
 
     Args:
+        budgets: shares of the dense cost.
         fitness: on the search's probes.
         table: the sensitivities; one table serves all budgets.
     """
-    settings, space = ready.settings, ready.costs.space(macs)
-    first = starts(ready, space, table)
+    settings, by_budget = ready.settings, {budget: ready.costs.space(budget) for budget in sorted(set(budgets))}
+    spaces = list(by_budget.values())
+    first = starts(ready, spaces, table)
+    switches = usual_switches(spaces[-1].genes) if settings.switches is None else settings.switches
     evolution = Evolution(
         population=settings.population,
         generations=settings.generations,
         survivors=settings.survivors,
         crossover=settings.crossover,
-        switches=settings.switches,
+        switches=switches,
         seed=derive_seed(settings.seed, "evolution") % 2**32,
     )
-    search = evolutionary_search(space, evolution, first)
-    run_search(search, fitness, journal, reporter, "search", settings.population * settings.generations)
-    alone = {single(ready, stage, level) for stage, row in enumerate(table) for level in range(1, len(row))}
-    return select(ready, search, first[:1], alone, reporter)
+    search = front_search(spaces[-1], [space.budget for space in spaces], evolution, first)
+    run_search(ready, search, spaces, fitness, journal, reporter)
+    before = len({levels for stage in tried(ready) for levels in stage} - dict(search.ranking()).keys())
+    judge = ready.fitness("held-out", settings.held_out)
+    return {
+        budget: select(ready, search, space, [start], before, judge, reporter)
+        for (budget, space), start in zip(by_budget.items(), first, strict=False)
+    }
 
 
-def compacted(ready: Study, levels: Levels, placement: Compact, reporter: Reporter) -> tuple[tuple[Plan, ...], float]:
+def compacted(
+    ready: Study, levels: Levels, placement: Compact, judge: Fitness, reporter: Reporter
+) -> tuple[tuple[Plan, ...], float]:
     """A schedule's plans with low-rank corrections, and their score on the held-out probes."""
-    made, plans = dict[tuple[int, int], Plan](), list[Plan]()
+    compaction, plans = Compaction(ready.library, placement.tolerance), list[Plan]()
     with reporter.task("factor corrections", len(levels)) as task:
-        for stage, (level,) in enumerate(levels):
-            plan = ready.library.plan(stage, level)
-            key = (id(plan), level)  # stages may share a plan
-            if key not in made:
-                made[key] = ready.library.compacted(stage, level, placement.tolerance)
-            plans.append(made[key])
+        for stage, row in enumerate(ready.rows(levels)):
+            plans.append(compaction.plan(stage, row))
             task.advance()
-    judge = ready.fitness("held-out", ready.settings.held_out)
-    return tuple(plans), judge.of_plans(plans)
+    return tuple(plans), judge.of_plans(plans, levels)
 
 
 def finish(
-    ready: Study,
-    macs: float,
-    found: Found,
-    placement: Placement | None = None,
-    reporter: Reporter | None = None,
+    ready: Study, macs: float, found: Found, placement: Placement | None = None, reporter: Reporter | None = None
 ) -> Compressed:
     """The found schedule with its plans, ready to run and to save."""
-    levels, settings = found.levels, ready.settings
-    plans = tuple(ready.library.plan(stage, row[0]) for stage, row in enumerate(levels))
+    levels, settings, reporter = found.levels, ready.settings, reporter or Reporter(quiet=True)
+    rows, judge = ready.rows(levels), ready.fitness("held-out", settings.held_out)
+    plans = tuple(ready.library.plan(stage, row) for stage, row in enumerate(rows))
+    timesteps = None if ready.path is None else placed(ready.path, ready.stages, [row[0] for row in levels])
     extra: dict[str, Any] = {}
     if isinstance(placement, Compact):
-        plans, score = compacted(ready, levels, placement, reporter or Reporter(quiet=True))
-        extra["compact_held_out_score"] = score
+        plans, extra["compact_held_out_score"] = compacted(ready, levels, placement, judge, reporter)
+    if ready.path is not None:
+        extra["own_held_out_score"] = judge(ready.own)
+        extra["held_out_score_to_own"] = ready.fitness_to_own(settings.held_out)(levels)
     about: dict[str, Any] = {
         "budget": macs,
         "macs_ratio": ready.costs.ratio(levels),
@@ -164,15 +167,18 @@ def finish(
         "finalists": [list(entry) for entry in found.finalists],
         "history": [asdict(generation) for generation in found.history],
         "evaluations": found.evaluations,
-        "steps": list(ready.costs.steps),
-        "timesteps": list(ready.trace.timesteps),
-        "macs_by_level": list(ready.costs.macs),
+        "steps": list(ready.costs.steps) if ready.path is None else [row[0] for row in levels],
+        "timesteps": list(ready.trace.timesteps) if timesteps is None else list(timesteps),
+        "reference_steps": ready.reference.steps,
+        "macs_by_level": [list(row) for row in ready.costs.options],
+        "units": [unit.name for unit in ready.units],
         "settings": describe(settings),
         "origin": origin_of(ready.pipe),
         **extra,
     }
     base = fingerprint(ready.pipe.transformer)
-    return Compressed(Schedule(ready.stages, levels), plans, settings.sampling, base, about, placement)
+    schedule = Schedule(ready.stages, rows)
+    return Compressed(schedule, plans, settings.sampling, base, about, placement, timesteps)
 
 
 def compress(
@@ -212,9 +218,12 @@ def compress(
     surveyed.costs.space(macs)  # an impossible budget is refused before anything runs
     log = open_journal(surveyed, macs, journal, resume=resume)
     ready = study(surveyed, reporter)
-    fitness = ready.fitness("search", ready.settings.probes)
+    fitness = ready.fitness("search", ready.settings.probes, ready.settings.heat)
     table = sensitivity(ready, fitness, log, reporter)
-    return finish(ready, macs, evolve(ready, macs, fitness, table, log, reporter), placement, reporter)
+    found = evolve(ready, (macs, *ready.settings.front), fitness, table, log, reporter)
+    result = finish(ready, macs, found[macs], placement, reporter)
+    others = tuple(finish(ready, budget, one, placement, reporter) for budget, one in found.items() if budget != macs)
+    return replace(result, others=others)
 
 
 def open_journal(surveyed: Survey, macs: float, path: str | Path | None, *, resume: bool) -> Journal:
@@ -225,11 +234,11 @@ def open_journal(surveyed: Survey, macs: float, path: str | Path | None, *, resu
 
 def found_again(fast: Compressed) -> Found:
     """What the search came back with, from a result that was saved."""
-    finalists = tuple((_levels(rows), score, held_out) for rows, score, held_out in fast.about["finalists"])
-    history = tuple(Generation(**generation) for generation in fast.about["history"])
     about = fast.about
+    finalists = tuple((_levels(rows), score, held_out) for rows, score, held_out in about["finalists"])
+    history = tuple(Generation(**generation) for generation in about["history"])
     scores = (about["score"], about["held_out_score"])
-    return Found(fast.schedule.levels, *scores, finalists, history, about["evaluations"])
+    return Found(finalists[0][0], *scores, finalists, history, about["evaluations"])
 
 
 def _levels(rows: Sequence[Sequence[int]]) -> Levels:

@@ -14,7 +14,7 @@ Levels = tuple[tuple[int, ...], ...]
 
 
 class Journal:
-    """Scores by candidate, kept in memory and, where a path is given, one JSON line each on disk.
+    """Scores by candidate (``scores`` on all probes, ``heats`` on those of a first heat), kept in memory and, where a path is given, one JSON line each on disk.
 
     The first line holds the settings that the scores depend on. A line cut short by a kill is dropped when reading.
 
@@ -28,7 +28,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool) -> None:
-        self.path, self.scores = path, dict[Levels, float]()
+        self.path, self.scores, self.heats = path, dict[Levels, float](), dict[Levels, float]()
         if path is None:
             return
         lines = self._read(path)
@@ -40,7 +40,8 @@ class Journal:
         if len(lines) > 1:
             self._check(lines[0]["settings"], settings)
             for line in lines[1:]:
-                self.scores[tuple(tuple(row) for row in line["levels"])] = line["score"]
+                known = self.heats if line.get("heat") else self.scores
+                known[tuple(tuple(row) for row in line["levels"])] = line["score"]
         text = "".join(json.dumps(line) + "\n" for line in [{"settings": settings}, *lines[1:]])
         write_text(path, text)
 
@@ -79,18 +80,19 @@ class Journal:
             raise DiffESError(str(path), expected="a journal of Diff-ES", found=str(error), remedy=remedy) from error
         return lines
 
-    def add(self, levels: Levels, score: float) -> None:
-        """Remember a score; on return it is on the disk.
+    def add(self, levels: Levels, score: float, *, heat: bool = False) -> None:
+        """Remember a score, or that of a first heat, which never meets the others; on return it is on the disk.
 
         Raises:
             StorageError: the disk refused.
         """
-        self.scores[levels] = score
+        (self.heats if heat else self.scores)[levels] = score
         if self.path is None:
             return
+        line = {"levels": levels, "score": score, **({"heat": True} if heat else {})}
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"levels": levels, "score": score}) + "\n")
+                file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

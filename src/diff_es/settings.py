@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 from .errors import DiffESError
-from .fitness import ImagePSNR, ImageSSIM, LatentSNR, Measure
-from .library import Depth, Method, Width
+from .library import Method
+from .measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
 from .obs import Activation, Magnitude, Obs, Ridge, Wanda
 from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
+from .units import Depth, Grain, Width
+
+
+class Levers(StrEnum):
+    """What a schedule may change from stage to stage."""
+
+    PRUNE = "prune"  # levels: the paper's search
+    STEPS = "steps"  # how many sampler steps a stage of the dense model takes
+    BOTH = "prune,steps"
 
 
 @dataclass(frozen=True)
@@ -20,24 +30,31 @@ class Settings:
 
     sampling: Sampling = field(default_factory=Sampling)
     stages: int = 10
+    levers: Levers = Levers.BOTH
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
     calibration: int = 128  # samples that calibration runs
-    probes: int = 8  # noises that every candidate is judged on
+    fine: int = 4  # where steps are a choice, results are compared with so many times the user's own steps
+    probes: int = 16  # noises that candidates are judged on
+    heat: int = 4  # the first of them, on which every candidate runs and the worse half drops out; 0: no such heat
     finalists: int = 5  # best candidates that are judged again ...
     held_out: int = 32  # ... on so many noises that the search never saw
     population: int = 20
     generations: int = 100
     survivors: int = 5  # of all so far, from which offspring are drawn
     crossover: float = 0.3  # share of offspring by crossover; the others are mutations
-    switches: int = 3  # most level switches of a mutation
+    switches: int | None = None  # most level switches of a mutation; None: by the number of choices
+    front: tuple[float, ...] = ()  # budgets that are searched beside the one asked for
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("stages", "calibration", "probes", "finalists", "held_out", "population", "generations"):
+        remedy = "Leave it out to take the default."
+        for name in ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations"):
             if getattr(self, name) < 1:
-                remedy = "Leave it out to take the default."
                 raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
+        if not 0 <= self.heat < self.probes:
+            expected = f"a number from 0, below the {self.probes} probes"
+            raise DiffESError("heat", expected=expected, found=str(self.heat), remedy=remedy)
 
     def changed(self, **changes: Any) -> Settings:
         """The same with some values exchanged; steps, guidance and batch are those of ``sampling``.
@@ -58,7 +75,7 @@ class Settings:
 _RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)
 _CHOICES: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Sampling, Method, Width, Depth, Ridge, *_RANKINGS, *_MEASURES, Resident, Streamed, Compact)
+    for kind in (Sampling, Method, Width, Depth, Ridge, *_RANKINGS, *_MEASURES, Resident, Streamed, Compact, Grain, Levers)
 }
 
 
@@ -69,6 +86,8 @@ def describe(settings: Settings) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """A value as JSON values; an object of a type in ``_CHOICES`` becomes one with the name of its type."""
+    if isinstance(value, StrEnum):
+        return {"type": type(value).__name__, "value": value.value}
     if isinstance(value, bool | int | float | str) or value is None:
         return value
     if isinstance(value, tuple):
@@ -88,4 +107,6 @@ def value_of(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     kind = _CHOICES[value["type"]]
+    if issubclass(kind, StrEnum):
+        return kind(value["value"])
     return kind(**{name: value_of(entry) for name, entry in value.items() if name != "type"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +16,17 @@ from .fitness import Fitness
 from .journal import Journal
 from .latency import hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, discover
-from .library import Depth, Library, Width
+from .library import Library
 from .loading import check, origin_of
 from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, trace
+from .placement import Trajectory
 from .progress import Reporter
 from .route import routing_of
 from .schedule import Stages
-from .settings import Settings, value_of
+from .search import Levels
+from .settings import Levers, Settings, value_of
+from .stepping import trajectory
+from .units import Depth, Unit, Width, units_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Survey:
     anatomy: Anatomy
     counter: MacCounter
     costs: Costs
+    units: tuple[Unit, ...]
+    path: Trajectory | None  # the user's own, where the steps of a stage are a choice
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,43 @@ class Study(Survey):
     statistics: Statistics
     library: Library
 
-    def fitness(self, purpose: str, count: int) -> Fitness:
-        """Closeness to the dense model on ``count`` probes of this purpose."""
-        probes = make_probes(self.pipe, count, self.settings.seed, purpose)
-        settings = self.settings
-        return Fitness(self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
+    def fitness(self, purpose: str, count: int, heat: int = 0) -> Fitness:
+        """Closeness to the reference on ``count`` probes of this purpose, ``heat`` of them in a first heat."""
+        probes, settings = make_probes(self.pipe, count, self.settings.seed, purpose), self.settings
+        return Fitness(
+            self.pipe,
+            self.library,
+            self.stages,
+            probes,
+            settings.sampling,
+            settings.measure,
+            path=self.path,
+            reference=self.reference.steps,
+            heat=heat,
+        )
+
+    def fitness_to_own(self, count: int) -> Fitness:
+        """Closeness to the user's own setting on held-out probes."""
+        probes, settings = make_probes(self.pipe, count, self.settings.seed, "held-out"), self.settings
+        return Fitness(
+            self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure, path=self.path
+        )
+
+    def rows(self, levels: Levels) -> Levels:
+        """The levels of a schedule's units, without the numbers of steps."""
+        return levels if self.path is None else tuple(row[1:] for row in levels)
+
+    @property
+    def reference(self) -> Sampling:
+        """The dense run that results are compared with: the user's own, or, where steps are a choice, a finer one."""
+        sampling = self.settings.sampling
+        return sampling if self.path is None else replace(sampling, steps=self.settings.fine * sampling.steps)
+
+    @property
+    def own(self) -> Levels:
+        """The schedule that is the user's own setting."""
+        dense = (0,) * len(self.units)
+        return tuple(dense if self.path is None else (n, *dense) for n in self.costs.steps)
 
 
 def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter) -> Survey:
@@ -76,11 +115,34 @@ def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter) -> Survey:
         settings = replace(
             settings, method=replace(settings.method, ladder=fitted(pipe, ladder, anatomy, settings.sampling, reporter))
         )
-    path = trace(pipe, settings.sampling)
-    stages = Stages.split(path.timesteps, settings.stages)
-    counter = MacCounter(denoiser, anatomy, path)
-    costs = Costs(counter.table(settings.method.ladder, reporter), stages.steps(path.timesteps))
-    return Survey(pipe, settings, path, stages, anatomy, counter, costs)
+    traced = trace(pipe, settings.sampling)
+    levers, method, path, choices = settings.levers, settings.method, None, None
+    stages, units = Stages.split(traced.timesteps, settings.stages), units_of(anatomy, ladder, method.grain)
+    if levers is not Levers.PRUNE:
+        if pipe.scheduler.order != 1:
+            remedy = "Search levels alone (--levers prune), or sample with a scheduler that calls the denoiser once."
+            found = f"{type(pipe.scheduler).__name__}, which calls it {pipe.scheduler.order} times"
+            raise DiffESError("scheduler", expected="one denoiser call a step", found=found, remedy=remedy)
+        path = trajectory(pipe.scheduler, traced.timesteps)
+        stages = path.stages(settings.stages)
+        choices = step_choices(stages.steps(traced.timesteps), settings.fine)
+        trace(pipe, replace(settings.sampling, steps=settings.fine * settings.sampling.steps))  # or refused here
+    if levers is Levers.STEPS:
+        units = (replace(units[0], options=units[0].options[:1]),)
+    counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
+    costs = Costs.tabled(counter.table(units, reporter), stages.steps(traced.timesteps), choices)
+    return Survey(pipe, settings, traced, stages, anatomy, counter, costs, units, path)
+
+
+def step_choices(own: Sequence[int], fine: int) -> tuple[tuple[int, ...], ...]:
+    """How many steps each stage may take, for its own number: all small numbers and some up to ``fine`` times its own;
+    none but in the first stage, which begins with the noise."""
+    numbers = [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128]
+    found = list[tuple[int, ...]]()
+    for stage, steps in enumerate(own):
+        taken = {steps, 2 * steps, fine * steps, *(n for n in numbers if n <= fine * steps)}
+        found.append(tuple(sorted(taken - {0} if stage == 0 else taken)))
+    return tuple(found)
 
 
 def fitted(pipe: Pipeline, ladder: Width, anatomy: Anatomy, sampling: Sampling, reporter: Reporter) -> Width:
@@ -95,10 +157,13 @@ def fitted(pipe: Pipeline, ladder: Width, anatomy: Anatomy, sampling: Sampling, 
 def study(surveyed: Survey, reporter: Reporter) -> Study:
     """Calibrate on the model's own trajectories and rank."""
     pipe, settings, anatomy = surveyed.pipe, surveyed.settings, surveyed.anatomy
-    layers, blocks = parts_of(anatomy, depth=isinstance(settings.method.ladder, Depth))
+    method = settings.method
+    layers, blocks = parts_of(anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
+    if settings.levers is Levers.STEPS:  # nothing is pruned
+        layers, blocks, method = (), (), replace(method, ladder=Depth())
     probes = make_probes(pipe, settings.calibration, settings.seed, "calibration")
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
-    library = Library(denoiser_of(pipe), anatomy, statistics, settings.method, reporter)
+    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter)
     return Study(**vars(surveyed), statistics=statistics, library=library)
 
 

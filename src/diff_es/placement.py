@@ -1,0 +1,162 @@
+"""Where the steps of a trajectory stand: by numbers of steps in each stage, or by rule over the whole.
+
+Timesteps are those of ``scheduler.timesteps``, descending from noise to image; in flow matching they are sigma times
+the number of training steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DiffESError
+from .schedule import Stages
+
+Timesteps: TypeAlias = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The timesteps of the user's own setting, and what may stand in their place.
+
+    Raises:
+        DiffESError: timesteps that do not descend.
+    """
+
+    timesteps: Timesteps
+    end: float  # where the sampler ends, as a timestep: -1 without noise, 0 at the least noise of training
+    whole: bool  # only integers will do
+    noise: tuple[float, ...]  # sigma, the ratio of noise to signal, of timesteps 0, 1, ...; in flow matching t / T
+
+    def __post_init__(self) -> None:
+        check_descending(self.timesteps)
+
+    def stages(self, count: int) -> Stages:
+        """``Stages.split`` with each boundary at the first timestep of the stage behind it, so that all that
+        :func:`placed` puts into a stage belongs to it; raises as ``Stages.split`` does."""
+        split = Stages.split(self.timesteps, count)
+        return Stages(tuple(next(t for t in self.timesteps if t <= boundary) for boundary in split.boundaries))
+
+    @property
+    def lowest(self) -> int:
+        """The last integer timestep before the end."""
+        return math.floor(self.end) + 1
+
+    def sigma(self, timesteps: Sequence[float]) -> NDArray[np.float64]:
+        """Sigma of N timesteps, (N,)."""
+        return np.asarray(np.interp(timesteps, range(len(self.noise)), self.noise))
+
+
+def check_descending(timesteps: Sequence[float]) -> None:
+    """Whether timesteps run from noise to image.
+
+    Raises:
+        DiffESError: there are none, or they do not descend strictly.
+    """
+    if not timesteps or any(a <= b for a, b in pairwise(timesteps)):
+        found, remedy = str(list(timesteps)[:8]), "Name every timestep once, from noise to image."
+        raise DiffESError("timesteps", expected="strictly descending ones", found=found, remedy=remedy)
+
+
+def placed(path: Trajectory, stages: Stages, counts: Sequence[int]) -> Timesteps:
+    """Timesteps with ``counts[s]`` of them in stage s, where they depend on ``counts[s]`` alone.
+
+    They are spread evenly from the stage's first user timestep towards that of the next stage, or towards the end of
+    the sampler. As many as the user's own are the user's own; none leaves the stage to its neighbours.
+
+    Args:
+        path: the user's own trajectory.
+        stages: from ``path.stages``.
+        counts: one for each stage; the first stage keeps at least one.
+
+    Raises:
+        DiffESError: counts that do not fit the stages, or more than a stage can hold.
+    """
+    if len(counts) != len(stages) or min(counts) < 0 or counts[0] < 1:
+        expected = f"{len(stages)} numbers from 0 up, of which the first is at least 1"
+        remedy = "Give every stage a number of steps; the first step is where the noise is scaled for."
+        raise DiffESError("steps of the stages", expected=expected, found=str(list(counts)), remedy=remedy)
+    own = [[t for t in path.timesteps if stages.index(t) == s] for s in range(len(stages))]
+    if not all(own):
+        remedy = "Take the stages of this trajectory: `path.stages(count)`."
+        raise DiffESError("stages", expected="user timesteps in each", found=str(list(map(len, own))), remedy=remedy)
+    ends = [first for first, *_ in own[1:]] + [path.end]
+    return tuple(t for s, n in enumerate(counts) for t in _spread(path, stages, s, own[s], ends[s], n))
+
+
+def _spread(path: Trajectory, stages: Stages, stage: int, own: list[float], end: float, count: int) -> list[float]:
+    if count == len(own):
+        return own
+    first = own[0]
+    even = [first - k * (first - end) / count for k in range(count)]
+    spread = [float(math.floor(t + 0.5)) for t in even] if path.whole else [float(np.float32(t)) for t in even]
+    if any(a <= b for a, b in pairwise([*spread, end])) or min(spread, default=0) < 0:
+        expected = f"at most {math.floor(first - end)} timesteps from {first:g} to above {end:g}"
+        remedy = "Ask for fewer steps in this stage."
+        raise DiffESError(f"steps of stage {stage}", expected=expected, found=str(count), remedy=remedy)
+    if any(stages.index(t) != stage for t in spread):
+        expected, found = f"a boundary at {end:g}, where the next stage begins", f"one at {stages.boundaries[stage]:g}"
+        raise DiffESError(f"stage {stage}", expected=expected, found=found, remedy="Take `path.stages(count)`.")
+    return spread
+
+
+def trailing(path: Trajectory, steps: int) -> Timesteps:
+    """Evenly from the user's first timestep to the end (arXiv 2305.08891, table 2).
+
+    Raises:
+        DiffESError: no step, or more than there are timesteps.
+    """
+    return _powers(path, steps, 1)
+
+
+def quadratic(path: Trajectory, steps: int) -> Timesteps:
+    """Denser towards the image, by squares (arXiv 2010.02502, appendix D.2); raises as :func:`trailing` does."""
+    return _powers(path, steps, 2)
+
+
+def karras(path: Trajectory, steps: int, rho: float = 7.0) -> Timesteps:
+    """Evenly in sigma^(1/rho), from the user's first timestep to the least noise (arXiv 2206.00364, equation 5).
+
+    Raises:
+        DiffESError: no step, or more than there are timesteps.
+    """
+    first, last = path.sigma([path.timesteps[0], path.lowest]) ** (1 / rho)
+    return at_sigmas(path, np.linspace(first, last, max(steps, 0)) ** rho)
+
+
+def exponential(path: Trajectory, steps: int) -> Timesteps:
+    """Evenly in the logarithm of sigma, to the least noise; raises as :func:`karras` does."""
+    first, last = path.sigma([path.timesteps[0], path.lowest])
+    return at_sigmas(path, np.geomspace(first, last, max(steps, 0)))
+
+
+def at_sigmas(path: Trajectory, sigmas: NDArray[np.float64]) -> Timesteps:
+    """The timesteps of descending sigmas; raises as :func:`karras` does."""
+    return _settled(path, np.interp(sigmas, path.noise, range(len(path.noise))).tolist())
+
+
+def _powers(path: Trajectory, steps: int, power: int) -> Timesteps:
+    length = path.timesteps[0] - path.end
+    return _settled(path, [path.end + length * ((steps - k) / steps) ** power for k in range(steps)])
+
+
+def _settled(path: Trajectory, wanted: Sequence[float]) -> Timesteps:
+    """The nearest timesteps that the sampler can take."""
+    room = math.floor(path.timesteps[0]) - path.lowest + 1
+    if not 1 <= len(wanted) <= room:
+        remedy = "Ask for another number of steps."
+        raise DiffESError("steps", expected=f"a number from 1 to {room}", found=str(len(wanted)), remedy=remedy)
+    if path.end < 0 or path.whole:  # no timestep below 0, and no two the same
+        wanted = [max(t, path.lowest + left) for left, t in zip(reversed(range(len(wanted))), wanted, strict=True)]
+    if not path.whole:
+        return tuple(float(np.float32(t)) for t in wanted)
+    settled = list[float]()
+    for t in wanted:
+        settled.append(float(min([math.floor(t + 0.5), *(s - 1 for s in settled[-1:])])))
+    return tuple(settled)
