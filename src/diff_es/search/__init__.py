@@ -4,29 +4,53 @@ It sees schedules, their costs and their scores, and is ignorant of what a level
 schedules keep the budget and how to move between them, and a `Search` asks for candidates and is told their scores.
 """
 
+from diff_es.search.additive import Branch, Point, branches, knapsack_hull, prunings
+from diff_es.search.ask import Generation, Propose, Scored, Search, replay
 from diff_es.search.evolve import (
     Evolution,
-    Generation,
-    Propose,
-    Scored,
-    Search,
+    EvoPress,
     evolutionary_search,
+    evopress_search,
+    front_search,
     random_search,
-    replay,
+    usual_switches,
 )
-from diff_es.search.knapsack import knapsack
+from diff_es.search.knapsack import joint_knapsack, knapsack, knapsack_best, knapsack_front
+from diff_es.search.pareto import FrontPoint, best_within, front, tier
+from diff_es.search.racing import Judge, promoted, race
+from diff_es.search.slots import Steps
 from diff_es.search.space import Levels, Space
 
 __all__ = [
+    "Branch",
+    "EvoPress",
     "Evolution",
+    "FrontPoint",
     "Generation",
+    "Judge",
     "Levels",
+    "Point",
     "Propose",
     "Scored",
     "Search",
     "Space",
+    "Steps",
+    "best_within",
+    "branches",
     "evolutionary_search",
+    "evopress_search",
+    "front",
+    "front_search",
+    "joint_knapsack",
     "knapsack",
+    "knapsack_best",
+    "knapsack_front",
+    "knapsack_hull",
+    "promoted",
+    "prunings",
+    "race",
     "random_search",
     "replay",
+    "tier",
+    "usual_switches",
 ]

@@ -1,141 +1,22 @@
-"""The search for a schedule: (mu + lambda) evolution with ask and tell, and random search as its baseline.
+"""Searches for a schedule: (mu + lambda) evolution for one budget or a whole front, and what it is compared with.
 
-Both are a `Search`, which remembers the scores told so far and nothing else. What comes next is a pure function of
-these scores: each random draw has its own generator, derived from (seed, purpose, generation, index). So a search that
-was killed resumes by being told its journal again (`replay`), and one worker finds what any number of them find.
+Each is a `Search`. Each random draw has its own generator, derived from (seed, purpose, generation, index).
 
 Sources: Diff-ES, arXiv 2603.05105; EvoPress, arXiv 2410.14649.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import isnan
-from statistics import median
-from typing import NamedTuple
+from math import inf
 from zlib import crc32
 
 import numpy as np
 
+from diff_es.search.ask import Scored, Search
 from diff_es.search.space import Levels, Space
 
 ATTEMPTS = 64
 """How often a candidate is drawn anew when it is already known, before its place is left empty."""
-
-
-class Scored(NamedTuple):
-    levels: Levels
-    score: float  # higher is better
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A closed generation."""
-
-    index: int
-    best: float  # of all candidates so far; never falls
-    median: float  # of this generation's own candidates
-    mean: float  # of this generation's own candidates
-    evaluations: int  # so far, this generation included
-
-
-Propose = Callable[[int, tuple[Scored, ...]], tuple[Levels, ...]]
-"""(generation, all evaluated candidates, best first) -> the candidates of that generation, distinct and new.
-
-An empty answer ends the search. It must depend on its arguments alone.
-"""
-
-
-class Search:
-    """Proposes candidates generation by generation and remembers their scores.
-
-    >>> space = Space(costs=(((4, 3, 2),),) * 5, budget=15)  # 5 stages, 1 unit, 3 levels
-    >>> def fitness(levels):
-    ...     return -sum(level**2 / (stage + 1) for stage, (level,) in enumerate(levels))
-    >>> search = evolutionary_search(space, Evolution(population=8, generations=10))
-    >>> while asked := search.ask():
-    ...     search.tell({levels: fitness(levels) for levels in asked})
-    >>> search.best.levels
-    ((0,), (1,), (1,), (1,), (2,))
-    """
-
-    def __init__(self, propose: Propose) -> None:
-        self._propose = propose
-        self._scores: dict[Levels, float] = {}
-        self._history: list[Generation] = []
-        self._cohort = propose(0, ())
-
-    def ask(self) -> tuple[Levels, ...]:
-        """The candidates of the current generation that have no score yet, always in the same order; () when done."""
-        return tuple(levels for levels in self._cohort if levels not in self._scores)
-
-    def tell(self, scores: Mapping[Levels, float]) -> None:
-        """Record scores, higher is better, of any of the asked candidates; the last one closes the generation.
-
-        Telling the same score again does nothing. ValueError, with nothing recorded, where a score is NaN, where a
-        candidate was not asked for, or where it has another score already.
-        """
-        for levels, score in scores.items():
-            if isnan(score):
-                raise ValueError(
-                    f"Search.tell: expected a number as the score of {levels}, found NaN; "
-                    "find out why its evaluation failed, or tell -inf to rule it out"
-                )
-            if levels in self._scores:
-                if self._scores[levels] != score:
-                    raise ValueError(
-                        f"Search.tell: {levels} has the score {self._scores[levels]!r}, found {score!r}; a candidate "
-                        "has one score, so fix the probes, or begin a new search if they changed"
-                    )
-            elif levels not in self._cohort:
-                raise ValueError(
-                    f"Search.tell: expected a candidate of generation {len(self._history)}, found {levels}; tell what "
-                    "ask() returned (a journal fits only the space, settings and starts that it was written with)"
-                )
-        self._scores.update((levels, float(score)) for levels, score in scores.items())
-        if self._cohort and not self.ask():
-            self._close()
-
-    def _close(self) -> None:
-        ranking = self.ranking()
-        scores = [self._scores[levels] for levels in self._cohort]
-        self._history.append(
-            Generation(
-                index=len(self._history),
-                best=ranking[0].score,
-                median=median(scores),
-                mean=sum(scores) / len(scores),
-                evaluations=len(ranking),
-            )
-        )
-        self._cohort = self._propose(len(self._history), ranking)
-
-    @property
-    def done(self) -> bool:
-        return not self._cohort
-
-    @property
-    def best(self) -> Scored:
-        """The best candidate so far. ValueError before the first score."""
-        if not self._scores:
-            raise ValueError("Search.best: expected at least one score, found none; ask(), evaluate and tell() first")
-        return self.ranking()[0]
-
-    @property
-    def history(self) -> tuple[Generation, ...]:
-        return tuple(self._history)
-
-    def ranking(self) -> tuple[Scored, ...]:
-        """All evaluated candidates, best first; equal scores in the order of their levels."""
-        return tuple(sorted((Scored(*item) for item in self._scores.items()), key=lambda c: (-c.score, c.levels)))
-
-
-def replay(search: Search, journal: Mapping[Levels, float]) -> None:
-    """Tell a fresh search the scores that an earlier run of it wrote down, in whichever order; it goes on from there.
-
-    Scores that the search does not ask for are passed over.
-    """
-    while known := {levels: journal[levels] for levels in search.ask() if levels in journal}:
-        search.tell(known)
 
 
 @dataclass(frozen=True)
@@ -159,46 +40,84 @@ class Evolution:
             raise ValueError(f"Evolution.crossover: expected a share from 0 to 1, found {self.crossover}")
 
 
+@dataclass(frozen=True)
+class EvoPress:
+    """Settings of EvoPress' search, by default those of its depth pruning. ValueError where one is out of range."""
+
+    offspring: int = 32  # lambda
+    generations: int = 100  # in all, the initial candidates included
+    initial: int = 64  # random candidates, of which the best becomes the first parent
+    switches: int = 3  # k: most level switches of a mutation
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("EvoPress.offspring", self.offspring, 1)
+        _at_least("EvoPress.generations", self.generations, 1)
+        _at_least("EvoPress.initial", self.initial, 1)
+        _at_least("EvoPress.switches", self.switches, 1)
+        _at_least("EvoPress.seed", self.seed, 0)
+
+
+def usual_switches(genes: int) -> int:
+    """The most level switches of a mutation that suits so many genes (`Space.genes`)."""
+    return max(3, genes // 5)
+
+
 def evolutionary_search(space: Space, settings: Evolution, starts: Sequence[Levels] = ()) -> Search:
     """The paper's search. The initial population is `starts`, filled up with random candidates.
 
     Offspring come from the best candidates of all generations, so the best never gets worse, and no candidate is asked
-    for twice. Where a survivor's surroundings are known, a place goes to a random candidate; where nothing new is found
-    for it, it stays empty, and the search ends with a generation in which all are.
+    for twice; one that is ruled out has no offspring. Where a survivor's surroundings are known, a place goes to a
+    random candidate; where nothing new is found for it, it stays empty, and the search ends with a generation in which
+    all are.
 
     ValueError where a start is not feasible; it need not be maximal.
+
+    >>> space = Space(costs=(((4, 3, 2),),) * 5, budget=15)  # 5 stages, 1 unit, 3 levels
+    >>> def fitness(levels):
+    ...     return -sum(level**2 / (stage + 1) for stage, (level,) in enumerate(levels))
+    >>> search = evolutionary_search(space, Evolution(population=8, generations=10))
+    >>> while asked := search.ask():
+    ...     search.tell({levels: fitness(levels) for levels in asked})
+    >>> search.best.levels
+    ((0,), (1,), (1,), (1,), (2,))
     """
-    for i, levels in enumerate(starts):
-        problem = space.misfit(levels)
-        if problem is not None:
-            raise ValueError(f"evolutionary_search: starts[{i}]: {problem}; was it made for another space?")
-        if not space.feasible(levels):
-            raise ValueError(
-                f"evolutionary_search: starts[{i}]: expected a cost of at most {space.budget}, "
-                f"found {space.cost(levels)}; pass it through Space.repair"
-            )
+    return _evolution("evolutionary_search", (space,), settings, starts, settings.population)
 
-    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Levels, ...]:
-        if generation >= settings.generations:
-            return ()
-        if generation == 0:
-            given = tuple(dict.fromkeys(starts))
-            places = range(len(given), settings.population)
-            return given + _new(lambda rng, _: space.random(rng), given, settings.seed, "start", 0, places)
-        survivors = [candidate.levels for candidate in ranking[: settings.survivors]]
 
-        def child(rng: np.random.Generator, attempt: int) -> Levels:
-            if attempt >= ATTEMPTS // 2:
-                return space.random(rng)
-            if len(survivors) > 1 and rng.random() < settings.crossover:
-                a, b = rng.choice(len(survivors), size=2, replace=False)
-                return space.crossover(survivors[a], survivors[b], rng)
-            return space.mutate(survivors[rng.integers(len(survivors))], rng, settings.switches)
+def front_search(space: Space, budgets: Sequence[int], settings: Evolution, starts: Sequence[Levels] = ()) -> Search:
+    """The same for several budgets at once: what one of them learns serves all; `front` reads off the result.
 
-        known = (candidate.levels for candidate in ranking)
-        return _new(child, known, settings.seed, "child", generation, range(settings.population))
+    The places of a generation are dealt over the budgets in turn. A budget's survivors are the best of all candidates
+    that fit it, for whichever they were made, and its children are maximal within it. With one budget this is
+    `evolutionary_search`.
 
-    return Search(propose)
+    ValueError where there is no budget, where one is below the cheapest schedule, or a start above the largest.
+    """
+    if not budgets:
+        raise ValueError("front_search: expected at least one budget, found none")
+    spaces = [space.within(budget) for budget in sorted(set(budgets))]
+    return _evolution("front_search", spaces, settings, starts, settings.population)
+
+
+def evopress_search(space: Space, settings: EvoPress, starts: Sequence[Levels] = ()) -> Search:
+    """EvoPress (arXiv 2410.14649): a single parent whose offspring are made by level switches alone.
+
+    Followed are the random initial candidates of which the best is the first parent, the mutation with
+    min(U{1..k}, U{1..k}) switches, no two offspring alike, and the parent that stays unless an offspring is better.
+    Its selection in several steps, on more data for fewer offspring, is a `race` of each cohort; the parent meets the
+    last step only, as there. Otherwise than there, the probes are fixed and not drawn anew for every step, so the
+    parent keeps its score and a known candidate is not asked for again. ValueError as in `evolutionary_search`.
+    """
+    evolution = Evolution(
+        population=settings.offspring,
+        generations=settings.generations,
+        survivors=1,
+        crossover=0.0,
+        switches=settings.switches,
+        seed=settings.seed,
+    )
+    return _evolution("evopress_search", (space,), evolution, starts, settings.initial)
 
 
 def random_search(space: Space, evaluations: int, seed: int = 0, batch: int = 20) -> Search:
@@ -213,13 +132,62 @@ def random_search(space: Space, evaluations: int, seed: int = 0, batch: int = 20
     def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Levels, ...]:
         known = (candidate.levels for candidate in ranking)
         places = range(min(batch, evaluations - len(ranking)))
-        return _new(lambda rng, _: space.random(rng), known, seed, "random", generation, places)
+        return _new(lambda rng, _, __: space.random(rng), known, seed, "random", generation, places)
+
+    return Search(propose)
+
+
+def _evolution(
+    name: str, spaces: Sequence[Space], settings: Evolution, starts: Sequence[Levels], initial: int
+) -> Search:
+    """(mu + lambda) over spaces that differ in their budget alone, the largest last."""
+    widest, costs = spaces[-1], dict[Levels, int]()
+    for i, levels in enumerate(starts):
+        problem = widest.misfit(levels)
+        if problem is not None:
+            raise ValueError(f"{name}: starts[{i}]: {problem}; was it made for another space?")
+        if not widest.feasible(levels):
+            raise ValueError(
+                f"{name}: starts[{i}]: expected a cost of at most {widest.budget}, "
+                f"found {widest.cost(levels)}; pass it through Space.repair"
+            )
+
+    def cost(levels: Levels) -> int:
+        if levels not in costs:
+            costs[levels] = widest.cost(levels)
+        return costs[levels]
+
+    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Levels, ...]:
+        if generation >= settings.generations:
+            return ()
+        if generation == 0:
+            given = tuple(dict.fromkeys(starts))
+            places = range(len(given), initial)
+            return given + _new(
+                lambda rng, _, index: spaces[index % len(spaces)].random(rng), given, settings.seed, "start", 0, places
+            )
+        alive = [candidate.levels for candidate in ranking if candidate.score > -inf]
+        fitting = [[levels for levels in alive if cost(levels) <= space.budget] for space in spaces]
+        survivors = [fits[: settings.survivors] for fits in fitting]
+
+        def child(rng: np.random.Generator, attempt: int, index: int) -> Levels:
+            turn = (generation * settings.population + index) % len(spaces)
+            space, parents = spaces[turn], survivors[turn]
+            if attempt >= ATTEMPTS // 2 or not parents:
+                return space.random(rng)
+            if len(parents) > 1 and rng.random() < settings.crossover:
+                a, b = rng.choice(len(parents), size=2, replace=False)
+                return space.crossover(parents[a], parents[b], rng)
+            return space.mutate(parents[rng.integers(len(parents))], rng, settings.switches)
+
+        known = (candidate.levels for candidate in ranking)
+        return _new(child, known, settings.seed, "child", generation, range(settings.population))
 
     return Search(propose)
 
 
 def _new(
-    draw: Callable[[np.random.Generator, int], Levels],  # (generator, attempt) -> candidate
+    draw: Callable[[np.random.Generator, int, int], Levels],  # (generator, attempt, index) -> candidate
     known: Iterable[Levels],
     seed: int,
     purpose: str,
@@ -232,7 +200,7 @@ def _new(
     for index in places:
         rng = np.random.default_rng([seed, crc32(purpose.encode()), generation, index])
         for attempt in range(ATTEMPTS):
-            levels = draw(rng, attempt)
+            levels = draw(rng, attempt, index)
             if levels not in taken:
                 taken.add(levels)
                 cohort.append(levels)

@@ -1,43 +1,238 @@
-"""The best schedule of a model in which the errors of stages and units simply add up: an exact knapsack."""
+"""The best schedule of a model in which the errors of stages and units simply add up: a multiple-choice knapsack.
 
-from __future__ import annotations
+The supported schedules around a budget give it a price lambda. At that price every choice has a loss, what it gives
+away in error + lambda * cost, and a schedule's losses add up to no more than its distance from the bound that the
+supported schedules set. So the partial sums of small losses are carried from choice to choice, but for those that
+another one beats in cost and error, and where they end in no schedule that proves the allowed loss enough, more is
+allowed (the idea is that of the core algorithm of Pisinger, European Journal of Operational Research 83, 1995).
 
-from collections.abc import Sequence
+The result is the exact optimum for that budget. Costs are exact, errors are sums of doubles. The one exception:
+where more partial sums are alive than `OPTIONS` and `PAIRS` allow, which takes errors that are straight in the costs to
+many digits, they are thinned out as by a `grain`.
+"""
 
-from .space import Levels, Space
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diff_es.search.additive import (
+    Branch,
+    Choice,
+    Point,
+    Stages,
+    Table,
+    branches,
+    check,
+    knapsack_hull,
+    prunings,
+)
+from diff_es.search.space import Levels, Space
+
+OPTIONS = 1 << 12
+"""The most options of a stage."""
+PAIRS = 1 << 23
+"""The most sums of partial sums and options; and of these are formed at a time:"""
+CHUNK = 1 << 20
 
 
-def knapsack(space: Space, errors: Sequence[Sequence[Sequence[float]]]) -> Levels:
-    """The schedule of least total error within the budget (multiple-choice knapsack, solved exactly).
+def knapsack(space: Space, errors: Sequence[Table]) -> Levels:
+    """The schedule of least total error within the budget, where stages take their own steps.
 
-    ``errors[stage][unit][level]`` is what a level adds to the error where everything else is dense. The partial sums
-    that no other partial sum beats in both cost and error are carried from one (stage, unit) to the next.
+    `errors[stage][unit][level]` is what a level adds to the error where everything else is dense.
 
-    Raises:
-        ValueError: the errors have another shape than the costs.
+    ValueError where the errors have another shape than the costs, or one is not finite.
     """
-    shape = [[len(levels) for levels in row] for row in space.costs]
-    if [[len(levels) for levels in row] for row in errors] != shape:
-        raise ValueError(f"knapsack: expected an error for every cost, {shape} levels, found another shape")
-    front: list[tuple[int, float, tuple[int, ...]]] = [(0, 0.0, ())]  # (cost, error, levels so far), cheapest first
-    for costs, worth in zip(space.costs, errors, strict=True):
-        for prices, losses in zip(costs, worth, strict=True):
-            options = [
-                (cost + price, error + loss, (*levels, level))
-                for cost, error, levels in front
-                for level, (price, loss) in enumerate(zip(prices, losses, strict=True))
-                if cost + price <= space.budget
-            ]
-            front = _undominated(options)
-    _, _, flat = min(front, key=lambda state: (state[1], state[0], state[2]))
-    return tuple(tuple(flat[stage * space.units : (stage + 1) * space.units]) for stage in range(space.stages))
+    return knapsack_best(prunings(space, errors), space.budget).levels
 
 
-def _undominated(states: list[tuple[int, float, tuple[int, ...]]]) -> list[tuple[int, float, tuple[int, ...]]]:
-    """Those that no other one beats in cost and error."""
-    kept, least = list[tuple[int, float, tuple[int, ...]]](), float("inf")
-    for state in sorted(states):
-        if state[1] < least:
-            kept.append(state)
-            least = state[1]
-    return kept
+def joint_knapsack(space: Space, errors: Callable[[int, int], tuple[float, Table]]) -> Levels:
+    """The schedule of least total error within the budget, where stages choose their steps.
+
+    `errors(stage, steps)` is the error of taking so many steps, and what each [unit][level] adds to it then.
+    ValueError as in `knapsack`.
+    """
+    return knapsack_best(branches(space, errors), space.budget).levels
+
+
+def knapsack_best(stages: Stages, budget: int) -> Point:
+    """The exact optimum within a budget; of equal errors the cheapest.
+
+    ValueError where nothing fits, a stage has no branch, or an error is not finite.
+    """
+    supported = knapsack_hull(stages)
+    k = sum(point.cost <= budget for point in supported) - 1
+    if k < 0:
+        raise ValueError(f"knapsack: expected a budget of {supported[0].cost} or more, found {budget}")
+    base = supported[k]
+    if k + 1 == len(supported) or base.cost == budget:
+        return base
+    beyond = supported[k + 1]
+    price = (base.error - beyond.error) / (beyond.cost - base.cost)
+    gap = price * (budget - base.cost)  # the optimum is at most this much better than `base`
+    rounding = 1e-12 * (price * budget + abs(base.error))
+    for part in (4.0**-k for k in range(6, -1, -1)):
+        found = min(
+            _points(stages, budget, price, part * gap + rounding, 1), key=lambda p: (p.error, p.cost), default=base
+        )
+        if found.error <= base.error - (1 - part) * gap:
+            return found
+    return min(found, base, key=lambda p: (p.error, p.cost))
+
+
+def knapsack_front(stages: Stages, budget: int, grain: int = 1) -> tuple[Point, ...]:
+    """All schedules within a budget that no other one beats in cost and error, cheapest first.
+
+    It is exact, and where costs are irregular it may be long, so for more than some thirty choices in all give a
+    `grain`: of partial sums whose costs fall into the same grain only the one of least error is kept. Then for any
+    schedule that costs at most `budget - m * grain`, with m units and stages, the front has one of no more error that
+    costs at most m * grain more; every point is a real schedule at its exact cost. `knapsack_hull` needs no grain.
+
+    ValueError as in `knapsack_best`.
+    """
+    points = _points(stages, budget, 0.0, inf, grain)
+    if not points:
+        raise ValueError(f"knapsack: expected a budget of {knapsack_hull(stages)[0].cost} or more, found {budget}")
+    return points
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Partial sums, cheapest first, none of which another one beats."""
+
+    cost: NDArray[np.int64]  # [sum]
+    error: NDArray[np.float64]  # [sum]
+    loss: NDArray[np.float64]  # [sum]
+    picks: NDArray[np.int32]  # [sum, choice so far]
+
+    def __len__(self) -> int:
+        return len(self.cost)
+
+    def pick(self, order: NDArray[np.intp]) -> "_Sums":
+        return _Sums(self.cost[order], self.error[order], self.loss[order], self.picks[order])
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Which partial sums may still become what is sought."""
+
+    budget: int
+    price: float  # of a unit of the budget
+    slack: float  # the most that losses may add up to
+    grain: int
+
+    def keep(self, cost: NDArray[np.int64], loss: NDArray[np.float64], fewest: int, most: int) -> NDArray[np.bool_]:
+        """`fewest` and `most`: what the remaining choices may cost. Budget left over then is lost at its price."""
+        unspent = np.maximum(self.budget - most - cost, 0)
+        return (cost + fewest <= self.budget) & (loss + self.price * unspent <= self.slack)
+
+
+def _points(stages: Stages, budget: int, price: float, width: float, grain: int) -> tuple[Point, ...]:
+    """The undominated schedules within the budget whose losses are at most `width`."""
+    limits = _Limits(budget, price, width, grain)
+    options = [_stage(stage, limits) for stage in check(stages)]
+    if not all(len(sums) for sums, _ in options):
+        return ()
+    fewest = _suffixes(int(sums.cost[0]) for sums, _ in options)
+    most = _suffixes(int(sums.cost[-1]) for sums, _ in options)
+    total = _single(0, 0.0, 0.0)
+    for s, (sums, _) in enumerate(options):
+        total = _extended(_thinned(total, PAIRS // len(sums)), sums, limits, fewest[s + 1], most[s + 1])
+    rows = [rows for _, rows in options]
+    return tuple(
+        Point(int(cost), float(error), tuple(rows[s][pick] for s, pick in enumerate(picks)))
+        for cost, error, picks in zip(total.cost, total.error, total.picks.tolist(), strict=True)
+    )
+
+
+def _stage(stage: Sequence[Branch], limits: _Limits) -> tuple[_Sums, list[tuple[int, ...]]]:
+    """What a stage may add, one pick for each option, and the options' rows."""
+    bounds = [
+        branch.error + limits.price * branch.cost + sum(_choice(choice, limits.price)[1] for choice in branch.units)
+        for branch in stage
+    ]
+    found, heads, picks = list[_Sums](), list[tuple[int, ...]](), list[list[int]]()
+    for branch, bound in zip(stage, bounds, strict=True):
+        loss = bound - min(bounds)
+        if loss <= limits.slack:
+            sums = _single(branch.cost, branch.error, loss)
+            for choice in branch.units:
+                sums = _thinned(_extended(sums, _choice(choice, limits.price)[0], limits, 0, limits.budget), OPTIONS)
+            heads += [branch.row] * len(sums)
+            picks += sums.picks.tolist()
+            found.append(replace(sums, picks=np.zeros((len(sums), 0), np.int32)))
+    joined = _joined(found)
+    numbered = replace(joined, picks=np.arange(len(joined), dtype=np.int32)[:, None])
+    sums = _thinned(numbered.pick(_undominated(joined.cost, joined.error, 1)), OPTIONS)
+    rows = [(*heads[k], *picks[k]) for k in sums.picks[:, 0].tolist()]
+    return replace(sums, picks=np.arange(len(sums), dtype=np.int32)[:, None]), rows
+
+
+def _choice(choice: Choice, price: float) -> tuple[_Sums, float]:
+    """What a unit's levels may add, and the least of error + price * cost among them."""
+    cost, error = np.array([c for c, _ in choice], np.int64), np.array([e for _, e in choice])
+    worth = error + price * cost
+    least = float(worth.min())
+    sums = _Sums(cost, error, worth - least, np.arange(len(cost), dtype=np.int32)[:, None])
+    return sums.pick(_undominated(cost, error, 1)), least
+
+
+def _single(cost: int, error: float, loss: float) -> _Sums:
+    return _Sums(np.array([cost], np.int64), np.array([error]), np.array([loss]), np.zeros((1, 0), np.int32))
+
+
+def _joined(parts: Sequence[_Sums]) -> _Sums:
+    return _Sums(
+        np.concatenate([part.cost for part in parts]),
+        np.concatenate([part.error for part in parts]),
+        np.concatenate([part.loss for part in parts]),
+        np.concatenate([part.picks for part in parts]),
+    )
+
+
+def _extended(sums: _Sums, options: _Sums, limits: _Limits, fewest: int, most: int) -> _Sums:
+    """Every sum with every option, as far as the limits, with `fewest` and `most` to come, leave it."""
+    width, parts = len(options), list[_Sums]()
+    stride = max(CHUNK // width, 1)
+    for start in range(0, max(len(sums), 1), stride):
+        some = slice(start, start + stride)
+        cost = np.add.outer(sums.cost[some], options.cost).ravel()
+        loss = np.add.outer(sums.loss[some], options.loss).ravel()
+        kept = np.flatnonzero(limits.keep(cost, loss, fewest, most))
+        cost, loss, (i, j) = cost[kept], loss[kept], np.divmod(kept, width)
+        i += start
+        error = sums.error[i] + options.error[j]
+        order = _undominated(cost, error, limits.grain)
+        picks = np.hstack([sums.picks[i[order]], options.picks[j[order]]])
+        parts.append(_Sums(cost[order], error[order], loss[order], picks))
+    whole = _joined(parts)
+    return whole if len(parts) == 1 else whole.pick(_undominated(whole.cost, whole.error, limits.grain))
+
+
+def _undominated(cost: NDArray[np.int64], error: NDArray[np.float64], grain: int) -> NDArray[np.intp]:
+    """Those that no other one beats in cost and error, cheapest first; of a grain of costs, the one of least error, and
+    the cheapest of all."""
+    order = np.lexsort((error, cost))
+    ranked = error[order]
+    first = np.ones(len(order), bool)
+    first[1:] = ranked[1:] < np.minimum.accumulate(ranked)[:-1]
+    order = order[first]
+    last = np.ones(len(order), bool)
+    last[:-1] = np.diff(cost[order] // grain) > 0
+    last[:1] = True
+    return order[last]
+
+
+def _thinned(sums: _Sums, most: int) -> _Sums:
+    if len(sums) <= most:
+        return sums
+    grain = int(sums.cost[-1] - sums.cost[0]) // (most - 1) + 1
+    return sums.pick(_undominated(sums.cost, sums.error, grain))
+
+
+def _suffixes(values: Iterable[int]) -> list[int]:
+    """The sums of the values from each on, and 0."""
+    return [*accumulate(reversed(list(values)), initial=0)][::-1]
