@@ -25,17 +25,15 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"settings"},
     {"artefact", "benchmark", "report"},
     {"study"},
+    {"sensitivity"},
     {"compress", "export"},
     {"evaluate", "inspection"},
     {"story", "tables", "demo", "options"},
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
-    {"errors", "rng", "schedule", "placement", "store", "journal", "metrics", "progress"},
-    {"layers", "tiles", "pruned_transformer"},
-    {"pipeline", "loading", "stepping", "units"},
-    {"obs", "calibrate", "lowrank", "measures", "library"},
-    {"search", "cost", "latency", "baselines", "placements", "packing", "compaction"},
+SELF_CONTAINED = {"search", "report", "pruned_transformer"}
+KNOW_DIFFUSERS = {"layers", "pipeline", "loading", "stepping", "pruned_transformer"}
 
 
 def imported(path: Path) -> Iterator[str]:

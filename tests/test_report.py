@@ -181,9 +181,9 @@ def test_findings_say_above_below_and_level() -> None:
 @pytest.mark.parametrize(
     ("fewer", "sentence"),
     [
-        (25.8, f"taking {STEPPED} is closer to the dense result than Diff-ES: 25.8 against 24.1 dB."),
-        (18.5, f"Diff-ES is closer to the dense result than taking {STEPPED}: 24.1 against 18.5 dB."),
-        (24.06, f"Diff-ES and {STEPPED} are equally close to the dense result: 24.1 dB."),
+        (25.8, f"taking {STEPPED} is closer to the reference than Diff-ES: 25.8 against 24.1 dB."),
+        (18.5, f"Diff-ES is closer to the reference than taking {STEPPED}: 24.1 against 18.5 dB."),
+        (24.06, f"Diff-ES and {STEPPED} are equally close to the reference: 24.1 dB."),
     ],
 )
 def test_findings_do_not_hide_fewer_steps(fewer: float, sentence: str) -> None:
@@ -213,7 +213,7 @@ def test_findings_set_the_distance_to_real_data_beside_fidelity() -> None:
 
 def test_headline_takes_the_tightest_budget() -> None:
     rows = (row("uniform", 0.7, 10.0), row("diff-es", 0.7, 30.0), row("uniform", 0.5, 17.1), row("diff-es", 0.5, 16.0))
-    said = "Diff-ES matches the dense result to 16.0 dB, 1.1 dB below uniform pruning, and samples"
+    said = "Diff-ES matches the reference to 16.0 dB, 1.1 dB below uniform pruning, and samples"
     assert headline(rows) == f"At 0.5 of the compute, {said} 1.38{TIMES} as fast as the dense model."
 
 

@@ -4,11 +4,12 @@ from .artefact import Compressed, load
 from .compress import compress
 from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
 from .export import Exported, export
-from .library import Depth, Method, Width
+from .library import Method
 from .obs import Activation, Magnitude, Obs, Ridge, Wanda
 from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
 from .settings import Settings
+from .units import Depth, Width
 
 __all__ = [
     "Activation",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .route import Routing, routing_of
 from .route import routed as routed_denoiser
 from .schedule import Schedule, Stages
 from .settings import plain, value_of
+from .stepping import Stepping, stepped, stepping_of
 from .store import read_folder, write_folder
 
 _SAMPLED = 512  # values of each parameter that the fingerprint reads
@@ -51,6 +52,8 @@ class Compressed:
     base: str  # fingerprint of the dense denoiser
     about: Mapping[str, Any] = field(repr=False)
     placement: Placement | None = None  # where weights wait; None: by the memory that is free
+    timesteps: tuple[float, ...] | None = None  # what the sampler takes in place of its own; None: its own
+    others: tuple[Compressed, ...] = field(default=(), repr=False)  # the same search's results for other budgets
 
     def __post_init__(self) -> None:
         if len(self.plans) != len(self.schedule.stages):
@@ -61,19 +64,29 @@ class Compressed:
     def routed(self, pipe: AnyPipeline, placement: Placement | None = None) -> Iterator[AnyPipeline]:
         """Run ``pipe`` with this result inside a ``with`` block; afterwards it is dense again, to the bit.
 
+        The pipeline is called as before, with the number of steps that the result was made for; where the search chose
+        the steps, those are taken instead, and another number is refused.
+
         Args:
             placement: where the weights wait; default the result's own, or else by the memory that is free.
 
         Raises:
             ArtefactError: made for another base model, or for another placement.
-            DiffESError: the pipeline is routed already.
+            DiffESError: the pipeline is routed already, or its scheduler takes no chosen timesteps.
         """
-        with routed_denoiser(*self._routing(pipe, placement)):
+        routing = self._routing(pipe, placement)
+        steps = self.sampling.steps
+        chosen = nullcontext() if self.timesteps is None else stepped(pipe, self.timesteps, steps)
+        with chosen, routed_denoiser(*routing):
             yield pipe
 
     def apply(self, pipe: AnyPipeline, placement: Placement | None = None) -> None:
         """Run ``pipe`` with this result until :meth:`remove`; raises as :meth:`routed` does."""
-        Routing(*self._routing(pipe, placement)).attach()
+        routing = Routing(*self._routing(pipe, placement))
+        stepping = None if self.timesteps is None else Stepping(pipe, self.timesteps, self.sampling.steps)
+        routing.attach()
+        if stepping is not None:
+            stepping.attach()
 
     def remove(self, pipe: AnyPipeline) -> None:
         """Undo :meth:`apply`.
@@ -81,16 +94,18 @@ class Compressed:
         Raises:
             DiffESError: nothing is applied to this pipeline.
         """
-        routing = routing_of(denoiser_of(check(pipe)))
+        routing, stepping = routing_of(denoiser_of(check(pipe))), stepping_of(pipe)
         if routing is None:
             remedy = "Call apply(pipe) first; a `with routed(pipe)` block needs no remove."
             raise DiffESError("pipe", expected="a pipeline with a result applied", found="a dense one", remedy=remedy)
+        if stepping is not None:
+            stepping.detach()
         routing.detach()
 
     def check(self, pipe: AnyPipeline) -> nn.Module:
         """The denoiser of a dense pipeline that this was made for; raises as :meth:`routed` does."""
         denoiser: nn.Module = denoiser_of(check(pipe))
-        if routing_of(denoiser) is not None:
+        if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
         anatomy = discover(denoiser)
@@ -115,37 +130,71 @@ class Compressed:
         Raises:
             StorageError: the disk refused, or the folder holds something else.
         """
-        files, stems = pack(self.plans)
-        pairs = zip(stems, self.plans, strict=True)
-        contents = {
+        points = sorted((self, *self.others), key=lambda point: float(point.about.get("macs_ratio", 1.0)))
+        files, stems = pack([plan for point in points for plan in point.plans])
+        described, first = list[dict[str, Any]](), 0
+        for point in points:
+            own = zip(stems[first : first + len(point.plans)], point.plans, strict=True)
+            described.append({**point._described(), "stages": [{"file": s, "left_out": left_out(p)} for s, p in own]})
+            first += len(point.plans)
+        write_folder(Path(folder), files, {"chosen": points.index(self), "points": described})
+
+    def _described(self) -> dict[str, Any]:
+        """All but the plans, as JSON values."""
+        return {
             "schedule": self.schedule.to_json(),
             "sampling": asdict(self.sampling),
+            "timesteps": None if self.timesteps is None else list(self.timesteps),
             "base": self.base,
             "placement": None if self.placement is None else plain(self.placement),
-            "stages": [{"file": stem, "left_out": left_out(plan)} for stem, plan in pairs],
             "about": dict(self.about),
         }
-        write_folder(Path(folder), files, contents)
 
 
-def load(folder: str | Path) -> Compressed:
+def load(folder: str | Path, point: float | None = None) -> Compressed:
     """A saved result; the base model is needed only to run it.
+
+    Args:
+        point: of the results for several budgets the best one that is at least so many times cheaper than dense, such
+            as 1.4; None takes the one that was asked for. The others are in its ``others``.
 
     Raises:
         ArtefactError: no artefact, a damaged one, or one of another format; the message names the file.
+        DiffESError: no result is so cheap.
     """
     tensors, manifest = read_folder(Path(folder))
     try:
-        stages, placement = manifest["stages"], manifest["placement"]
-        return Compressed(
-            schedule=Schedule.from_json(manifest["schedule"]),
-            plans=unpack(tensors, [stage["file"] for stage in stages], [stage["left_out"] for stage in stages]),
-            sampling=Sampling(**manifest["sampling"]),
-            base=manifest["base"],
-            about=manifest["about"],
-            placement=None if placement is None else value_of(placement),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        stages = [stage for entry in manifest["points"] for stage in entry["stages"]]
+        plans = iter(unpack(tensors, [stage["file"] for stage in stages], [stage["left_out"] for stage in stages]))
+        points = [_restored(entry, plans) for entry in manifest["points"]]
+        chosen = manifest["chosen"] if point is None else _cheap_enough(points, point)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, DiffESError):
+            raise
         remedy = "The manifest was changed by hand or by another program: compress again."
         found = f"{type(error).__name__} {error}"
         raise ArtefactError(str(folder), expected="a complete manifest", found=found, remedy=remedy) from error
+    return replace(points[chosen], others=tuple(p for i, p in enumerate(points) if i != chosen))
+
+
+def _restored(entry: Mapping[str, Any], plans: Iterator[Plan]) -> Compressed:
+    return Compressed(
+        schedule=Schedule.from_json(entry["schedule"]),
+        plans=tuple(next(plans) for _ in entry["stages"]),
+        sampling=Sampling(**entry["sampling"]),
+        base=entry["base"],
+        about=entry["about"],
+        placement=None if entry["placement"] is None else value_of(entry["placement"]),
+        timesteps=None if entry["timesteps"] is None else tuple(entry["timesteps"]),
+    )
+
+
+def _cheap_enough(points: Sequence[Compressed], point: float) -> int:
+    """The dearest of the points, which come cheapest first, that saves so much."""
+    ratios = [float(result.about["macs_ratio"]) for result in points]
+    fits = [i for i, ratio in enumerate(ratios) if ratio * point <= 1 + 1e-9]
+    if not fits:
+        shown = ", ".join(f"{1 / ratio:.2f}x" for ratio in reversed(ratios))
+        remedy = "Ask for less, or compress again with a smaller budget."
+        raise DiffESError("point", expected=f"one of {shown}, or less", found=f"{point:g}x", remedy=remedy)
+    return fits[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from .placements import Compact, Placement, Resident, Stitched, Store, Streamed
 from .progress import Reporter
 from .route import routed
 from .schedule import Stages
+from .stepping import stepped
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,29 @@ class Runner:
     stages: Stages | None = None
     plans: tuple[Plan, ...] | None = None
     placement: Placement = field(default_factory=Resident)
+    timesteps: tuple[float, ...] | None = None  # in place of the sampler's own
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps that it takes."""
+        return self.sampling.steps if self.timesteps is None else len(self.timesteps)
 
     @contextmanager
-    def context(self, denoiser: nn.Module) -> Iterator[Store | None]:
+    def context(self, pipe: Pipeline) -> Iterator[Store | None]:
         """Routed as this runner wants it; gives what holds the weights, which exists only inside."""
-        if self.stages is None or self.plans is None:
-            yield None
-            return
-        opened = partial(self.placement.open, denoiser, discover(denoiser), self.plans)
-        with routed(denoiser, self.stages, opened) as routing:
-            yield routing.store
+        with nullcontext() if self.timesteps is None else stepped(pipe, self.timesteps, self.sampling.steps):
+            if self.stages is None or self.plans is None:
+                yield None
+                return
+            denoiser = denoiser_of(pipe)
+            opened = partial(self.placement.open, denoiser, discover(denoiser), self.plans)
+            with routed(denoiser, self.stages, opened) as routing:
+                yield routing.store
 
-    def weight_bytes(self, denoiser: nn.Module) -> int:
+    def weight_bytes(self, pipe: Pipeline) -> int:
         """The most bytes of weights on the device during a trajectory."""
-        with self.context(denoiser) as store:
+        denoiser = denoiser_of(pipe)
+        with self.context(pipe) as store:
             if store is None or self.plans is None:
                 return sum(parameter.nbytes for parameter in denoiser.parameters())
             for stage in range(len(self.plans)):
@@ -103,7 +113,7 @@ def _once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
     """Milliseconds of the whole pipeline, decoder included, and of its denoiser calls, weight switches included."""
     denoiser = denoiser_of(pipe)
     probes = make_probes(pipe, runner.sampling.batch, 0, "timing")
-    with runner.context(denoiser):
+    with runner.context(pipe):
         watch = _Stopwatch(denoiser, denoiser.device)
         began = time.perf_counter()
         decode(pipe, sample(pipe, probes, runner.sampling))  # ends with images on the CPU: nothing is pending
@@ -165,22 +175,26 @@ def compare(pipe: Pipeline, fast: Compressed, batch: int, rounds: int, reporter:
     its own for every stage, as MosaicDiff does.
     """
     sampling, stages = replace(fast.sampling, batch=batch), fast.schedule.stages
-    denoiser, ratio = fast.check(pipe), float(fast.about["macs_ratio"])
+    fast.check(pipe)
+    ratio = float(fast.about["macs_ratio"])
     whole = any(cut.weight is not None for plan in fast.plans for cut in plan.cuts.values())
     places: dict[str, Placement] = {"resident": Resident(), "streamed": Streamed()}
     places |= {"stitched": Stitched()} if whole else {"compact": Compact(), "stitched": Stitched()}
     runners = [
         Runner("dense", sampling),
         Runner("routed at level 0", sampling, stages, (DENSE,) * len(stages)),
-        *(Runner(f"diff-es, {name}", sampling, stages, fast.plans, placement) for name, placement in places.items()),
+        *(
+            Runner(f"diff-es, {name}", sampling, stages, fast.plans, placement, fast.timesteps)
+            for name, placement in places.items()
+        ),
     ]
     rows = []
     for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
         peak = _peak_bytes(pipe, runner)
         row = {"runner": runner.name, "macs_ratio": 1.0 if i < 2 else ratio, **asdict(timing), "peak_bytes": peak}
-        with runner.context(denoiser) as store:
+        with runner.context(pipe) as store:
             row["switch_ms"] = None if store is None else switch_ms(store, len(stages), denoiser_of(pipe).device)
-        rows.append({**row, "weight_bytes": runner.weight_bytes(denoiser)})
+        rows.append({**row, "weight_bytes": runner.weight_bytes(pipe)})
     device = denoiser_of(pipe).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     setting = {"steps": sampling.steps, "guidance": sampling.guidance, "batch": batch, "rounds": rounds}

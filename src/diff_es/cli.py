@@ -21,7 +21,7 @@ from .demo import run_demo
 from .errors import DiffESError
 from .evaluate import Effort, evaluate
 from .export import export
-from .library import Depth, Method, Width
+from .library import Method
 from .loading import load as load_pipeline
 from .loading import reopen
 from .obs import Ridge
@@ -52,6 +52,7 @@ from .store import check_target, make_folder
 from .story import contact_sheet, picture, publish, tell
 from .study import prepare
 from .tiles import load_reference
+from .units import Depth, Width
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
 

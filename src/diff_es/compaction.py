@@ -51,9 +51,7 @@ class Compaction:
             self._bases[key] = self._factored(layer, Cut(kept, weight), moments, (), self._tolerance / 2).factors
         return self._bases.get(key, ())
 
-    def _factored(
-        self, layer: Layer, cut: Cut, moments: Moments, shared: tuple[Factor, ...], tolerance: float
-    ) -> Cut:
+    def _factored(self, layer: Layer, cut: Cut, moments: Moments, shared: tuple[Factor, ...], tolerance: float) -> Cut:
         """A cut with its correction as factors, of which some are given already."""
         ridge, linear = self._library.method.compensation, output_of(self._library.denoiser, layer)
         if cut.weight is None or ridge is None:

@@ -16,7 +16,7 @@ from .fitness import Fitness
 from .journal import Journal
 from .layers import Plan
 from .loading import origin_of
-from .pipeline import AnyPipeline, make_probes
+from .pipeline import AnyPipeline
 from .placement import placed
 from .placements import Compact, Placement
 from .progress import Reporter
@@ -33,7 +33,7 @@ from .search import (
     tier,
     usual_switches,
 )
-from .sensitivity import Sensitivity, finest, judged, sensitivity, starts, tried
+from .sensitivity import Sensitivity, judged, sensitivity, starts, tried
 from .settings import Settings, describe
 from .study import Study, Survey, as_measured, identity, study, survey
 

@@ -104,9 +104,8 @@ class Costs:
             return cls(0, (tuple(table[0]),), tuple(steps), choices)
         least = [min(row) for row in table]
         fixed = dense - sum(row[0] - low for row, low in zip(table, least, strict=True))
-        return cls(
-            fixed, tuple(tuple(c - low for c in row) for row, low in zip(table, least, strict=True)), tuple(steps), choices
-        )
+        owned = tuple(tuple(cost - low for cost in row) for row, low in zip(table, least, strict=True))
+        return cls(fixed, owned, tuple(steps), choices)
 
     @property
     def dense(self) -> int:

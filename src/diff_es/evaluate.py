@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .baselines import fewer_steps, mosaic, uniform_width
+from .baselines import mosaic
 from .benchmark import Runner, measure
 from .compress import Found, open_journal, run_search, select
 from .layers import Plan
-from .library import Width
-from .pipeline import decode, denoiser_of, make_probes, sample, trace
+from .pipeline import decode, make_probes, sample
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
@@ -62,31 +61,33 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was.
     """
     path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
-    seed = derive_seed(study.settings.seed, "random search") % 2**32
-    search: Search = random_search(study.costs.space(macs), evaluations, seed=seed)
-    fitness = study.fitness("search", study.settings.probes)
-    run_search(
-        search, fitness, open_journal(study, macs, path, resume=True), reporter, f"random search at {macs}", evaluations
-    )
-    return select(study, search, (), frozenset(), reporter)
+    seed, space = derive_seed(study.settings.seed, "random search") % 2**32, study.costs.space(macs)
+    search: Search = random_search(space, evaluations, seed=seed)
+    fitness = study.fitness("search", study.settings.probes, study.settings.heat)
+    reporter.say(f"Random search at {macs:g} of the compute, {evaluations} candidates")
+    run_search(study, search, [space], fitness, open_journal(study, macs, path, resume=True), reporter)
+    judge = study.fitness("held-out", study.settings.held_out)
+    return select(study, search, space, (), 0, judge, reporter)
 
 
-def _planned(study: Study, name: str, budget: float, ratio: float, plans: Sequence[Plan]) -> Contender:
-    return Contender(name, budget, ratio, Runner(name, study.settings.sampling, study.stages, tuple(plans)))
-
-
-def _scheduled(study: Study, name: str, budget: float, levels: Levels) -> Contender:
-    plans = [study.library.plan(stage, row[0]) for stage, row in enumerate(levels)]
-    return _planned(study, name, budget, study.costs.ratio(levels), plans)
+def scheduled(study: Study, name: str, budget: float, levels: Levels, plans: Sequence[Plan] | None = None) -> Contender:
+    """A schedule of the study, by the library's own plans or by those given."""
+    own = plans or [study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels))]
+    timesteps = None
+    if study.path is not None and [row[0] for row in levels] != list(study.costs.steps):
+        timesteps = placed(study.path, study.stages, [row[0] for row in levels])
+    runner = Runner(name, study.settings.sampling, study.stages, tuple(own), timesteps=timesteps)
+    return Contender(name, budget, study.costs.ratio(levels), runner)
 
 
 def _uniform(study: Study, budget: float) -> Contender:
-    if not isinstance(study.settings.method.ladder, Width):
+    if not isinstance(study.settings.method.ladder, Width) or study.settings.levers is Levers.STEPS:
         space, rng = study.costs.space(budget), np.random.default_rng(derive_seed(study.settings.seed, "uniform"))
-        return _scheduled(study, "uniform", budget, space.repair(space.uniform(), rng))  # filled up to equal cost
+        return scheduled(study, "uniform", budget, space.repair(space.uniform(), rng))  # filled up to equal cost
     kept = uniform_width(study.counter, study.anatomy, budget)
-    plans = [study.library.thinned(stage, kept) for stage in range(len(study.stages))]
-    return _planned(study, "uniform", budget, study.counter.thinned(kept) / study.counter.dense(), plans)
+    plans = tuple(study.library.thinned(stage, kept) for stage in range(len(study.stages)))
+    ratio = study.counter.thinned(kept) / study.counter.dense()
+    return Contender("uniform", budget, ratio, Runner("uniform", study.settings.sampling, study.stages, plans))
 
 
 def _affordable_steps(study: Study, budget: float) -> tuple[int, float]:
@@ -107,7 +108,6 @@ def contenders(
 
     ``plans`` are those of a saved result; None makes them anew from the study's own library.
     """
-    own = plans or [study.library.plan(stage, row[0]) for stage, row in enumerate(found.levels)]
     sampling, space = study.settings.sampling, study.costs.space(budget)
     steps, ratio = _affordable_steps(study, budget)
     fewer = Runner("fewer-steps", replace(sampling, steps=steps))
@@ -115,16 +115,16 @@ def contenders(
     return (
         Contender("fewer-steps", budget, ratio, fewer),
         _uniform(study, budget),
-        _scheduled(study, "mosaicdiff", budget, space.repair(mosaic(space, study.statistics.change), rng)),
-        _scheduled(study, "random", budget, random.levels),
-        _planned(study, "diff-es", budget, study.costs.ratio(found.levels), own),
+        scheduled(study, "mosaicdiff", budget, space.repair(mosaic(space, study.statistics.change), rng)),
+        scheduled(study, "random", budget, random.levels),
+        scheduled(study, "diff-es", budget, found.levels, plans),
     )
 
 
 def evaluate(
     study: Study,
     found: Mapping[float, Found],
-    reference: Reference | None,
+    real: Reference | None,
     effort: Effort,
     journals: Path | None,
     reporter: Reporter,
@@ -134,7 +134,7 @@ def evaluate(
 
     Args:
         found: the search's result for each budget.
-        reference: statistics of real data for the Fréchet distance; None leaves it out.
+        real: statistics of real data for the Fréchet distance; None leaves it out.
         journals: where the random search keeps its scores, if anywhere.
         plans: of a saved result, which is then judged as it was saved.
     """
@@ -147,26 +147,32 @@ def evaluate(
         field += contenders(study, budget, result, random[budget], plans)
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
-    count = max(effort.noises, effort.images if reference else 0, effort.strip)
+    count = max(effort.noises, effort.images if real else 0, effort.strip)
     results = [sampled(study, contender, count, reporter) for contender in field]
-    (dense, dense_images), rows = results[0], list[Row]()
+    n, rows = effort.noises, list[Row]()
+    (own, _), (goal, goal_images) = results[0], results[0]
+    if study.path is not None:
+        reference = Contender("reference", 1.0, 1.0, Runner("reference", study.reference))
+        goal, goal_images = sampled(study, reference, n, reporter)
     for contender, timing, (latents, images) in zip(field, timings, results, strict=True):
-        n, is_dense = effort.noises, contender.name == "dense"
-        snr, psnr = metrics.snr_db(dense[:n], latents[:n]), metrics.psnr_db(dense_images[:n], images[:n])
+        is_goal = contender.name == "dense" and study.path is None
+        snr, psnr = metrics.snr_db(goal[:n], latents[:n]), metrics.psnr_db(goal_images[:n], images[:n])
+        to_own = None if contender.name == "dense" else float(metrics.snr_db(own[:n], latents[:n]).mean())
         rows.append(
             Row(
                 contender=contender.name,
                 budget=contender.budget,
-                steps=contender.runner.sampling.steps,
+                steps=contender.runner.steps,
                 macs_ratio=contender.macs_ratio,
                 latency_ms=timing.pipeline_ms,
                 latency_spread=timing.pipeline_spread,
                 speedup=timing.speedup,
                 denoiser_speedup=timing.denoiser_speedup,
-                snr_db=None if is_dense else float(snr.mean()),
-                psnr_db=None if is_dense else float(psnr.mean()),
-                frechet_distance=reference.distance(images) if reference else None,
-                weight_bytes=contender.runner.weight_bytes(denoiser_of(study.pipe)),
+                snr_db=None if is_goal else float(snr.mean()),
+                own_snr_db=to_own,
+                psnr_db=None if is_goal else float(psnr.mean()),
+                frechet_distance=real.distance(images) if real else None,
+                weight_bytes=contender.runner.weight_bytes(study.pipe),
             )
         )
     return Evaluation(tuple(rows), tuple(images[: effort.strip] for _, images in results), random)
@@ -178,7 +184,7 @@ def sampled(study: Study, contender: Contender, count: int, reporter: Reporter) 
     probes, latents = make_probes(pipe, count, study.settings.seed, "evaluation"), list[Tensor]()
     chunks = [probes[i : i + sampling.batch] for i in range(0, count, sampling.batch)]
     title = f"sample {contender.name} at {contender.budget}"
-    with reporter.task(title, len(chunks)) as task, contender.runner.context(denoiser_of(pipe)):
+    with reporter.task(title, len(chunks)) as task, contender.runner.context(pipe):
         for chunk in chunks:
             latents.append(sample(pipe, chunk, sampling))
             task.advance()

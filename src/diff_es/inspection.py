@@ -10,9 +10,9 @@ from torch import nn
 from .cost import MacCounter
 from .latency import LayerTime, hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, Kind, discover
-from .library import Depth, Width
 from .pipeline import Pipeline, Sampling, denoiser_of, trace
 from .progress import Reporter
+from .units import Depth, Grain, Width, units_of
 
 
 def inspect(pipe: Pipeline, levels: int, reporter: Reporter, batch: int | None = None) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def inspect(pipe: Pipeline, levels: int, reporter: Reporter, batch: int | None =
         width = replace(width, dense=slower_layers(timed))
     counter = MacCounter(denoiser, anatomy, path)
     dense = counter.dense()
+    tables = [counter.table(units_of(anatomy, ladder, Grain.WHOLE), reporter)[0] for ladder in (width, depth)]
     rows: list[dict[str, Any]] = [
         {
             "kind": layer.kind.value,
@@ -52,8 +53,8 @@ def inspect(pipe: Pipeline, levels: int, reporter: Reporter, batch: int | None =
         "layers": rows,
         "multiple": multiple,
         "timed": [asdict(shape) for shape in timed],
-        "width_macs_ratio": [macs / dense for macs in counter.table(width, reporter)],
-        "depth_macs_ratio": [macs / dense for macs in counter.table(depth, reporter)],
+        "width_macs_ratio": [macs / dense for macs in tables[0]],
+        "depth_macs_ratio": [macs / dense for macs in tables[1]],
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],
         "left_dense": left_dense(denoiser, anatomy),
     }

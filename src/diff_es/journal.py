@@ -14,7 +14,9 @@ Levels = tuple[tuple[int, ...], ...]
 
 
 class Journal:
-    """Scores by candidate (``scores`` on all probes, ``heats`` on those of a first heat), kept in memory and, where a path is given, one JSON line each on disk.
+    """Scores by candidate, kept in memory and, where a path is given, one JSON line each on disk.
+
+    ``scores`` are those on all probes, ``heats`` those on the probes of a first heat; they never meet.
 
     The first line holds the settings that the scores depend on. A line cut short by a kill is dropped when reading.
 

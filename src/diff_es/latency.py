@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from .layers import Anatomy, Cut, Layer, Plan, Switch, realise
-from .library import Width
 from .pipeline import Pipeline, Sampling, denoiser_of, first_call
 from .progress import Reporter
+from .units import Width
 
 _SLOWER = 1.1
 """The median ratio to dense from which a pruned layer counts as slower; in three rounds of four it has to be."""

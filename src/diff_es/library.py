@@ -12,7 +12,7 @@ from .layers import DENSE, Anatomy, Bypass, Cut, Layer, Plan, output_of
 from .obs import Moments, Obs, Ranking, Ridge, regress
 from .pipeline import Denoiser
 from .progress import Reporter
-from .units import Depth, Grain, Ladder, Skip, Thin, Width, units_of
+from .units import Depth, Grain, Ladder, Thin, Width, units_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .fitness import ImagePSNR, ImageSSIM, LatentSNR, Measure
+from .measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
 from .obs import Activation, Magnitude, Obs, Ranking, Wanda
 from .placements import Compact, Placement, Resident, Streamed
 

@@ -1,4 +1,4 @@
-"""What each choice of each stage costs in closeness with all else as good as it gets, and what follows if errors add up."""
+"""What each choice of a stage costs in closeness with all else at its best, and what follows if errors add up."""
 
 from __future__ import annotations
 
@@ -109,16 +109,14 @@ def _with(levels: Levels, stage: int, row: Sequence[int]) -> Levels:
 def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[Levels, ...]:
     """First candidates for every budget, each filled up to it: the knapsack of the sensitivities first, then uniform,
     ramps and the middle-protecting shape of MosaicDiff, or fewer steps, evenly and by the rules that people use."""
-    rng, found = np.random.default_rng(derive_seed(ready.settings.seed, "starts")), dict[Levels, None]()
+    rng, found = np.random.default_rng(derive_seed(ready.settings.seed, "starts")), list[Levels]()
     for space in spaces:
-        found[space.repair(table.best(space), rng)] = None
+        found.append(space.repair(table.best(space), rng))
     for space in spaces:
-        for levels in space.starts(rng):
-            found[levels] = None
+        found += space.starts(rng)
         if ready.path is None:
-            found[space.repair(mosaic(space, ready.statistics.change), rng)] = None
-        for levels in by_hand(ready, space.budget):
-            found[space.repair(levels, rng)] = None
+            found.append(space.repair(mosaic(space, ready.statistics.change), rng))
+        found += (space.repair(levels, rng) for levels in by_hand(ready, space.budget))
     return tuple(found)
 
 

@@ -73,9 +73,10 @@ class Settings:
 
 
 _RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)
+_PLACEMENTS = (Resident, Streamed, Compact)
 _CHOICES: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Sampling, Method, Width, Depth, Ridge, *_RANKINGS, *_MEASURES, Resident, Streamed, Compact, Grain, Levers)
+    for kind in (Sampling, Method, Width, Depth, Grain, Ridge, Levers, *_RANKINGS, *_MEASURES, *_PLACEMENTS)
 }
 
 

@@ -43,12 +43,15 @@ def _curve(title: str, history: Sequence[Generation]) -> Curve:
 
 
 def _heat(study: Study, budget: float, found: Found) -> Heat:
-    ends, first = list[tuple[float, float]](), 0
-    for steps in study.costs.steps:
+    """The levels of each stage, and the steps that it takes; a stage without steps has its interval all the same."""
+    own, ends, first = study.costs.steps, list[tuple[float, float]](), 0
+    for steps in own:
         ends.append((study.trace.timesteps[first], study.trace.timesteps[first + steps - 1]))
         first += steps
-    title = f"Diff-ES at {budget:g} of the compute"
-    return Heat(title, found.levels, study.library.deepest, study.costs.steps, tuple(ends), ("whole denoiser",))
+    title, names = f"Diff-ES at {budget:g} of the compute", tuple(unit.name for unit in study.units)
+    taken = own if study.path is None else tuple(row[0] for row in found.levels)
+    most = max(len(unit.options) for unit in study.units) - 1
+    return Heat(title, study.rows(found.levels), most, taken, tuple(ends), names)
 
 
 def tell(
@@ -65,6 +68,7 @@ def tell(
     facts = (
         ("Model", model),
         ("Sampler", f"{type(study.pipe.scheduler).__name__}, {settings.sampling.steps} steps"),
+        ("Reference", f"the dense model at {study.reference.steps} steps, same noise"),
         ("Guidance", f"{settings.sampling.guidance:g}"),
         ("Stages", str(len(study.stages))),
         ("Search", "; ".join(f"{f.evaluations} evaluations at {b:g}" for b, f in found.items())),

@@ -27,7 +27,7 @@ def _number(value: float | None, form: str = ".1f") -> str:
 
 def show_rows(console: Console, story: Story) -> None:
     """The comparison."""
-    table = _table(story.title, "Contender", "Steps", "MACs", "Speed-up", "SNR dB", "PSNR dB", "Fréchet")
+    table = _table(story.title, "Contender", "Steps", "MACs", "Speed-up", "SNR dB", "to own", "PSNR dB", "Fréchet")
     for row in story.rows:
         table.add_row(
             row.contender if row.budget == 1 else f"{row.contender} at {row.budget:g}",
@@ -35,6 +35,7 @@ def show_rows(console: Console, story: Story) -> None:
             f"{row.macs_ratio:.3f}",
             f"{row.speedup:.2f}x",
             _number(row.snr_db),
+            _number(row.own_snr_db),
             _number(row.psnr_db),
             _number(row.frechet_distance, ".3f"),
         )

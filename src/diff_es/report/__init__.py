@@ -80,6 +80,7 @@ _COLUMNS = (
     _Column("Speed-up", TIMES, lambda row: row.speedup, 2, better=1),
     _Column("Denoiser speed-up", TIMES, lambda row: row.denoiser_speedup, 2, better=1),
     _Column("SNR", "dB", lambda row: row.snr_db, 1, better=1),
+    _Column("SNR to own steps", "dB", lambda row: row.own_snr_db, 1, better=1),
     _Column("PSNR", "dB", lambda row: row.psnr_db, 1, better=1),
     _Column("Fréchet distance", "to real data", lambda row: row.frechet_distance, 2, better=-1),
     _Column("Weights", "MB", lambda row: row.weight_bytes / 1e6, 1, better=-1),

@@ -35,8 +35,9 @@ class Row:
     latency_spread: float  # half of the interquartile range, ms
     speedup: float  # dense latency over this one, whole pipeline
     denoiser_speedup: float  # the same for the denoiser alone
-    snr_db: float | None  # final latent against the dense one; None for the dense model itself
-    psnr_db: float | None  # final image against the dense one
+    snr_db: float | None  # final latent against the reference; None for the reference itself
+    own_snr_db: float | None  # final latent against the dense model's in the user's own setting; None for that
+    psnr_db: float | None  # final image against the reference
     frechet_distance: float | None  # to real data; None without reference statistics
     weight_bytes: int
 

@@ -18,7 +18,7 @@ def headline(rows: Sequence[Row]) -> str:
         return f"{at}, Diff-ES {speed}."
     rivals = {row.contender: row for row in _comparable(rows, ours)}
     uniform = f", {_gap(ours, rivals['uniform'])} uniform pruning" if "uniform" in rivals else ""
-    sentence = f"{at}, Diff-ES matches the dense result to {decibels(ours)}{uniform}, and {speed}."
+    sentence = f"{at}, Diff-ES matches the reference to {decibels(ours)}{uniform}, and {speed}."
     if "fewer-steps" in rivals and _tenths(rivals["fewer-steps"]) > _tenths(ours):
         sentence += f" Taking fewer steps of the dense model is closer: {decibels(rivals['fewer-steps'])}."
     return sentence
@@ -40,15 +40,15 @@ def _fidelity(ours: Row, rivals: Sequence[Row]) -> Iterator[str]:
     for fewer in (row for row in rivals if row.contender == "fewer-steps"):
         pruned, stepped = _tenths(ours), _tenths(fewer)
         if stepped == pruned:
-            yield f"Diff-ES and fewer steps of the dense model are equally close to the dense result: {pruned:.1f} dB."
+            yield f"Diff-ES and fewer steps of the dense model are equally close to the reference: {pruned:.1f} dB."
         elif stepped > pruned:
             yield (
-                "taking fewer steps of the dense model is closer to the dense result than Diff-ES: "
+                "taking fewer steps of the dense model is closer to the reference than Diff-ES: "
                 f"{stepped:.1f} against {pruned:.1f} dB."
             )
         else:
             yield (
-                "Diff-ES is closer to the dense result than taking fewer steps of the dense model: "
+                "Diff-ES is closer to the reference than taking fewer steps of the dense model: "
                 f"{pruned:.1f} against {stepped:.1f} dB."
             )
 
@@ -80,7 +80,7 @@ def figures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     if ours is None:
         return []
     rivals = {row.contender: row for row in _comparable(rows, ours)}
-    closeness = (f"{_tenths(ours):.1f}", "dB", "closeness of Diff-ES to the dense result")
+    closeness = (f"{_tenths(ours):.1f}", "dB", "closeness of Diff-ES to the reference")
     figures = [closeness] if is_number(ours.snr_db) else []
     for name in ("uniform", "fewer-steps"):
         if name in rivals:
@@ -103,7 +103,7 @@ def _tightest(rows: Sequence[Row]) -> Row | None:
 
 
 def _comparable(rows: Sequence[Row], ours: Row) -> list[Row]:
-    """The rivals of the same budget whose closeness to the dense result was measured, if ours was."""
+    """The rivals of the same budget whose closeness to the reference was measured, if ours was."""
     rivals = [row for row in ordered(rows) if row.budget == ours.budget and row.contender not in ("dense", "diff-es")]
     return [row for row in rivals if is_number(row.snr_db) and is_number(ours.snr_db)]
 

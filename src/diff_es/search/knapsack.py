@@ -34,7 +34,7 @@ from diff_es.search.space import Levels, Space
 
 OPTIONS = 1 << 12
 """The most options of a stage."""
-PAIRS = 1 << 24
+PAIRS = 1 << 23
 """The most sums of partial sums and options; and of these are formed at a time:"""
 CHUNK = 1 << 20
 

@@ -1,0 +1,223 @@
+"""Laws of the space in which stages also choose their steps: levels, steps, or both may vary."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from diff_es.search import Levels, Space, Steps
+
+laws = settings(max_examples=80, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def joint_spaces(draw: st.DrawFn) -> Space:
+    """Small ones, of which a third vary steps alone."""
+    stages, units = draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)]))
+    most = draw(st.sampled_from([1, 3, 3]))
+    row = st.lists(st.integers(0, 9), min_size=1, max_size=most).map(tuple)
+    costs = tuple(tuple(draw(row) for _ in range(units)) for _ in range(stages))
+    first = draw(st.sets(st.integers(1, 4), min_size=1, max_size=3))
+    later = [draw(st.sets(st.integers(0, 3), min_size=1, max_size=3)) for _ in range(stages - 1)]
+    counts = tuple(tuple(sorted(n)) for n in (first, *later))
+    own = tuple(draw(st.sampled_from(n)) for n in counts)
+    fixed = draw(st.integers(0, 3))
+    assume(all(fixed + sum(map(min, stage)) > 0 for stage in costs))
+    steps = Steps(counts, own, fixed)
+    bounds = [n[0] * (fixed + sum(map(min, stage))) for n, stage in zip(counts, costs, strict=True)]
+    tops = [n[-1] * (fixed + sum(map(max, stage))) for n, stage in zip(counts, costs, strict=True)]
+    return Space(costs, draw(st.integers(sum(bounds), sum(tops) + 2)), steps)
+
+
+def taken(space: Space) -> Steps:
+    assert space.steps is not None
+    return space.steps
+
+
+def every(space: Space) -> list[Levels]:
+    """All schedules whatever they cost; what changes nothing is at level 0."""
+    rows = [
+        {
+            (n, *(level if n and any(stage[u]) else 0 for u, level in enumerate(levels)))
+            for n in counts
+            for levels in product(*(range(len(row)) for row in stage))
+        }
+        for counts, stage in zip(taken(space).counts, space.costs, strict=True)
+    ]
+    return sorted(product(*map(sorted, rows)))
+
+
+def total(space: Space, levels: Levels) -> int:
+    return sum(
+        row[0] * (taken(space).fixed + sum(space.costs[s][u][level] for u, level in enumerate(row[1:])))
+        for s, row in enumerate(levels)
+    )
+
+
+def covers(space: Space, a: Levels, b: Levels) -> bool:
+    """Whether b does at least what a does, everywhere: as many steps, and no cheaper level where a takes steps."""
+    return all(
+        y[0] >= x[0] and (x[0] == 0 or all(space.costs[s][u][j] >= space.costs[s][u][i] for u, (i, j) in pairs(x, y)))
+        for s, (x, y) in enumerate(zip(a, b, strict=True))
+    )
+
+
+def pairs(x: tuple[int, ...], y: tuple[int, ...]) -> enumerate[tuple[int, int]]:
+    return enumerate(zip(x[1:], y[1:], strict=True))
+
+
+def maximal(space: Space) -> list[Levels]:
+    """Those within the budget that nothing dearer within it covers."""
+    fits = [levels for levels in every(space) if total(space, levels) <= space.budget]
+    return [
+        a for a in fits if not any(total(space, b) > total(space, a) and covers(space, a, b) for b in reversed(fits))
+    ]
+
+
+@laws
+@given(joint_spaces(), seeds, st.data())
+def test_repair_gives_a_maximal_candidate_and_leaves_one_alone(space: Space, seed: int, data: st.DataObject) -> None:
+    rng = np.random.default_rng(seed)
+    best = set(maximal(space))
+    repaired = space.repair(data.draw(st.sampled_from(every(space))), rng)
+    assert repaired in best
+    for levels in sorted(best)[:40]:
+        assert space.repair(levels, rng) == levels
+
+
+@laws
+@given(joint_spaces(), seeds, st.integers(0, 3))
+def test_starts_and_random_candidates_are_maximal(space: Space, seed: int, gap: int) -> None:
+    rng = np.random.default_rng(seed)
+    best, starts = set(maximal(space)), space.starts(rng, gap)
+    assert len(set(starts)) == len(starts)
+    assert {*starts, *(space.random(rng) for _ in range(5))} <= best
+    assert total(space, space.cheapest()) == min(total(space, levels) for levels in every(space))
+    assert space.cheapest() in every(space)
+
+
+@laws
+@given(joint_spaces(), seeds, st.integers(1, 6))
+def test_a_mutation_is_maximal_and_moves_wherever_it_can(space: Space, seed: int, most: int) -> None:
+    rng = np.random.default_rng(seed)
+    best = maximal(space)
+    for parent in best[:40]:
+        child = space.mutate(parent, rng, most)
+        assert child in best
+        assert (child != parent) == (len(best) > 1)
+
+
+@laws
+@given(joint_spaces(), seeds, st.integers(1, 6), st.data())
+def test_moves_from_any_feasible_parent_are_maximal(space: Space, seed: int, most: int, data: st.DataObject) -> None:
+    rng = np.random.default_rng(seed)
+    feasible = st.sampled_from([levels for levels in every(space) if space.feasible(levels)])
+    a, b = data.draw(feasible), data.draw(feasible)
+    assert {space.mutate(a, rng, most), space.crossover(a, b, rng)} <= set(maximal(space))
+
+
+@laws
+@given(joint_spaces(), st.integers(0, 5))
+def test_cost_and_feasible_agree_with_the_table(space: Space, less: int) -> None:
+    smaller = space.within(max(total(space, space.cheapest()), space.budget - less))
+    for levels in every(space)[:50]:
+        assert space.cost(levels) == total(space, levels)
+        assert smaller.feasible(levels) == (total(space, levels) <= smaller.budget)
+
+
+def reachable(space: Space, start: Levels, draws: int) -> set[Levels]:
+    reached, frontier = set[Levels](), {start}
+    rng = np.random.default_rng(0)
+    while frontier:
+        reached |= frontier
+        frontier = {space.mutate(levels, rng, 1) for levels in frontier for _ in range(draws)} - reached
+    return reached
+
+
+@settings(max_examples=15, deadline=None)
+@given(joint_spaces(), seeds)
+def test_moves_reach_every_maximal_candidate(space: Space, seed: int) -> None:
+    best = maximal(space)
+    assume(len(best) < 30)
+    assert reachable(space, space.random(np.random.default_rng(seed)), 150) == set(best)
+
+
+def test_a_step_moves_between_stages_and_within_a_stage_it_pays_for_levels() -> None:
+    row = (8, 7, 6, 5, 4)
+    space = Space(((row,),) * 4, 64, Steps(((1, 2, 3, 4), *((0, 1, 2, 3, 4),) * 3), (2, 2, 2, 2)))
+    parent = ((2, 0),) * 4
+    rng = np.random.default_rng(0)
+    children = {space.mutate(parent, rng, 1) for _ in range(300)}
+    assert ((3, 0), (1, 0), (2, 0), (2, 0)) in children  # a step for a step
+    assert ((4, 4), (2, 0), (2, 0), (2, 0)) not in children  # that takes two
+    assert ((3, 3), (2, 0), (2, 0), (2, 0)) in children  # a step for deeper levels
+    assert ((2, 0), (2, 0), (2, 0), (1, 0)) not in children
+    back = {space.mutate(((3, 3), (2, 0), (2, 0), (2, 0)), rng, 1) for _ in range(300)}
+    assert parent in back
+
+
+def test_a_stage_left_out_is_at_level_0_and_comes_back_at_its_cheapest() -> None:
+    space = Space((((4, 2),), ((4, 2),)), 4, Steps(((1,), (0, 1)), (1, 1)))
+    rng = np.random.default_rng(0)
+    assert space.repair(((1, 0), (0, 1)), rng) == ((1, 0), (0, 0))
+    assert {space.random(rng) for _ in range(50)} == {((1, 0), (0, 0)), ((1, 1), (1, 1))}
+    assert space.mutate(((1, 0), (0, 0)), rng, 1) == ((1, 1), (1, 1))
+
+
+def test_fewer_steps_are_spread_evenly_or_with_most_of_them_early() -> None:
+    space = Space((((10, 5),),) * 5, 50, Steps(((1, 2, 3, 4), *((0, 1, 2, 3, 4),) * 4), (2,) * 5))
+    assert space.thinned() == ((1, 0),) * 5
+    assert space.thinned(level=1) == ((2, 1),) * 5
+    assert space.thinned(early=True) == ((2, 0), (1, 0), (1, 0), (1, 0), (0, 0))
+    assert space.uniform() == ((2, 1),) * 5
+
+
+@laws
+@given(joint_spaces())
+def test_the_number_of_genes_is_that_of_choices(space: Space) -> None:
+    columns = list(zip(*(sum(levels, ()) for levels in every(space)), strict=True))
+    assert space.genes == sum(len(set(column)) > 1 for column in columns) or any(
+        counts == (0,) for counts in taken(space).counts
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "own", "message"),
+    [
+        ((), (), "expected counts and own steps of each stage"),
+        (((1,), (0,)), (1,), "expected counts and own steps of each stage"),
+        (((0, 1),), (1,), r"counts\[0\]: expected rising numbers, 1 or more, found \(0, 1\)"),
+        (((1,), ()), (1, 0), r"counts\[1\]: expected rising numbers, 0 or more, found \(\)"),
+        (((1,), (2, 1)), (1, 1), r"counts\[1\]: expected rising numbers"),
+        (((1,), (0, 2)), (1, 1), r"own\[1\]: expected one of its counts \(0, 2\), found 1"),
+    ],
+)
+def test_malformed_steps_are_refused(counts: tuple[tuple[int, ...], ...], own: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Steps(counts, own)
+
+
+def test_helpful_errors() -> None:
+    steps = Steps(((1, 2), (0, 1)), (2, 1))
+    with pytest.raises(ValueError, match="fixed: expected a cost of 0 or more, found -1"):
+        Steps(((1,),), (1,), -1)
+    with pytest.raises(ValueError, match=r"costs\[1\]: expected a step to cost something at any level, found 0"):
+        Space((((2,),), ((2, 0),)), 9, steps)
+    with pytest.raises(ValueError, match="steps: expected 1 stages, found 2"):
+        Space((((2,),),), 9, steps)
+    with pytest.raises(ValueError, match="at most 3, but the cheapest schedule costs 4; raise the budget to 4"):
+        Space((((4, 5),),) * 2, 3, steps)
+    space = Space((((4, 5),),) * 2, 9, steps)
+    with pytest.raises(ValueError, match=r"2 stages x the steps and 1 units, found numbers per stage \[1, 1\]"):
+        space.cost(((0,), (0,)))
+    with pytest.raises(ValueError, match=r"a number of steps out of \(0, 1\) at \[1\]\[0\], found 2"):
+        space.cost(((1, 0), (2, 0)))
+    with pytest.raises(ValueError, match=r"a level from 0 to 1 at \[1\]\[0\], found 2"):
+        space.cost(((1, 0), (1, 2)))
+    with pytest.raises(ValueError, match="thinned: expected a space whose stages choose their steps"):
+        Space((((4, 5),),) * 2, 9).thinned()
