@@ -66,6 +66,8 @@ def test_a_stage_gets_its_number_by_itself(path, data):
 def test_an_example_by_hand():
     timesteps = placed(TRAILING, TRAILING.stages(10), [4, 2, 1, 1, 0, 1, 0, 1, 0, 3])
     assert timesteps == (999, 974, 949, 924, 899, 849, 799, 699, 499, 299, 99, 66, 32)
+    halves = placed(TRAILING, TRAILING.stages(10), [8, *[0] * 9])
+    assert halves == (999, 987, 974, 962, 949, 937, 924, 912)  # 986.5 and the like go up
 
 
 def test_twice_the_users_numbers_are_twice_as_many_trailing():
