@@ -169,7 +169,7 @@ def finish(
         "evaluations": found.evaluations,
         "steps": list(ready.costs.steps) if ready.path is None else [row[0] for row in levels],
         "timesteps": list(ready.trace.timesteps) if timesteps is None else list(timesteps),
-        "reference_steps": ready.reference.steps,
+        "reference_timesteps": None if ready.reference is None else list(ready.reference),
         "macs_by_level": [list(row) for row in ready.costs.options],
         "units": [unit.name for unit in ready.units],
         "settings": describe(settings),

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .baselines import mosaic
+from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure
 from .compress import Found, open_journal, run_search, select
 from .layers import Plan
-from .pipeline import decode, make_probes, sample
+from .pipeline import decode, make_probes, sample, trace
+from .placement import placed
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
 from .search import Levels, Search, random_search
+from .settings import Levers
 from .study import Study
 from .tiles import Reference
+from .units import Width
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ def evaluate(
     n, rows = effort.noises, list[Row]()
     (own, _), (goal, goal_images) = results[0], results[0]
     if study.path is not None:
-        reference = Contender("reference", 1.0, 1.0, Runner("reference", study.reference))
+        finest = Runner("reference", study.settings.sampling, timesteps=study.reference)
+        reference = Contender("reference", 1.0, 1.0, finest)
         goal, goal_images = sampled(study, reference, n, reporter)
     for contender, timing, (latents, images) in zip(field, timings, results, strict=True):
         is_goal = contender.name == "dense" and study.path is None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -115,7 +114,7 @@ class Fitness:
         sampling: the user's own setting.
         measure: what closeness means.
         path: the user's own trajectory, where a row begins with the stage's number of steps; None: rows are levels.
-        reference: sampler steps of the dense run that results are compared with; None: the user's own.
+        reference: timesteps of the dense run that results are compared with; None: the user's own.
         heat: probes of the first heat of a race, which are a part of their own; 0: no race.
         memory: bytes of denoiser outputs to keep for prefix reuse; 0 reuses nothing.
         weights: bytes of realised weights to keep.
@@ -131,7 +130,7 @@ class Fitness:
         measure: Measure,
         *,
         path: Trajectory | None = None,
-        reference: int | None = None,
+        reference: Sequence[float] | None = None,
         heat: int = 0,
         memory: int = 1 << 30,
         weights: int = 1 << 33,
@@ -141,8 +140,8 @@ class Fitness:
         self._chunks = [probes[:heat]] if heat else []
         self._chunks += [probes[i : i + sampling.batch] for i in range(heat, len(probes), sampling.batch)]
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
-        setting = sampling if reference is None else replace(sampling, steps=reference)
-        self._teacher = [measure.view(pipe, sample(pipe, chunk, setting)) for chunk in self._chunks]
+        with nullcontext() if reference is None else stepped(pipe, reference, sampling.steps):
+            self._teacher = [measure.view(pipe, sample(pipe, chunk, sampling)) for chunk in self._chunks]
         if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
             remedy = "Use float32 or bfloat16 arithmetic, or another sampler."
             raise DiffESError("the dense model's result", expected="numbers", found="NaN or infinity", remedy=remedy)

@@ -52,7 +52,7 @@ def judged(fitness: Fitness, journal: Journal, levels: Levels, *, heat: bool) ->
 def sensitivity(ready: Study, fitness: Fitness, journal: Journal, reporter: Reporter) -> Sensitivity:
     """Measure the table by short runs: the prefix before a changed stage is known. Where there are heats, on the
     probes of the first."""
-    base, heat, error = finest(ready), ready.settings.heat > 0, ready.settings.measure.error
+    base, heat, error = ready.finest, ready.settings.heat > 0, ready.settings.measure.error
     alone = [levels for stage in tried(ready) for levels in stage]
     with reporter.task("measure sensitivity", len(alone) + 1) as task:
         least = error(judged(fitness, journal, base, heat=heat)) if ready.path is not None else 0.0
@@ -74,13 +74,6 @@ def sensitivity(ready: Study, fitness: Fitness, journal: Journal, reporter: Repo
     return Sensitivity(by_level, tuple({n: errors[_stepped(ready, s, n)] for n in choices[s]} for s in stages))
 
 
-def finest(ready: Study) -> Levels:
-    """The schedule of the most steps, all of them dense."""
-    if ready.costs.choices is None:
-        return ready.own
-    return tuple((counts[-1], *own[1:]) for counts, own in zip(ready.costs.choices, ready.own, strict=True))
-
-
 def tried(ready: Study) -> list[list[Levels]]:
     """The schedules that change one choice of one stage, by stage."""
     choices, found = ready.costs.choices, list[list[Levels]]()
@@ -93,13 +86,13 @@ def tried(ready: Study) -> list[list[Levels]]:
 
 def _stepped(ready: Study, stage: int, count: int) -> Levels:
     row = (count, *(0 for _ in ready.costs.options))
-    return _with(finest(ready), stage, row)
+    return _with(ready.finest, stage, row)
 
 
 def _leveled(ready: Study, stage: int, unit: int, level: int) -> Levels:
-    row, front = list(finest(ready)[stage]), 0 if ready.path is None else 1
+    row, front = list(ready.finest[stage]), 0 if ready.path is None else 1
     row[front + unit] = level
-    return _with(finest(ready), stage, row)
+    return _with(ready.finest, stage, row)
 
 
 def _with(levels: Levels, stage: int, row: Sequence[int]) -> Levels:

@@ -68,7 +68,10 @@ def tell(
     facts = (
         ("Model", model),
         ("Sampler", f"{type(study.pipe.scheduler).__name__}, {settings.sampling.steps} steps"),
-        ("Reference", f"the dense model at {study.reference.steps} steps, same noise"),
+        (
+            "Reference",
+            f"the dense model at {sum(study.costs.steps) if study.reference is None else len(study.reference)} steps",
+        ),
         ("Guidance", f"{settings.sampling.guidance:g}"),
         ("Stages", str(len(study.stages))),
         ("Search", "; ".join(f"{f.evaluations} evaluations at {b:g}" for b, f in found.items())),

@@ -19,7 +19,7 @@ from .layers import Anatomy, discover
 from .library import Library
 from .loading import check, origin_of
 from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, trace
-from .placement import Trajectory
+from .placement import Trajectory, placed
 from .progress import Reporter
 from .route import routing_of
 from .schedule import Stages
@@ -62,7 +62,7 @@ class Study(Survey):
             settings.sampling,
             settings.measure,
             path=self.path,
-            reference=self.reference.steps,
+            reference=self.reference,
             heat=heat,
         )
 
@@ -78,10 +78,23 @@ class Study(Survey):
         return levels if self.path is None else tuple(row[1:] for row in levels)
 
     @property
-    def reference(self) -> Sampling:
-        """The dense run that results are compared with: the user's own, or, where steps are a choice, a finer one."""
-        sampling = self.settings.sampling
-        return sampling if self.path is None else replace(sampling, steps=self.settings.fine * sampling.steps)
+    def reference(self) -> tuple[float, ...] | None:
+        """The timesteps of the dense run that results are compared with: the finest that a schedule may take, where
+        steps are a choice; None: the user's own.
+
+        They are placed as a schedule's are, not by the sampler for another number of steps: DDIM's stride is a whole
+        number of timesteps, so that of its own 80 steps of 1000 (12, for spaces of 12.5) leads elsewhere.
+        """
+        if self.path is None:
+            return None
+        return placed(self.path, self.stages, [row[0] for row in self.finest])
+
+    @property
+    def finest(self) -> Levels:
+        """The schedule of the most steps, all of them dense."""
+        if self.costs.choices is None:
+            return self.own
+        return tuple((counts[-1], *own[1:]) for counts, own in zip(self.costs.choices, self.own, strict=True))
 
     @property
     def own(self) -> Levels:
@@ -126,7 +139,6 @@ def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter) -> Survey:
         path = trajectory(pipe.scheduler, traced.timesteps)
         stages = path.stages(settings.stages)
         choices = step_choices(stages.steps(traced.timesteps), settings.fine)
-        trace(pipe, replace(settings.sampling, steps=settings.fine * settings.sampling.steps))  # or refused here
     if levers is Levers.STEPS:
         units = (replace(units[0], options=units[0].options[:1]),)
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
