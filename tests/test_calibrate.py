@@ -137,8 +137,9 @@ def test_the_same_probes_give_the_same_statistics_to_the_bit() -> None:
 
 def test_only_what_a_ladder_needs_is_gathered() -> None:
     anatomy = discover(tiny().transformer)
-    assert parts_of(anatomy, depth=False) == (anatomy.layers, ())
-    assert parts_of(anatomy, depth=True) == ((), anatomy.blocks)
+    assert parts_of(anatomy, thin=True, skip=False) == (anatomy.layers, ())
+    assert parts_of(anatomy, thin=False, skip=True) == ((), anatomy.blocks)
+    assert parts_of(anatomy, thin=True, skip=True) == (anatomy.layers, anatomy.blocks)
 
 
 @pytest.mark.parametrize("fails", [False, True])

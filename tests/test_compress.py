@@ -37,11 +37,13 @@ from diff_es import (
     Width,
     compress,
 )
-from diff_es.compress import evolve, sensitivity
-from diff_es.fitness import Fitness, ImagePSNR, ImageSSIM
+from diff_es.compress import evolve
+from diff_es.fitness import Fitness
 from diff_es.journal import Journal
+from diff_es.measures import ImagePSNR, ImageSSIM
 from diff_es.progress import Reporter
-from diff_es.settings import describe, restore
+from diff_es.sensitivity import sensitivity
+from diff_es.settings import Levers, describe, restore
 from diff_es.study import Study
 
 METHODS = {
@@ -85,7 +87,8 @@ def test_every_method_keeps_the_budget_and_spends_it(name: str) -> None:
     about, levels = fast.about, [row[0] for row in fast.schedule.levels]
     assert realised / dense_macs == pytest.approx(about["macs_ratio"], rel=1e-12)
     assert realised <= 0.7 * dense_macs
-    shares, steps = [macs / about["macs_by_level"][0] / 6 for macs in about["macs_by_level"]], about["steps"]
+    (table,), steps = about["macs_by_level"], about["steps"]
+    shares = [macs / table[0] / 6 for macs in table]
     for stage, level in enumerate(levels):  # what is left of the budget buys no stage a lower level
         rises = [steps[stage] * (dearer - shares[level]) for dearer in shares if dearer > shares[level]]
         assert not rises or realised / dense_macs + min(rises) > 0.7
@@ -113,7 +116,7 @@ def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
         other = replace(study, settings=settings(measure=measure))
         fitness, journal, quiet = other.fitness("search", 2), Journal(None, {}, resume=False), Reporter(quiet=True)
         table = sensitivity(other, fitness, journal, quiet)
-        scores.append(evolve(other, 0.7, fitness, table, journal, quiet).score)
+        scores.append(evolve(other, (0.7,), fitness, table, journal, quiet)[0.7].score)
     assert scores[0] > 1 > scores[1] > 0
 
 
@@ -241,7 +244,7 @@ def test_a_budget_out_of_reach_is_refused_before_any_search(study: Study, tmp_pa
         BudgetOutOfReach, match=r"macs: expected at least 0\.3031, .* found 0.1. Ask for 0\.3031 or more"
     ):
         compress(tiny(), 0.1, settings(), journal=tmp_path / "journal.jsonl")
-    assert 0.303 < study.costs.macs[-1] / study.costs.macs[0] <= 0.3031
+    assert 0.303 < study.costs.options[0][-1] / study.costs.options[0][0] <= 0.3031
     for macs in (0.0, -1.0, 1.01, float("nan")):
         with pytest.raises(BudgetOutOfReach, match="macs: expected a fraction above 0, at most 1"):
             study.costs.space(macs)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -16,9 +16,10 @@ from diff_es.baselines import fewer_steps, middle_phase, mosaic, uniform_width
 from diff_es.cost import Costs, MacCounter
 from diff_es.errors import BudgetOutOfReach
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, discover, realise
-from diff_es.library import Depth, Width, kept_groups
 from diff_es.pipeline import Trace
 from diff_es.progress import Reporter
+from diff_es.search import Levels
+from diff_es.units import Depth, Grain, Thin, Width, units_of
 
 laws = settings(max_examples=60, deadline=None)
 HEADS, SIZE, BLOCKS, HIDDEN, TOKENS, BATCH = 3, 8, 3, 24, 16, 2
@@ -114,78 +115,144 @@ def test_the_hand_count_of_one_attention_layer_is_the_textbook_one() -> None:
 def test_macs_of_skipped_blocks_equal_those_counted_by_hand_whichever_they_are(bypass: bool) -> None:
     model = tiny()
     anatomy = discover(model)
-    counter = MacCounter(model, anatomy, TRACE)
+    counter = MacCounter(model, anatomy, TRACE, bypass=bypass)
     linear = Bypass(torch.zeros(HIDDEN, HIDDEN), torch.zeros(HIDDEN)) if bypass else None
     for blocks in ((), (0,), (2,), (0, 1), (1, 2), (0, 1, 2)):
-        plan = Plan(bypasses={anatomy.blocks[i].name: linear for i in blocks})
-        assert counter.skipping(len(blocks), bypass=bypass) == by_hand(model, anatomy, plan)
+        names = [anatomy.blocks[i].name for i in blocks]
+        assert counter.skipping(names) == by_hand(model, anatomy, Plan(bypasses=dict.fromkeys(names, linear)))
 
 
-@pytest.mark.parametrize("ladder", [Width(5), Depth(), Depth(bypass=False)])
+@pytest.mark.parametrize("ladder", [Width(5), Depth(), Depth(bypass=False), Width(4, depth=Depth())])
 def test_a_table_starts_dense_and_falls_strictly(ladder: Width | Depth) -> None:
     model = tiny()
     anatomy = discover(model)
-    counter = MacCounter(model, anatomy, TRACE)
-    table = counter.table(ladder, Reporter(quiet=True))
-    assert len(table) == ladder.deepest(anatomy) + 1
+    bypass = not (isinstance(ladder, Depth) and not ladder.bypass)
+    counter, units = MacCounter(model, anatomy, TRACE, bypass=bypass), units_of(anatomy, ladder, Grain.WHOLE)
+    (table,) = counter.table(units, Reporter(quiet=True))
+    thinned = [option for option in units[0].options if isinstance(option, Thin)]
+    assert len(table) == len(units[0].options)
     assert table[0] == counter.dense()
-    assert list(table) == sorted(set(table), reverse=True)
-    assert table[-1] > 0
-    if isinstance(ladder, Width):
-        assert table == tuple(counter.thinned(kept_groups(anatomy, ladder, level)) for level in range(len(table)))
+    for part in (table[: len(thinned)], (table[0], *table[len(thinned) :])):  # thinner and thinner, then shallower
+        assert list(part) == sorted(set(part), reverse=True)
+    assert min(table) > 0
+    for option, macs in zip(thinned, table, strict=False):
+        assert macs == counter.thinned(option.kept)
 
 
 # ----------------------------------------------------------------------------------------------------------- budgets
 
-tables = st.lists(st.integers(1, 10_000), min_size=1, max_size=6, unique=True).map(lambda m: sorted(m, reverse=True))
-costs = st.builds(Costs, tables.map(tuple), st.lists(st.integers(1, 20), min_size=1, max_size=4).map(tuple))
+
+def table(most: int, least: int = 1) -> st.SearchStrategy[tuple[int, ...]]:
+    """Prices of one unit's levels, falling."""
+    prices = st.lists(st.integers(least, 10_000), min_size=1, max_size=most, unique=True)
+    return prices.map(lambda found: tuple(sorted(found, reverse=True)))
 
 
-def cheapest(c: Costs) -> tuple[tuple[int], ...]:
-    return ((len(c.macs) - 1,),) * len(c.steps)
+@st.composite
+def costs(draw: st.DrawFn) -> Costs:
+    """One unit or two, with the steps of the stages given or a choice."""
+    kind = draw(st.sampled_from(["one unit", "two units", "steps too"]))
+    options = {
+        "one unit": st.tuples(table(6)),
+        "two units": st.tuples(table(3, 0), table(3, 1)),
+        "steps too": st.tuples(table(3)),
+    }[kind]
+    steps = tuple(draw(st.lists(st.integers(1, 20), min_size=1, max_size=4 if kind == "one unit" else 3)))
+    choices = None
+    if kind == "steps too":
+        sets = [draw(st.sets(st.integers(int(s == 0), 40), max_size=3)) | {own} for s, own in enumerate(steps)]
+        choices = tuple(tuple(sorted(found)) for found in sets)
+    return Costs(draw(st.integers(0, 5_000)), draw(options), steps, choices)
+
+
+def every(c: Costs) -> list[Levels]:
+    """All schedules, whatever they cost."""
+    rows = list(product(*(range(len(row)) for row in c.options)))
+    if c.choices is None:
+        return list(product(rows, repeat=len(c.steps)))
+    return list(product(*([(n, *row) for n in counts for row in rows] for counts in c.choices)))
+
+
+def spent(c: Costs, levels: Levels) -> int:
+    total = 0
+    for stage, row in enumerate(levels):
+        n, own = (c.steps[stage], row) if c.choices is None else (row[0], row[1:])
+        total += n * (c.fixed + sum(prices[level] for prices, level in zip(c.options, own, strict=True)))
+    return total
+
+
+def cheapest(c: Costs) -> Levels:
+    deepest = tuple(len(row) - 1 for row in c.options)
+    return tuple(deepest if c.choices is None else (c.choices[s][0], *deepest) for s in range(len(c.steps)))
+
+
+def pruning(*prices: int, steps: tuple[int, ...]) -> Costs:
+    return Costs(0, (prices,), steps)
 
 
 def test_the_ratio_weighs_each_stage_by_its_steps() -> None:
-    c = Costs((100, 60, 10), (3, 1))
+    c = pruning(100, 60, 10, steps=(3, 1))
     assert c.dense == 400
     assert c.ratio(((0,), (0,))) == 1
     assert c.ratio(((1,), (0,))) == 280 / 400
     assert c.ratio(((0,), (2,))) == 310 / 400
+    joint = Costs(20, ((80, 40),), (3, 1), ((1, 3), (0, 1, 2)))
+    assert joint.dense == 400
+    assert joint.ratio(((1, 0), (2, 1))) == (100 + 120) / 400
+    assert joint.ratio(((3, 0), (0, 1))) == 300 / 400
 
 
 @laws
-@given(costs, st.floats(0, 1))
+@given(st.lists(table(5), min_size=1, max_size=4), st.integers(0, 5_000), st.integers(1, 20))
+def test_a_table_of_units_is_given_back_unit_by_unit(rows: list[tuple[int, ...]], more: int, steps: int) -> None:
+    dense = sum(row[0] for row in rows) + more
+    counted = [tuple(dense - row[0] + price for price in row) for row in rows]  # each with all else dense
+    c = Costs.tabled(counted, (steps,))
+    assert c.dense == steps * dense
+    for unit, row in enumerate(counted):
+        for level, price in enumerate(row):
+            assert c.call([level if u == unit else 0 for u in range(len(rows))]) == price
+    assert c.call([len(row) - 1 for row in rows]) == dense - sum(row[0] - row[-1] for row in rows)
+    assert min(min(row) for row in c.options) >= 0 <= c.fixed
+
+
+@laws
+@given(costs(), st.floats(0, 1))
 def test_a_space_holds_exactly_what_costs_no_more_than_the_fraction(c: Costs, fraction: float) -> None:
     if fraction < c.ratio(cheapest(c)):
+        assert not c.attainable(fraction)
         with pytest.raises(BudgetOutOfReach):
             c.space(fraction)
         return
     space = c.space(fraction)
-    for levels in product(*([(level,) for level in range(len(c.macs))] for _ in c.steps)):
-        spent = sum(n * c.macs[level] for n, (level,) in zip(c.steps, levels, strict=True))
-        if abs(spent - fraction * c.dense) > 1e-9 * c.dense:
-            assert space.feasible(levels) == (spent < fraction * c.dense)
-        assert space.cost(levels) == spent
+    elsewhere = c.fixed * sum(c.steps) if c.choices is None else 0  # paid for before the search
+    for levels in every(c):
+        assert c.of(levels) == spent(c, levels)
+        if abs(spent(c, levels) - fraction * c.dense) > 1e-9 * c.dense:
+            assert space.feasible(levels) == (spent(c, levels) < fraction * c.dense)
+        assert space.cost(levels) == spent(c, levels) - elsewhere
 
 
 @laws
-@given(costs, st.data())
+@given(costs(), st.data())
 def test_the_ratio_of_a_schedule_is_a_budget_that_it_keeps(c: Costs, data: st.DataObject) -> None:
-    levels = tuple((data.draw(st.integers(0, len(c.macs) - 1)),) for _ in c.steps)
+    levels = data.draw(st.sampled_from(every(c)))
+    assume(c.of(levels) <= c.dense)
     assert c.space(c.ratio(levels)).feasible(levels)
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.0001, 70, float("nan"), float("inf")])
 def test_what_is_no_fraction_is_refused(fraction: float) -> None:
     with pytest.raises(BudgetOutOfReach, match=r"macs: expected a fraction above 0, at most 1, .* such as 0\.7"):
-        Costs((100, 10), (3, 1)).space(fraction)
+        pruning(100, 10, steps=(3, 1)).space(fraction)
 
 
 @laws
-@given(costs)
-@example(Costs((100, 29), (1,)))
+@given(costs())
+@example(pruning(100, 29, steps=(1,)))
 def test_too_small_a_budget_is_refused_with_one_that_works(c: Costs) -> None:
     least = c.ratio(cheapest(c))
+    assert c.cheapest == spent(c, cheapest(c)) == min(spent(c, levels) for levels in every(c))
     with pytest.raises(BudgetOutOfReach, match="which the deepest level costs in every stage") as caught:
         c.space(least * 0.99)
     named = re.search(r"Ask for ([0-9.]+) or more, or take fewer sampler steps", str(caught.value))
@@ -248,9 +315,10 @@ def test_the_middle_phase_is_the_shortest_run_with_half_of_the_interior_change(c
 
 
 def test_mosaic_protects_the_middle() -> None:
-    space = Costs((8, 6, 4, 2, 1), (2,) * 5).space(0.6)
+    costs = pruning(8, 6, 4, 2, 1, steps=(2,) * 5)
+    space = costs.space(0.6)
     levels: Any = mosaic(space, [0.0, 1, 5, 1, 0], gap=2)
     outer, inner = {levels[s][0] for s in (0, 1, 3, 4)}, levels[2][0]
     assert outer == {inner + 2}
     assert space.feasible(levels)
-    assert math.isclose(Costs((8, 6, 4, 2, 1), (2,) * 5).ratio(levels), space.cost(levels) / 80)
+    assert math.isclose(costs.ratio(levels), space.cost(levels) / 80)

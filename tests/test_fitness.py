@@ -14,7 +14,8 @@ from tests.tiny import CALL, assert_same, opened, settings, snapshot, tiny
 from torch import Tensor
 
 from diff_es import Depth, Method, Sampling
-from diff_es.fitness import Fitness, ImagePSNR, ImageSSIM, LatentSNR, Measure
+from diff_es.fitness import Fitness
+from diff_es.measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
 from diff_es.metrics import EXACT_DB, ssim
 from diff_es.pipeline import Probe, make_probes
 from diff_es.route import routed
@@ -40,12 +41,12 @@ def any_study(request: pytest.FixtureRequest) -> Study:
 def fitness_of(study: Study, *, memory: int = 1 << 30, count: int = 3, measure: Measure | None = None) -> Fitness:
     """Several chunks: the batch is 2."""
     probes = make_probes(study.pipe, count, 0, "search")
-    return Fitness(study.pipe, study.library, study.stages, probes, CALL, measure or LatentSNR(), memory)
+    return Fitness(study.pipe, study.library, study.stages, probes, CALL, measure or LatentSNR(), memory=memory)
 
 
 def schedules(study: Study, count: int, seed: int = 0) -> list[Levels]:
     """Random ones, some of them twice."""
-    draws = np.random.default_rng(seed).integers(0, study.library.deepest + 1, (count, 3)).tolist()
+    draws = np.random.default_rng(seed).integers(0, len(study.units[0].options), (count, 3)).tolist()
     return [tuple((level,) for level in row) for row in [*draws, *draws[:2]]]
 
 
@@ -146,7 +147,7 @@ def test_the_score_is_the_snr_of_the_images_latents(study: Study) -> None:
     latents = list[Tensor]()
     handle = study.pipe.vae.post_quant_conv.register_forward_pre_hook(lambda m, args: latents.append(args[0]))
     user_images(study.pipe, probes)
-    plans = [study.library.plan(stage, level) for stage, (level,) in enumerate(levels)]
+    plans = [study.library.plan(stage, row) for stage, row in enumerate(levels)]
     with routed(study.pipe.transformer, study.stages, opened(study.pipe, plans)):
         user_images(study.pipe, probes)
     handle.remove()
@@ -160,7 +161,7 @@ def test_image_measures_judge_the_users_images(study: Study, measure: Measure) -
     probes = make_probes(study.pipe, 3, 0, "search")
     levels: Levels = ((2,), (3,), (1,))
     dense = user_images(study.pipe, probes)
-    plans = [study.library.plan(stage, level) for stage, (level,) in enumerate(levels)]
+    plans = [study.library.plan(stage, row) for stage, row in enumerate(levels)]
     with routed(study.pipe.transformer, study.stages, opened(study.pipe, plans)):
         pruned = user_images(study.pipe, probes)
     fitness = fitness_of(study, measure=measure)

@@ -21,7 +21,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"pipeline", "loading", "stepping", "units"},
     {"obs", "calibrate", "lowrank", "measures", "library"},
     {"search", "cost", "latency", "baselines", "placements", "packing", "compaction"},
-    {"route", "fitness"},
+    {"route", "fitness", "budget"},
     {"settings"},
     {"artefact", "benchmark", "report"},
     {"study"},
@@ -29,6 +29,8 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"compress", "export"},
     {"evaluate", "inspection"},
     {"story", "tables", "demo", "options"},
+    {"console"},
+    {"commands"},
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

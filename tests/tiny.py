@@ -16,6 +16,7 @@ from diff_es import Method, Sampling, Settings, Width
 from diff_es.layers import Bypass, Cut, Plan, discover
 from diff_es.placements import Placement, Resident, Store
 from diff_es.schedule import Stages
+from diff_es.settings import Levers
 
 CALL = Sampling(steps=6, guidance=2.0, batch=2)
 
@@ -89,17 +90,20 @@ def _randomise(part: nn.Module, generator: torch.Generator) -> None:
 
 
 def settings(**changes: Any) -> Settings:
-    """A search of a second: 3 stages of 2 steps, 8 levels, 3 generations of 6."""
+    """A search of a second among levels alone: 3 stages of 2 steps, 8 levels, 3 generations of 6."""
     small = Settings(
         sampling=CALL,
         stages=3,
+        levers=Levers.PRUNE,
         method=Method(Width(8, dense=())),  # no timing: its findings may differ from run to run
         calibration=4,
         probes=3,
+        heat=0,
         finalists=2,
         held_out=2,
         population=6,
         generations=3,
+        front=(),
     )
     return replace(small, **changes)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .artefact import Compressed
+from .latency import finished
 from .layers import DENSE, Plan, discover
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
 from .placements import Compact, Placement, Resident, Stitched, Store, Streamed
@@ -153,18 +154,13 @@ def switch_ms(store: Store, stages: int, device: torch.device) -> float:
     times = list[float]()
     for round_index in range(3):
         for stage in range(stages):
-            _wait_for(device)
+            finished(device)
             began = time.perf_counter()
             store.to(stage)
-            _wait_for(device)
+            finished(device)
             if round_index:
                 times.append((time.perf_counter() - began) * 1000)
     return statistics.median(times)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def compare(pipe: Pipeline, fast: Compressed, batch: int, rounds: int, reporter: Reporter) -> dict[str, Any]:

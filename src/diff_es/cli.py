@@ -2,84 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 
 from . import inspection, tables
-from .artefact import Compressed, load
 from .benchmark import compare
-from .compress import compress, found_again
+from .commands import compress_command
+from .compress import found_again
+from .console import finish, open_pipeline, out, reopened
 from .demo import run_demo
 from .errors import DiffESError
 from .evaluate import Effort, evaluate
 from .export import export
-from .library import Method
-from .loading import load as load_pipeline
-from .loading import reopen
-from .obs import Ridge
 from .options import (
-    MEASURES,
-    PLACEMENTS,
-    RANKINGS,
     Artefact,
     AsJson,
-    Dtype,
     InDtype,
-    MeasureName,
     Model,
     Moved,
     OnDevice,
-    PlacementName,
-    Prune,
-    RankingName,
-    Scheduler,
-    WithScheduler,
+    Point,
 )
 from .pipeline import Pipeline, Probe, Sampling, classes_of, decode, make_probes, sample
-from .placements import Compact
 from .progress import Reporter
 from .rng import derive_seed
-from .settings import Settings, restore
-from .store import check_target, make_folder
+from .settings import restore
+from .store import make_folder
 from .story import contact_sheet, picture, publish, tell
 from .study import prepare
 from .tiles import load_reference
-from .units import Depth, Width
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-out = Console()
-
-
-def _open(model: str, dtype: Dtype | None, device: str | None, scheduler: Scheduler | None) -> Pipeline:
-    kind = None if dtype is None else getattr(torch, dtype.value)
-    return load_pipeline(model, dtype=kind, device=device, scheduler=None if scheduler is None else scheduler.value)
-
-
-def _reopen(folder: Path, model: str | None, device: str | None) -> tuple[Compressed, Pipeline]:
-    """An artefact and the pipeline it was made from, from its old place or its new one."""
-    fast = load(folder)
-    return fast, reopen(fast.about["origin"], model, device)
-
-
-def _finish(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
 
 
 def _version(asked: bool) -> None:
     if asked:
         out.print(version("diff-es"))
         raise typer.Exit
+
+
+app.command("compress")(compress_command)
 
 
 @app.callback(help=_HELP)
@@ -99,7 +70,7 @@ def demo_command(
     result, story = run_demo(out_folder, seed, Reporter())
     tables.show_rows(out, story)
     out.print(f"\nLook at [bold]{out_folder / 'report.html'}[/bold]; figures in {out_folder / 'result.json'}.")
-    _finish(result, as_json)
+    finish(result, as_json)
 
 
 @app.command("inspect")
@@ -113,77 +84,9 @@ def inspect_command(
     as_json: AsJson = False,
 ) -> None:
     """What can be pruned, what cannot and why, and what each level costs."""
-    found = inspection.inspect(_open(model, dtype, device, None), levels, Reporter(), batch if timed else None)
+    found = inspection.inspect(open_pipeline(model, dtype, device, None), levels, Reporter(), batch if timed else None)
     tables.show_inspection(out, found)
-    _finish(found, as_json)
-
-
-@app.command("compress")
-def compress_command(
-    model: Model,
-    out_folder: Annotated[Path, typer.Option("--out", help="folder of the result")],
-    macs: Annotated[float, typer.Option(help="share of the dense compute that may be spent")] = 0.7,
-    stages: Annotated[int, typer.Option(help="stages of the trajectory")] = 10,
-    steps: Annotated[int, typer.Option(help="sampler steps, as you sample")] = 50,
-    guidance: Annotated[float, typer.Option(help="guidance scale, as you sample")] = 4.0,
-    batch: Annotated[int, typer.Option(help="samples per pipeline call")] = 16,
-    generations: Annotated[int, typer.Option(help="of the search")] = 100,
-    population: Annotated[int, typer.Option(help="candidates per generation")] = 20,
-    probes: Annotated[int, typer.Option(help="noises every candidate is judged on")] = 8,
-    held_out: Annotated[int, typer.Option(help="noises the finalists are judged on")] = 32,
-    calibration: Annotated[int, typer.Option(help="samples of the calibration")] = 128,
-    survivors: Annotated[int, typer.Option(help="best so far, from which offspring are drawn")] = 5,
-    measure: Annotated[MeasureName, typer.Option(help="what closeness means")] = MeasureName.SNR,
-    finalists: Annotated[int, typer.Option(help="candidates judged again on held-out noises")] = 5,
-    ranking: Annotated[RankingName, typer.Option(help="how groups are ranked")] = RankingName.OBS,
-    prune: Annotated[Prune, typer.Option(help="thin layers, or skip whole blocks")] = Prune.WIDTH,
-    levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
-    compensate: Annotated[bool, typer.Option(help="re-solve the weights that stay")] = True,
-    shared_order: Annotated[
-        bool, typer.Option("--shared-order", help="one order of groups for all stages: less memory, less fidelity")
-    ] = False,
-    placement: Annotated[
-        PlacementName, typer.Option(help="where the stages' weights wait; auto: by the memory that is free")
-    ] = PlacementName.AUTO,
-    tolerance: Annotated[
-        float, typer.Option(help="compact: what leaving out parts of a correction may add to a layer's error")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
-    scheduler: WithScheduler = None,
-    dtype: InDtype = None,
-    device: OnDevice = None,
-    as_json: AsJson = False,
-) -> None:
-    """Calibrate, rank and search the best schedule within the budget; Ctrl-C loses nothing."""
-    check_target(out_folder)
-    ladder = Width(levels) if prune is Prune.WIDTH else Depth(bypass=compensate)
-    settings = Settings(
-        sampling=Sampling(steps, guidance, batch),
-        stages=stages,
-        method=Method(ladder, RANKINGS[ranking], Ridge() if compensate else None, shared_order=shared_order),
-        calibration=calibration,
-        probes=probes,
-        held_out=held_out,
-        survivors=survivors,
-        measure=MEASURES[measure],
-        finalists=finalists,
-        population=population,
-        generations=generations,
-        seed=seed,
-    )
-    where = Compact(tolerance) if placement is PlacementName.COMPACT else PLACEMENTS[placement]
-    start, pipe = time.monotonic(), _open(model, dtype, device, scheduler)
-    journal = out_folder / "journal.jsonl"
-    try:
-        fast = compress(pipe, macs, settings, placement=where, journal=journal, resume=resume, reporter=Reporter())
-    except KeyboardInterrupt:
-        out.print(f"\nStopped. What was evaluated is in {journal}: run the same command with --resume to go on.")
-        raise
-    fast.save(out_folder)
-    tables.show_compressed(out, fast, out_folder, time.monotonic() - start)
-    kept = ("budget", "macs_ratio", "score", "held_out_score")
-    _finish({"out": str(out_folder), "levels": fast.schedule.levels, **{key: fast.about[key] for key in kept}}, as_json)
+    finish(found, as_json)
 
 
 @app.command("sample")
@@ -196,12 +99,13 @@ def sample_command(
     steps: Annotated[int | None, typer.Option(help="default those of the artefact")] = None,
     guidance: Annotated[float | None, typer.Option(help="default that of the artefact")] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="where the images go")] = Path("samples"),
+    point: Point = None,
     model: Moved = None,
     device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Images, one PNG each and a contact sheet."""
-    fast, pipe = _reopen(folder, model, device)
+    fast, pipe = reopened(folder, model, device, point)
     own = fast.sampling
     setting = Sampling(own.steps if steps is None else steps, own.guidance if guidance is None else guidance, own.batch)
     probes = make_probes(pipe, count, seed, "sample")
@@ -227,7 +131,7 @@ def sample_command(
     sheet = out_folder / f"{stem}-sheet.png"
     contact_sheet(list(images)).save(sheet)
     out.print(f"{count} images in {out_folder}; all of them in {sheet}")
-    _finish({"images": files, "sheet": str(sheet), "labels": [probe.label for probe in probes]}, as_json)
+    finish({"images": files, "sheet": str(sheet), "labels": [probe.label for probe in probes]}, as_json)
 
 
 def _class(pipe: Pipeline, label: str) -> int:
@@ -253,13 +157,14 @@ def evaluate_command(
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="where result.json and report.html go; default DIR")
     ] = None,
+    point: Point = None,
     model: Moved = None,
     device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """The comparison with the dense model and all baselines at equal cost: result.json and report.html."""
     start, reporter = time.monotonic(), Reporter()
-    fast, pipe = _reopen(folder, model, device)
+    fast, pipe = reopened(folder, model, device, point)
     fast.check(pipe)
     settings, budget = restore(fast.about["settings"]), float(fast.about["budget"])
     ready = prepare(pipe, settings, reporter)
@@ -273,7 +178,7 @@ def evaluate_command(
     result = publish(target, story)
     tables.show_rows(out, story)
     out.print(f"\nLook at [bold]{target / 'report.html'}[/bold].")
-    _finish(result, as_json)
+    finish(result, as_json)
 
 
 @app.command("bench")
@@ -281,34 +186,36 @@ def bench_command(
     folder: Artefact,
     batch: Annotated[int, typer.Option(min=1, help="samples per pipeline call")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 7,
+    point: Point = None,
     model: Moved = None,
     device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Latency, MACs and memory of the dense and the routed model, interleaved in one process."""
-    fast, pipe = _reopen(folder, model, device)
+    fast, pipe = reopened(folder, model, device, point)
     result = compare(pipe, fast, batch, rounds, Reporter())
     tables.show_bench(out, result)
-    _finish(result, as_json)
+    finish(result, as_json)
 
 
 @app.command("export")
 def export_command(
     folder: Artefact,
     out_folder: Annotated[Path, typer.Option("--out", help="folder of the exported pipeline, new or empty")],
+    point: Point = None,
     model: Moved = None,
     device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """A result of one stage as a diffusers folder of its own, which loads without Diff-ES."""
-    fast, pipe = _reopen(folder, model, device)
+    fast, pipe = reopened(folder, model, device, point)
     found = export(fast, pipe, out_folder)
     sizes = f"{found.bytes / 1e6:.1f} MB of weights, {found.dense_bytes / 1e6:.1f} before"
     out.print(f"{found.denoiser} with {sizes}. It loads without Diff-ES:")
     out.print(found.call, markup=False, highlight=False, soft_wrap=True)
     kinds = {"pipeline": found.pipeline, "denoiser": found.denoiser, "stock": found.stock}
     weights = {"weight_bytes": found.bytes, "dense_weight_bytes": found.dense_bytes}
-    _finish({"out": str(found.folder), **kinds, **weights, "call": found.call}, as_json)
+    finish({"out": str(found.folder), **kinds, **weights, "call": found.call}, as_json)
 
 
 def main() -> None:

@@ -5,20 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .artefact import Compressed, fingerprint
+from .budget import Budget
 from .compaction import Compaction
 from .fitness import Fitness
 from .journal import Journal
 from .layers import Plan
 from .loading import origin_of
-from .pipeline import AnyPipeline
-from .placement import placed
-from .placements import Compact, Placement
+from .pipeline import AnyPipeline, denoiser_of
+from .placements import Compact, Placement, Streamed
 from .progress import Reporter
 from .rng import derive_seed
 from .schedule import Schedule
@@ -26,14 +27,16 @@ from .search import (
     Evolution,
     Generation,
     Levels,
+    Placing,
     Search,
     Space,
     front_search,
+    placing_search,
     race,
     tier,
     usual_switches,
 )
-from .sensitivity import Sensitivity, judged, sensitivity, starts, tried
+from .sensitivity import Sensitivity, as_row, by_rule, changed, judged, sensitivity, starts
 from .settings import Settings, describe
 from .study import Study, Survey, as_measured, identity, study, survey
 
@@ -51,16 +54,20 @@ class Found:
 
 
 def run_search(
-    ready: Study, search: Search, spaces: Sequence[Space], fitness: Fitness, journal: Journal, reporter: Reporter
+    search: Search,
+    fitness: Fitness,
+    journal: Journal,
+    reporter: Reporter,
+    title: str,
+    total: int,
+    peers: Callable[[Levels], int] | None = None,
 ) -> None:
     """Answer every question of a search, from the journal where it knows, and write down what is new.
 
-    Where there are heats, all candidates of a generation run in the first, and the better half of those that compete
-    for a budget on all probes.
+    With ``peers`` the candidates of a generation race: all of them run in a first heat, and the better half of those
+    that compete for the same on all probes.
     """
-    settings, peers = ready.settings, tier(spaces[-1].cost, [space.budget for space in spaces])
-
-    with reporter.task("search", settings.population * settings.generations) as task:
+    with reporter.task(title, total) as task:
 
         def judge(rung: int, candidates: Sequence[Levels]) -> Mapping[Levels, float]:
             scores = dict[Levels, float]()
@@ -71,25 +78,49 @@ def run_search(
             return scores
 
         while not search.done:
-            if settings.heat:
+            if peers is not None:
                 search.tell(race(search.ask(), judge, (0.5,), peers))
-            else:
-                for levels in search.ask():
-                    search.tell({levels: judged(fitness, journal, levels, heat=False)})
-                    task.advance(f"best {search.best.score:.2f}")
+                continue
+            for levels in search.ask():
+                search.tell({levels: judged(fitness, journal, levels, heat=False)})
+                task.advance(f"best {search.best.score:.2f}")
+
+
+def place(
+    ready: Study, share: float, search: Search, space: Space, fitness: Fitness, journal: Journal, reporter: Reporter
+) -> dict[Levels, float]:
+    """Where the steps of the best schedules lie best, and those of the rules that people use: candidates by score."""
+    settings, path = ready.settings, ready.path
+    assert path is not None
+    best = [levels for levels, score in search.ranking() if score > -math.inf and space.feasible(levels)]
+    rules = [rule for rule in by_rule(ready, share) if rule is not None]
+    starts = [(*levels, as_row(ready.timesteps(levels))) for levels in best[: settings.survivors]] + rules
+    placing = Placing(
+        offspring=settings.offspring, generations=settings.placings, seed=derive_seed(settings.seed, "placing") % 2**32
+    )
+    local = placing_search(ready.stages.boundaries, path.end, placing, starts)
+    total = len(starts) + settings.offspring * (settings.placings - 1)
+    peers = (lambda _: 0) if settings.heat else None
+    run_search(local, fitness, journal, reporter, f"place the steps at {share:g}", total, peers)
+    return {levels: score for levels, score in local.ranking() if score > -math.inf}
 
 
 def select(
-    ready: Study, search: Search, space: Space, extra: Sequence[Levels], before: int, judge: Fitness, reporter: Reporter
+    ready: Study,
+    scores: Mapping[Levels, float],
+    extra: Sequence[Levels],
+    history: tuple[Generation, ...],
+    evaluations: int,
+    judge: Fitness,
+    reporter: Reporter,
 ) -> Found:
-    """Judge the best candidates of a finished search that keep a budget again, on probes it never saw.
+    """Judge the best candidates of a search again, on probes it never saw.
 
     Args:
+        scores: of all candidates that keep the budget, best first.
         extra: candidates that are judged in any case.
-        before: candidates run before the search.
         judge: on the held-out probes.
     """
-    scores = {levels: score for levels, score in search.ranking() if space.feasible(levels)}
     best = list(dict.fromkeys([*list(scores)[: ready.settings.finalists], *extra]))
     finalists = []
     with reporter.task("judge finalists", len(best)) as task:
@@ -98,7 +129,7 @@ def select(
             task.advance()
     finalists.sort(key=lambda entry: (-entry[2], entry[0]))
     levels, score, held_out = finalists[0]
-    return Found(levels, score, held_out, tuple(finalists), search.history, len(search.ranking()) + before)
+    return Found(levels, score, held_out, tuple(finalists), history, evaluations)
 
 
 def evolve(
@@ -124,13 +155,19 @@ def evolve(
         seed=derive_seed(settings.seed, "evolution") % 2**32,
     )
     search = front_search(spaces[-1], [space.budget for space in spaces], evolution, first)
-    run_search(ready, search, spaces, fitness, journal, reporter)
-    before = len({levels for stage in tried(ready) for levels in stage} - dict(search.ranking()).keys())
-    judge = ready.fitness("held-out", settings.held_out)
-    return {
-        budget: select(ready, search, space, [start], before, judge, reporter)
-        for (budget, space), start in zip(by_budget.items(), first, strict=False)
-    }
+    peers = tier(spaces[-1].cost, [space.budget for space in spaces]) if settings.heat else None
+    total = settings.population * settings.generations
+    run_search(search, fitness, journal, reporter, "search", total, peers)
+    ran = len(search.ranking()) + len(set(changed(ready)) - dict(search.ranking()).keys())
+    judge, results = ready.fitness("held-out", settings.held_out), dict[float, Found]()
+    for (budget, space), start in zip(by_budget.items(), first, strict=False):
+        scores = {levels: score for levels, score in search.ranking() if space.feasible(levels)}
+        if ready.path is None:
+            results[budget] = select(ready, scores, [start], search.history, ran, judge, reporter)
+        else:
+            own = place(ready, budget, search, space, fitness, journal, reporter)
+            results[budget] = select(ready, own, [], search.history, ran + len(own), judge, reporter)
+    return results
 
 
 def compacted(
@@ -146,13 +183,13 @@ def compacted(
 
 
 def finish(
-    ready: Study, macs: float, found: Found, placement: Placement | None = None, reporter: Reporter | None = None
+    ready: Study, share: float, found: Found, placement: Placement | None = None, reporter: Reporter | None = None
 ) -> Compressed:
     """The found schedule with its plans, ready to run and to save."""
     levels, settings, reporter = found.levels, ready.settings, reporter or Reporter(quiet=True)
     rows, judge = ready.rows(levels), ready.fitness("held-out", settings.held_out)
     plans = tuple(ready.library.plan(stage, row) for stage, row in enumerate(rows))
-    timesteps = None if ready.path is None else placed(ready.path, ready.stages, [row[0] for row in levels])
+    timesteps = ready.timesteps(levels)
     extra: dict[str, Any] = {}
     if isinstance(placement, Compact):
         plans, extra["compact_held_out_score"] = compacted(ready, levels, placement, judge, reporter)
@@ -160,17 +197,18 @@ def finish(
         extra["own_held_out_score"] = judge(ready.own)
         extra["held_out_score_to_own"] = ready.fitness_to_own(settings.held_out)(levels)
     about: dict[str, Any] = {
-        "budget": macs,
-        "macs_ratio": ready.costs.ratio(levels),
+        "budget": share,
+        "macs_ratio": ready.macs.ratio(levels),
+        "cost_ratio": ready.costs.ratio(levels),
         "score": found.score,
         "held_out_score": found.held_out,
         "finalists": [list(entry) for entry in found.finalists],
         "history": [asdict(generation) for generation in found.history],
         "evaluations": found.evaluations,
-        "steps": list(ready.costs.steps) if ready.path is None else [row[0] for row in levels],
+        "steps": list(ready.steps(levels)),
         "timesteps": list(ready.trace.timesteps) if timesteps is None else list(timesteps),
         "reference_timesteps": None if ready.reference is None else list(ready.reference),
-        "macs_by_level": [list(row) for row in ready.costs.options],
+        "macs_by_level": [list(row) for row in ready.macs.options],
         "units": [unit.name for unit in ready.units],
         "settings": describe(settings),
         "origin": origin_of(ready.pipe),
@@ -186,6 +224,8 @@ def compress(
     macs: float = 0.7,
     settings: Settings | None = None,
     *,
+    speedup: float | None = None,
+    weights_gb: float | None = None,
     placement: Placement | None = None,
     journal: str | Path | None = None,
     resume: bool = False,
@@ -198,6 +238,9 @@ def compress(
         pipe: a ``DiTPipeline`` with the scheduler you sample with; it is left as it was.
         macs: the share of the dense trajectory's multiply-accumulates that may be spent, in (0, 1].
         settings: everything else that the result depends on; give at least your own steps and guidance.
+        speedup: in place of ``macs``, how many times faster the whole pipeline is to be on this device, at your own
+            batch.
+        weights_gb: the most GB of weights on the device; the result is placed ``Streamed``.
         placement: where the weights of the stages wait when the result runs; None leaves it to the memory that is free
             then. ``Compact`` factors the corrections, and measures what that costs.
         journal: a file to which every evaluation is appended, so that a stopped search can be resumed.
@@ -210,25 +253,28 @@ def compress(
         BudgetOutOfReach: before any search; says what is attainable.
         DiffESError: bad settings, or a journal of other settings.
     """
-    reporter = reporter or Reporter(quiet=True)
+    reporter, budget = reporter or Reporter(quiet=True), Budget(macs, speedup, weights_gb)
     settings = (settings or Settings()).changed(**changes)
     if resume and journal is not None:
         settings = as_measured(settings, Path(journal))
-    surveyed = survey(pipe, settings, reporter)
-    surveyed.costs.space(macs)  # an impossible budget is refused before anything runs
-    log = open_journal(surveyed, macs, journal, resume=resume)
+    surveyed = survey(pipe, settings, reporter, budget)
+    log = open_journal(surveyed, budget, journal, resume=resume)
     ready = study(surveyed, reporter)
     fitness = ready.fitness("search", ready.settings.probes, ready.settings.heat)
     table = sensitivity(ready, fitness, log, reporter)
-    found = evolve(ready, (macs, *ready.settings.front), fitness, table, log, reporter)
-    result = finish(ready, macs, found[macs], placement, reporter)
-    others = tuple(finish(ready, budget, one, placement, reporter) for budget, one in found.items() if budget != macs)
-    return replace(result, others=others)
+    front = (share for share in ready.settings.front if ready.costs.attainable(share))
+    found = evolve(ready, (ready.share, *front), fitness, table, log, reporter)
+    if weights_gb is not None:
+        dense = sum(parameter.nbytes for parameter in denoiser_of(ready.pipe).parameters())
+        placement = Streamed(weights_gb * 1e9 / dense)
+    results = {share: finish(ready, share, one, placement, reporter) for share, one in found.items()}
+    others = tuple(result for share, result in results.items() if share != ready.share)
+    return replace(results[ready.share], others=others)
 
 
-def open_journal(surveyed: Survey, macs: float, path: str | Path | None, *, resume: bool) -> Journal:
+def open_journal(surveyed: Survey, budget: Budget, path: str | Path | None, *, resume: bool) -> Journal:
     """The journal of one search, bound to everything that its scores and its course depend on."""
-    facts = {**describe(surveyed.settings), "macs": macs, **identity(surveyed.pipe)}
+    facts = {**describe(surveyed.settings), "budget": asdict(budget), **identity(surveyed.pipe)}
     return Journal(Path(path) if path is not None else None, facts, resume=resume)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import BudgetOutOfReach
-from .layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, realise
+from .layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, owned_by, realise
 from .pipeline import Denoiser, Trace, meta_twin
 from .progress import Reporter
 from .search import Levels, Space, Steps
@@ -59,6 +59,18 @@ class MacCounter:
             return self.skipping([block.name for block in self._anatomy.blocks[: option.blocks]])
         return self.skipping(option.blocks)
 
+    def weight_bytes(self, unit: Unit, level: int) -> int:
+        """Bytes of all weights that run with the one unit of a denoiser at a level."""
+        option, dense = unit.options[level], int(sum(parameter.nbytes for parameter in self._twin.parameters()))
+        if not isinstance(option, Thin):
+            return dense  # a skipped block's stay where they are
+        pairs, layers = zip(unit.layers, option.kept, strict=True), {layer.name: layer for layer in unit.layers}
+        cuts = {layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups}
+        gone = {name for key in cuts for name in owned_by(self._twin, layers[key])}
+        slim = realise(self._twin, self._anatomy, Plan(cuts)).tensors
+        kept = [tensor for name, tensor in self._twin.named_parameters() if name not in gone or name not in slim]
+        return int(sum(tensor.nbytes for tensor in [*kept, *slim.values()]))
+
     def table(self, units: Sequence[Unit], reporter: Reporter) -> tuple[tuple[int, ...], ...]:
         """MACs of a call by [unit][level], with all else dense."""
         table = list[tuple[int, ...]]()
@@ -93,6 +105,7 @@ class Costs:
     options: tuple[tuple[int, ...], ...]  # of a call, by [unit][level]; level 0 first
     steps: tuple[int, ...]  # denoiser calls of each stage in the user's own setting
     choices: tuple[tuple[int, ...], ...] | None = None  # how many each stage may take; None: its own
+    barred: frozenset[int] = frozenset()  # levels of the one unit that must not be taken
 
     @classmethod
     def tabled(
@@ -112,6 +125,18 @@ class Costs:
         """What the user's own setting costs."""
         return sum(self.steps) * (self.fixed + sum(row[0] for row in self.options))
 
+    @property
+    def cheapest(self) -> int:
+        """What the cheapest schedule costs."""
+        least = self.fixed + sum(
+            min(c for level, c in enumerate(row) if level not in self.barred) for row in self.options
+        )
+        return least * (sum(self.steps) if self.choices is None else sum(counts[0] for counts in self.choices))
+
+    def attainable(self, fraction: float) -> bool:
+        """Whether any schedule costs so little."""
+        return self.cheapest <= fraction * self.dense
+
     def call(self, levels: Sequence[int]) -> int:
         """One denoiser call, for one level of each unit."""
         return self.fixed + sum(row[level] for row, level in zip(self.options, levels, strict=True))
@@ -120,7 +145,7 @@ class Costs:
         """A whole schedule; where steps are a choice, its rows begin with their number."""
         if self.choices is None:
             return sum(n * self.call(row) for n, row in zip(self.steps, levels, strict=True))
-        return sum(row[0] * self.call(row[1:]) for row in levels)
+        return sum(row[0] * self.call(row[1:]) for row in levels[: len(self.steps)])
 
     def ratio(self, levels: Levels) -> float:
         """The cost of a schedule over that of the user's own setting."""
@@ -137,14 +162,17 @@ class Costs:
             raise BudgetOutOfReach("macs", expected="a fraction above 0, at most 1", found=str(fraction), remedy=remedy)
         # exact: 0.29 of 100 is 29; and the ratio of a schedule, a rounded float, is a budget that the schedule keeps
         budget = math.floor(Fraction(str(fraction)) * self.dense * (1 + Fraction(1, 10**12)))
-        least = self.fixed + sum(min(row) for row in self.options)
-        fewest = sum(self.steps) if self.choices is None else sum(counts[0] for counts in self.choices)
-        if budget < least * fewest:
-            shown = math.ceil(Fraction(least * fewest, self.dense) * 10_000) / 10_000
+        if budget < self.cheapest:
+            shown = math.ceil(Fraction(self.cheapest, self.dense) * 10_000) / 10_000
             remedy = f"Ask for {shown} or more, or take fewer sampler steps."
             expected = f"at least {shown}, which the deepest level costs in every stage"
             raise BudgetOutOfReach("macs", expected=expected, found=str(fraction), remedy=remedy)
+        # a level that must not be taken is one that no budget pays for
+        offered = tuple(
+            tuple(budget + 1 if level in self.barred else cost for level, cost in enumerate(row))
+            for row in self.options
+        )
         if self.choices is None:
-            rows = tuple(tuple(tuple(n * cost for cost in row) for row in self.options) for n in self.steps)
+            rows = tuple(tuple(tuple(n * cost for cost in row) for row in offered) for n in self.steps)
             return Space(rows, budget - self.fixed * sum(self.steps))
-        return Space((self.options,) * len(self.steps), budget, Steps(self.choices, self.steps, self.fixed))
+        return Space((offered,) * len(self.steps), budget, Steps(self.choices, self.steps, self.fixed))

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .budget import Budget
 from .compress import evolve, finish, open_journal
 from .evaluate import Effort, evaluate
 from .loading import load
@@ -40,7 +41,7 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
     pipe, settings = load("bundled"), SETTINGS.changed(seed=seed)
     ready, journals = prepare(pipe, settings, reporter), folder / "journals"
     fitness = ready.fitness("search", settings.probes, settings.heat)
-    journal = open_journal(ready, min(BUDGETS), journals / f"search-{seed}.jsonl", resume=True)
+    journal = open_journal(ready, Budget(min(BUDGETS)), journals / f"search-{seed}.jsonl", resume=True)
     table = sensitivity(ready, fitness, journal, reporter)
     found = evolve(ready, BUDGETS, fitness, table, journal, reporter)
     for budget in BUDGETS:

@@ -13,10 +13,10 @@ from torch import Tensor
 from . import metrics
 from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure
+from .budget import Budget
 from .compress import Found, open_journal, run_search, select
 from .layers import Plan
 from .pipeline import decode, make_probes, sample, trace
-from .placement import placed
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
@@ -68,7 +68,7 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     search: Search = random_search(space, evaluations, seed=seed)
     fitness = study.fitness("search", study.settings.probes, study.settings.heat)
     reporter.say(f"Random search at {macs:g} of the compute, {evaluations} candidates")
-    run_search(study, search, [space], fitness, open_journal(study, macs, path, resume=True), reporter)
+    run_search(study, search, [space], fitness, open_journal(study, Budget(macs), path, resume=True), reporter)
     judge = study.fitness("held-out", study.settings.held_out)
     return select(study, search, space, (), 0, judge, reporter)
 
@@ -76,11 +76,9 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
 def scheduled(study: Study, name: str, budget: float, levels: Levels, plans: Sequence[Plan] | None = None) -> Contender:
     """A schedule of the study, by the library's own plans or by those given."""
     own = plans or [study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels))]
-    timesteps = None
-    if study.path is not None and [row[0] for row in levels] != list(study.costs.steps):
-        timesteps = placed(study.path, study.stages, [row[0] for row in levels])
+    timesteps = study.timesteps(levels)
     runner = Runner(name, study.settings.sampling, study.stages, tuple(own), timesteps=timesteps)
-    return Contender(name, budget, study.costs.ratio(levels), runner)
+    return Contender(name, budget, study.macs.ratio(levels), runner)
 
 
 def _uniform(study: Study, budget: float) -> Contender:

@@ -26,20 +26,23 @@ from .schedule import Stages
 from .search import Levels
 from .stepping import stepped
 
+Key = tuple[int, tuple[float, ...], Levels]
+
 
 class PrefixCache:
-    """Denoiser outputs by (chunk of probes, step, levels up to the step's stage), least recently used out first.
+    """Denoiser outputs by (chunk of probes, timesteps so far, levels of the stages so far), least recently used out
+    first.
 
-    Two candidates that agree on stages 0 to s receive the same latents in stage s, so the same outputs: reusing them
-    is exact to the bit.
+    Two candidates that agree on all of it receive the same latents, so the same outputs: reusing them is exact to the
+    bit.
     """
 
     def __init__(self, limit: int) -> None:
-        self._outputs = OrderedDict[tuple[int, int, Levels], Any]()
+        self._outputs = OrderedDict[Key, Any]()
         self._limit, self._held = limit, 0
         self.hits = self.misses = 0
 
-    def fetch(self, key: tuple[int, int, Levels], run: Callable[[], Any]) -> Any:
+    def fetch(self, key: Key, run: Callable[[], Any]) -> Any:
         """The output under ``key``, from ``run()`` if it is not held."""
         if key in self._outputs:
             self.hits += 1
@@ -184,16 +187,12 @@ class Fitness:
         if self._path is None:
             yield
             return
-        timesteps = placed(self._path, self._stages, [row[0] for row in levels])
-        with stepped(self._pipe, timesteps, self._sampling.steps):
+        with stepped(self._pipe, timesteps_of(self._path, self._stages, levels), self._sampling.steps):
             yield
 
     def _run(self, chunk: int, levels: Levels) -> Tensor:
         """Final latents of one chunk of probes; steps whose prefix is known are replayed, not run."""
-        denoiser, step = denoiser_of(self._pipe), [-1, 0]
-
-        def count(timestep: float) -> None:
-            step[:] = step[0] + 1, self._stages.index(timestep)
+        denoiser, taken = denoiser_of(self._pipe), list[float]()
 
         def reuse(forward: Callable[..., Any]) -> Callable[..., Any]:
             def run(*args: Any, **kwargs: Any) -> Any:
@@ -201,18 +200,25 @@ class Fitness:
                 return forward(*args, **kwargs)
 
             def known(*args: Any, **kwargs: Any) -> Any:
-                key = (chunk, step[0], levels[: step[1] + 1])
+                key = (chunk, tuple(taken), rows[: self._stages.index(taken[-1]) + 1])
                 return self.cache.fetch(key, lambda: run(*args, **kwargs))
 
             return known
 
-        rows = levels if self._path is None else tuple(row[1:] for row in levels)
-        bank, handle = self._bank.choose(rows), on_timestep(denoiser, count)
+        rows = levels if self._path is None else tuple(row[1:] for row in levels[: len(self._stages)])
+        bank, handle = self._bank.choose(rows), on_timestep(denoiser, taken.append)
         try:
             with routed(denoiser, self._stages, lambda: bank), intercepted(denoiser, reuse), self._stepped(levels):
                 return sample(self._pipe, self._chunks[chunk], self._sampling)
         finally:
             handle.remove()
+
+
+def timesteps_of(path: Trajectory, stages: Stages, levels: Levels) -> tuple[float, ...]:
+    """The timesteps of a schedule that chooses its steps: its last row, where it has one more than stages."""
+    if len(levels) > len(stages):
+        return tuple(map(float, levels[-1]))
+    return placed(path, stages, [row[0] for row in levels])
 
 
 def _finite(score: float) -> float:

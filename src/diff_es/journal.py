@@ -16,7 +16,8 @@ Levels = tuple[tuple[int, ...], ...]
 class Journal:
     """Scores by candidate, kept in memory and, where a path is given, one JSON line each on disk.
 
-    ``scores`` are those on all probes, ``heats`` those on the probes of a first heat; they never meet.
+    ``scores`` are those on all probes, ``heats`` those on the probes of a first heat, ``alone`` those of single changes
+    to a finer schedule, against that schedule; they never meet.
 
     The first line holds the settings that the scores depend on. A line cut short by a kill is dropped when reading.
 
@@ -30,7 +31,8 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool) -> None:
-        self.path, self.scores, self.heats = path, dict[Levels, float](), dict[Levels, float]()
+        self.path, self.scores = path, dict[Levels, float]()
+        self.heats, self.alone = dict[Levels, float](), dict[Levels, float]()
         if path is None:
             return
         lines = self._read(path)
@@ -42,8 +44,7 @@ class Journal:
         if len(lines) > 1:
             self._check(lines[0]["settings"], settings)
             for line in lines[1:]:
-                known = self.heats if line.get("heat") else self.scores
-                known[tuple(tuple(row) for row in line["levels"])] = line["score"]
+                self._kind(line.get("kind"))[tuple(tuple(row) for row in line["levels"])] = line["score"]
         text = "".join(json.dumps(line) + "\n" for line in [{"settings": settings}, *lines[1:]])
         write_text(path, text)
 
@@ -82,16 +83,19 @@ class Journal:
             raise DiffESError(str(path), expected="a journal of Diff-ES", found=str(error), remedy=remedy) from error
         return lines
 
-    def add(self, levels: Levels, score: float, *, heat: bool = False) -> None:
-        """Remember a score, or that of a first heat, which never meets the others; on return it is on the disk.
+    def _kind(self, kind: str | None) -> dict[Levels, float]:
+        return {None: self.scores, "heat": self.heats, "alone": self.alone}[kind]
+
+    def add(self, levels: Levels, score: float, kind: str | None = None) -> None:
+        """Remember a score, or one of a kind of its own ("heat", "alone"); on return it is on the disk.
 
         Raises:
             StorageError: the disk refused.
         """
-        (self.heats if heat else self.scores)[levels] = score
+        self._kind(kind)[levels] = score
         if self.path is None:
             return
-        line = {"levels": levels, "score": score, **({"heat": True} if heat else {})}
+        line = {"levels": levels, "score": score, **({} if kind is None else {"kind": kind})}
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

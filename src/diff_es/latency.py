@@ -108,10 +108,10 @@ def _ratios(
     device, ratios, began = next(denoiser.parameters()).device, list[float](), time.perf_counter()
 
     def seconds() -> float:
-        _finish(device)
+        finished(device)
         start = time.perf_counter()
         module(*args, **kwargs)
-        _finish(device)
+        finished(device)
         return time.perf_counter() - start
 
     try:
@@ -125,6 +125,7 @@ def _ratios(
     return ratios[2:]  # the first rounds warm up
 
 
-def _finish(device: torch.device) -> None:
+def finished(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -53,6 +53,7 @@ class Prune(StrEnum):
 
     WIDTH = "width"
     DEPTH = "depth"
+    BOTH = "width,depth"
 
 
 class PlacementName(StrEnum):
@@ -87,6 +88,9 @@ PLACEMENTS: dict[PlacementName, Placement | None] = {
 Model = Annotated[str, typer.Argument(help="'bundled', a folder in diffusers format, or a hub id")]
 Moved = Annotated[str | None, typer.Option("--model", help="the base model, if it is no longer where it was")]
 Artefact = Annotated[Path, typer.Argument(help="what `diff-es compress --out` wrote")]
+Point = Annotated[
+    float | None, typer.Option(help="of the results for several budgets the best that is so many times cheaper")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 InDtype = Annotated[Dtype | None, typer.Option("--dtype", help="default float32 on the CPU, bfloat16 elsewhere")]
 OnDevice = Annotated[str | None, typer.Option("--device", help="default CUDA, then MPS, then the CPU")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ from .study import Study
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Errors that a choice adds where everything else is dense and, if steps are a choice, finely stepped.
+    """Errors that a choice adds where everything else is dense and, if steps are a choice, stepped twice as finely as
+    the user does.
 
     One table serves all budgets. Errors are of the measure's own kind, 0 being exact (``Measure.error``).
     """
@@ -27,13 +29,21 @@ class Sensitivity:
     levels: tuple[tuple[tuple[float, ...], ...], ...]  # [stage][unit][level]
     steps: tuple[Mapping[int, float], ...] | None  # [stage]: by number of steps
 
-    def best(self, space: Space) -> Levels:
-        """The schedule of least total error within the budget, were errors to add up; exact (search/knapsack.py)."""
+    def best(self, space: Space, *, coherent: bool = False) -> Levels:
+        """The schedule of least total error within the budget, were errors to add up; exact (search/knapsack.py).
+
+        ``coherent`` adds them as amplitudes, all in one direction, as the errors of a sampler's steps tend to be.
+        """
+
+        def added(error: float) -> float:
+            return math.sqrt(error) if coherent else error
+
+        by_level = [[[added(error) for error in row] for row in stage] for stage in self.levels]
         if self.steps is None:
-            stages = prunings(space, self.levels)
+            stages = prunings(space, by_level)
         else:
             steps = self.steps
-            stages = branches(space, lambda stage, count: (steps[stage][count], self.levels[stage]))
+            stages = branches(space, lambda stage, count: (added(steps[stage][count]), by_level[stage]))
         return knapsack_best(stages, space.budget).levels
 
 
@@ -41,7 +51,7 @@ def judged(fitness: Fitness, journal: Journal, levels: Levels, *, heat: bool) ->
     """The score of a candidate, in the first heat or on all probes, from the journal where it is known."""
     if heat:
         if levels not in journal.heats:
-            journal.add(levels, fitness.first(levels), heat=True)
+            journal.add(levels, fitness.first(levels), "heat")
         return journal.heats[levels]
     if levels not in journal.scores:
         score = fitness.second(levels, journal.heats[levels]) if levels in journal.heats else fitness(levels)
@@ -50,49 +60,57 @@ def judged(fitness: Fitness, journal: Journal, levels: Levels, *, heat: bool) ->
 
 
 def sensitivity(ready: Study, fitness: Fitness, journal: Journal, reporter: Reporter) -> Sensitivity:
-    """Measure the table by short runs: the prefix before a changed stage is known. Where there are heats, on the
-    probes of the first."""
-    base, heat, error = ready.finest, ready.settings.heat > 0, ready.settings.measure.error
-    alone = [levels for stage in tried(ready) for levels in stage]
-    with reporter.task("measure sensitivity", len(alone) + 1) as task:
-        least = error(judged(fitness, journal, base, heat=heat)) if ready.path is not None else 0.0
-        task.advance()
-        errors = {base: 0.0}
-        for levels in alone:
-            errors[levels] = max(error(judged(fitness, journal, levels, heat=heat)) - least, 0.0)
+    """Measure the table by short runs: the prefix before a changed stage is known.
+
+    Args:
+        fitness: on the search's probes; where steps are a choice, a part of them is run against the finer schedule.
+    """
+    error, errors = ready.settings.measure.error, {ready.base: 0.0}
+    alone = None if ready.path is None else ready.fitness_alone()
+    with reporter.task("measure sensitivity", len(changed(ready))) as task:
+        for levels in changed(ready):
+            if alone is None:
+                score = judged(fitness, journal, levels, heat=ready.settings.heat > 0)
+            else:
+                if levels not in journal.alone:
+                    journal.add(levels, alone(levels), "alone")
+                score = journal.alone[levels]
+            errors[levels] = error(score)
             task.advance()
-    choices, stages = ready.costs.choices, range(len(ready.stages))
     by_level = tuple(
         tuple(
             tuple(errors[_leveled(ready, stage, unit, level)] for level in range(len(options)))
             for unit, options in enumerate(ready.costs.options)
         )
-        for stage in stages
+        for stage in range(len(ready.stages))
     )
-    if choices is None:
+    if ready.costs.choices is None:
         return Sensitivity(by_level, None)
-    return Sensitivity(by_level, tuple({n: errors[_stepped(ready, s, n)] for n in choices[s]} for s in stages))
+    steps = tuple(
+        {n: 0.0 if n > ready.base[s][0] else errors[_stepped(ready, s, n)] for n in counts}
+        for s, counts in enumerate(ready.costs.choices)
+    )
+    return Sensitivity(by_level, steps)
 
 
-def tried(ready: Study) -> list[list[Levels]]:
-    """The schedules that change one choice of one stage, by stage."""
-    choices, found = ready.costs.choices, list[list[Levels]]()
-    for stage in range(len(ready.stages)):
-        found.append([_stepped(ready, stage, n) for n in choices[stage][:-1]] if choices else [])
+def changed(ready: Study) -> list[Levels]:
+    """The schedules that change one choice of one stage, from the first stage to the last."""
+    choices, found = ready.costs.choices, list[Levels]()
+    for stage, row in enumerate(ready.base):
+        found += [_stepped(ready, stage, n) for n in choices[stage] if n < row[0]] if choices else []
         for unit, options in enumerate(ready.costs.options):
-            found[-1] += [_leveled(ready, stage, unit, level) for level in range(1, len(options))]
+            found += [_leveled(ready, stage, unit, level) for level in range(1, len(options))]
     return found
 
 
 def _stepped(ready: Study, stage: int, count: int) -> Levels:
-    row = (count, *(0 for _ in ready.costs.options))
-    return _with(ready.finest, stage, row)
+    return _with(ready.base, stage, (count, *(0 for _ in ready.costs.options)))
 
 
 def _leveled(ready: Study, stage: int, unit: int, level: int) -> Levels:
-    row, front = list(ready.finest[stage]), 0 if ready.path is None else 1
+    row, front = list(ready.base[stage]), 0 if ready.path is None else 1
     row[front + unit] = level
-    return _with(ready.finest, stage, row)
+    return _with(ready.base, stage, row)
 
 
 def _with(levels: Levels, stage: int, row: Sequence[int]) -> Levels:
@@ -106,26 +124,34 @@ def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[L
     for space in spaces:
         found.append(space.repair(table.best(space), rng))
     for space in spaces:
-        found += space.starts(rng)
         if ready.path is None:
-            found.append(space.repair(mosaic(space, ready.statistics.change), rng))
-        found += (space.repair(levels, rng) for levels in by_hand(ready, space.budget))
+            found += [*space.starts(rng), space.repair(mosaic(space, ready.statistics.change), rng)]
+            continue
+        found += [space.repair(table.best(space, coherent=True), rng), *space.starts(rng)]
+        ruled = by_rule(ready, space.budget / ready.costs.dense)
+        found += [space.repair(_offered(ready, levels[:-1]), rng) for levels in ruled]
     return tuple(found)
 
 
-def by_hand(ready: Study, budget: int) -> tuple[Levels, ...]:
-    """The dense model with as many steps as the budget holds, where rules of hand put them, to the nearest choice."""
-    path, choices = ready.path, ready.costs.choices
-    if path is None or choices is None:
+def _offered(ready: Study, levels: Levels) -> Levels:
+    """The nearest schedule whose stages take numbers of steps that they may choose."""
+    rows = zip(ready.costs.choices or (), levels, strict=True)
+    return tuple((min(counts, key=lambda n: (abs(n - row[0]), n)), *row[1:]) for counts, row in rows)
+
+
+def by_rule(ready: Study, share: float) -> tuple[Levels, ...]:
+    """The dense model with as many steps as a share of the cost holds, where rules of hand put them; with timesteps."""
+    path, dense = ready.path, ready.own[0][1:]
+    if path is None:
         return ()
-    dense, found = ready.own[0][1:], list[Levels]()
-    total = max(1, budget // ready.costs.call(dense))
+    total, found = max(1, math.floor(share * sum(ready.costs.steps) + 1e-9)), list[Levels]()
     for rule in (trailing, karras, exponential, quadratic):
-        counts = ready.stages.steps(rule(path, total))
-        found.append(
-            tuple(
-                (min(allowed, key=lambda n, c=count: (abs(n - c), n)), *dense)  # type: ignore[misc]
-                for allowed, count in zip(choices, counts, strict=True)
-            )
-        )
+        timesteps = rule(path, total)
+        counts = ready.stages.steps(timesteps)
+        found.append((*((n, *dense) for n in counts), as_row(timesteps)))
     return tuple(found)
+
+
+def as_row(timesteps: Sequence[float] | None) -> tuple[int, ...]:
+    """Timesteps as the last row of a schedule."""
+    return tuple(int(t) if t == int(t) else t for t in timesteps or ())  # type: ignore[misc]

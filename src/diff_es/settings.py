@@ -44,12 +44,15 @@ class Settings:
     survivors: int = 5  # of all so far, from which offspring are drawn
     crossover: float = 0.3  # share of offspring by crossover; the others are mutations
     switches: int | None = None  # most level switches of a mutation; None: by the number of choices
+    placings: int = 16  # generations in which the steps of the best schedules are moved about; 1: none
+    offspring: int = 8  # of each of them
     front: tuple[float, ...] = ()  # budgets that are searched beside the one asked for
     seed: int = 0
 
     def __post_init__(self) -> None:
         remedy = "Leave it out to take the default."
-        for name in ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations"):
+        counts = ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations")
+        for name in (*counts, "placings", "offspring"):
             if getattr(self, name) < 1:
                 raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
         if not 0 <= self.heat < self.probes:

@@ -49,9 +49,8 @@ def _heat(study: Study, budget: float, found: Found) -> Heat:
         ends.append((study.trace.timesteps[first], study.trace.timesteps[first + steps - 1]))
         first += steps
     title, names = f"Diff-ES at {budget:g} of the compute", tuple(unit.name for unit in study.units)
-    taken = own if study.path is None else tuple(row[0] for row in found.levels)
     most = max(len(unit.options) for unit in study.units) - 1
-    return Heat(title, study.rows(found.levels), most, taken, tuple(ends), names)
+    return Heat(title, study.rows(found.levels), most, study.steps(found.levels), tuple(ends), names)
 
 
 def tell(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .artefact import fingerprint
+from .budget import Budget, Prices, measured_prices, within_memory
 from .calibrate import Statistics, calibrate, parts_of
 from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
-from .fitness import Fitness
+from .fitness import Fitness, timesteps_of
 from .journal import Journal
 from .latency import hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, discover
@@ -28,6 +29,9 @@ from .settings import Levers, Settings, value_of
 from .stepping import trajectory
 from .units import Depth, Unit, Width, units_of
 
+_WORTH_IT = 1.05
+"""A gain below which the user is told before the search."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -39,7 +43,10 @@ class Survey:
     stages: Stages
     anatomy: Anatomy
     counter: MacCounter
-    costs: Costs
+    macs: Costs  # counted
+    costs: Costs  # in the unit of the budget
+    share: float  # of the user's own cost that may be spent
+    prices: Prices | None  # measured, for a budget of time
     units: tuple[Unit, ...]
     path: Trajectory | None  # the user's own, where the steps of a stage are a choice
 
@@ -75,7 +82,15 @@ class Study(Survey):
 
     def rows(self, levels: Levels) -> Levels:
         """The levels of a schedule's units, without the numbers of steps."""
-        return levels if self.path is None else tuple(row[1:] for row in levels)
+        return levels if self.path is None else tuple(row[1:] for row in levels[: len(self.stages)])
+
+    def timesteps(self, levels: Levels) -> tuple[float, ...] | None:
+        """What the sampler takes under a schedule; None: the user's own."""
+        return None if self.path is None else timesteps_of(self.path, self.stages, levels)
+
+    def steps(self, levels: Levels) -> tuple[int, ...]:
+        """Sampler steps of each stage under a schedule."""
+        return self.costs.steps if self.path is None else tuple(row[0] for row in levels[: len(self.stages)])
 
     @property
     def reference(self) -> tuple[float, ...] | None:
@@ -88,6 +103,20 @@ class Study(Survey):
         if self.path is None:
             return None
         return placed(self.path, self.stages, [row[0] for row in self.finest])
+
+    @property
+    def base(self) -> Levels:
+        """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own."""
+        own = self.costs.steps
+        return self.own if self.path is None else tuple((2 * n, *row[1:]) for n, row in zip(own, self.own, strict=True))
+
+    def fitness_alone(self) -> Fitness:
+        """Closeness to the base of sensitivities, on the first of the search's probes."""
+        assert self.path is not None
+        probes = make_probes(self.pipe, self.settings.heat or self.settings.probes, self.settings.seed, "search")
+        reference, settings = placed(self.path, self.stages, [row[0] for row in self.base]), self.settings
+        own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
+        return Fitness(*own, path=self.path, reference=reference)
 
     @property
     def finest(self) -> Levels:
@@ -103,10 +132,11 @@ class Study(Survey):
         return tuple(dense if self.path is None else (n, *dense) for n in self.costs.steps)
 
 
-def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter) -> Survey:
-    """Discover and price, without running the model.
+def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter, budget: Budget | None = None) -> Survey:
+    """Discover and price; of the model only single calls run, to be timed.
 
     Raises:
+        BudgetOutOfReach: no schedule keeps the budget; says what is attainable.
         UnsupportedModel: a pipeline that Diff-ES cannot drive, or nothing in it that can be pruned.
         DiffESError: more stages than steps, or a pipeline that is routed already.
     """
@@ -130,7 +160,7 @@ def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter) -> Survey:
         )
     traced = trace(pipe, settings.sampling)
     levers, method, path, choices = settings.levers, settings.method, None, None
-    stages, units = Stages.split(traced.timesteps, settings.stages), units_of(anatomy, ladder, method.grain)
+    stages, units = Stages.split(traced.timesteps, settings.stages), units_of(anatomy, method.ladder, method.grain)
     if levers is not Levers.PRUNE:
         if pipe.scheduler.order != 1:
             remedy = "Search levels alone (--levers prune), or sample with a scheduler that calls the denoiser once."
@@ -142,8 +172,18 @@ def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter) -> Survey:
     if levers is Levers.STEPS:
         units = (replace(units[0], options=units[0].options[:1]),)
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
-    costs = Costs.tabled(counter.table(units, reporter), stages.steps(traced.timesteps), choices)
-    return Survey(pipe, settings, traced, stages, anatomy, counter, costs, units, path)
+    macs = Costs.tabled(counter.table(units, reporter), stages.steps(traced.timesteps), choices)
+    budget = budget or Budget(macs=1.0)
+    costs, share, prices = macs, budget.macs, None
+    if budget.speedup is not None:
+        prices = measured_prices(pipe, anatomy, units, macs, settings.sampling, reporter)
+        if prices.best < _WORTH_IT:
+            reporter.say(f"Whatever the schedule, the pipeline gains no more than {prices.best:.2f}x here.")
+        costs, share = prices.costs, prices.share(budget.speedup)
+    if budget.weights_gb is not None:
+        costs = within_memory(costs, counter, units, budget.weights_gb * 1e9)
+    costs.space(share)  # an impossible budget is refused before anything runs
+    return Survey(pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path)
 
 
 def step_choices(own: Sequence[int], fine: int) -> tuple[tuple[int, ...], ...]:

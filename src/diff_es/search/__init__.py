@@ -17,6 +17,7 @@ from diff_es.search.evolve import (
 )
 from diff_es.search.knapsack import joint_knapsack, knapsack, knapsack_best, knapsack_front
 from diff_es.search.pareto import FrontPoint, best_within, front, tier
+from diff_es.search.placing import Placing, placing_search
 from diff_es.search.racing import Judge, promoted, race
 from diff_es.search.slots import Steps
 from diff_es.search.space import Levels, Space
@@ -29,6 +30,7 @@ __all__ = [
     "Generation",
     "Judge",
     "Levels",
+    "Placing",
     "Point",
     "Propose",
     "Scored",
@@ -46,6 +48,7 @@ __all__ = [
     "knapsack_best",
     "knapsack_front",
     "knapsack_hull",
+    "placing_search",
     "promoted",
     "prunings",
     "race",

@@ -1,0 +1,151 @@
+"""Budgets as users say them, and the prices that go with them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .cost import Costs, MacCounter
+from .errors import BudgetOutOfReach, DiffESError
+from .latency import finished
+from .layers import Anatomy, Bypass, Cut, Plan, Switch, realise
+from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, make_probes, sample
+from .progress import Reporter
+from .units import Option, Thin, Unit
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a schedule may cost.
+
+    Args:
+        macs: the share of the dense trajectory's multiply-accumulates, above 0, at most 1.
+        speedup: how many times faster than now the whole pipeline is to be, on this device at the user's own setting;
+            then ``macs`` says nothing.
+        weights_gb: the most GB of weights on the device while a stage runs; their library waits elsewhere (streamed).
+    """
+
+    macs: float = 0.7
+    speedup: float | None = None
+    weights_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.speedup is not None and not 1 <= self.speedup < math.inf:
+            remedy = "Say how many times faster, such as 1.4."
+            raise DiffESError("speedup", expected="a number from 1 up", found=str(self.speedup), remedy=remedy)
+        if self.weights_gb is not None and not 0 < self.weights_gb < math.inf:
+            remedy = "Give the GB that weights may take, such as 1.5."
+            raise DiffESError("weights", expected="a number above 0", found=str(self.weights_gb), remedy=remedy)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What calls cost on this device: measured milliseconds, and what of a pipeline call is not the denoiser's."""
+
+    costs: Costs  # whole nanoseconds
+    other: float  # ns of a pipeline call outside of the denoiser
+
+    @property
+    def dense(self) -> float:
+        """ns of a pipeline call in the user's own setting."""
+        return self.other + self.costs.dense
+
+    def share(self, speedup: float) -> float:
+        """The share of the denoiser's time that a speed-up of the pipeline leaves.
+
+        Raises:
+            BudgetOutOfReach: none that any schedule can keep; the message says the best.
+        """
+        share = (self.dense / speedup - self.other) / self.costs.dense
+        if share * self.costs.dense < self.costs.cheapest:
+            expected = f"at most {math.floor(self.best * 100) / 100}x, which the cheapest schedule gives"
+            remedy = "Ask for less, take larger batches, or fewer sampler steps."
+            raise BudgetOutOfReach("speedup", expected=expected, found=f"{speedup}x", remedy=remedy)
+        return min(share, 1.0)
+
+    @property
+    def best(self) -> float:
+        """The most that any schedule can gain."""
+        return self.dense / (self.other + self.costs.cheapest)
+
+
+def measured_prices(
+    pipe: Pipeline, anatomy: Anatomy, units: Sequence[Unit], counted: Costs, sampling: Sampling, reporter: Reporter
+) -> Prices:
+    """Time a denoiser call at every level of every unit, interleaved with the dense one, and a whole pipeline call.
+
+    The weights' values do not matter, and the pipeline is as it was afterwards.
+    """
+    denoiser, switch = denoiser_of(pipe), Switch(denoiser_of(pipe))
+    args, kwargs = first_call(pipe, sampling)
+
+    def nanoseconds() -> float:
+        finished(denoiser.device)
+        began = time.perf_counter_ns()
+        denoiser(*args, **kwargs)
+        finished(denoiser.device)
+        return time.perf_counter_ns() - began
+
+    rounds, dense = 7, list[float]()
+    with torch.no_grad(), reporter.task("time levels", sum(len(unit.options) - 1 for unit in units)) as task:
+        try:
+            ratios = list[list[float]]()
+            for unit in units:
+                ratios.append([1.0])
+                for option in unit.options[1:]:
+                    content, seen = (
+                        switch.prepare(realise(denoiser, anatomy, bare(anatomy, unit, option))),
+                        list[float](),
+                    )
+                    for _ in range(rounds):
+                        switch.put({})
+                        dense.append(nanoseconds())
+                        switch.put(content)
+                        seen.append(nanoseconds() / dense[-1])
+                    ratios[-1].append(statistics.median(seen))
+                    task.advance()
+            call = statistics.median(dense) if dense else nanoseconds()
+        finally:
+            switch.put({})
+    table = [tuple(max(1, round(call * ratio)) for ratio in row) for row in ratios]
+    probes, totals = make_probes(pipe, sampling.batch, 0, "timing"), list[float]()
+    for _ in range(3):
+        began = time.perf_counter_ns()
+        decode(pipe, sample(pipe, probes, sampling))
+        totals.append(time.perf_counter_ns() - began)
+    costs = Costs.tabled(table, counted.steps, counted.choices)
+    return Prices(costs, max(statistics.median(totals[1:]) - costs.dense, 0.0))
+
+
+def bare(anatomy: Anatomy, unit: Unit, option: Option) -> Plan:
+    """A plan of the shapes of an option, whose weights mean nothing."""
+    if isinstance(option, Thin):
+        pairs = zip(unit.layers, option.kept, strict=True)
+        return Plan({layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups})
+    names = option.blocks
+    if isinstance(names, int):
+        names = tuple(block.name for block in anatomy.blocks[:names])
+    widths = {block.name: block.width for block in anatomy.blocks}
+    return Plan(bypasses={n: Bypass(torch.zeros(widths[n], widths[n]), torch.zeros(widths[n])) for n in names})
+
+
+def within_memory(costs: Costs, counter: MacCounter, units: Sequence[Unit], limit: float) -> Costs:
+    """Without the levels whose weights take more than ``limit`` bytes of the device while they run.
+
+    Raises:
+        DiffESError: units finer than the denoiser, whose weights add up.
+        BudgetOutOfReach: even the deepest level takes more.
+    """
+    if len(units) != 1:
+        remedy = "Take one level for the whole denoiser (--units whole)."
+        raise DiffESError("weights", expected="one unit", found=f"{len(units)}", remedy=remedy)
+    sizes = [counter.weight_bytes(units[0], level) for level in range(len(units[0].options))]
+    if min(sizes) > limit:
+        expected, remedy = f"at least {min(sizes) / 1e9:.3f} GB, which the deepest level takes", "Ask for more."
+        raise BudgetOutOfReach("weights", expected=expected, found=f"{limit / 1e9:.3f} GB", remedy=remedy)
+    return replace(costs, barred=frozenset(level for level, size in enumerate(sizes) if size > limit))

@@ -1,0 +1,145 @@
+"""``diff-es compress``: the command with the most options, and what it makes of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import tables
+from .compress import compress
+from .console import finish, open_pipeline, out
+from .errors import DiffESError
+from .library import Method
+from .obs import Ridge
+from .options import (
+    MEASURES,
+    PLACEMENTS,
+    RANKINGS,
+    AsJson,
+    InDtype,
+    MeasureName,
+    Model,
+    OnDevice,
+    PlacementName,
+    Prune,
+    RankingName,
+    WithScheduler,
+)
+from .pipeline import Sampling
+from .placements import Compact
+from .progress import Reporter
+from .settings import Levers, Settings
+from .store import check_target
+from .units import Depth, Grain, Ladder, Width
+
+
+def compress_command(
+    model: Model,
+    out_folder: Annotated[Path, typer.Option("--out", help="folder of the result")],
+    macs: Annotated[float, typer.Option(help="share of the dense compute that may be spent")] = 0.7,
+    speedup: Annotated[
+        float | None, typer.Option(help="instead: how many times faster the pipeline is to be on this device")
+    ] = None,
+    weights_gb: Annotated[
+        float | None, typer.Option("--weights-gb", help="the most GB of weights on the device; streams the rest")
+    ] = None,
+    levers: Annotated[Levers, typer.Option(help="what changes from stage to stage")] = Levers.BOTH,
+    stages: Annotated[int, typer.Option(help="stages of the trajectory")] = 10,
+    steps: Annotated[int, typer.Option(help="sampler steps, as you sample")] = 50,
+    guidance: Annotated[float, typer.Option(help="guidance scale, as you sample")] = 4.0,
+    batch: Annotated[int, typer.Option(help="samples per pipeline call")] = 16,
+    generations: Annotated[int, typer.Option(help="of the search")] = 100,
+    population: Annotated[int, typer.Option(help="candidates per generation")] = 20,
+    probes: Annotated[int, typer.Option(help="noises candidates are judged on")] = 16,
+    heat: Annotated[int, typer.Option(help="the first of them, after which the worse half drops out; 0: none")] = 4,
+    held_out: Annotated[int, typer.Option(help="noises the finalists are judged on")] = 32,
+    calibration: Annotated[int, typer.Option(help="samples of the calibration")] = 128,
+    survivors: Annotated[int, typer.Option(help="best so far, from which offspring are drawn")] = 5,
+    front: Annotated[str, typer.Option(help="other budgets to search along, such as 0.3,0.5; '' for none")] = (
+        "0.3,0.4,0.5,0.6,0.75,0.9"
+    ),
+    measure: Annotated[MeasureName, typer.Option(help="what closeness means")] = MeasureName.SNR,
+    finalists: Annotated[int, typer.Option(help="candidates judged again on held-out noises")] = 5,
+    ranking: Annotated[RankingName, typer.Option(help="how groups are ranked")] = RankingName.OBS,
+    prune: Annotated[Prune, typer.Option(help="thin layers, skip whole blocks, or either")] = Prune.WIDTH,
+    units: Annotated[Grain, typer.Option(help="what carries its own level")] = Grain.WHOLE,
+    levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
+    compensate: Annotated[bool, typer.Option(help="re-solve the weights that stay")] = True,
+    shared_order: Annotated[
+        bool, typer.Option("--shared-order", help="one order of groups for all stages: less memory, less fidelity")
+    ] = False,
+    placement: Annotated[
+        PlacementName, typer.Option(help="where the stages' weights wait; auto: by the memory that is free")
+    ] = PlacementName.AUTO,
+    tolerance: Annotated[
+        float, typer.Option(help="compact: what leaving out parts of a correction may add to a layer's error")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
+    scheduler: WithScheduler = None,
+    dtype: InDtype = None,
+    device: OnDevice = None,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate, rank and search the best schedule within the budget; Ctrl-C loses nothing."""
+    check_target(out_folder)
+    depth = Depth(bypass=compensate)
+    ladders: dict[Prune, Ladder] = {
+        Prune.WIDTH: Width(levels),
+        Prune.DEPTH: depth,
+        Prune.BOTH: Width(levels, depth=depth),
+    }
+    ridge = Ridge() if compensate else None
+    settings = Settings(
+        sampling=Sampling(steps, guidance, batch),
+        stages=stages,
+        levers=levers,
+        method=Method(ladders[prune], RANKINGS[ranking], ridge, shared_order=shared_order, grain=units),
+        calibration=calibration,
+        probes=probes,
+        heat=heat,
+        held_out=held_out,
+        survivors=survivors,
+        front=_shares(front),
+        measure=MEASURES[measure],
+        finalists=finalists,
+        population=population,
+        generations=generations,
+        seed=seed,
+    )
+    where = Compact(tolerance) if placement is PlacementName.COMPACT else PLACEMENTS[placement]
+    start, pipe = time.monotonic(), open_pipeline(model, dtype, device, scheduler)
+    journal = out_folder / "journal.jsonl"
+    try:
+        fast = compress(
+            pipe,
+            macs,
+            settings,
+            speedup=speedup,
+            weights_gb=weights_gb,
+            placement=where,
+            journal=journal,
+            resume=resume,
+            reporter=Reporter(),
+        )
+    except KeyboardInterrupt:
+        out.print(f"\nStopped. What was evaluated is in {journal}: run the same command with --resume to go on.")
+        raise
+    fast.save(out_folder)
+    tables.show_compressed(out, fast, out_folder, time.monotonic() - start)
+    kept = ("budget", "macs_ratio", "cost_ratio", "score", "held_out_score", "steps")
+    points = sorted((fast, *fast.others), key=lambda point: float(point.about["macs_ratio"]))
+    shown = [{key: point.about[key] for key in kept} for point in points]
+    about = {key: fast.about[key] for key in kept}
+    finish({"out": str(out_folder), "levels": fast.schedule.levels, **about, "front": shown}, as_json)
+
+
+def _shares(front: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in front.split(",") if part.strip())
+    except ValueError as error:
+        remedy, found = "Write shares of the compute, such as 0.3,0.5.", front
+        raise DiffESError("--front", expected="numbers between commas", found=found, remedy=remedy) from error

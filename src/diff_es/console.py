@@ -1,0 +1,39 @@
+"""What all commands share: the terminal, opening what a user names, and the last line for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from .artefact import Compressed, load
+from .loading import load as load_pipeline
+from .loading import reopen
+from .options import Dtype, Scheduler
+from .pipeline import Pipeline
+
+out = Console()
+
+
+def open_pipeline(model: str, dtype: Dtype | None, device: str | None, scheduler: Scheduler | None) -> Pipeline:
+    """The pipeline that a command's options name."""
+    kind = None if dtype is None else getattr(torch, dtype.value)
+    return load_pipeline(model, dtype=kind, device=device, scheduler=None if scheduler is None else scheduler.value)
+
+
+def reopened(
+    folder: Path, model: str | None, device: str | None, point: float | None = None
+) -> tuple[Compressed, Pipeline]:
+    """An artefact and the pipeline it was made from, from its old place or its new one."""
+    fast = load(folder, point)
+    return fast, reopen(fast.about["origin"], model, device)
+
+
+def finish(result: dict[str, Any], as_json: bool) -> None:
+    """One JSON object as the last line, where it was asked for."""
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
