@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,10 +68,14 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     seed, space = derive_seed(study.settings.seed, "random search") % 2**32, study.costs.space(macs)
     search: Search = random_search(space, evaluations, seed=seed)
     fitness = study.fitness("search", study.settings.probes, study.settings.heat)
-    reporter.say(f"Random search at {macs:g} of the compute, {evaluations} candidates")
-    run_search(study, search, [space], fitness, open_journal(study, Budget(macs), path, resume=True), reporter)
+    journal, peers = (
+        open_journal(study, Budget(macs), path, resume=True),
+        (lambda _: 0) if study.settings.heat else None,
+    )
+    run_search(search, fitness, journal, reporter, f"random search at {macs:g}", evaluations, peers)
+    scores = {levels: score for levels, score in search.ranking() if score > -math.inf}
     judge = study.fitness("held-out", study.settings.held_out)
-    return select(study, search, space, (), 0, judge, reporter)
+    return select(study, scores, (), search.history, len(search.ranking()), judge, reporter)
 
 
 def scheduled(study: Study, name: str, budget: float, levels: Levels, plans: Sequence[Plan] | None = None) -> Contender:
