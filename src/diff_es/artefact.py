@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .errors import ArtefactError, DiffESError
-from .layers import Plan, check_plan, discover
+from .layers import Plan, check_plan, discover, named_parameters
 from .loading import check
 from .packing import left_out, pack, unpack
 from .pipeline import AnyPipeline, Sampling, denoiser_of
@@ -32,7 +32,7 @@ _SAMPLED = 512  # values of each parameter that the fingerprint reads
 def fingerprint(denoiser: nn.Module) -> str:
     """A hash of a denoiser's parameter names, shapes and evenly sampled values, the same in float32 and bfloat16."""
     digest = hashlib.sha256()
-    for name, parameter in denoiser.named_parameters():
+    for name, parameter in named_parameters(denoiser):
         flat = parameter.detach().flatten()
         values = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].bfloat16().cpu().view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + values.numpy().tobytes())

@@ -120,6 +120,7 @@ def calibrate(
         current[0] = stages.index(timestep)
 
     with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would trace the hooks
         stack.callback(on_timestep(denoiser, enter).remove)
         stack.callback(denoiser.register_forward_hook(of_denoiser).remove)
         for layer in layers:

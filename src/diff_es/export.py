@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .artefact import Compressed
 from .errors import DiffESError, StorageError, UnsupportedModel
-from .layers import Kind, Plan, discover, realise
+from .layers import Kind, Plan, discover, realise, state_dict
 from .loading import check
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_of, hushed, meta_twin, trace, with_denoiser
 from .pruned_transformer import PRUNED, Pruning
@@ -168,7 +168,7 @@ def _shallower(dense: Denoiser, plan: Plan, kept: Mapping[str, list[str]]) -> De
                 return None
     state = dict[str, Tensor]()
     places = dict(zip(stay, blocks, strict=False))
-    for key, value in dense.state_dict().items():
+    for key, value in state_dict(dense).items():
         block = next((name for name in blocks if key.startswith(f"{name}.")), None)
         if block is None:
             state[key] = value
@@ -193,7 +193,7 @@ def _pruned(dense: Denoiser, plan: Plan, kept: Mapping[str, list[str]]) -> Denoi
         }
         for kind in (Kind.ATTENTION, Kind.FEEDFORWARD)
     }
-    state = {**dense.state_dict(), **weights.tensors}
+    state = {**state_dict(dense), **weights.tensors}
     outside = _below(f"{name}.{part}" for name, parts in kept.items() for part in parts)
     state = {key: value for key, value in state.items() if not key.startswith(_below(kept)) or key.startswith(outside)}
     pruning = Pruning(heads=sizes[Kind.ATTENTION], channels=sizes[Kind.FEEDFORWARD], skipped={})

@@ -9,7 +9,7 @@ from torch import nn
 
 from .cost import MacCounter
 from .latency import LayerTime, hardware_multiple, slower_layers, time_layers
-from .layers import Anatomy, Kind, discover
+from .layers import Anatomy, Kind, discover, named_parameters
 from .pipeline import Pipeline, Sampling, denoiser_of, trace
 from .progress import Reporter
 from .units import Depth, Grain, Width, units_of
@@ -64,7 +64,7 @@ def left_dense(denoiser: nn.Module, anatomy: Anatomy) -> list[dict[str, Any]]:
     """Parameters that belong to no group of heads or channels, summed by where they stand in a block or outside."""
     owned = {rows.module for layer in anatomy.layers for rows in layer.rows} | {part.output for part in anatomy.layers}
     sizes = dict[str, int]()
-    for name, parameter in denoiser.named_parameters():
+    for name, parameter in named_parameters(denoiser):
         module = name.rpartition(".")[0]
         if module not in owned:
             place = ".".join("*" if part.isdecimal() else part for part in module.split("."))

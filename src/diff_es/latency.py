@@ -86,7 +86,8 @@ def _inputs(pipe: Pipeline, anatomy: Anatomy, sampling: Sampling) -> dict[str, t
 
         handles.append(denoiser.get_submodule(layer.name).register_forward_pre_hook(keep, with_kwargs=True))
     try:
-        denoiser(*args, **kwargs)
+        with torch.compiler.set_stance("force_eager"):  # compiled code would trace the hooks
+            denoiser(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

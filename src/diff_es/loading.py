@@ -146,7 +146,8 @@ def check(pipe: AnyPipeline) -> Pipeline:
     if not isinstance(pipe, SUPPORTED):
         _check_class("pipe", type(pipe).__name__)
     if not isinstance(pipe.transformer, ModelMixin):
-        found, remedy = type(pipe.transformer).__name__, "Compress the plain module; compile it afterwards if you like."
+        found = type(pipe.transformer).__name__
+        remedy = "Put the model itself there. To compile it, call `compile()` on its blocks, which keeps them in place."
         raise UnsupportedModel("pipe.transformer", expected="a diffusers model", found=found, remedy=remedy)
     if pipe.transformer.training:
         found, remedy = "training mode, in which labels are dropped at random", "Call pipe.transformer.eval() first."

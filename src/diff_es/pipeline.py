@@ -118,7 +118,7 @@ def hushed() -> Iterator[None]:
 def intercepted(denoiser: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Run with ``wrap(forward)`` in place of the denoiser's forward; what was there before comes back at the end."""
     before, forward = vars(denoiser).get("forward"), denoiser.forward
-    denoiser.forward = wrap(forward)
+    denoiser.forward = torch.compiler.disable(wrap(forward))
     try:
         yield
     finally:
@@ -193,7 +193,7 @@ def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> Removable
         value = kwargs["timestep"] if "timestep" in kwargs else args[position]
         call(float(value.reshape(-1)[0]) if isinstance(value, Tensor) else float(value))
 
-    return denoiser.register_forward_pre_hook(hook, with_kwargs=True)
+    return denoiser.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True)
 
 
 class _Caught(Exception):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .errors import DiffESError
-from .layers import discover, owned_by
+from .layers import RoomToCompile, discover, named_parameters, owned_by
 from .pipeline import on_timestep
 from .placements import Store
 from .schedule import Stages
@@ -32,7 +32,7 @@ class Routing:
         self._denoiser, self._stages, self._open = denoiser, stages, open_store
         exchanged = {name for layer in discover(denoiser).layers for name in owned_by(denoiser, layer)}
         # the first parameter that stays: where it lies tells whether the pipeline was moved
-        self._witness = next(name for name, _ in denoiser.named_parameters() if name not in exchanged)
+        self._witness = next(name for name, _ in named_parameters(denoiser) if name not in exchanged)
 
     @property
     def store(self) -> Store:
@@ -55,6 +55,7 @@ class Routing:
         self._handles = (
             on_timestep(denoiser, self._enter),
             denoiser.register_state_dict_pre_hook(self._refuse_saving),
+            RoomToCompile(denoiser),
         )
         _ROUTED[denoiser] = ref(self)
 

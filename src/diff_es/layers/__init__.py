@@ -7,6 +7,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from . import attention, block, feedforward
+from .compiled import RoomToCompile, named_parameters, plain_name, state_dict
 from .contract import DENSE, Anatomy, Block, Bypass, Cut, Factor, Kind, Layer, Plan, Refusal, Rows, Weights
 from .switch import Switch, check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, realise, row_picks
 
@@ -21,6 +22,7 @@ __all__ = [
     "Layer",
     "Plan",
     "Refusal",
+    "RoomToCompile",
     "Rows",
     "Switch",
     "Weights",
@@ -28,18 +30,21 @@ __all__ = [
     "discover",
     "fed_by",
     "merge",
+    "named_parameters",
     "output_of",
     "owned_by",
     "placed_bypasses",
     "realise",
     "row_picks",
+    "state_dict",
 ]
 
 
 def discover(denoiser: nn.Module) -> Anatomy:
     """The prunable layers and blocks of a denoiser, and what of known kinds cannot be pruned, with reasons."""
     layers, blocks, refusals = list[Layer](), list[Block](), list[Refusal]()
-    for name, module in denoiser.named_modules():
+    for wrapped, module in denoiser.named_modules():
+        name = plain_name(wrapped)
         found: Layer | Block | Refusal | None
         if isinstance(module, Attention):
             found = attention.find(name, module)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArtefactError
+from .compiled import submodule
 from .contract import Anatomy, Bypass, Cut, Layer, Plan, Rows, Weights
 
 
@@ -34,7 +35,7 @@ def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
 def fed_by(denoiser: nn.Module, layer: Layer) -> Iterator[tuple[Rows, str, nn.Parameter]]:
     """The parameters whose rows belong to a layer's groups: (rows, name below their module, parameter)."""
     for rows in layer.rows:
-        for leaf, parameter in denoiser.get_submodule(rows.module).named_parameters(recurse=False):
+        for leaf, parameter in submodule(denoiser, rows.module).named_parameters(recurse=False):
             yield rows, leaf, parameter
 
 
@@ -87,7 +88,7 @@ def check_plan(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> None:
 
 def output_of(denoiser: nn.Module, layer: Layer) -> nn.Linear:
     """The output projection of a layer."""
-    module = denoiser.get_submodule(layer.output)
+    module = submodule(denoiser, layer.output)
     assert isinstance(module, nn.Linear)
     return module
 
@@ -124,11 +125,22 @@ def _misfit(name: str, expected: str, found: str) -> ArtefactError:
     return ArtefactError(f"base model, {name}", expected=expected, found=found, remedy=remedy)
 
 
-def _stand_in(bypass: Bypass | None, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Stands in for the forward of a skipped block."""
-    if bypass is None:
-        return hidden_states
-    return hidden_states + nn.functional.linear(hidden_states, bypass.weight, bypass.bias)
+class _StandIn(nn.Module):
+    """Its forward stands in for that of a skipped block. A module, because torch.compile tells objects apart by their
+    identity but the parameters of modules by their shapes: all stages share one compilation."""
+
+    def __init__(self, bypass: Bypass) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(bypass.weight, requires_grad=False)
+        self.bias = nn.Parameter(bypass.bias, requires_grad=False)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states + nn.functional.linear(hidden_states, self.weight, self.bias)
+
+
+def _left_out(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands in for the forward of a block that leaves nothing behind."""
+    return hidden_states
 
 
 class _Slot:
@@ -170,25 +182,29 @@ class Switch:
         """The content of every slot that the weights name, ready for :meth:`put`, any number of times."""
         content = dict[str, Any]()
         for name, tensor in weights.tensors.items():
-            content[self._parameter_slot(name)] = nn.Parameter(tensor, requires_grad=False)
+            slot = self._parameter_slot(name)
+            # as the dense one says, because compiled code asks: a copy of a dense weight then runs the dense code
+            dense = self._slots[slot].dense  # None: a bias that the dense layer does not have
+            trained = dense is not None and dense.requires_grad and not tensor.is_inference()
+            content[slot] = nn.Parameter(tensor, requires_grad=trained)
             content |= self._linear_sizes(name, tensor)
         for name, value in weights.counts.items():
             content[self._attribute_slot(name)] = value
         for name, bypass in weights.bypasses.items():
-            content[self._forward_slot(name)] = partial(_stand_in, bypass)
+            content[self._forward_slot(name)] = _left_out if bypass is None else _StandIn(bypass).forward
         return content
 
     def _parameter_slot(self, name: str) -> str:
         if name not in self._slots:
             path, _, leaf = name.rpartition(".")
-            owner = self._denoiser.get_submodule(path)._parameters
+            owner = submodule(self._denoiser, path)._parameters
             self._slots[name] = _Slot(partial(owner.__setitem__, leaf), owner[leaf])
         return name
 
     def _attribute_slot(self, name: str) -> str:
         if name not in self._slots:
             path, _, leaf = name.rpartition(".")
-            own = vars(self._denoiser.get_submodule(path))  # an integer: nn.Module's own setattr would only be slower
+            own = vars(submodule(self._denoiser, path))  # an integer: nn.Module's own setattr would only be slower
             self._slots[name] = _Slot(partial(own.__setitem__, leaf), own[leaf])
         return name
 
@@ -202,7 +218,7 @@ class Switch:
     def _forward_slot(self, name: str) -> str:
         key = f"{name}.forward"
         if key not in self._slots:
-            module = self._denoiser.get_submodule(name)
+            module = submodule(self._denoiser, name)
             before = vars(module).get("forward")  # an earlier wrapper of the user's, if any
 
             def put(forward: Any) -> None:

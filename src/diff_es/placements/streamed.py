@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DiffESError
-from ..layers import Anatomy, Bypass, Plan, Switch, Weights, owned_by, realise
+from ..layers import Anatomy, Bypass, Plan, Switch, Weights, named_parameters, owned_by, realise
 from .contract import Store, distinct, parameter_bytes
 
 _ALIGNMENT = 64  # bytes
@@ -76,7 +76,7 @@ class StreamedStore:
     def __init__(
         self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan], limit: float, *, ahead: bool | None = None
     ) -> None:
-        parameters = dict(denoiser.named_parameters())
+        parameters = dict(named_parameters(denoiser))
         self._device = next(iter(parameters.values())).device
         self._ahead = self._device.type == "cuda" if ahead is None else ahead
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None

@@ -1,0 +1,76 @@
+"""torch.compile under routing: the names of the uncompiled model, and room for one compilation per level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config
+
+_WRAPPED = "_orig_mod"  # where torch.compile(module) keeps the module
+
+
+def submodule(root: nn.Module, name: str) -> nn.Module:
+    """The module of this name in the uncompiled model, also where ``torch.compile`` has put wrappers around it.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    module = root.get_submodule(name)
+    while (inner := module._modules.get(_WRAPPED)) is not None:
+        module = inner
+    return module
+
+
+def plain_name(name: str) -> str:
+    """A module's or parameter's name in the uncompiled model."""
+    return ".".join(part for part in name.split(".") if part != _WRAPPED)
+
+
+def named_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """All parameters, under their names in the uncompiled model."""
+    for name, parameter in root.named_parameters():
+        yield plain_name(name), parameter
+
+
+def state_dict(root: nn.Module) -> dict[str, Tensor]:
+    """The state dict that the uncompiled model has."""
+    return {plain_name(name): value for name, value in root.state_dict().items()}
+
+
+class RoomToCompile:
+    """Lets a denoiser's code be compiled once per level while it runs, until :meth:`remove`.
+
+    Blocks of one class share their compiled code, and PyTorch runs what comes after ``recompile_limit`` (8) variants
+    uncompiled. Inside the denoiser's forward, and nowhere else, that limit is raised to ``accumulated_recompile_limit``
+    (256), PyTorch's bound on all variants of one function.
+
+    The variants stay when the denoiser is dense again. If a dense call then needs one more (another batch size) and the
+    user's own limit is used up, PyTorch gives up compiling that function until ``torch.compiler.reset()``: whoever goes
+    on with dense calls of other shapes raises ``torch._dynamo.config.recompile_limit`` beforehand.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._before: int | None = None
+        self._handles = (
+            denoiser.register_forward_pre_hook(torch.compiler.disable(self._raise)),
+            denoiser.register_forward_hook(torch.compiler.disable(self._restore), always_call=True),
+        )
+
+    def remove(self) -> None:
+        """Take the hooks away, and restore the limit if an interrupt has kept it raised."""
+        for handle in self._handles:
+            handle.remove()
+        self._restore()
+
+    def _raise(self, *_: Any) -> None:
+        # by the older names of the limits, which PyTorch 2.6 has too
+        if self._before is None:
+            self._before = config.cache_size_limit
+            config.cache_size_limit = max(config.cache_size_limit, config.accumulated_cache_size_limit)
+
+    def _restore(self, *_: Any) -> None:
+        if self._before is not None:
+            config.cache_size_limit, self._before = self._before, None
