@@ -13,14 +13,17 @@ import argparse
 from dataclasses import replace
 
 from diff_es.calibrate import calibrate
-from diff_es.fitness import Fitness, LatentSNR
-from diff_es.library import Depth, Library, Method
+from diff_es.cost import MacCounter
+from diff_es.fitness import Fitness
+from diff_es.library import Library, Method
 from diff_es.loading import load
+from diff_es.measures import LatentSNR
 from diff_es.obs import Activation, Magnitude, Obs, Ridge, Wanda
 from diff_es.pipeline import Sampling, make_probes
 from diff_es.progress import Reporter
-from diff_es.settings import Settings
+from diff_es.settings import Levers, Settings
 from diff_es.study import prepare
+from diff_es.units import Depth
 
 WIDTH = {
     "magnitude, no compensation": Method(ranking=Magnitude(), compensation=None),
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     reporter, pipe, sampling = Reporter(), load("bundled"), Sampling(args.steps, args.guidance)
-    settings = Settings(sampling=sampling, calibration=args.calibration, seed=args.seed)
+    settings = Settings(sampling=sampling, levers=Levers.PRUNE, calibration=args.calibration, seed=args.seed)
     study = prepare(pipe, replace(settings, method=Method(ranking=Magnitude(), compensation=None)), reporter)
     probes = make_probes(pipe, args.calibration, args.seed, "calibration")
     layers, blocks = study.anatomy.layers, study.anatomy.blocks
@@ -64,7 +67,9 @@ def main() -> None:
             library = Library(pipe.transformer, study.anatomy, everything, method, reporter)
             fitness = Fitness(pipe, library, study.stages, judged, sampling, LatentSNR(), memory=0)
             scores = [fitness(((level,),) * len(study.stages)) for level in levels]
-            ratios = [study.counter.level(method.ladder, level) / study.counter.dense() for level in levels]
+            bypass = method.depth is None or method.depth.bypass
+            counter = MacCounter(pipe.transformer, study.anatomy, study.trace, bypass=bypass)
+            ratios = [counter.option(library.units[0], level) / counter.dense() for level in levels]
             cells = [f"{score:.2f} ({ratio:.3f})" for score, ratio in zip(scores, ratios, strict=True)]
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 

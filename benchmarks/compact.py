@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 
 from diff_es.benchmark import Runner
+from diff_es.compaction import Compaction
 from diff_es.layers import Kind, Plan
 from diff_es.library import Library
 from diff_es.loading import load
@@ -24,7 +25,7 @@ from diff_es.metrics import snr_db
 from diff_es.pipeline import Sampling, make_probes, sample
 from diff_es.placements import Compact, Placement, Resident, Streamed
 from diff_es.progress import Reporter
-from diff_es.settings import Settings
+from diff_es.settings import Levers, Settings
 from diff_es.study import Study, prepare
 
 SCHEDULES = {
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     reporter, pipe = Reporter(), load("bundled")
-    settings = Settings(sampling=Sampling(20, 2.0), calibration=args.calibration, seed=args.seed)
+    settings = Settings(sampling=Sampling(20, 2.0), levers=Levers.PRUNE, calibration=args.calibration, seed=args.seed)
     ready = prepare(pipe, settings, reporter)
     probes = make_probes(pipe, args.noises, args.seed, "compact")
     dense = sample(pipe, probes, settings.sampling)
@@ -50,7 +51,7 @@ def main() -> None:
 
     def judged(plans: Sequence[Plan], placement: Placement) -> str:
         runner = Runner("", settings.sampling, ready.stages, tuple(plans), placement)
-        with runner.context(pipe.transformer) as store:
+        with runner.context(pipe) as store:
             assert store is not None
             score = float(snr_db(dense, sample(pipe, probes, settings.sampling)).mean())
             return f"{score:.2f} ({store.peak_bytes / bytes_dense:.2f}x)"
@@ -62,10 +63,11 @@ def main() -> None:
         method = replace(ready.settings.method, shared_order=shared)
         library = Library(pipe.transformer, ready.anatomy, ready.statistics, method, reporter)
         for name, levels in SCHEDULES.items():
-            whole = [library.plan(stage, level) for stage, level in enumerate(levels)]
+            whole = [library.plan(stage, (level,)) for stage, level in enumerate(levels)]
             cells, ranks = [judged(whole, Resident()), judged(whole, Streamed())], list[str]()
             for tolerance in args.tolerances:
-                plans = [library.compacted(stage, level, tolerance) for stage, level in enumerate(levels)]
+                compaction = Compaction(library, tolerance)
+                plans = [compaction.plan(stage, (level,)) for stage, level in enumerate(levels)]
                 cells.append(judged(plans, Compact()))
                 ranks.append("/".join(f"{rank:.2f}" for rank in ranks_of(ready, plans)))
             order = "one for all stages" if shared else "each stage its own"

@@ -17,9 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from diff_es.cost import MacCounter
 from diff_es.layers import Cut, Plan, Switch, Weights, discover, realise
-from diff_es.library import Width, kept_groups
 from diff_es.loading import load
 from diff_es.pipeline import Sampling, trace
+from diff_es.units import Width
 
 
 def main() -> None:
@@ -31,12 +31,13 @@ def main() -> None:
     pipe, ladder = load(args.model), Width()
     denoiser = pipe.transformer
     anatomy, counter = discover(denoiser), MacCounter(denoiser, discover(denoiser), trace(pipe, Sampling(steps=10)))
+    widths = [tuple(ladder.kept(layer, level) for layer in anatomy.layers) for level in range(ladder.levels)]
     weights = [Weights()]
-    for level in range(1, ladder.levels):
-        pairs = zip(anatomy.layers, kept_groups(anatomy, ladder, level), strict=True)
+    for counts in widths[1:]:
+        pairs = zip(anatomy.layers, counts, strict=True)
         cuts = {layer.name: Cut(torch.arange(kept)) for layer, kept in pairs if kept < layer.groups}
         weights.append(realise(denoiser, anatomy, Plan(cuts)))
-    promised = [counter.dense() / counter.level(ladder, level) for level in range(ladder.levels)]
+    promised = [counter.dense() / counter.thinned(counts) for counts in widths]
     print("| batch | dense ms | " + " | ".join(f"level {i} ({p:.2f}x)" for i, p in enumerate(promised) if i) + " |")
     print("|---" * (ladder.levels + 1) + "|")
     size, channels = denoiser.config.sample_size, denoiser.config.in_channels

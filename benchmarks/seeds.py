@@ -2,8 +2,9 @@
 
     python benchmarks/seeds.py --seeds 0 1 2
 
-For every seed and budget: the demo's calibration and search, the rivals at the same MACs, random search with the same
-number of evaluations; judged by mean SNR (dB) on noises that no search has seen. Prints Markdown tables.
+For every seed: the demo's calibration and one search among levels alone for both budgets; for every budget the rivals
+at the same MACs, and random search with the same number of evaluations; judged by mean SNR (dB) against the dense
+model's own steps on noises that no search has seen. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import argparse
 import statistics
 
 from diff_es.benchmark import Runner
-from diff_es.compress import evolve, sensitivity
+from diff_es.compress import evolve
 from diff_es.demo import BUDGETS, SETTINGS
 from diff_es.evaluate import Contender, contenders, random_rival, sampled
 from diff_es.journal import Journal
 from diff_es.loading import load
 from diff_es.metrics import snr_db
 from diff_es.progress import Reporter
+from diff_es.sensitivity import sensitivity
+from diff_es.settings import Levers
 from diff_es.study import prepare
 
 
@@ -30,13 +33,13 @@ def main() -> None:
     reporter, pipe = Reporter(), load("bundled")
     scores = dict[tuple[float, str], list[float]]()
     for seed in args.seeds:
-        study = prepare(pipe, SETTINGS.changed(seed=seed), reporter)
+        study = prepare(pipe, SETTINGS.changed(seed=seed, levers=Levers.PRUNE), reporter)
         dense = Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))
         reference, _ = sampled(study, dense, args.noises, reporter)
-        fitness = study.fitness("search", study.settings.probes)
-        table = sensitivity(study, fitness, Journal(None, {}, resume=False), reporter)
-        for budget in BUDGETS:
-            found = evolve(study, budget, fitness, table, Journal(None, {}, resume=False), reporter)
+        journal = Journal(None, {}, resume=False)
+        fitness = study.fitness("search", study.settings.probes, study.settings.heat)
+        table = sensitivity(study, fitness, journal, reporter)
+        for budget, found in evolve(study, BUDGETS, fitness, table, journal, reporter).items():
             random = random_rival(study, budget, found.evaluations, None, reporter)
             for rival in contenders(study, budget, found, random):
                 latents, _ = sampled(study, rival, args.noises, reporter)

@@ -177,11 +177,13 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
     halve(manifest)
     with pytest.raises(ArtefactError, match=r"diff-es\.json: expected a readable manifest"):
         load(folder)
-    manifest.write_text(whole.replace('"format": 1', '"format": 99'))
-    with pytest.raises(ArtefactError, match=r"diff-es\.json: expected format 1, found format 99\. Compress again"):
+    manifest.write_text(whole.replace('"format": 2', '"format": 99'))
+    with pytest.raises(ArtefactError, match=r"diff-es\.json: expected format 2, found format 99\. Compress again"):
         load(folder)
-    for key in ("schedule", "stages", "base", "sampling", "about"):
-        manifest.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != key}))
+    for key in ("schedule", "stages", "base", "sampling", "timesteps", "placement", "about"):
+        harmed = json.loads(whole)
+        del harmed["points"][0][key]
+        manifest.write_text(json.dumps(harmed))
         with pytest.raises(ArtefactError, match=r"diff-es\.json: expected the hash of its contents"):
             load(folder)
     manifest.unlink()

@@ -22,7 +22,8 @@ from diff_es.cli import main
 from diff_es.report import Row
 
 CALL = ["--stages", "3", "--steps", "6", "--guidance", "2", "--batch", "2", "--calibration", "4"]
-CALL += ["--generations", "3", "--population", "6", "--probes", "3", "--held-out", "2"]
+CALL += ["--generations", "3", "--population", "6", "--probes", "3", "--heat", "0", "--held-out", "2"]
+CALL += ["--levers", "prune", "--front", ""]
 
 
 class Ended(NamedTuple):

@@ -45,6 +45,7 @@ from diff_es.progress import Reporter
 from diff_es.sensitivity import sensitivity
 from diff_es.settings import Levers, describe, restore
 from diff_es.study import Study
+from diff_es.units import Grain
 
 METHODS = {
     "obs": Method(Width(4, dense=())),
@@ -209,7 +210,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(fast: Compressed, tmp_pat
 @pytest.mark.parametrize(
     ("macs", "changes", "model", "named"),
     [
-        (0.61, {}, {}, "macs 0.6 then and 0.61 now"),
+        (0.61, {}, {}, "budget .*'macs': 0.6,.* then and .*'macs': 0.61,.* now"),
         (MACS, {"seed": 1}, {}, "seed 0 then and 1 now"),
         (MACS, {"probes": 2, "population": 7}, {}, "population 6 then and 7 now, probes 3 then and 2 now"),
         (MACS, {"sampling": Sampling(7, 2.0, 2)}, {}, "sampling .*'steps': 6.* then and .*'steps': 7"),
@@ -290,9 +291,20 @@ def test_settings_come_back_from_json(name: str, measure: Any) -> None:
     assert restore(json.loads(json.dumps(describe(chosen)))) == chosen
 
 
+@pytest.mark.parametrize("grain", Grain)
+@pytest.mark.parametrize("levers", Levers)
+def test_levers_units_and_fronts_come_back_from_json(levers: Levers, grain: Grain) -> None:
+    method = Method(Width(4, 16, (("ff", 3),), depth=Depth(bypass=False)), grain=grain)
+    chosen = settings(levers=levers, method=method, heat=2, fine=3, front=(0.4, 0.6))
+    assert restore(json.loads(json.dumps(describe(chosen)))) == chosen
+
+
 def test_default_settings_come_back_and_senseless_ones_are_refused() -> None:
     assert restore(describe(Settings())) == Settings()
-    for field in ("stages", "calibration", "probes", "finalists", "held_out", "population", "generations"):
+    for heat in (-1, 16):
+        with pytest.raises(DiffESError, match=rf"heat: expected a number from 0, below the 16 probes, found {heat}"):
+            Settings(heat=heat)
+    for field in ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations"):
         with pytest.raises(DiffESError, match=f"{field}: expected 1 or more, found 0"):
             Settings(**{field: 0})  # type: ignore[arg-type]
     for call in ({"steps": 0}, {"batch": 0}, {"guidance": -1.0}, {"guidance": float("nan")}):

@@ -17,7 +17,7 @@ from tests.tiny import assert_same, images, opened, random_plan, settings, snaps
 from torch import Tensor, nn
 
 from diff_es import ArtefactError, Compact, Compressed, Resident, Streamed, compress, load
-from diff_es.layers import DENSE, Cut, Factor, Plan, discover, realise
+from diff_es.layers import DENSE, Cut, Factor, Plan, discover, fed_by, realise
 from diff_es.lowrank import factorise
 from diff_es.placements import Placement, Stitched, Store, StreamedStore, choose
 from diff_es.route import routed
@@ -209,15 +209,16 @@ def test_compact_holds_the_dense_network_the_merged_projections_and_the_factors(
     plans = [factored(pipe, seed) for seed in range(3)]
     dense = on_device(pipe.transformer, ())
     factors = sum(tensor.nbytes for tensor in kept_on_device(plans))
+    rows = [p for layer in discover(pipe.transformer).layers for _, _, p in fed_by(pipe.transformer, layer)]
+    spare = sum({p.shape: p.nbytes for p in rows}.values())  # a tensor of each shape exists in two orders
     with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, plans, Compact())) as routing:
         for stage, plan in enumerate(plans):
             routing.store.to(stage)
             outputs = {layer.name: layer.output for layer in discover(pipe.transformer).layers}
             merged = [f"{outputs[name]}.{leaf}" for name in plan.cuts for leaf in ("weight", "bias")]
             active = sum(pipe.transformer.get_parameter(name).nbytes for name in merged)
-            assert routing.store.weight_bytes == dense + factors + active
-        widest = max(parameter.nbytes for parameter in pipe.transformer.parameters())
-        assert routing.store.peak_bytes <= dense + factors + max(active, widest) * 1.2
+            assert routing.store.weight_bytes == dense + factors + active + spare
+        assert routing.store.peak_bytes <= dense + factors + active * 1.2 + spare
 
 
 def test_memory_at_ten_stages_and_half_of_the_groups() -> None:
@@ -280,7 +281,7 @@ def test_factors_keep_the_allowed_error_with_no_larger_rank_than_needed(seed: in
     power = float((delta @ hessian * delta).sum())
     factors = factorise(delta, hessian, allowed * power)
     rest = delta - sum((factor.product().double() for factor in factors), torch.zeros_like(delta))
-    assert float((rest @ hessian * rest).sum()) <= allowed * power
+    assert float((rest @ hessian * rest).sum()) <= allowed * power * (1 + 1e-9)
     singular = torch.linalg.svdvals(delta @ torch.linalg.cholesky(hessian)).square()
     needed = int((singular.flip(0).cumsum(0).flip(0) > 0.9 * allowed * power).sum())
     assert not factors or len(factors[0].left_scale) == max(1, needed)

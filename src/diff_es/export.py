@@ -105,7 +105,10 @@ def _same(one: Plan, other: Plan) -> bool:
         return True
     if one.cuts.keys() != other.cuts.keys() or one.bypasses.keys() != other.bypasses.keys():
         return False
+    if any(len(one.cuts[name].factors) != len(other.cuts[name].factors) for name in one.cuts):
+        return False
     pairs: list[tuple[Any, Any]] = [(one.cuts[name], other.cuts[name]) for name in one.cuts]
+    pairs += [pair for name in one.cuts for pair in zip(one.cuts[name].factors, other.cuts[name].factors, strict=True)]
     pairs += [(one.bypasses[name], other.bypasses[name]) for name in one.bypasses]
     return all(_equal(_tensors(a), _tensors(b)) for a, b in pairs)
 
@@ -113,7 +116,7 @@ def _same(one: Plan, other: Plan) -> bool:
 def _tensors(holder: Any) -> dict[str, Tensor]:
     """The tensors of a cut, a bypass or a module's state; none of None."""
     values = {} if holder is None else holder.state_dict() if isinstance(holder, nn.Module) else vars(holder)
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def _equal(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:

@@ -59,12 +59,12 @@ class CompactStore:
         self._active = 0  # bytes of the merged projections
         self._current: Plan | None = None
         self._orders = dict[str, tuple[Tensor, Tensor]]()  # parameter: (its values reordered, the order of its rows)
-        widest = (p.nbytes for layer in self._layers for _, _, p in fed_by(denoiser, layer))
-        self._peak, self._copy = self._base, max(widest, default=0)  # one tensor at a time exists in two orders
+        self._spare = dict[torch.Size, Tensor]()  # memory that reordering may write to; nobody else uses it
+        self._peak = self._base
 
     @property
     def weight_bytes(self) -> int:
-        return self._base + self._active
+        return self._base + self._active + sum(spare.nbytes for spare in self._spare.values())
 
     @property
     def peak_bytes(self) -> int:
@@ -76,7 +76,6 @@ class CompactStore:
             return
         self._switch.put({})  # lets go of the merged projections of the stage before
         self._current, self._active = None, 0
-        self._peak = max(self._peak, self._base + self._copy)
         for layer in self._layers:
             cut = plan.cuts.get(layer.name)
             self._reorder(layer, torch.arange(layer.groups) if cut is None else cut.kept)
@@ -97,6 +96,7 @@ class CompactStore:
         for layer in self._layers:
             self._reorder(layer, torch.arange(layer.groups))
         self._orders.clear()
+        self._spare.clear()
 
     def _reorder(self, layer: Layer, kept: Tensor) -> None:
         """Put the rows of the groups that stay first, each part of the others in its own order behind them."""
@@ -108,7 +108,11 @@ class CompactStore:
             values, now = self._orders.get(name, (parameter.data, torch.arange(len(order))))
             if not torch.equal(order, now):
                 # both are exchanged in one assignment: an interruption finds values and order that belong together
-                self._orders[name] = (values[now.argsort()[order].to(values.device)], order)
+                index, spare = now.argsort()[order].to(values.device), self._spare.pop(values.shape, None)
+                moved = torch.empty_like(values) if spare is None else spare
+                self._orders[name] = (torch.index_select(values, 0, index, out=moved), order)
+                parameter.data = moved
+                self._spare[values.shape] = values
             parameter.data = self._orders.get(name, (values, now))[0]
 
 

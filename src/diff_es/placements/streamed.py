@@ -90,13 +90,14 @@ class StreamedStore:
         self._switch = Switch(denoiser)
         self._base = parameter_bytes(denoiser) - sum(parameter.nbytes for parameter in self._dense.values())
         self._held, self._peak = dict[int, list[Tensor]](), self._base  # shelf: copies of its chunks on the device
+        self._free = list[Tensor]()  # of the stage before, at a switch
         self._stage, self._start, self._active = -1, 0, 0  # now; where the trajectory began; the shelf in use
         for name, view in home.views(home.flat).items():
             self._dense[name].data = view
 
     @property
     def weight_bytes(self) -> int:
-        return self._base + sum(copy.nbytes for copies in self._held.values() for copy in copies)
+        return self._base + sum(copy.nbytes for copies in (*self._held.values(), self._free) for copy in copies)
 
     @property
     def peak_bytes(self) -> int:
@@ -111,6 +112,7 @@ class StreamedStore:
         if key != self._active:
             self._switch.put({})  # lets go of the stage before
             self._active = 0
+            self._free = [copy for shelf, copies in self._held.items() if shelf != key for copy in copies]
             self._held = {shelf: copies for shelf, copies in self._held.items() if shelf == key}
             self._fetch(key, len(self._shelves[key].chunks))
             self._join()
@@ -145,14 +147,21 @@ class StreamedStore:
         return _Shelf(chunks, weights.counts, bypasses)
 
     def _fetch(self, key: int, count: int) -> None:
-        """Have the first ``count`` chunks of a shelf on the device, copied on the side stream where there is one."""
+        """Have the first ``count`` chunks of a shelf on the device, copied on the side stream where there is one, into
+        the memory of the stage before where it fits."""
         copies = self._held.setdefault(key, [])
+        wanted = [chunk.flat for chunk in self._shelves[key].chunks[len(copies) : count]]
+        sizes = {flat.nbytes for flat in wanted}
+        self._free = [copy for copy in self._free if copy.nbytes in sizes]  # the rest goes before anything new comes
         if self._stream is not None:  # memory that was let go may still be read by the stage before
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            for chunk in self._shelves[key].chunks[len(copies) : count]:
-                copies.append(torch.empty_like(chunk.flat, device=self._device).copy_(chunk.flat, non_blocking=True))
-        self._peak = max(self._peak, self.weight_bytes)
+            for flat in wanted:
+                reused = next((i for i, copy in enumerate(self._free) if copy.nbytes == flat.nbytes), None)
+                copy = torch.empty_like(flat, device=self._device) if reused is None else self._free.pop(reused)
+                copies.append(copy.copy_(flat, non_blocking=True))
+                self._peak = max(self._peak, self.weight_bytes)
+        self._free.clear()
 
     def _join(self) -> None:
         """Let the computation wait for what the side stream copied; the host does not wait."""
