@@ -163,43 +163,50 @@ def switch_ms(store: Store, stages: int, device: torch.device) -> float:
     return statistics.median(times)
 
 
-def compare(pipe: Pipeline, fast: Compressed, batch: int, rounds: int, reporter: Reporter) -> dict[str, Any]:
+def compare(
+    pipe: Pipeline, fast: Compressed, batches: Sequence[int], rounds: int, reporter: Reporter, *, compiled: bool = False
+) -> dict[str, Any]:
     """The dense model, routing that prunes nothing, and the result in every placement that it allows, as JSON values.
 
     ``weight_bytes`` is the most bytes of weights on the device during a trajectory, counted; ``peak_bytes`` the
     device's own count of its peak memory during one pipeline call, None on the CPU. ``stitched`` runs a network of
-    its own for every stage, as MosaicDiff does.
+    its own for every stage, as MosaicDiff does. ``compiled`` compiles the denoiser's blocks in place first.
     """
-    sampling, stages = replace(fast.sampling, batch=batch), fast.schedule.stages
     fast.check(pipe)
-    ratio = float(fast.about["macs_ratio"])
+    denoiser, stages = denoiser_of(pipe), fast.schedule.stages
+    if compiled:
+        for block in discover(denoiser).blocks:
+            denoiser.get_submodule(block.name).compile()
     whole = any(cut.weight is not None for plan in fast.plans for cut in plan.cuts.values())
     places: dict[str, Placement] = {"resident": Resident(), "streamed": Streamed()}
     places |= {"stitched": Stitched()} if whole else {"compact": Compact(), "stitched": Stitched()}
-    runners = [
-        Runner("dense", sampling),
-        Runner("routed at level 0", sampling, stages, (DENSE,) * len(stages)),
-        *(
-            Runner(f"diff-es, {name}", sampling, stages, fast.plans, placement, fast.timesteps)
-            for name, placement in places.items()
-        ),
-    ]
-    rows = []
-    for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
-        peak = _peak_bytes(pipe, runner)
-        row = {"runner": runner.name, "macs_ratio": 1.0 if i < 2 else ratio, **asdict(timing), "peak_bytes": peak}
-        with runner.context(pipe) as store:
-            row["switch_ms"] = None if store is None else switch_ms(store, len(stages), denoiser_of(pipe).device)
-        rows.append({**row, "weight_bytes": runner.weight_bytes(pipe)})
-    device = denoiser_of(pipe).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    setting = {"steps": sampling.steps, "guidance": sampling.guidance, "batch": batch, "rounds": rounds}
+    rows = list[dict[str, Any]]()
+    for batch in batches:
+        sampling = replace(fast.sampling, batch=batch)
+        runners = [
+            Runner("dense", sampling),
+            Runner("routed at level 0", sampling, stages, (DENSE,) * len(stages)),
+            *(
+                Runner(f"diff-es, {name}", sampling, stages, fast.plans, placement, fast.timesteps)
+                for name, placement in places.items()
+            ),
+        ]
+        for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
+            ratio, peak = 1.0 if i < 2 else float(fast.about["macs_ratio"]), _peak_bytes(pipe, runner)
+            row = {"runner": runner.name, "batch": batch, "macs_ratio": ratio, **asdict(timing), "peak_bytes": peak}
+            with runner.context(pipe) as store:
+                row["switch_ms"] = None if store is None else switch_ms(store, len(stages), denoiser.device)
+            rows.append({**row, "weight_bytes": runner.weight_bytes(pipe)})
+    device = denoiser.device
     return {
-        "device": name,
-        "dtype": str(denoiser_of(pipe).dtype),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(denoiser.dtype),
         "threads": torch.get_num_threads(),
         "stages": len(stages),
-        **setting,
+        "steps": fast.sampling.steps,
+        "guidance": fast.sampling.guidance,
+        "rounds": rounds,
+        "compiled": compiled,
         "rows": rows,
     }
 

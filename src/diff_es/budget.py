@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -49,6 +50,15 @@ class Prices:
 
     costs: Costs  # whole nanoseconds
     other: float  # ns of a pipeline call outside of the denoiser
+
+    def to_json(self) -> dict[str, Any]:
+        return {"fixed": self.costs.fixed, "options": self.costs.options, "other": self.other}
+
+    @classmethod
+    def restored(cls, data: Mapping[str, Any], counted: Costs) -> Prices:
+        """What :meth:`to_json` wrote, for the steps of ``counted``."""
+        options = tuple(tuple(row) for row in data["options"])
+        return cls(replace(counted, fixed=data["fixed"], options=options), data["other"])
 
     @property
     def dense(self) -> float:

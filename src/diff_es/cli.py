@@ -184,7 +184,10 @@ def evaluate_command(
 @app.command("bench")
 def bench_command(
     folder: Artefact,
-    batch: Annotated[int, typer.Option(min=1, help="samples per pipeline call")] = 32,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="samples per pipeline call; repeat for several")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="compile the denoiser's blocks first")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 7,
     point: Point = None,
     model: Moved = None,
@@ -193,7 +196,7 @@ def bench_command(
 ) -> None:
     """Latency, MACs and memory of the dense and the routed model, interleaved in one process."""
     fast, pipe = reopened(folder, model, device, point)
-    result = compare(pipe, fast, batch, rounds, Reporter())
+    result = compare(pipe, fast, batch or [32], rounds, Reporter(), compiled=compiled)
     tables.show_bench(out, result)
     finish(result, as_json)
 

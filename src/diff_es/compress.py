@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .artefact import Compressed, fingerprint
+from .benchmark import Runner, measure
 from .budget import Budget
 from .compaction import Compaction
 from .fitness import Fitness
@@ -254,10 +255,10 @@ def compress(
         DiffESError: bad settings, or a journal of other settings.
     """
     reporter, budget = reporter or Reporter(quiet=True), Budget(macs, speedup, weights_gb)
-    settings = (settings or Settings()).changed(**changes)
+    settings, priced = (settings or Settings()).changed(**changes), None
     if resume and journal is not None:
-        settings = as_measured(settings, Path(journal))
-    surveyed = survey(pipe, settings, reporter, budget)
+        settings, priced = as_measured(settings, Path(journal))
+    surveyed = survey(pipe, settings, reporter, budget, priced)
     log = open_journal(surveyed, budget, journal, resume=resume)
     ready = study(surveyed, reporter)
     fitness = ready.fitness("search", ready.settings.probes, ready.settings.heat)
@@ -269,12 +270,18 @@ def compress(
         placement = Streamed(weights_gb * 1e9 / dense)
     results = {share: finish(ready, share, one, placement, reporter) for share, one in found.items()}
     others = tuple(result for share, result in results.items() if share != ready.share)
-    return replace(results[ready.share], others=others)
+    result = results[ready.share]
+    if speedup is not None:
+        runner = Runner("diff-es", result.sampling, ready.stages, result.plans, timesteps=result.timesteps)
+        _, timing = measure(ready.pipe, [Runner("dense", result.sampling), runner], 7, reporter)
+        result = replace(result, about={**result.about, "speedup": speedup, "measured_speedup": timing.speedup})
+    return replace(result, others=others)
 
 
 def open_journal(surveyed: Survey, budget: Budget, path: str | Path | None, *, resume: bool) -> Journal:
     """The journal of one search, bound to everything that its scores and its course depend on."""
-    facts = {**describe(surveyed.settings), "budget": asdict(budget), **identity(surveyed.pipe)}
+    prices = None if surveyed.prices is None else surveyed.prices.to_json()
+    facts = {**describe(surveyed.settings), "budget": asdict(budget), "prices": prices, **identity(surveyed.pipe)}
     return Journal(Path(path) if path is not None else None, facts, resume=resume)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -132,8 +132,18 @@ class Study(Survey):
         return tuple(dense if self.path is None else (n, *dense) for n in self.costs.steps)
 
 
-def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter, budget: Budget | None = None) -> Survey:
+def survey(
+    pipe: AnyPipeline,
+    settings: Settings,
+    reporter: Reporter,
+    budget: Budget | None = None,
+    priced: Mapping[str, Any] | None = None,
+) -> Survey:
     """Discover and price; of the model only single calls run, to be timed.
+
+    Args:
+        budget: what is to be kept; None: nothing.
+        priced: prices that were measured before, from ``Prices.to_json``.
 
     Raises:
         BudgetOutOfReach: no schedule keeps the budget; says what is attainable.
@@ -176,7 +186,8 @@ def survey(pipe: AnyPipeline, settings: Settings, reporter: Reporter, budget: Bu
     budget = budget or Budget(macs=1.0)
     costs, share, prices = macs, budget.macs, None
     if budget.speedup is not None:
-        prices = measured_prices(pipe, anatomy, units, macs, settings.sampling, reporter)
+        prices = Prices.restored(priced, macs) if priced else None
+        prices = prices or measured_prices(pipe, anatomy, units, macs, settings.sampling, reporter)
         if prices.best < _WORTH_IT:
             reporter.say(f"Whatever the schedule, the pipeline gains no more than {prices.best:.2f}x here.")
         costs, share = prices.costs, prices.share(budget.speedup)
@@ -225,14 +236,15 @@ def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = N
     return study(survey(pipe, settings, reporter), reporter)
 
 
-def as_measured(settings: Settings, journal: Path) -> Settings:
-    """The settings with what was measured when their journal began: a second measurement might differ."""
-    ladder, before = settings.method.ladder, Journal.began_with(journal).get("method")
-    if before is None or not isinstance(ladder, Width) or ladder.dense is not None:
-        return settings
-    earlier = value_of(before["ladder"])
+def as_measured(settings: Settings, journal: Path) -> tuple[Settings, Mapping[str, Any] | None]:
+    """The settings and the prices with what was measured when a journal began: a second measurement might differ."""
+    header, ladder = Journal.began_with(journal), settings.method.ladder
+    prices, method = header.get("prices"), header.get("method")
+    if method is None or not isinstance(ladder, Width) or ladder.dense is not None:
+        return settings, prices
+    earlier = value_of(method["ladder"])
     dense = earlier.dense if isinstance(earlier, Width) and earlier.levels == ladder.levels else None
-    return replace(settings, method=replace(settings.method, ladder=replace(ladder, dense=dense)))
+    return replace(settings, method=replace(settings.method, ladder=replace(ladder, dense=dense))), prices
 
 
 def identity(pipe: Pipeline) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,20 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
     table = _table("Schedule (level 0 is dense)", "Stage", "Steps", "From timestep", "Level")
     first = 0
     for stage, (steps, row) in enumerate(zip(about["steps"], fast.schedule.levels, strict=True)):
-        table.add_row(str(stage), str(steps), f"{about['timesteps'][first]:g}", " ".join(map(str, row)))
+        begins = f"{about['timesteps'][first]:g}" if steps else "–"
+        table.add_row(str(stage), str(steps), begins, " ".join(map(str, row)) if steps else "–")
         first += steps
     console.print(table)
     scores = f"{about['score']:.2f} on the search's probes, {about['held_out_score']:.2f} on held-out ones"
     console.print(f"MACs {about['macs_ratio']:.4f} of dense (asked: at most {about['budget']:g}); closeness {scores}.")
+    if "measured_speedup" in about:
+        console.print(f"Measured: {about['measured_speedup']:.2f}x as fast (asked: {about['speedup']:g}x).")
+    if "own_held_out_score" in about:
+        own, to_own = about["own_held_out_score"], about["held_out_score_to_own"]
+        console.print(f"The user's own setting is at {own:.2f}; the result is at {to_own:.2f} from that.")
+    for point in sorted(fast.others, key=lambda point: -float(point.about["macs_ratio"])):
+        times, closeness = 1 / point.about["macs_ratio"], point.about["held_out_score"]
+        console.print(f"Also saved: --point {math.floor(times * 100) / 100}, closeness {closeness:.2f}.")
     console.print(f"Weights: {_placed(fast)}.")
     console.print(f"{about['evaluations']} candidates in {seconds / 60:.1f} minutes. Saved in {folder}.")
 
@@ -112,12 +122,23 @@ def _placed(fast: Compressed) -> str:
 
 def show_bench(console: Console, result: Mapping[str, Any]) -> None:
     """Latency and memory side by side; the spreads are in the JSON."""
-    setting = f"{result['device']}, {result['dtype']}, batch {result['batch']}, {result['steps']} steps"
-    columns = ["Prom-\nised", "Pipeline\nms", "Speed-\nup", "Denoiser\nms", "Speed-\nup", "Switch\nms", "Weights\nMB"]
+    compiled = ", blocks compiled" if result["compiled"] else ""
+    setting = f"{result['device']}, {result['dtype']}, {result['steps']} steps{compiled}"
+    columns = [
+        "Batch",
+        "Prom-\nised",
+        "Pipeline\nms",
+        "Speed-\nup",
+        "Denoiser\nms",
+        "Speed-\nup",
+        "Switch\nms",
+        "Weights\nMB",
+    ]
     peaks = all(row["peak_bytes"] is not None for row in result["rows"])
     table = _table(setting, "Runner", *columns, *(["Peak\nMB"] if peaks else []))
     for row in result["rows"]:
         cells = [
+            str(row["batch"]),
             f"{1 / row['macs_ratio']:.2f}x",
             f"{row['pipeline_ms']:.0f}",
             f"{row['speedup']:.2f}x",
