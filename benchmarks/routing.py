@@ -13,6 +13,8 @@ the system counts it.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import re
 import statistics
 import time
@@ -158,7 +160,9 @@ def macs(denoiser: ModelMixin, plan: Plan, size: int | None) -> int:
 
 
 def private_bytes() -> int:
-    """Anonymous memory of this process: what no file backs."""
+    """Anonymous memory of this process, what no file backs, without what the allocator keeps for later."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.findall(r"RssAnon:\s+(\d+)", status)[0]) * 1024
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,27 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.fresh import images_of
 from tests.tiny import assert_same, assert_same_plans, images, settings, snapshot, tiny
 
 from diff_es import ArtefactError, Compressed, Depth, DiffESError, Method, compress, load
-
-FRESH = """
-import sys
-import torch
-from diffusers import DiTPipeline
-from safetensors.torch import save_file
-torch.set_num_threads(1)
-from diff_es import load
-from tests.tiny import images
-model, artefacts, target = sys.argv[1], sys.argv[2:-1], sys.argv[-1]
-pipe = DiTPipeline.from_pretrained(model)
-pipe.set_progress_bar_config(disable=True)
-shown = {"dense": images(pipe).contiguous()}
-for artefact in artefacts:
-    with load(artefact).routed(pipe):
-        shown[artefact] = images(pipe).contiguous()
-save_file(shown, target)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +40,7 @@ def test_a_fresh_process_gives_bitwise_the_same_images(
         with result.routed(pipe):
             expected[folders[-1]] = images(pipe)
         assert not torch.equal(expected[folders[-1]], expected["dense"])
-    target = str(tmp_path / "images.safetensors")
-    command = [sys.executable, "-c", FRESH, str(model_folder), *folders, target]
-    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, timeout=240)
-    found = load_file(target)
+    found = images_of(model_folder, folders, tmp_path / "images.safetensors")
     assert found.keys() == expected.keys()
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
