@@ -240,7 +240,8 @@ def test_a_compiled_pipeline_is_studied_uncompiled(way: Way, study: Any) -> None
     found = prepare(pipe, settings())
     assert backend.count == 0
     pairs = [(stage, level) for stage in range(3) for level in (2, 7)]
-    assert_same_plans(*([part.library.plan(*pair) for pair in pairs] for part in (found, study)))
+    plans = ([part.library.plan(stage, (level,)) for stage, level in pairs] for part in (found, study))
+    assert_same_plans(*plans)
 
 
 @pytest.mark.slow

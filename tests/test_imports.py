@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "rng", "schedule", "placement", "store", "journal", "metrics", "progress"},
+    {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress"},
     {"layers", "tiles", "pruned_transformer"},
     {"pipeline", "loading", "stepping", "units"},
     {"obs", "calibrate", "lowrank", "measures", "library"},

@@ -31,8 +31,8 @@ from torch import Tensor
 from diff_es import DiffESError, metrics
 from diff_es.loading import load
 from diff_es.pipeline import Sampling, denoiser_of, make_probes, on_timestep, sample
-from diff_es.placement import exponential, karras, placed, trailing
 from diff_es.stepping import STEPPABLE, Ays, Stepping, ays, even, stepped, stepping_of, trajectory
+from diff_es.trajectory import exponential, karras, placed, trailing
 
 DPM, UNIPC, EULER = DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}

@@ -108,6 +108,12 @@ def settings(**changes: Any) -> Settings:
     return replace(small, **changes)
 
 
+def joint(**changes: Any) -> Settings:
+    """The same among steps and levels, against twice the user's own steps; the worse half drops out after one probe."""
+    small = {"levers": Levers.BOTH, "fine": 2, "heat": 1, "placings": 3, "offspring": 4}
+    return settings(**{**small, **changes})
+
+
 def noises(count: int, seed: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed * 1000 + i) for i in range(count)]
 

@@ -18,13 +18,13 @@ from .layers import Plan, Switch, realise
 from .library import Library
 from .measures import Measure
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, intercepted, on_timestep, sample
-from .placement import Trajectory, placed
 from .placements import ResidentStore, Store
 from .placements.contract import parameter_bytes
 from .route import routed
 from .schedule import Stages
 from .search import Levels
 from .stepping import stepped
+from .trajectory import Trajectory, placed
 
 Key = tuple[int, tuple[float, ...], Levels]
 

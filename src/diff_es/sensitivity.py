@@ -11,11 +11,11 @@ import numpy as np
 from .baselines import mosaic
 from .fitness import Fitness
 from .journal import Journal
-from .placement import exponential, karras, quadratic, trailing
 from .progress import Reporter
 from .rng import derive_seed
 from .search import Levels, Space, branches, knapsack_best, prunings
 from .study import Study
+from .trajectory import exponential, karras, quadratic, trailing
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from .errors import DiffESError
 from .pipeline import AnyPipeline
-from .placement import Timesteps, Trajectory, at_sigmas, check_descending
+from .trajectory import Timesteps, Trajectory, at_sigmas, check_descending
 
 Scheduler: TypeAlias = SchedulerMixin
 
@@ -100,7 +100,7 @@ def ays(path: Trajectory, model: Ays, steps: int) -> Timesteps:
     """The published steps of a model; other numbers than ten by interpolating the logarithm of sigma, as published.
 
     Raises:
-        DiffESError: a scheduler with another noise schedule than Stable Diffusion's, or as ``placement.karras``.
+        DiffESError: a scheduler with another noise schedule than Stable Diffusion's, or as ``trajectory.karras``.
     """
     timesteps, sigmas = AysSchedules[f"{model.value}Timesteps"], AysSchedules[f"{model.value}Sigmas"][:-1]
     if not math.isclose(path.noise[-1], sigmas[0], rel_tol=1e-3):
@@ -176,7 +176,7 @@ class Stepping:
         inside = self._timesteps[0] <= most and self._timesteps[-1] >= least
         if not inside or (kind in _WHOLE and any(t % 1 for t in self._timesteps)):
             expected = f"{'integers' if kind in _WHOLE else 'numbers'} from {most} to {least:g}"
-            where, remedy = f"timesteps for {kind.__name__}", "Take them from `placement`."
+            where, remedy = f"timesteps for {kind.__name__}", "Take them from `trajectory`."
             raise DiffESError(where, expected=expected, found=str(list(timesteps)), remedy=remedy)
 
     def attach(self) -> None:

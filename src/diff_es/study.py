@@ -20,13 +20,13 @@ from .layers import Anatomy, discover
 from .library import Library
 from .loading import check, origin_of
 from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, trace
-from .placement import Trajectory, placed
 from .progress import Reporter
 from .route import routing_of
 from .schedule import Stages
 from .search import Levels
 from .settings import Levers, Settings, value_of
 from .stepping import trajectory
+from .trajectory import Trajectory, placed
 from .units import Depth, Unit, Width, units_of
 
 _WORTH_IT = 1.05

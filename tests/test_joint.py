@@ -1,0 +1,374 @@
+"""Laws of the joint search: a schedule's own steps are what the sampler takes, at exactly the price that was named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiTPipeline, DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
+from tests.counting import counted
+from tests.fresh import images_of
+from tests.tiny import CALL, assert_same, assert_same_plans, images, joint, opened, snapshot, tiny
+from torch import Tensor
+
+from diff_es import Compressed, Depth, DiffESError, Method, Resident, Streamed, Width, compress, export, load
+from diff_es.fitness import Fitness
+from diff_es.measures import LatentSNR
+from diff_es.metrics import EXACT_DB
+from diff_es.pipeline import Probe, make_probes, on_timestep
+from diff_es.route import routed, routing_of
+from diff_es.search import Levels
+from diff_es.sensitivity import as_row
+from diff_es.settings import Levers
+from diff_es.stepping import stepped, stepping_of
+from diff_es.study import Study, prepare
+
+KINDS: dict[str, dict[str, Any]] = {
+    "DDIM": {},
+    "DPM": {"scheduler": DPMSolverMultistepScheduler, "activation": "geglu"},
+}
+MACS = Fraction(6, 10)
+
+
+class Case(NamedTuple):
+    model: dict[str, Any]
+    fast: Compressed
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(kind, levers) for kind in KINDS for levers in (Levers.BOTH, Levers.STEPS)],
+    ids=lambda param: " ".join(param),
+)
+def case(request: pytest.FixtureRequest) -> Case:
+    kind, levers = request.param
+    return Case(KINDS[kind], compress(tiny(**KINDS[kind]), float(MACS), joint(levers=levers)))
+
+
+@contextmanager
+def heard(pipe: DiTPipeline) -> Iterator[list[float]]:
+    """The timesteps that the denoiser receives."""
+    timesteps = list[float]()
+    handle = on_timestep(pipe.transformer, timesteps.append)
+    try:
+        yield timesteps
+    finally:
+        handle.remove()
+
+
+# ------------------------------------------------------------------------------------------------------- the result
+
+
+def test_the_calls_that_are_made_cost_what_was_promised(case: Case) -> None:
+    pipe, about = tiny(**case.model), case.fast.about
+    (table,), stages, levels = about["macs_by_level"], case.fast.schedule.stages, case.fast.schedule.levels
+    with counted(pipe) as dense:
+        images(pipe, [1])
+    with case.fast.routed(pipe), counted(pipe) as calls:
+        images(pipe, [1])
+    assert [call.macs for call in dense] == [table[0]] * CALL.steps
+    assert [call.macs for call in calls] == [table[levels[stages.index(call.timestep)][0]] for call in calls]
+    assert [call.timestep for call in calls] == list(about["timesteps"])
+    assert about["steps"] == list(stages.steps(about["timesteps"]))
+    spent, own = sum(call.macs for call in calls), sum(call.macs for call in dense)
+    assert about["macs_ratio"] == about["cost_ratio"] == spent / own
+    assert spent <= MACS * own
+    if "prune" not in about["settings"]["levers"]["value"]:
+        assert len(calls) == MACS * CALL.steps // 1  # as many steps as there can be
+
+
+def test_a_routed_pipeline_takes_the_steps_of_the_result_and_keeps_no_trace(case: Case) -> None:
+    pipe, fast = tiny(**case.model), case.fast
+    scheduler, before, dense = pipe.scheduler, snapshot(pipe.transformer), images(pipe)
+    state, config = dict(vars(scheduler)), dict(pipe.config)
+    with fast.routed(pipe), heard(pipe) as timesteps:
+        found = images(pipe)
+        again = images(pipe, [1, 2], steps=len(fast.timesteps or ()))  # the other number that is understood
+    assert timesteps == [*(fast.timesteps or ())] * 2
+    assert torch.equal(found, again)
+    assert not torch.equal(found, dense)
+    assert pipe.scheduler is scheduler
+    assert stepping_of(pipe) is routing_of(pipe.transformer) is None
+    assert dict(pipe.config) == config
+    assert vars(scheduler).keys() == state.keys()
+    assert_same(before, snapshot(pipe.transformer))
+    assert torch.equal(images(pipe), dense)
+
+
+def test_apply_and_remove_do_the_same(case: Case) -> None:
+    pipe, fast = tiny(**case.model), case.fast
+    scheduler, before, dense = pipe.scheduler, snapshot(pipe.transformer), images(pipe)
+    with fast.routed(pipe):
+        expected = images(pipe)
+    fast.apply(pipe)
+    assert torch.equal(images(pipe), expected)
+    for again in (fast.apply, lambda pipe: fast.routed(pipe).__enter__()):
+        with pytest.raises(DiffESError, match=r"pipe: expected a dense pipeline, .* routed already"):
+            again(pipe)
+    assert torch.equal(images(pipe), expected)
+    fast.remove(pipe)
+    assert pipe.scheduler is scheduler
+    assert_same(before, snapshot(pipe.transformer))
+    assert torch.equal(images(pipe), dense)
+    with fast.routed(pipe):
+        fast.remove(pipe)  # leaves early
+        assert pipe.scheduler is scheduler
+        assert torch.equal(images(pipe), dense)
+    assert pipe.scheduler is scheduler
+
+
+def test_another_number_of_steps_is_refused_with_the_one_to_ask_for(case: Case) -> None:
+    pipe, fast = tiny(**case.model), case.fast
+    with fast.routed(pipe):
+        for steps in {1, 5, 7, 12} - {CALL.steps, len(fast.timesteps or ())}:
+            with pytest.raises(DiffESError, match=rf"found {steps}\. Call the pipeline with num_inference_steps=6"):
+                images(pipe, steps=steps)
+        images(pipe, [1, 2, 3], guidance=1.0)  # batch and guidance are free
+    assert stepping_of(pipe) is None
+
+
+def test_a_sampler_that_takes_no_chosen_steps_is_refused_and_nothing_changes(case: Case) -> None:
+    pipe = tiny(**case.model)
+    pipe.scheduler = mine = PNDMScheduler()
+    before = snapshot(pipe.transformer)
+    for use in (case.fast.apply, lambda pipe: case.fast.routed(pipe).__enter__()):
+        with pytest.raises(DiffESError, match=r"scheduler: expected one that can take other timesteps"):
+            use(pipe)
+        assert pipe.scheduler is mine
+        assert_same(before, snapshot(pipe.transformer))
+
+
+def test_every_placement_runs_it_alike(case: Case) -> None:
+    pipe, shown = tiny(**case.model), list[Tensor]()
+    for placement in (Resident(), Streamed(), Streamed(0.01)):
+        with case.fast.routed(pipe, placement):
+            shown.append(images(pipe))
+    assert torch.equal(shown[0], shown[1])
+    assert torch.equal(shown[0], shown[2])
+
+
+def test_it_is_whole_again_from_disk(case: Case, tmp_path: Path) -> None:
+    case.fast.save(tmp_path / "out")
+    again, one, other = load(tmp_path / "out"), tiny(**case.model), tiny(**case.model)
+    assert (again.timesteps, again.schedule) == (case.fast.timesteps, case.fast.schedule)
+    assert again.about == json.loads(json.dumps(case.fast.about))
+    assert_same_plans(again.plans, case.fast.plans)
+    with case.fast.routed(one), again.routed(other):
+        assert torch.equal(images(one), images(other))
+
+
+@pytest.mark.slow
+def test_a_fresh_process_gives_bitwise_the_same_images(case: Case, tmp_path: Path) -> None:
+    pipe, folder = tiny(**case.model), str(tmp_path / "out")
+    case.fast.save(folder)
+    tiny(**case.model).save_pretrained(tmp_path / "model")
+    expected = {"dense": images(pipe)}
+    with case.fast.routed(pipe):
+        expected[folder] = images(pipe)
+    found = images_of(tmp_path / "model", [folder], tmp_path / "images.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_is_saved_is_the_best_of_what_was_judged(case: Case) -> None:
+    about = case.fast.about
+    scores = [(score, held_out) for _, score, held_out in about["finalists"]]
+    assert (about["score"], about["held_out_score"]) == scores[0]
+    assert about["held_out_score"] == max(held_out for _, held_out in scores)
+    assert np.isfinite(scores).all()
+    assert about["score"] >= about["history"][0]["median"]
+
+
+def test_a_folder_of_its_own_cannot_hold_chosen_steps(tmp_path: Path) -> None:
+    pipe = tiny()
+    fast = compress(pipe, 0.6, joint(stages=1, levers=Levers.STEPS))
+    with fast.routed(pipe), heard(pipe) as chosen:
+        images(pipe)
+    assert len(chosen) < CALL.steps
+    with pytest.raises(DiffESError, match=r"steps"):
+        export(fast, pipe, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sampler_of_two_calls_a_step_is_refused_before_anything_runs() -> None:
+    pipe = tiny(scheduler=HeunDiscreteScheduler)
+    with heard(pipe) as timesteps:
+        for levers in (Levers.BOTH, Levers.STEPS):
+            with pytest.raises(DiffESError, match=r"one denoiser call a step, found HeunDiscreteScheduler.*calls it 2"):
+                prepare(pipe, joint(levers=levers))
+    assert len(set(timesteps)) == CALL.steps  # the trace, whose calls compute nothing
+
+
+# ------------------------------------------------------------------------------------------------------ the fitness
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "skips"])
+def study(request: pytest.FixtureRequest) -> Study:
+    if request.param == "skips":
+        return prepare(tiny(), joint(method=Method(Width(4, dense=(), depth=Depth()))))
+    return prepare(tiny(**KINDS[request.param]), joint())
+
+
+def drawn(study: Study, count: int, seed: int = 0) -> list[Levels]:
+    """Random schedules, some of which agree at first, and some with their timesteps elsewhere in their stages."""
+    rng, found = np.random.default_rng(seed), list[Levels]()
+    for _ in range(count):
+        choices, options = study.costs.choices or (), study.costs.options
+        rows = tuple((int(rng.choice(n)), *(int(rng.integers(len(row))) for row in options)) for n in choices)
+        found += [rows, (*rows[:-1], (1, *rows[-1][1:])), (*rows, moved(study, rows))]
+    return [*found, *found[:3]]
+
+
+def moved(study: Study, rows: Levels) -> tuple[int, ...]:
+    """The timesteps of a schedule as its last row, the last of them a little later."""
+    timesteps = as_row(study.timesteps(rows))
+    return (*timesteps[:-1], timesteps[-1] - 1) if len(timesteps) > 1 else timesteps
+
+
+def latents_of(pipe: DiTPipeline, probes: tuple[Probe, ...]) -> Tensor:
+    """What reaches the decoder where a user calls the pipeline on these probes, two at a time."""
+    latents = list[Tensor]()
+    handle = pipe.vae.post_quant_conv.register_forward_pre_hook(lambda module, args: latents.append(args[0]))
+    for part in (probes[i : i + CALL.batch] for i in range(0, len(probes), CALL.batch)):
+        generators = [torch.Generator().manual_seed(probe.seed) for probe in part]
+        call: dict[str, Any] = {"guidance_scale": CALL.guidance, "num_inference_steps": CALL.steps}
+        pipe([probe.label for probe in part], generator=generators, output_type="pt", **call)
+    handle.remove()
+    return torch.cat(latents)
+
+
+def decibels(reference: Tensor, result: Tensor) -> float:
+    signal, noise = ((x.numpy().astype(np.float64) ** 2).sum((1, 2, 3)) for x in (reference, result - reference))
+    return float((10 * np.log10(signal / noise)).mean())
+
+
+def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study) -> None:
+    pipe, probes, fitness = study.pipe, make_probes(study.pipe, 3, 0, "search"), study.fitness("search", 3)
+    assert len(study.reference or ()) == study.settings.fine * CALL.steps
+    with stepped(pipe, study.reference or (), CALL.steps):
+        reference = latents_of(pipe, probes)
+    assert fitness(study.own) == pytest.approx(decibels(reference, latents_of(pipe, probes)), rel=1e-6)
+    for levels in drawn(study, 2):
+        plans = [study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels))]
+        with stepped(pipe, study.timesteps(levels) or (), CALL.steps):
+            with routed(pipe.transformer, study.stages, opened(pipe, plans)):
+                found = latents_of(pipe, probes)
+        assert fitness(levels) == pytest.approx(decibels(reference, found), rel=1e-6)
+        assert fitness.of_plans(plans, levels) == pytest.approx(fitness(levels), rel=1e-6)
+    assert fitness(study.finest) == EXACT_DB
+    assert study.fitness_to_own(3)(study.own) == EXACT_DB
+
+
+def fitness_of(study: Study, count: int = 3, **changes: Any) -> Fitness:
+    probes, own = make_probes(study.pipe, count, 0, "search"), {"path": study.path, "reference": study.reference}
+    sampling = changes.pop("sampling", CALL)
+    return Fitness(study.pipe, study.library, study.stages, probes, sampling, LatentSNR(), **{**own, **changes})
+
+
+def test_reusing_prefixes_changes_no_score(study: Study) -> None:
+    plain, reusing, little = (fitness_of(study, memory=memory) for memory in (0, 1 << 30, 40_000))
+    asked = drawn(study, 5)
+    expected = {levels: plain(levels) for levels in asked}
+    assert {levels: reusing(levels) for levels in asked} == expected
+    assert {levels: little(levels) for levels in reversed(asked)} == expected
+    assert plain.cache.hits == 0
+    assert reusing.cache.hits > little.cache.hits > 0
+    assert reusing.calls < plain.calls
+    assert len(set(expected.values())) > 10
+
+
+def test_timesteps_written_out_change_nothing(study: Study) -> None:
+    fitness = fitness_of(study)
+    for levels in drawn(study, 2)[::3]:
+        assert fitness((*levels, as_row(study.timesteps(levels)))) == fitness(levels)
+        assert study.costs.of((*levels, as_row(study.timesteps(levels)))) == study.costs.of(levels)
+
+
+def test_the_weights_kept_change_no_score(study: Study) -> None:
+    few, all_of_them = fitness_of(study, weights=1), fitness_of(study)
+    for levels in drawn(study, 4):
+        assert few(levels) == all_of_them(levels)
+
+
+# ----------------------------------------------------------------------------------------------------------- racing
+
+
+@pytest.mark.parametrize("heat", [1, 2])
+def test_a_first_heat_is_a_part_of_the_score(study: Study, heat: int) -> None:
+    alone = CALL.__class__(CALL.steps, CALL.guidance, 1)  # one probe a call, with or without heats
+    racing, plain = (fitness_of(study, 4, sampling=alone, heat=n) for n in (heat, 0))
+    first = fitness_of(study, heat, sampling=alone)
+    for levels in drawn(study, 3):
+        score = racing.first(levels)
+        assert score == pytest.approx(first(levels), rel=1e-12)
+        calls = racing.calls
+        assert racing.second(levels, score) == pytest.approx(plain(levels), rel=1e-12)
+        assert racing.first(levels) == score
+        assert racing.calls - calls <= len(study.timesteps(levels) or ()) * (4 - heat)  # none of the heat again
+    assert fitness_of(study, 4, heat=heat)(study.own) == pytest.approx(fitness_of(study, 4)(study.own), rel=1e-3)
+
+
+def lines_of(journal: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+
+
+@pytest.mark.parametrize("levers", [Levers.BOTH, Levers.PRUNE])
+def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    chosen = joint(levers=levers, population=8)
+    fast = compress(tiny(), 0.6, chosen, journal=journal)
+    ready = prepare(tiny(), chosen)
+    fitness = ready.fitness("search", chosen.probes, chosen.heat)
+    judges = {None: fitness, "heat": fitness.first, "alone": ready.fitness_alone() if ready.path else None}
+    found: dict[str | None, dict[Levels, float]] = {kind: {} for kind in judges}
+    for line in lines_of(journal):
+        levels = tuple(tuple(row) for row in line["levels"])
+        assert levels not in found[line.get("kind")], "nothing is run twice"
+        found[line.get("kind")][levels] = line["score"]
+    assert found[None].keys() < found["heat"].keys()  # the better half of each heat went on
+    for kind, scores in found.items():
+        for levels, score in list(scores.items())[:: max(1, len(scores) // 6)]:
+            judge = judges[kind]
+            assert judge is not None
+            assert judge(levels) == pytest.approx(score, rel=1e-9)
+    for levels, score, _ in fast.about["finalists"]:
+        assert score == found[None][tuple(tuple(row) for row in levels)]
+
+
+# ------------------------------------------------------------------------------------------------------------ fronts
+
+
+def test_one_run_gives_a_front_from_dense_to_cheapest(tmp_path: Path) -> None:
+    chosen = joint(front=(0.05, 0.2, 0.35, 0.5, 0.8, 1.0, 0.001), population=14, generations=3)
+    fast, pipe = compress(tiny(), 0.65, chosen), tiny()
+    fast.save(tmp_path / "out")
+    points = sorted((fast, *fast.others), key=lambda point: point.about["budget"])
+    assert [point.about["budget"] for point in points] == [0.2, 0.35, 0.5, 0.65, 0.8, 1.0]  # what can be had
+    ratios, scores = ([point.about[key] for point in points] for key in ("macs_ratio", "held_out_score"))
+    assert all(a < b for a, b in pairwise(ratios))
+    assert all(ratio <= point.about["budget"] for ratio, point in zip(ratios, points, strict=True))
+    assert all(a < b for a, b in pairwise(scores)), "a dearer point that is no closer"
+    assert all(point.base == fast.base for point in points)
+    for point in points:
+        again = load(tmp_path / "out", 1 / point.about["macs_ratio"])
+        assert (again.schedule, again.timesteps) == (point.schedule, point.timesteps)
+        assert again.about == json.loads(json.dumps(point.about))
+        assert len(again.others) == len(points) - 1
+        with point.routed(pipe):
+            expected = images(pipe)
+        with again.routed(pipe):
+            assert torch.equal(images(pipe), expected)
+    assert load(tmp_path / "out").about["budget"] == 0.65
+    best, cheapest = load(tmp_path / "out", 1.0), 1 / ratios[0]
+    assert best.about["macs_ratio"] == ratios[-1]
+    assert load(tmp_path / "out", cheapest * 0.99).about["macs_ratio"] == ratios[0]
+    with pytest.raises(DiffESError, match=rf"point: expected one of 1\.0\dx.* {cheapest:.2f}x, or less, found 99x"):
+        load(tmp_path / "out", 99.0)
