@@ -102,6 +102,7 @@ def measure(
                 if round_index == args.rounds:
                     switches[name] = switch_ms(routing.store, len(plans), device)
                     weights[name] = routing.store.peak_bytes
+            del routing  # and what it holds
     for name, seen in times.items():
         ratios = [dense / own for dense, own in zip(times["dense"][1:], seen[1:], strict=True)]
         middle, call_ms = statistics.median(ratios), statistics.median(seen[1:]) * 1000

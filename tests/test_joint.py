@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
@@ -13,20 +15,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTPipeline, DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DiTPipeline,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from tests.counting import counted
 from tests.fresh import images_of
 from tests.tiny import CALL, assert_same, assert_same_plans, images, joint, opened, snapshot, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Depth, DiffESError, Method, Resident, Streamed, Width, compress, export, load
+from diff_es.compress import evolve
 from diff_es.fitness import Fitness
+from diff_es.journal import Journal
 from diff_es.measures import LatentSNR
 from diff_es.metrics import EXACT_DB
 from diff_es.pipeline import Probe, make_probes, on_timestep
+from diff_es.progress import Reporter
 from diff_es.route import routed, routing_of
 from diff_es.search import Levels
-from diff_es.sensitivity import as_row
+from diff_es.sensitivity import Sensitivity, as_row
 from diff_es.settings import Levers
 from diff_es.stepping import stepped, stepping_of
 from diff_es.study import Study, prepare
@@ -258,9 +269,9 @@ def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study)
     assert fitness(study.own) == pytest.approx(decibels(reference, latents_of(pipe, probes)), rel=1e-6)
     for levels in drawn(study, 2):
         plans = [study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels))]
-        with stepped(pipe, study.timesteps(levels) or (), CALL.steps):
-            with routed(pipe.transformer, study.stages, opened(pipe, plans)):
-                found = latents_of(pipe, probes)
+        stores = opened(pipe, plans)
+        with stepped(pipe, study.timesteps(levels) or (), CALL.steps), routed(pipe.transformer, study.stages, stores):
+            found = latents_of(pipe, probes)
         assert fitness(levels) == pytest.approx(decibels(reference, found), rel=1e-6)
         assert fitness.of_plans(plans, levels) == pytest.approx(fitness(levels), rel=1e-6)
     assert fitness(study.finest) == EXACT_DB
@@ -283,6 +294,16 @@ def test_reusing_prefixes_changes_no_score(study: Study) -> None:
     assert reusing.cache.hits > little.cache.hits > 0
     assert reusing.calls < plain.calls
     assert len(set(expected.values())) > 10
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_reusing_prefixes_is_exact_for_samplers_of_third_order_too(kind: type) -> None:
+    """They lower their order when few steps are left: a call then depends on how many follow."""
+    study = prepare(tiny(scheduler=kind, options={"solver_order": 3}), joint())
+    plain, reusing = fitness_of(study, memory=0), fitness_of(study)
+    for levels in drawn(study, 4):
+        assert reusing(levels) == plain(levels)
+    assert reusing.cache.hits > 0
 
 
 def test_timesteps_written_out_change_nothing(study: Study) -> None:
@@ -341,6 +362,70 @@ def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -
             assert judge(levels) == pytest.approx(score, rel=1e-9)
     for levels, score, _ in fast.about["finalists"]:
         assert score == found[None][tuple(tuple(row) for row in levels)]
+
+
+@pytest.mark.parametrize("levers", [Levers.BOTH, Levers.PRUNE])
+def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
+    """Even a first candidate that a wrong table of sensitivities puts forward, and that drops out in its heat."""
+    ready, quiet, log = prepare(tiny(), joint(levers=levers, population=8)), Reporter(quiet=True), {}
+    wrong = tuple((tuple(map(float, [0, *range(8, 1, -1)])),) for _ in range(3))
+    steps = (
+        None if ready.costs.choices is None else tuple({n: float(n) for n in found} for found in ready.costs.choices)
+    )
+    fitness, journal = ready.fitness("search", 3, 1), Journal(None, log, resume=False)
+    found = evolve(ready, (0.6,), fitness, Sensitivity(wrong, steps), journal, quiet)[0.6]
+    assert all(np.isfinite(score) for _, score, _ in found.finalists)
+
+
+# ---------------------------------------------------------------------------------------------------------- resuming
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from diff_es import compress
+from tests.tiny import joint, tiny
+journal, folder, draws = Path(sys.argv[1]), sys.argv[2], random.Random(0)
+search = lambda: compress(tiny(), 0.6, joint(front=(0.3, 0.9)), journal=journal, resume=True)
+lines = lambda: len(journal.read_bytes().splitlines()) if journal.exists() else 0
+for kill in range(10):
+    least, child = lines() + draws.randrange(9), os.fork()
+    if child == 0:
+        search()
+        os._exit(0)
+    while lines() < least:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
+        time.sleep(0.001)
+    time.sleep(draws.random() * 0.05)
+    os.kill(child, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    print(lines(), flush=True)
+search().save(folder)
+"""
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    expected = compress(tiny(), 0.6, joint(front=(0.3, 0.9)), journal=whole)
+    command = [sys.executable, "-c", KILLS, str(torn), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    counts = list(map(int, done.stdout.split()))
+    assert len(counts) == 10
+    assert counts[0] < counts[-1] < len(whole.read_bytes().splitlines())
+    found = load(tmp_path / "out")
+    assert len(found.others) == len(expected.others) == 2
+    for one, other in zip((found, *found.others), (expected, *sorted_points(expected.others)), strict=True):
+        assert (one.schedule, one.timesteps) == (other.schedule, other.timesteps)
+        assert one.about == json.loads(json.dumps(other.about))
+        assert_same_plans(one.plans, other.plans)
+    assert sorted(torn.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
+
+
+def sorted_points(points: Sequence[Compressed]) -> list[Compressed]:
+    return sorted(points, key=lambda point: point.about["macs_ratio"])
 
 
 # ------------------------------------------------------------------------------------------------------------ fronts
