@@ -10,11 +10,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diff_es.search import Evolution, Levels, Search, Space, evolutionary_search, evolve, random_search, replay
+from diff_es.search import (
+    Evolution,
+    EvoPress,
+    Levels,
+    Search,
+    Space,
+    Steps,
+    evolutionary_search,
+    evolve,
+    evopress_search,
+    front_search,
+    random_search,
+    replay,
+    usual_switches,
+)
 
 # 5 stages x 2 units x 3 levels: 3**10 schedules. The second stage is dear, the last takes no steps.
 STEPS = (2, 3, 1, 1, 0)
 SPACE = Space(tuple(tuple(tuple(n * c for c in row) for row in ((7, 5, 2), (4, 3, 1))) for n in STEPS), 50)
+JOINT = Space(SPACE.costs, 60, Steps(((1, 2), *((0, 1, 2),) * 3, (1,)), (1,) * 5, 1))
 SMALL = Evolution(population=8, generations=6, survivors=3)
 Fitness = Callable[[Levels], float]
 laws = settings(max_examples=25, deadline=None)
@@ -33,11 +48,20 @@ def run(search: Search, judge: Fitness = fitness) -> Search:
     return search
 
 
-def both(seed: int) -> list[Search]:
+def searches(seed: int) -> list[Search]:
+    evolution = Evolution(population=8, generations=6, survivors=3, seed=seed)
     return [
-        evolutionary_search(SPACE, Evolution(population=8, generations=6, survivors=3, seed=seed)),
+        evolutionary_search(SPACE, evolution),
         random_search(SPACE, 45, seed, batch=8),
+        evolutionary_search(JOINT, evolution),
+        front_search(JOINT, (40, 60, 30), evolution),
+        evopress_search(JOINT, EvoPress(offspring=7, generations=6, initial=13, seed=seed)),
     ]
+
+
+KINDS = range(5)
+EVALUATIONS = (48, 45, 48, 48, 48)
+kinds = st.sampled_from(KINDS)
 
 
 def maximal(space: Space) -> set[Levels]:
@@ -80,30 +104,43 @@ def test_beats_random_search_at_equal_evaluations() -> None:
         assert len(evolved.ranking()) == len(baseline.ranking()) == 300
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_single_parent_stays_unless_an_offspring_is_better(seed: int) -> None:
+    space = Space((((6, 5, 4, 3, 2, 1, 0),),) * 30, 90)
+    search = evopress_search(space, EvoPress(offspring=4, generations=8, initial=9, switches=1, seed=seed))
+    assert len(search.ask()) == 9
+    while asked := search.ask():
+        if search.history:
+            parent = search.best.levels
+            assert [sum(x != y for x, y in zip(child, parent, strict=True)) for child in asked] == [2] * 4
+        search.tell({levels: -float(sum(level**2 for (level,) in levels)) for levels in asked})
+
+
 def test_with_one_unit_and_unit_costs_every_candidate_has_the_same_sum_of_levels() -> None:
     space = Space((((4, 3, 2, 1, 0),),) * 6, 14)
     ranking = run(evolutionary_search(space, SMALL), lambda levels: -float(levels[0][0])).ranking()
     assert {sum(map(sum, levels)) for levels, _ in ranking} == {6 * 4 - 14}
 
 
-@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_evaluated_twice_and_everything_asked_is_feasible(kind: int) -> None:
     seen: list[Levels] = []
+    space = SPACE if kind < 2 else JOINT
 
     def judge(levels: Levels) -> float:
-        assert SPACE.feasible(levels)
+        assert space.feasible(levels)
         seen.append(levels)
         return fitness(levels)
 
-    search = run(both(3)[kind], judge)
+    search = run(searches(3)[kind], judge)
     assert search.done
-    assert len(seen) == len(set(seen)) == len(search.ranking()) == search.history[-1].evaluations == (48, 45)[kind]
+    assert len(seen) == len(set(seen)) == len(search.ranking()) == search.history[-1].evaluations == EVALUATIONS[kind]
 
 
 @laws
-@given(st.integers(0, 5), st.integers(0, 1), st.randoms(use_true_random=False))
+@given(st.integers(0, 5), kinds, st.randoms(use_true_random=False))
 def test_order_and_portions_of_telling_do_not_matter(seed: int, kind: int, chance: random.Random) -> None:
-    plain, pieces = run(both(seed)[kind]), both(seed)[kind]
+    plain, pieces = run(searches(seed)[kind]), searches(seed)[kind]
     while asked := pieces.ask():
         some = chance.sample(asked, chance.randint(1, len(asked)))
         pieces.tell({levels: fitness(levels) for levels in some})
@@ -112,34 +149,34 @@ def test_order_and_portions_of_telling_do_not_matter(seed: int, kind: int, chanc
 
 
 @laws
-@given(st.integers(0, 5), st.integers(0, 1), st.integers(0, 48), st.randoms(use_true_random=False))
+@given(st.integers(0, 5), kinds, st.integers(0, 48), st.randoms(use_true_random=False))
 def test_resumed_equals_uninterrupted(seed: int, kind: int, life: int, chance: random.Random) -> None:
-    killed, journal = both(seed)[kind], dict[Levels, float]()
+    killed, journal = searches(seed)[kind], dict[Levels, float]()
     while len(journal) < life and (asked := killed.ask()):
         levels = chance.choice(asked)
         journal[levels] = fitness(levels)
         killed.tell({levels: journal[levels]})
 
-    resumed, fresh = both(seed)[kind], list[Levels]()
+    resumed, fresh = searches(seed)[kind], list[Levels]()
     replay(resumed, dict(chance.sample(list(journal.items()), len(journal))))
     assert resumed.ask() == killed.ask()
     run(resumed, lambda levels: fresh.append(levels) or fitness(levels))  # type: ignore[func-returns-value]
     assert not set(fresh) & set(journal)
-    plain = run(both(seed)[kind])
+    plain = run(searches(seed)[kind])
     assert resumed.ranking() == plain.ranking()
     assert resumed.history == plain.history
 
 
 def test_seeds_differ_and_repeat() -> None:
-    for kind in (0, 1):
-        assert both(1)[kind].ask() == both(1)[kind].ask()
-        assert both(1)[kind].ask() != both(2)[kind].ask()
+    for kind in KINDS:
+        assert searches(1)[kind].ask() == searches(1)[kind].ask()
+        assert searches(1)[kind].ask() != searches(2)[kind].ask()
 
 
 @laws
-@given(st.integers(0, 10), st.integers(0, 99))
-def test_the_best_never_gets_worse_even_under_arbitrary_scores(seed: int, noise: int) -> None:
-    search = run(both(seed)[0], lambda levels: float(hash((noise, levels)) % 17))
+@given(st.integers(0, 10), kinds, st.integers(0, 99))
+def test_the_best_never_gets_worse_even_under_arbitrary_scores(seed: int, kind: int, noise: int) -> None:
+    search = run(searches(seed)[kind], lambda levels: float(hash((noise, levels)) % 17))
     best = [generation.best for generation in search.history]
     assert best == sorted(best)
     assert best[-1] == search.best.score
@@ -157,7 +194,7 @@ def test_history_tells_what_each_generation_did() -> None:
 
 
 def test_ties_are_ranked_by_levels_whatever_arrived_first() -> None:
-    search = run(both(0)[0], lambda _: 1.0)
+    search = run(searches(0)[0], lambda _: 1.0)
     ranked = [levels for levels, _ in search.ranking()]
     assert ranked == sorted(ranked)
 
@@ -191,6 +228,30 @@ def test_a_failed_candidate_may_be_ruled_out() -> None:
     first, *others = search.ask()
     search.tell({first: -inf} | {levels: fitness(levels) for levels in others})
     assert search.ranking()[-1] == (first, -inf)
+    scores = sorted(map(fitness, others))
+    assert search.history[0].mean == pytest.approx(sum(scores) / 7)
+    assert search.history[0].median == scores[3]
+
+
+def test_a_generation_of_which_all_are_ruled_out_is_followed_by_random_candidates() -> None:
+    search = run(evolutionary_search(SPACE, SMALL), lambda _: -inf)
+    assert [(g.best, g.median, g.mean) for g in search.history] == [(-inf,) * 3] * 6
+    assert len(search.ranking()) == 48
+
+
+def test_what_is_ruled_out_has_no_offspring() -> None:
+    """Of 30 genes a mutation leaves all but a few alone, so children tell their parents."""
+    space = Space((((6, 5, 4, 3, 2, 1, 0),),) * 30, 90)
+    search = evolutionary_search(space, Evolution(population=3, generations=2, crossover=0.0, switches=1))
+    a, b, c = search.ask()
+    search.tell({a: -inf, b: 1.0, c: -inf})
+    for child in search.ask():
+        assert sum(x != y for x, y in zip(child, b, strict=True)) == 2
+
+
+def test_more_genes_get_more_switches() -> None:
+    assert [usual_switches(genes) for genes in (1, 10, 20, 50, 150)] == [3, 3, 4, 10, 30]
+    assert (SPACE.genes, JOINT.genes) == (8, 12)
 
 
 def test_a_refused_tell_records_nothing() -> None:
@@ -232,6 +293,10 @@ def test_helpful_errors() -> None:
         Evolution(survivors=0)
     with pytest.raises(ValueError, match=r"Evolution\.crossover: expected a share from 0 to 1, found 1\.5"):
         Evolution(crossover=1.5)
+    with pytest.raises(ValueError, match=r"EvoPress\.initial: expected 1 or more, found 0"):
+        EvoPress(initial=0)
+    with pytest.raises(ValueError, match=r"evopress_search: starts\[0\]: expected a cost of at most 50, found 77"):
+        evopress_search(SPACE, EvoPress(), [((0, 0),) * 5])
     with pytest.raises(ValueError, match=r"random_search: evaluations: expected 1 or more, found 0"):
         random_search(SPACE, 0)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from diff_es.search import Levels, Space, Steps
+from diff_es.search import Evolution, Levels, Space, Steps, evolutionary_search
 
 laws = settings(max_examples=80, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -221,3 +221,20 @@ def test_helpful_errors() -> None:
         space.cost(((1, 0), (1, 2)))
     with pytest.raises(ValueError, match="thinned: expected a space whose stages choose their steps"):
         Space((((4, 5),),) * 2, 9).thinned()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_search_finds_the_optimum_that_brute_force_finds(seed: int) -> None:
+    steps = Steps(((1, 2, 3), *((0, 1, 2),) * 3), (2,) * 4, 1)
+    space = Space((((7, 5, 2), (3, 1)),) * 4, 40, steps)
+
+    def fitness(levels: Levels) -> float:
+        alone = [w * (4 / (n + 1) + n * (a**2 / 6 + b / 5)) for w, (n, a, b) in zip((9, 4, 2, 1), levels, strict=True)]
+        return -sum(alone) - abs(alone[0] - alone[1]) / 4
+
+    search = evolutionary_search(space, Evolution(generations=30, seed=seed))
+    while asked := search.ask():
+        search.tell({levels: fitness(levels) for levels in asked})
+    fits = [levels for levels in every(space) if total(space, levels) <= space.budget]
+    assert len(fits) > 5000
+    assert search.best.score == max(map(fitness, fits))

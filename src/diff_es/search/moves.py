@@ -9,9 +9,6 @@ import numpy as np
 
 from diff_es.search.slots import Slot, Steps, make_slot
 
-TRADES = 0.5
-"""Share of switches, where stages choose their steps, that are settled within the stage."""
-
 
 class Moves:
     """Moves of schedules under a budget. `costs[stage][unit][level]` is that of one step where `steps` is given."""
@@ -103,11 +100,12 @@ class Moves:
         return -change
 
     def _pay(self, flat: list[int], i: int, rise: int, up: Collection[int], rng: np.random.Generator) -> None:
-        """Let others pay for the rise of slot `i`: the rest of its stage, or one slot of its kind anywhere."""
+        """Let others pay for the rise of slot `i`: one slot of its kind anywhere, or, in as many cases as the steps are
+        of a stage's numbers, the rest of the stage."""
         if self._steps:
             stage = range(i - i % self.width, i - i % self.width + self.width)
             partners = [j for j in stage if j not in up and self._cheaper(flat, j, up)]
-            if partners and rng.random() < TRADES:
+            if partners and rng.random() * self.width < 1:
                 self._settle(flat, rng, -rise, partners, list(stage), up)
                 return
         kind = self._is_steps(i)
