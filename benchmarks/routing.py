@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diff_es.benchmark import switch_ms
-from diff_es.layers import Cut, Factor, Kind, Plan, Switch, discover, output_of, realise
+from diff_es.layers import Cut, Factor, Kind, Plan, Switch, discover, output_of, owned_by, realise
 from diff_es.loading import load
 from diff_es.pipeline import meta_twin
 from diff_es.placements import Compact, Placement, Resident, Stitched, Streamed
@@ -119,6 +119,20 @@ def measure(
             f"{private[name] / 1e6:+.0f}",
         ]
         print(f"| {batch} | {name} | " + " | ".join(cells) + " |", flush=True)
+    if "stitched" in args.without:
+        size = stitched_bytes(denoiser, plans)
+        print(f"| {batch} | stitched, counted ||||||{size / 1e6:.1f} | {size / weights['dense']:.2f} ||")
+
+
+def stitched_bytes(denoiser: nn.Module, plans: list[Plan]) -> int:
+    """Bytes of a network of its own for every stage, counted without building them."""
+    anatomy, total = discover(denoiser), 0
+    layers = {layer.name: layer for layer in anatomy.layers}
+    for plan in plans:
+        replaced = {name for key in plan.cuts for name in owned_by(denoiser, layers[key])}
+        total += sum(p.nbytes for name, p in denoiser.named_parameters() if name not in replaced)
+        total += realise(denoiser, anatomy, plan).bytes
+    return total
 
 
 @torch.no_grad()

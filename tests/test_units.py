@@ -16,7 +16,7 @@ from tests.tiny import CALL, assert_same_plans, images, joint, opened, settings,
 
 from diff_es import Compressed, Depth, DiffESError, Method, Width, compress, load
 from diff_es.cost import MacCounter
-from diff_es.layers import Anatomy, Block, Kind, Layer, Switch, Weights, discover, realise
+from diff_es.layers import Anatomy, Block, Kind, Layer, discover
 from diff_es.library import Library
 from diff_es.progress import Reporter
 from diff_es.route import routed
@@ -119,7 +119,7 @@ def test_combinations_of_no_sense_are_refused_before_anything_runs(ladder: Ladde
 @pytest.mark.parametrize("grain", Grain)
 def test_where_nothing_is_pruned_units_do_not_matter(grain: Grain) -> None:
     ready = prepare(tiny(), joint(levers=Levers.STEPS, method=Method(WIDTH, grain=grain)))
-    assert len(ready.units) == 1
+    assert [unit.name for unit in ready.units] == ["denoiser"]
     assert ready.costs.options == ((ready.counter.dense(),),)
 
 
@@ -181,11 +181,7 @@ def macs_of(pipe: DiTPipeline, counter: MacCounter, library: Library, stage: int
     plan = library.plan(stage, row)
     with routed(pipe.transformer, Stages(()), opened(pipe, [plan])), counted(pipe) as calls:
         images(pipe, [1], steps=1)
-    switch = Switch(counter._twin)
-    switch.to(realise(counter._twin, library.anatomy, plan))
-    on_twin = counter.dense()
-    switch.to(Weights())
-    return {calls[0].macs, on_twin}
+    return {calls[0].macs, counter._count(plan)}
 
 
 @every_combination
@@ -199,7 +195,7 @@ def test_a_random_row_costs_what_its_units_add_up_to(ladder: Ladder, grain: Grai
     rows += [tuple(len(unit.options) - 1 for unit in library.units), (0,) * len(library.units)]
     for i, row in enumerate(rows):
         assert macs_of(ready.pipe, ready.counter, library, i % 3, row) == {costs.call(row)}
-    assert len({costs.call(row) for row in rows}) > 3
+    assert len({costs.call(row) for row in rows}) >= 3
 
 
 @pytest.mark.parametrize("ladder", [EITHER, PLAIN], ids=["bypass", "nothing"])
@@ -210,11 +206,9 @@ def test_a_random_schedule_of_blocks_and_steps_costs_what_it_should(ladder: Widt
         options = [[int(rng.integers(len(row))) for row in ready.costs.options] for _ in range(3)]
         levels = tuple((int(rng.choice(n)), *row) for n, row in zip(ready.costs.choices or (), options, strict=True))
         plans = [ready.library.plan(stage, row) for stage, row in enumerate(ready.rows(levels))]
-        timesteps = ready.timesteps(levels) or ()
-        stores = opened(pipe, plans)
-        with stepped(pipe, timesteps, CALL.steps), routed(pipe.transformer, ready.stages, stores):
-            with counted(pipe) as calls:
-                images(pipe, [1])
+        timesteps, routing = ready.timesteps(levels) or (), (pipe.transformer, ready.stages, opened(pipe, plans))
+        with stepped(pipe, timesteps, CALL.steps), routed(*routing), counted(pipe) as calls:
+            images(pipe, [1])
         assert [call.timestep for call in calls] == list(timesteps)
         assert sum(call.macs for call in calls) == ready.costs.of(levels) == ready.macs.of(levels)
 

@@ -27,7 +27,7 @@ from .search import Levels
 from .settings import Levers, Settings, value_of
 from .stepping import trajectory
 from .trajectory import Trajectory, placed
-from .units import Depth, Unit, Width, units_of
+from .units import Depth, Grain, Unit, Width, units_of
 
 _WORTH_IT = 1.05
 """A gain below which the user is told before the search."""
@@ -170,7 +170,8 @@ def survey(
         )
     traced = trace(pipe, settings.sampling)
     levers, method, path, choices = settings.levers, settings.method, None, None
-    stages, units = Stages.split(traced.timesteps, settings.stages), units_of(anatomy, method.ladder, method.grain)
+    grain = Grain.WHOLE if levers is Levers.STEPS else method.grain
+    stages, units = Stages.split(traced.timesteps, settings.stages), units_of(anatomy, method.ladder, grain)
     if levers is not Levers.PRUNE:
         if pipe.scheduler.order != 1:
             remedy = "Search levels alone (--levers prune), or sample with a scheduler that calls the denoiser once."
@@ -223,7 +224,7 @@ def study(surveyed: Survey, reporter: Reporter) -> Study:
     method = settings.method
     layers, blocks = parts_of(anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
     if settings.levers is Levers.STEPS:  # nothing is pruned
-        layers, blocks, method = (), (), replace(method, ladder=Depth())
+        layers, blocks, method = (), (), replace(method, ladder=Depth(), grain=Grain.WHOLE)
     probes = make_probes(pipe, settings.calibration, settings.seed, "calibration")
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
     library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter)

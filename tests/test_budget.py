@@ -1,0 +1,316 @@
+"""Laws of budgets: what is asked for is kept on the device, or refused at once with the best that can be had."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiTPipeline
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from tests.tiny import CALL, assert_same, images, joint, settings, slimmed, snapshot, tiny
+from torch import Tensor, nn
+
+from diff_es import BudgetOutOfReach, Depth, DiffESError, Method, Streamed, Width, compress
+from diff_es.budget import Budget, Prices, measured_prices
+from diff_es.cost import Costs
+from diff_es.layers import Cut, Plan, discover
+from diff_es.pipeline import on_timestep
+from diff_es.progress import Reporter
+from diff_es.route import routing_of
+from diff_es.settings import Levers
+from diff_es.study import survey
+from diff_es.units import Grain
+
+QUIET = Reporter(quiet=True)
+WIDE: dict[str, Any] = {"head_size": 16, "heads": 8}  # a model whose weights outweigh their alignment
+
+
+@pytest.mark.parametrize("speedup", [0.0, 0.99, -2.0, math.nan, math.inf])
+def test_a_speed_up_of_no_sense_is_refused(speedup: float) -> None:
+    with pytest.raises(DiffESError, match=rf"speedup: expected a number from 1 up, found {speedup}"):
+        Budget(speedup=speedup)
+
+
+@pytest.mark.parametrize("weights", [0.0, -1.0, math.nan, math.inf])
+def test_weights_of_no_sense_are_refused(weights: float) -> None:
+    with pytest.raises(DiffESError, match=rf"weights: expected a number above 0, found {weights}"):
+        Budget(weights_gb=weights)
+
+
+def test_budgets_of_sense_are_taken() -> None:
+    assert Budget() == Budget(0.7, None, None)
+    assert Budget(speedup=1).speedup == 1
+    assert Budget(0.5, 1.4, 1e-9).weights_gb == 1e-9
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration, which comes before all else that takes long, is an error."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("calibration began")
+
+    monkeypatch.setattr("diff_es.study.calibrate", refuse)
+
+
+def least_named(error: BudgetOutOfReach) -> float:
+    named = re.search(r"expected at (?:least|most) ([0-9.]+)", str(error))
+    assert named is not None
+    return float(named[1])
+
+
+@pytest.mark.parametrize("levers", Levers)
+@pytest.mark.usefixtures("nothing_runs")
+def test_too_few_macs_are_refused_with_the_least_that_can_be_had(levers: Levers, tmp_path: Path) -> None:
+    chosen = joint(levers=levers)
+    with pytest.raises(BudgetOutOfReach, match="macs: expected at least") as caught:
+        compress(tiny(), 0.001, chosen, journal=tmp_path / "journal.jsonl")
+    deepest = 0.3031 if levers is Levers.PRUNE else 0.0506 if levers is Levers.BOTH else 0.1667
+    assert least_named(caught.value) == deepest
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(AssertionError, match="calibration began"):
+        compress(tiny(), deepest, chosen)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_too_little_memory_is_refused_with_the_least_that_can_be_had(tmp_path: Path) -> None:
+    pipe = tiny(**WIDE)
+    sizes = [gigabytes(pipe, level) for level in range(8)]
+    with pytest.raises(BudgetOutOfReach, match=r"weights: expected at least .* GB, which the deepest level") as caught:
+        compress(pipe, 0.9, settings(), weights_gb=sizes[-1] * 0.9, journal=tmp_path / "journal.jsonl")
+    assert least_named(caught.value) == pytest.approx(sizes[-1], abs=5e-4)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BudgetOutOfReach, match="macs: expected at least") as caught:  # only deep levels are left
+        compress(pipe, 0.2, settings(), weights_gb=sizes[-1])
+    with pytest.raises(AssertionError, match="calibration began"):
+        compress(pipe, least_named(caught.value), settings(), weights_gb=sizes[-1])
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_weights_are_for_one_level_of_the_denoiser() -> None:
+    method = Method(Width(4, dense=()), grain=Grain.BLOCK)
+    with pytest.raises(DiffESError, match=r"weights: expected one unit, found 3\. Take one level for the whole"):
+        compress(tiny(), 0.7, settings(method=method), weights_gb=1.0)
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+def gigabytes(pipe: DiTPipeline, level: int) -> float:
+    """Of all weights that run at a level of eight, from a network that is really smaller."""
+    anatomy = discover(pipe.transformer)
+    cuts = {x.name: Cut(torch.arange(x.groups - level * x.groups // 8)) for x in anatomy.layers}
+    return sum(parameter.nbytes for parameter in slimmed(pipe.transformer, Plan(cuts)).parameters()) / 1e9
+
+
+def peak(pipe: DiTPipeline) -> float:
+    """The most GB of weights during a trajectory of a routed pipeline: counted at every call, and as its store says."""
+    seen = list[int]()
+
+    def count(timestep: float) -> None:
+        storages = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in pipe.transformer.parameters()}
+        seen.append(sum(storage.nbytes() for storage in storages.values()))
+
+    handle = on_timestep(pipe.transformer, count)
+    images(pipe)
+    handle.remove()
+    routing = routing_of(pipe.transformer)
+    assert routing is not None
+    return max(*seen, routing.store.peak_bytes) / 1e9
+
+
+PADDING = 6 * 8 * 64 / 1e9  # of the parts that are copied to the device, in GB: tensors of six layers
+
+
+@pytest.mark.parametrize("most", [1, 4, 7])
+def test_levels_whose_weights_take_more_are_barred(most: int) -> None:
+    pipe = tiny(**WIDE)
+    sizes = [gigabytes(pipe, level) for level in range(8)]
+    for limit, least in ((sizes[most], most), (sizes[most] * 1.01, most), (sizes[most - 1] * 0.999, most)):
+        found = survey(pipe, settings(), QUIET, Budget(0.9, None, limit))
+        assert found.costs.barred == set(range(least))
+        space = found.costs.space(0.9)
+        assert {level for (level,) in space.random(np.random.default_rng(0))} <= set(range(least, 8))
+        assert found.macs.barred == frozenset()
+
+
+@pytest.mark.parametrize("levers", [Levers.PRUNE, Levers.BOTH])
+@pytest.mark.parametrize("most", [3, 6])
+def test_no_stage_takes_more_memory_than_allowed(levers: Levers, most: int) -> None:
+    pipe = tiny(**WIDE)
+    before, dense, limit = snapshot(pipe.transformer), images(pipe), gigabytes(pipe, most)
+    make = settings if levers is Levers.PRUNE else joint
+    fast = compress(pipe, 0.7, make(levers=levers), weights_gb=limit)
+    assert isinstance(fast.placement, Streamed)
+    assert fast.about["macs_ratio"] <= 0.7
+    with fast.routed(pipe):
+        assert peak(pipe) <= limit + PADDING
+        assert not torch.equal(images(pipe), dense)
+    levels = [row[0] for row, steps in zip(fast.schedule.levels, fast.about["steps"], strict=True) if steps]
+    assert min(levels) >= most
+    assert_same(before, snapshot(pipe.transformer))
+
+
+@pytest.mark.parametrize("bypass", [True, False])
+def test_what_stands_in_for_skipped_blocks_takes_memory_too(bypass: bool) -> None:
+    pipe = tiny(**WIDE)
+    for limit in (gigabytes(pipe, 0), gigabytes(pipe, 0) * 1.2):
+        fast = compress(pipe, 0.7, settings(method=Method(Depth(bypass))), weights_gb=limit)
+        with fast.routed(pipe):
+            assert peak(pipe) <= limit + PADDING
+
+
+# ------------------------------------------------------------------------------------------------------------- time
+
+
+@st.composite
+def prices(draw: st.DrawFn) -> Prices:
+    rows = st.lists(st.integers(1, 10**7), min_size=1, max_size=5).map(lambda found: tuple(sorted(found, reverse=True)))
+    steps = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+    choices = draw(st.sampled_from([None, tuple((1, n) if n > 1 else (1,) for n in steps)]))
+    return Prices(Costs(draw(st.integers(0, 10**6)), (draw(rows),), steps, choices), draw(st.floats(0, 10**8)))
+
+
+@given(prices(), st.floats(0, 1), st.floats(0, 1))
+@examples(max_examples=100, deadline=None)
+def test_the_share_of_a_speed_up_falls_and_gives_it_back(found: Prices, x: float, y: float) -> None:
+    less, more = (1 + (found.best - 1) * share * (1 - 1e-9) for share in sorted((x, y)))
+    assert found.best >= 1
+    assert found.share(1.0) == pytest.approx(1.0)
+    assert 1 >= found.share(less) >= found.share(more) * (1 - 1e-12) > 0
+    left = found.share(more) * found.costs.dense
+    assert found.dense / (found.other + left) == pytest.approx(more, rel=1e-6)
+    assert left >= found.costs.cheapest * (1 - 1e-9)
+
+
+@given(prices())
+@examples(max_examples=50, deadline=None)
+def test_more_than_the_best_speed_up_is_refused_with_the_best(found: Prices) -> None:
+    with pytest.raises(BudgetOutOfReach, match=r"speedup: expected at most .*, which the cheapest schedule gives"):
+        found.share(found.best * 1.001 + 0.001)
+    with pytest.raises(BudgetOutOfReach) as caught:
+        found.share(found.best * 2 + 1)
+    named = least_named(caught.value)
+    assert found.best - 0.011 < named <= found.best
+    if named >= 1:
+        found.share(named)
+
+
+@given(prices())
+@examples(max_examples=25, deadline=None)
+def test_prices_come_back_from_json(found: Prices) -> None:
+    counted = replace(found.costs, fixed=1, options=((3, 2, 1),))
+    assert Prices.restored(json.loads(json.dumps(found.to_json())), counted) == found
+
+
+@pytest.mark.parametrize(
+    "method", [Method(Width(4, dense=())), Method(Depth()), Method(Width(3, dense=()), grain=Grain.BLOCK)]
+)
+def test_measured_prices_are_positive_and_leave_no_trace(method: Method) -> None:
+    pipe = tiny()
+    before, decoder, dense = snapshot(pipe.transformer), snapshot(pipe.vae), images(pipe)
+    found = survey(pipe, settings(method=method), QUIET)
+    measured = measured_prices(pipe, found.anatomy, found.units, found.macs, CALL, QUIET)
+    assert [len(row) for row in measured.costs.options] == [len(unit.options) for unit in found.units]
+    assert min(min(row) for row in measured.costs.options) >= 0
+    assert measured.costs.call([len(unit.options) - 1 for unit in found.units]) > 0
+    assert measured.costs.fixed >= 0
+    assert measured.other >= 0
+    assert measured.costs.steps == found.macs.steps
+    assert_same(before, snapshot(pipe.transformer))
+    assert_same(decoder, snapshot(pipe.vae))
+    assert torch.equal(images(pipe), dense)
+
+
+NAP = 0.010  # seconds that each of three feed-forward layers sleeps at full width
+DECODER = 0.040
+
+
+@pytest.fixture
+def sleepy() -> Iterator[DiTPipeline]:
+    """A pipeline whose time is slept: in its feed-forward layers by their width, and in its decoder."""
+    pipe = tiny()
+
+    def nap(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        time.sleep(NAP * module.net[2].in_features / 64)  # type: ignore[union-attr, index]
+
+    handles = [block.ff.register_forward_hook(nap) for block in pipe.transformer.transformer_blocks]
+    handles.append(pipe.vae.post_quant_conv.register_forward_hook(lambda *_: time.sleep(DECODER)))
+    yield pipe
+    for handle in handles:
+        handle.remove()
+
+
+def seconds(pipe: DiTPipeline) -> float:
+    times = list[float]()
+    for _ in range(5):
+        began = time.perf_counter()
+        images(pipe)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def quick(levers: Levers) -> Any:
+    """Few evaluations, since every call sleeps."""
+    small = {"calibration": 2, "probes": 2, "held_out": 2, "finalists": 1, "population": 4, "generations": 2}
+    return joint(levers=levers, **{**small, "heat": 0, "placings": 1, "method": Method(Width(4, dense=()))})
+
+
+def test_measured_prices_are_what_the_calls_take(sleepy: DiTPipeline) -> None:
+    found = survey(sleepy, quick(Levers.BOTH), QUIET, Budget(speedup=1.3))
+    assert found.prices is not None
+    assert found.costs == found.prices.costs
+    assert found.macs != found.costs
+    slept = [3 * NAP * share for share in (1, 0.75, 0.5, 0.25)]
+    assert found.costs.call([0]) > slept[0] * 1e9
+    for level in range(4):
+        ratio = found.costs.call([level]) / found.costs.call([0])
+        assert ratio == pytest.approx(slept[level] / slept[0], abs=0.15)
+    assert DECODER * 1e9 * 0.8 < found.prices.other < DECODER * 1e9 + 0.3 * found.costs.dense
+    assert found.share == found.prices.share(1.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("levers", Levers)
+def test_a_speed_up_is_what_the_clock_says(levers: Levers, sleepy: DiTPipeline, tmp_path: Path) -> None:
+    journal, before = tmp_path / "journal.jsonl", snapshot(sleepy.transformer)
+    fast = compress(sleepy, settings=quick(levers), speedup=1.5, journal=journal)
+    assert_same(before, snapshot(sleepy.transformer))
+    dense = seconds(sleepy)
+    with fast.routed(sleepy):
+        gained = dense / seconds(sleepy)
+    most = 1.5 * (1.3 if levers is Levers.STEPS else 1.15)  # steps are few and whole
+    assert 1.5 * 0.93 < gained < most
+    assert fast.about["measured_speedup"] == pytest.approx(gained, rel=0.1)
+    assert fast.about["speedup"] == 1.5
+    for block in sleepy.transformer.transformer_blocks:  # awake: measured again, its prices would be others
+        block.ff._forward_hooks.clear()
+    again = compress(sleepy, settings=quick(levers), speedup=1.5, journal=journal, resume=True)
+    assert (again.schedule, again.timesteps) == (fast.schedule, fast.timesteps)
+    assert again.about["cost_ratio"] == fast.about["cost_ratio"]
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_too_much_speed_is_refused_with_the_best_that_can_be_had(sleepy: DiTPipeline, tmp_path: Path) -> None:
+    with pytest.raises(BudgetOutOfReach, match=r"speedup: expected at most .*x, which the cheapest schedule") as caught:
+        compress(sleepy, settings=quick(Levers.PRUNE), speedup=9.0, journal=tmp_path / "journal.jsonl")
+    assert list(tmp_path.iterdir()) == []
+    calls = 3 * NAP * CALL.steps
+    assert 0.8 < least_named(caught.value) / ((calls + DECODER) / (calls / 4 + DECODER)) < 1.05
+    with pytest.raises(AssertionError, match="calibration began"):
+        compress(sleepy, settings=quick(Levers.PRUNE), speedup=least_named(caught.value) * 0.9)
