@@ -96,7 +96,7 @@ def test_too_little_memory_is_refused_with_the_least_that_can_be_had(tmp_path: P
     assert least_named(caught.value) == pytest.approx(sizes[-1], abs=5e-4)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BudgetOutOfReach, match="macs: expected at least") as caught:  # only deep levels are left
-        compress(pipe, 0.2, settings(), weights_gb=sizes[-1])
+        compress(pipe, 0.01, settings(), weights_gb=sizes[-1])
     with pytest.raises(AssertionError, match="calibration began"):
         compress(pipe, least_named(caught.value), settings(), weights_gb=sizes[-1])
 
@@ -276,11 +276,10 @@ def test_measured_prices_are_what_the_calls_take(sleepy: DiTPipeline) -> None:
     assert found.prices is not None
     assert found.costs == found.prices.costs
     assert found.macs != found.costs
-    slept = [3 * NAP * share for share in (1, 0.75, 0.5, 0.25)]
-    assert found.costs.call([0]) > slept[0] * 1e9
-    for level in range(4):
-        ratio = found.costs.call([level]) / found.costs.call([0])
-        assert ratio == pytest.approx(slept[level] / slept[0], abs=0.15)
+    dense, full = found.costs.call([0]), 3 * NAP * 1e9
+    assert full < dense < 3 * full
+    for level, share in enumerate((1, 0.75, 0.5, 0.25)):
+        assert found.costs.call([level]) == pytest.approx(dense - full * (1 - share), abs=0.1 * dense)
     assert DECODER * 1e9 * 0.8 < found.prices.other < DECODER * 1e9 + 0.3 * found.costs.dense
     assert found.share == found.prices.share(1.3)
 

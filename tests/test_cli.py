@@ -78,6 +78,12 @@ def manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "diff-es.json").read_text())
 
 
+def about(folder: Path) -> dict[str, Any]:
+    """What the search for the budget that was asked for has found."""
+    saved = manifest(folder)
+    return saved["points"][saved["chosen"]]["about"]
+
+
 def test_inspect_tells_what_can_be_pruned_and_what_it_costs(run: Run, model_folder: Path) -> None:
     found = run("inspect", model_folder, "--levels", 4, "--json").result()
     kinds = [row["kind"] for row in found["layers"]]
@@ -91,20 +97,20 @@ def test_inspect_tells_what_can_be_pruned_and_what_it_costs(run: Run, model_fold
 def test_compress_says_what_it_saved(run: Run, model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "fast"
     ended = run("compress", model_folder, "--out", out, "--macs", 0.7, *CALL, "--ranking", "wanda", "--json")
-    result, about = ended.result(), manifest(out)["about"]
+    result, saved = ended.result(), about(out)
     assert result["levels"] == [list(row) for row in load(out).schedule.levels]
     for key in ("budget", "macs_ratio", "score", "held_out_score"):
-        assert result[key] == about[key]
+        assert result[key] == saved[key]
     assert 0.6 < result["macs_ratio"] <= result["budget"] == 0.7
-    assert about["settings"]["method"]["ranking"] == {"type": "Wanda"}
-    assert about["origin"]["model"] == str(model_folder)
+    assert saved["settings"]["method"]["ranking"] == {"type": "Wanda"}
+    assert saved["origin"]["model"] == str(model_folder)
     assert "Saved in" in ended.out
 
 
 def test_compress_by_depth_without_compensation(run: Run, model_folder: Path, tmp_path: Path) -> None:
     out, call = tmp_path / "out", [*CALL, "--scheduler", "DPMSolverMultistepScheduler", "--dtype", "bfloat16"]
     run("compress", model_folder, "--out", out, *call, "--prune", "depth", "--no-compensate", "--json").result()
-    assert manifest(out)["about"]["settings"]["method"]["ladder"] == {"type": "Depth", "bypass": False}
+    assert about(out)["settings"]["method"]["ladder"] == {"type": "Depth", "bypass": False}
     assert run("sample", out, "--count", 1, "--out", tmp_path, "--json").result()["labels"] == [0]
 
 
@@ -151,7 +157,7 @@ def test_evaluate_compares_with_every_alternative(run: Run, made: Path, tmp_path
         assert row["macs_ratio"] <= row["budget"]
         assert (row["snr_db"] is None) == (row["contender"] == "dense")
         assert row["latency_ms"] > 0
-    assert result["rows"][-1]["macs_ratio"] == manifest(made)["about"]["macs_ratio"]
+    assert result["rows"][-1]["macs_ratio"] == about(made)["macs_ratio"]
     assert (target / "report.html").read_text().lower().startswith("<!doctype html>")
 
 
@@ -167,6 +173,40 @@ def test_bench_times_dense_routed_and_pruned(run: Run, made: Path) -> None:
     assert all(row["switch_ms"] > 0 for row in result["rows"][1:])
     assert all(row["pipeline_ms"] > row["denoiser_ms"] > 0 for row in result["rows"])
     assert (result["steps"], result["rounds"], {row["batch"] for row in result["rows"]}) == (6, 2, {1})
+
+
+JOINT = ["--levers", "prune,steps", "--units", "block", "--prune", "width,depth", "--front", "0.4, 0.9", "--heat", "1"]
+
+
+@pytest.mark.slow
+def test_steps_and_blocks_give_a_front_of_which_points_are_named(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fast"
+    call = ("compress", model_folder, "--out", out, "--macs", 0.6, *CALL, *JOINT)
+    result = run(*call, "--json").result()
+    points = [load(out, 1 / point["macs_ratio"]) for point in result["front"]]
+    assert [point["budget"] for point in result["front"]] == [0.4, 0.6, 0.9]
+    assert all(point["macs_ratio"] <= point["budget"] for point in result["front"])
+    assert result["levels"] == [list(row) for row in load(out).schedule.levels]
+    assert {len(row) for row in result["levels"]} == {3}  # blocks
+    shown = []
+    for point, flags in ((points[0], ("--point", 2.4)), (points[1], ()), (points[2], ("--point", 1.0))):
+        ended = run("sample", out, "--count", 1, "--out", tmp_path / "images", "--steps", 6, *flags, "--json")
+        shown.append([picture(path) for path in ended.result()["images"]])
+        assert point.about["macs_ratio"] in [entry["macs_ratio"] for entry in result["front"]]
+    assert shown[0] != shown[1] != shown[2]
+    refused(run("sample", out, "--point", 99, "--out", tmp_path / "x"), "point: expected one of", "found 99x")
+    refused(run("sample", out, "--steps", 17, "--out", tmp_path / "x"), "num_inference_steps: expected 6", "found 17")
+    refused(run("export", out, "--out", tmp_path / "x"), "expected one set of weights for all stages")
+    refused(run(*call[:-2], "--front", "0.4;0.9", "--resume"), "--front: expected numbers between commas")
+    rows = run("bench", out, "--point", 2.4, "--batch", 1, "--rounds", 1, "--json").result()["rows"]
+    assert rows[-1]["macs_ratio"] == result["front"][0]["macs_ratio"]
+    rows = run("evaluate", out, "--noises", 2, "--rounds", 1, "--random", 4, "--json").result()["rows"]
+    assert {row["contender"]: row["own_snr_db"] is None for row in rows if row["budget"] == 1} == {"dense": True}
+    for row in rows:
+        assert row["snr_db"] > 0  # the dense model in the user's own setting is no longer the reference
+        assert row["macs_ratio"] <= row["budget"]
+    assert rows[-1]["steps"] == len(load(out).timesteps or ())
+    assert not (tmp_path / "x").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ bad input

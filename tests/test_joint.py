@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
@@ -20,27 +18,18 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
-    UniPCMultistepScheduler,
 )
 from tests.counting import counted
 from tests.fresh import images_of
-from tests.tiny import CALL, assert_same, assert_same_plans, images, joint, opened, snapshot, tiny
+from tests.tiny import CALL, assert_same, assert_same_plans, images, joint, snapshot, tiny
 from torch import Tensor
 
-from diff_es import Compressed, Depth, DiffESError, Method, Resident, Streamed, Width, compress, export, load
-from diff_es.compress import evolve
-from diff_es.fitness import Fitness
-from diff_es.journal import Journal
-from diff_es.measures import LatentSNR
-from diff_es.metrics import EXACT_DB
-from diff_es.pipeline import Probe, make_probes, on_timestep
-from diff_es.progress import Reporter
-from diff_es.route import routed, routing_of
-from diff_es.search import Levels
-from diff_es.sensitivity import Sensitivity, as_row
+from diff_es import Compressed, DiffESError, Resident, Streamed, compress, export, load
+from diff_es.pipeline import on_timestep
+from diff_es.route import routing_of
 from diff_es.settings import Levers
-from diff_es.stepping import stepped, stepping_of
-from diff_es.study import Study, prepare
+from diff_es.stepping import stepping_of
+from diff_es.study import prepare
 
 KINDS: dict[str, dict[str, Any]] = {
     "DDIM": {},
@@ -107,7 +96,8 @@ def test_a_routed_pipeline_takes_the_steps_of_the_result_and_keeps_no_trace(case
     assert torch.equal(found, again)
     assert not torch.equal(found, dense)
     assert pipe.scheduler is scheduler
-    assert stepping_of(pipe) is routing_of(pipe.transformer) is None
+    assert stepping_of(pipe) is None
+    assert routing_of(pipe.transformer) is None
     assert dict(pipe.config) == config
     assert vars(scheduler).keys() == state.keys()
     assert_same(before, snapshot(pipe.transformer))
@@ -216,216 +206,6 @@ def test_a_sampler_of_two_calls_a_step_is_refused_before_anything_runs() -> None
             with pytest.raises(DiffESError, match=r"one denoiser call a step, found HeunDiscreteScheduler.*calls it 2"):
                 prepare(pipe, joint(levers=levers))
     assert len(set(timesteps)) == CALL.steps  # the trace, whose calls compute nothing
-
-
-# ------------------------------------------------------------------------------------------------------ the fitness
-
-
-@pytest.fixture(scope="module", params=[*KINDS, "skips"])
-def study(request: pytest.FixtureRequest) -> Study:
-    if request.param == "skips":
-        return prepare(tiny(), joint(method=Method(Width(4, dense=(), depth=Depth()))))
-    return prepare(tiny(**KINDS[request.param]), joint())
-
-
-def drawn(study: Study, count: int, seed: int = 0) -> list[Levels]:
-    """Random schedules, some of which agree at first, and some with their timesteps elsewhere in their stages."""
-    rng, found = np.random.default_rng(seed), list[Levels]()
-    for _ in range(count):
-        choices, options = study.costs.choices or (), study.costs.options
-        rows = tuple((int(rng.choice(n)), *(int(rng.integers(len(row))) for row in options)) for n in choices)
-        found += [rows, (*rows[:-1], (1, *rows[-1][1:])), (*rows, moved(study, rows))]
-    return [*found, *found[:3]]
-
-
-def moved(study: Study, rows: Levels) -> tuple[int, ...]:
-    """The timesteps of a schedule as its last row, the last of them a little later."""
-    timesteps = as_row(study.timesteps(rows))
-    return (*timesteps[:-1], timesteps[-1] - 1) if len(timesteps) > 1 else timesteps
-
-
-def latents_of(pipe: DiTPipeline, probes: tuple[Probe, ...]) -> Tensor:
-    """What reaches the decoder where a user calls the pipeline on these probes, two at a time."""
-    latents = list[Tensor]()
-    handle = pipe.vae.post_quant_conv.register_forward_pre_hook(lambda module, args: latents.append(args[0]))
-    for part in (probes[i : i + CALL.batch] for i in range(0, len(probes), CALL.batch)):
-        generators = [torch.Generator().manual_seed(probe.seed) for probe in part]
-        call: dict[str, Any] = {"guidance_scale": CALL.guidance, "num_inference_steps": CALL.steps}
-        pipe([probe.label for probe in part], generator=generators, output_type="pt", **call)
-    handle.remove()
-    return torch.cat(latents)
-
-
-def decibels(reference: Tensor, result: Tensor) -> float:
-    signal, noise = ((x.numpy().astype(np.float64) ** 2).sum((1, 2, 3)) for x in (reference, result - reference))
-    return float((10 * np.log10(signal / noise)).mean())
-
-
-def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study) -> None:
-    pipe, probes, fitness = study.pipe, make_probes(study.pipe, 3, 0, "search"), study.fitness("search", 3)
-    assert len(study.reference or ()) == study.settings.fine * CALL.steps
-    with stepped(pipe, study.reference or (), CALL.steps):
-        reference = latents_of(pipe, probes)
-    assert fitness(study.own) == pytest.approx(decibels(reference, latents_of(pipe, probes)), rel=1e-6)
-    for levels in drawn(study, 2):
-        plans = [study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels))]
-        stores = opened(pipe, plans)
-        with stepped(pipe, study.timesteps(levels) or (), CALL.steps), routed(pipe.transformer, study.stages, stores):
-            found = latents_of(pipe, probes)
-        assert fitness(levels) == pytest.approx(decibels(reference, found), rel=1e-6)
-        assert fitness.of_plans(plans, levels) == pytest.approx(fitness(levels), rel=1e-6)
-    assert fitness(study.finest) == EXACT_DB
-    assert study.fitness_to_own(3)(study.own) == EXACT_DB
-
-
-def fitness_of(study: Study, count: int = 3, **changes: Any) -> Fitness:
-    probes, own = make_probes(study.pipe, count, 0, "search"), {"path": study.path, "reference": study.reference}
-    sampling = changes.pop("sampling", CALL)
-    return Fitness(study.pipe, study.library, study.stages, probes, sampling, LatentSNR(), **{**own, **changes})
-
-
-def test_reusing_prefixes_changes_no_score(study: Study) -> None:
-    plain, reusing, little = (fitness_of(study, memory=memory) for memory in (0, 1 << 30, 40_000))
-    asked = drawn(study, 5)
-    expected = {levels: plain(levels) for levels in asked}
-    assert {levels: reusing(levels) for levels in asked} == expected
-    assert {levels: little(levels) for levels in reversed(asked)} == expected
-    assert plain.cache.hits == 0
-    assert reusing.cache.hits > little.cache.hits > 0
-    assert reusing.calls < plain.calls
-    assert len(set(expected.values())) > 10
-
-
-@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
-def test_reusing_prefixes_is_exact_for_samplers_of_third_order_too(kind: type) -> None:
-    """They lower their order when few steps are left: a call then depends on how many follow."""
-    study = prepare(tiny(scheduler=kind, options={"solver_order": 3}), joint())
-    plain, reusing = fitness_of(study, memory=0), fitness_of(study)
-    for levels in drawn(study, 4):
-        assert reusing(levels) == plain(levels)
-    assert reusing.cache.hits > 0
-
-
-def test_timesteps_written_out_change_nothing(study: Study) -> None:
-    fitness = fitness_of(study)
-    for levels in drawn(study, 2)[::3]:
-        assert fitness((*levels, as_row(study.timesteps(levels)))) == fitness(levels)
-        assert study.costs.of((*levels, as_row(study.timesteps(levels)))) == study.costs.of(levels)
-
-
-def test_the_weights_kept_change_no_score(study: Study) -> None:
-    few, all_of_them = fitness_of(study, weights=1), fitness_of(study)
-    for levels in drawn(study, 4):
-        assert few(levels) == all_of_them(levels)
-
-
-# ----------------------------------------------------------------------------------------------------------- racing
-
-
-@pytest.mark.parametrize("heat", [1, 2])
-def test_a_first_heat_is_a_part_of_the_score(study: Study, heat: int) -> None:
-    alone = CALL.__class__(CALL.steps, CALL.guidance, 1)  # one probe a call, with or without heats
-    racing, plain = (fitness_of(study, 4, sampling=alone, heat=n) for n in (heat, 0))
-    first = fitness_of(study, heat, sampling=alone)
-    for levels in drawn(study, 3):
-        score = racing.first(levels)
-        assert score == pytest.approx(first(levels), rel=1e-12)
-        calls = racing.calls
-        assert racing.second(levels, score) == pytest.approx(plain(levels), rel=1e-12)
-        assert racing.first(levels) == score
-        assert racing.calls - calls <= len(study.timesteps(levels) or ()) * (4 - heat)  # none of the heat again
-    assert fitness_of(study, 4, heat=heat)(study.own) == pytest.approx(fitness_of(study, 4)(study.own), rel=1e-3)
-
-
-def lines_of(journal: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in journal.read_text().splitlines()[1:]]
-
-
-@pytest.mark.parametrize("levers", [Levers.BOTH, Levers.PRUNE])
-def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -> None:
-    journal = tmp_path / "journal.jsonl"
-    chosen = joint(levers=levers, population=8)
-    fast = compress(tiny(), 0.6, chosen, journal=journal)
-    ready = prepare(tiny(), chosen)
-    fitness = ready.fitness("search", chosen.probes, chosen.heat)
-    judges = {None: fitness, "heat": fitness.first, "alone": ready.fitness_alone() if ready.path else None}
-    found: dict[str | None, dict[Levels, float]] = {kind: {} for kind in judges}
-    for line in lines_of(journal):
-        levels = tuple(tuple(row) for row in line["levels"])
-        assert levels not in found[line.get("kind")], "nothing is run twice"
-        found[line.get("kind")][levels] = line["score"]
-    assert found[None].keys() < found["heat"].keys()  # the better half of each heat went on
-    for kind, scores in found.items():
-        for levels, score in list(scores.items())[:: max(1, len(scores) // 6)]:
-            judge = judges[kind]
-            assert judge is not None
-            assert judge(levels) == pytest.approx(score, rel=1e-9)
-    for levels, score, _ in fast.about["finalists"]:
-        assert score == found[None][tuple(tuple(row) for row in levels)]
-
-
-@pytest.mark.parametrize("levers", [Levers.BOTH, Levers.PRUNE])
-def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
-    """Even a first candidate that a wrong table of sensitivities puts forward, and that drops out in its heat."""
-    ready, quiet, log = prepare(tiny(), joint(levers=levers, population=8)), Reporter(quiet=True), {}
-    wrong = tuple((tuple(map(float, [0, *range(8, 1, -1)])),) for _ in range(3))
-    steps = (
-        None if ready.costs.choices is None else tuple({n: float(n) for n in found} for found in ready.costs.choices)
-    )
-    fitness, journal = ready.fitness("search", 3, 1), Journal(None, log, resume=False)
-    found = evolve(ready, (0.6,), fitness, Sensitivity(wrong, steps), journal, quiet)[0.6]
-    assert all(np.isfinite(score) for _, score, _ in found.finalists)
-
-
-# ---------------------------------------------------------------------------------------------------------- resuming
-
-KILLS = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from diff_es import compress
-from tests.tiny import joint, tiny
-journal, folder, draws = Path(sys.argv[1]), sys.argv[2], random.Random(0)
-search = lambda: compress(tiny(), 0.6, joint(front=(0.3, 0.9)), journal=journal, resume=True)
-lines = lambda: len(journal.read_bytes().splitlines()) if journal.exists() else 0
-for kill in range(10):
-    least, child = lines() + draws.randrange(9), os.fork()
-    if child == 0:
-        search()
-        os._exit(0)
-    while lines() < least:
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
-        time.sleep(0.001)
-    time.sleep(draws.random() * 0.05)
-    os.kill(child, signal.SIGKILL)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    print(lines(), flush=True)
-search().save(folder)
-"""
-
-
-@pytest.mark.slow
-def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    expected = compress(tiny(), 0.6, joint(front=(0.3, 0.9)), journal=whole)
-    command = [sys.executable, "-c", KILLS, str(torn), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    counts = list(map(int, done.stdout.split()))
-    assert len(counts) == 10
-    assert counts[0] < counts[-1] < len(whole.read_bytes().splitlines())
-    found = load(tmp_path / "out")
-    assert len(found.others) == len(expected.others) == 2
-    for one, other in zip((found, *found.others), (expected, *sorted_points(expected.others)), strict=True):
-        assert (one.schedule, one.timesteps) == (other.schedule, other.timesteps)
-        assert one.about == json.loads(json.dumps(other.about))
-        assert_same_plans(one.plans, other.plans)
-    assert sorted(torn.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
-
-
-def sorted_points(points: Sequence[Compressed]) -> list[Compressed]:
-    return sorted(points, key=lambda point: point.about["macs_ratio"])
 
 
 # ------------------------------------------------------------------------------------------------------------ fronts

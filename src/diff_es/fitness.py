@@ -143,8 +143,12 @@ class Fitness:
         self._chunks = [probes[:heat]] if heat else []
         self._chunks += [probes[i : i + sampling.batch] for i in range(heat, len(probes), sampling.batch)]
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
-        with nullcontext() if reference is None else stepped(pipe, reference, sampling.steps):
-            self._teacher = [measure.view(pipe, sample(pipe, chunk, sampling)) for chunk in self._chunks]
+        if path is None:
+            dense = ((0,) * len(library.units),) * len(stages)
+            self._teacher = [measure.view(pipe, self._run(i, dense)) for i in range(len(self._chunks))]
+        else:
+            with nullcontext() if reference is None else stepped(pipe, reference, sampling.steps):
+                self._teacher = [measure.view(pipe, sample(pipe, chunk, sampling)) for chunk in self._chunks]
         if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
             remedy = "Use float32 or bfloat16 arithmetic, or another sampler."
             raise DiffESError("the dense model's result", expected="numbers", found="NaN or infinity", remedy=remedy)
