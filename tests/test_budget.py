@@ -309,7 +309,7 @@ def test_too_much_speed_is_refused_with_the_best_that_can_be_had(sleepy: DiTPipe
     with pytest.raises(BudgetOutOfReach, match=r"speedup: expected at most .*x, which the cheapest schedule") as caught:
         compress(sleepy, settings=quick(Levers.PRUNE), speedup=9.0, journal=tmp_path / "journal.jsonl")
     assert list(tmp_path.iterdir()) == []
-    calls = 3 * NAP * CALL.steps
-    assert 0.8 < least_named(caught.value) / ((calls + DECODER) / (calls / 4 + DECODER)) < 1.05
+    calls, named = 3 * NAP * CALL.steps, least_named(caught.value)
+    assert 0.6 < named / ((calls + DECODER) / (calls / 4 + DECODER)) < 1.05  # what does not sleep takes time too
     with pytest.raises(AssertionError, match="calibration began"):
-        compress(sleepy, settings=quick(Levers.PRUNE), speedup=least_named(caught.value) * 0.9)
+        compress(sleepy, settings=quick(Levers.PRUNE), speedup=1 + (named - 1) * 0.6)

@@ -25,10 +25,11 @@ SETTINGS = Settings(
     calibration=192,
     probes=16,
     heat=4,
-    finalists=6,
+    finalists=4,
     held_out=32,
-    population=16,
-    generations=12,
+    population=10,
+    generations=8,
+    placings=6,
 )
 
 
