@@ -154,6 +154,22 @@ def test_steps_batch_and_guidance_may_change_from_call_to_call() -> None:
             assert torch.equal(images(pipe, labels, steps, guidance), expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_a_late_start_runs_the_stage_of_its_timestep(first: int) -> None:
+    """As image-to-image does: the trajectory begins at a later step, at whatever resolution the denoiser takes."""
+    pipe = tiny()
+    plans, stages = mixed(pipe), stages_of(pipe, 3)
+    networks = [slimmed(pipe.transformer, plan) for plan in plans]
+    pipe.scheduler.set_timesteps(6)
+    latents, labels = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2])
+    with routed(pipe.transformer, stages, opened(pipe, plans)):
+        for t in pipe.scheduler.timesteps[first:]:
+            call = {"timestep": t.expand(2), "class_labels": labels}
+            expected = networks[stages.index(float(t))](latents, **call).sample
+            torch.testing.assert_close(pipe.transformer(latents, **call).sample, expected, atol=1e-5, rtol=0)
+
+
 def test_interleaved_steps_of_two_pipelines_do_not_disturb_each_other() -> None:
     one, other, dense = tiny(), tiny(seed=1, heads=2), tiny(seed=2)
 
