@@ -212,5 +212,7 @@ def test_helpful_errors() -> None:
         knapsack_front([[Branch((0,), 1, 0.0)]], 0)
     with pytest.raises(ValueError, match=r"costs below 2\*\*62 in all, found more"):
         knapsack_best([[Branch((0,), 2**62, 0.0)]], 2**63)
+    with pytest.raises(ValueError, match="a space of fixed steps, found one whose stages choose; use branches"):
+        knapsack(Space((((2, 1),),), 2, Steps(((1,),), (1,))), [[[0.0, 1.0]]])
     with pytest.raises(ValueError, match="a space whose stages choose their steps, found fixed ones"):
         joint_knapsack(space, lambda s, n: (0.0, [[0.0, 1.0]]))
