@@ -89,8 +89,8 @@ def knapsack_front(stages: Stages, budget: int, grain: int = 1) -> tuple[Point, 
 
     It is exact, and where costs are irregular it may be long, so for more than some thirty choices in all give a
     `grain`: of partial sums whose costs fall into the same grain only the one of least error is kept. Then for any
-    schedule that costs at most `budget - m * grain`, with m units and stages in all, the front has one of no more error that
-    costs at most m * grain more; every point is a real schedule at its exact cost. `knapsack_hull` needs no grain.
+    schedule that costs at most `budget - m * grain`, with m units and stages in all, the front has one of no more error
+    that costs at most m * grain more; every point is a real schedule at its exact cost. `knapsack_hull` needs no grain.
 
     ValueError as in `knapsack_best`.
     """
