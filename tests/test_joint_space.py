@@ -121,6 +121,46 @@ def test_moves_from_any_feasible_parent_are_maximal(space: Space, seed: int, mos
     assert {space.mutate(a, rng, most), space.crossover(a, b, rng)} <= set(maximal(space))
 
 
+def rises(space: Space, levels: Levels) -> list[Levels]:
+    """The schedules that differ in one number alone, by the least that makes it dearer; see `covers`."""
+    found = list[Levels]()
+    for s, (n, *row) in enumerate(levels):
+        costs, counts = space.costs[s], taken(space).counts[s]
+        more = [m for m in counts if m > n][:1]
+        cheapest = tuple(min(range(len(c)), key=lambda level, c=c: c[level]) for c in costs)  # type: ignore[misc]
+        rows = [(m, *(row if n else cheapest)) for m in more]
+        for u, level in enumerate(row if n else ()):
+            dearer = [k for k, cost in enumerate(costs[u]) if cost > costs[u][level]]
+            rows += [(n, *row[:u], k, *row[u + 1 :]) for k in sorted(dearer, key=lambda k: costs[u][k])[:1]]
+        found += [(*levels[:s], new, *levels[s + 1 :]) for new in rows]
+    return found
+
+
+@laws
+@given(st.integers(3, 8), st.integers(1, 4), st.integers(1, 30), st.floats(0, 1), seeds)
+def test_moves_in_larger_spaces_keep_the_budget_and_leave_no_room(
+    stages: int, units: int, most: int, share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, 9, (stages, units, 5)).tolist()
+    costs = tuple(tuple(tuple(row[: rng.integers(1, 6)]) for row in stage) for stage in table)
+    counts = ((1, 2, 4), *(tuple(range(int(rng.integers(0, 2)), 5)) for _ in range(stages - 1)))
+    steps = Steps(counts, tuple(n[-1] for n in counts), 2)
+    ends = [
+        sum(n[k] * (2 + sum(map(end, stage))) for n, stage in zip(counts, costs, strict=True))
+        for k, end in ((0, min), (-1, max))
+    ]
+    space = Space(costs, round(ends[0] + share * (ends[1] - ends[0])), steps)
+    parents = [space.random(rng) for _ in range(4)]
+    for k in range(20):
+        a, b = parents[k % 4], parents[(k + 1) % 4]
+        children = [space.mutate(a, rng, most), space.crossover(a, b, rng)]
+        for child in children:
+            assert total(space, child) <= space.budget
+            assert all(total(space, dearer) > space.budget for dearer in rises(space, child))
+        parents[k % 4] = children[k % 2]
+
+
 @laws
 @given(joint_spaces(), st.integers(0, 5))
 def test_cost_and_feasible_agree_with_the_table(space: Space, less: int) -> None:

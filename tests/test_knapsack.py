@@ -195,6 +195,11 @@ def test_fourteen_units_of_ten_stages_are_solved_too() -> None:
     assert best.error <= coarse.error <= best.error * 1.2
 
 
+def test_a_budget_beyond_all_costs_gives_the_least_error() -> None:
+    problem = [[Branch((0,), 3, 0.0), Branch((1,), 2, 1.0)]] * 2
+    assert knapsack_front(problem, 2**70)[-1] == knapsack_best(problem, 2**70) == Point(6, 0.0, ((0,), (0,)))
+
+
 def test_helpful_errors() -> None:
     space = Space((((2, 1),),), 2)
     with pytest.raises(ValueError, match=r"an error for every cost, \[2\] levels of the units, found \[1\]"):
@@ -212,5 +217,7 @@ def test_helpful_errors() -> None:
         knapsack_front([[Branch((0,), 1, 0.0)]], 0)
     with pytest.raises(ValueError, match=r"costs below 2\*\*62 in all, found more"):
         knapsack_best([[Branch((0,), 2**62, 0.0)]], 2**63)
+    with pytest.raises(ValueError, match="a space of fixed steps, found one whose stages choose; use branches"):
+        knapsack(Space((((2, 1),),), 2, Steps(((1,),), (1,))), [[[0.0, 1.0]]])
     with pytest.raises(ValueError, match="a space whose stages choose their steps, found fixed ones"):
         joint_knapsack(space, lambda s, n: (0.0, [[0.0, 1.0]]))

@@ -40,8 +40,10 @@ def prunings(space: Space, errors: Sequence[Table]) -> list[list[Branch]]:
     """The one branch of each stage of a space without the steps lever.
 
     `errors[stage][unit][level]` is what a level adds to the error where everything else is dense. ValueError where the
-    errors have another shape than the costs.
+    errors have another shape than the costs, or stages choose their steps.
     """
+    if space.steps is not None:
+        raise ValueError("knapsack: expected a space of fixed steps, found one whose stages choose; use branches")
     if len(errors) != space.stages:
         raise ValueError(f"knapsack: expected errors of {space.stages} stages, found {len(errors)}")
     pairs = zip(space.costs, errors, strict=True)

@@ -35,8 +35,9 @@ from diff_es.search.space import Levels, Space
 OPTIONS = 1 << 12
 """The most options of a stage."""
 PAIRS = 1 << 23
-"""The most sums of partial sums and options; and of these are formed at a time:"""
+"""The most sums of the partial sums so far with a stage's options."""
 CHUNK = 1 << 20
+"""How many of these are formed at a time."""
 
 
 def knapsack(space: Space, errors: Sequence[Table]) -> Levels:
@@ -88,8 +89,8 @@ def knapsack_front(stages: Stages, budget: int, grain: int = 1) -> tuple[Point, 
 
     It is exact, and where costs are irregular it may be long, so for more than some thirty choices in all give a
     `grain`: of partial sums whose costs fall into the same grain only the one of least error is kept. Then for any
-    schedule that costs at most `budget - m * grain`, with m units and stages, the front has one of no more error that
-    costs at most m * grain more; every point is a real schedule at its exact cost. `knapsack_hull` needs no grain.
+    schedule that costs at most `budget - m * grain`, with m units and stages in all, the front has one of no more error
+    that costs at most m * grain more; every point is a real schedule at its exact cost. `knapsack_hull` needs no grain.
 
     ValueError as in `knapsack_best`.
     """
@@ -132,7 +133,7 @@ class _Limits:
 
 def _points(stages: Stages, budget: int, price: float, width: float, grain: int) -> tuple[Point, ...]:
     """The undominated schedules within the budget whose losses are at most `width`."""
-    limits = _Limits(budget, price, width, grain)
+    limits = _Limits(min(budget, 2**62), price, width, grain)
     options = [_stage(stage, limits) for stage in check(stages)]
     if not all(len(sums) for sums, _ in options):
         return ()

@@ -100,18 +100,16 @@ class Moves:
         return -change
 
     def _pay(self, flat: list[int], i: int, rise: int, up: Collection[int], rng: np.random.Generator) -> None:
-        """Let others pay for the rise of slot `i`: one slot of its kind anywhere, or, in as many cases as the steps are
-        of a stage's numbers, the rest of the stage."""
+        """Let one slot pay for the rise of slot `i`; or the rest of its stage, and in full: in as many cases as one
+        number is of a stage's."""
         if self._steps:
             stage = range(i - i % self.width, i - i % self.width + self.width)
-            partners = [j for j in stage if j not in up and self._cheaper(flat, j, up)]
+            others = [j for j in stage if j not in up]
+            partners = [j for j in others if self._cheaper(flat, j, up)]
             if partners and rng.random() * self.width < 1:
-                self._settle(flat, rng, -rise, partners, list(stage), up)
+                self._settle(flat, rng, -rise, partners, others, up)
                 return
-        kind = self._is_steps(i)
-        payers = [
-            j for j in range(len(flat)) if j not in up and self._is_steps(j) == kind and self._cheaper(flat, j, up)
-        ]
+        payers = [j for j in range(len(flat)) if j not in up and self._cheaper(flat, j, up)]
         if payers:
             j = payers[int(rng.integers(len(payers)))]
             self._set(flat, j, _draw(self._cheaper(flat, j, up), rng), rng)
@@ -186,7 +184,7 @@ class Moves:
         """Go to an option; levels of a stage begin at their cheapest and end at 0."""
         if self._is_steps(i) and not (flat[i] and option):
             for j in self._levels(i):
-                flat[j] = _draw(self.slots[j].cheapest, rng) if option else 0
+                flat[j] = _draw(self.slots[j].cheapest, rng) if option and not self.slots[j].idle else 0
         flat[i] = option
 
 

@@ -169,12 +169,12 @@ class Space:
     def mutate(self, levels: Levels, rng: np.random.Generator, most: int) -> Levels:
         """Level-switch mutation (EvoPress): min(U{1..most}, U{1..most}) switches, then repair.
 
-        A switch moves one number to its next dearer option and another of its kind, level or steps, to its next cheaper
-        one, so the budget is kept to the unit where these steps cost the same. Or it is settled within one stage:
-        steps pay for levels or levels for steps. A sideways switch, to a peer, needs no counterpart. What went up stays
-        up, and only moves that the others can pay for are drawn. Hence the child of a maximal parent differs from it,
-        unless the parent is the only maximal candidate there is: any other has some number that is dearer or a peer,
-        and drawing that one is possible here.
+        A switch moves one number to its next dearer option and another to its next cheaper one, so the budget is kept
+        to the unit where these steps cost the same. Where stages choose their steps, one switch in 1 + units is settled
+        within its stage: the stage costs what it did or less, its steps paying for levels or its levels for steps. A
+        sideways switch, to a peer, needs no counterpart. What went up stays up, and only moves that the others can pay
+        for are drawn. Hence the child of a maximal parent differs from it, unless the parent is the only maximal
+        candidate there is: any other has some number that is dearer or a peer, and drawing that one is possible here.
         """
         if most < 1:
             raise ValueError(f"Space.mutate: expected at least one switch at most, found most={most}")
