@@ -23,10 +23,10 @@ BUDGETS = (0.7, 0.5)
 SETTINGS = Settings(
     sampling=Sampling(steps=20, guidance=2.0, batch=16),
     calibration=192,
-    probes=16,
+    probes=12,
     heat=4,
     finalists=4,
-    held_out=32,
+    held_out=24,
     population=10,
     generations=8,
     placings=6,
