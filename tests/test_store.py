@@ -92,15 +92,16 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path, folder: str) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b'{"format": 1, "files": {', "expected a readable manifest"),
+        (b'{"format": 2, "files": {', "expected a readable manifest"),
         (b"", "expected a readable manifest"),
         (b"\xff\xfe\x00", "expected a readable manifest"),
-        (b"[1, 2]", "expected format 1, found other JSON"),
-        (b"{}", "expected format 1, found format None"),
-        (b'{"format": 2, "files": {}}', "expected format 1, found format 2. Compress again with this version, or"),
+        (b"[1, 2]", "expected format 2, found other JSON"),
+        (b"{}", "expected format 2, found format None"),
+        (b'{"format": 1, "files": {}}', "expected format 2, found format 1. Compress again with this version, or"),
+        (b'{"format": 3, "files": {}}', "expected format 2, found format 3. Compress again with this version, or"),
     ],
 )
-def test_a_cut_short_foreign_or_newer_manifest_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
+def test_a_cut_short_foreign_older_or_newer_manifest_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
     write_folder(tmp_path / "out", groups(), {})
     (tmp_path / "out" / MANIFEST).write_bytes(text)
     for read in (read_manifest, read_folder):

@@ -72,11 +72,12 @@ class Prices:
             BudgetOutOfReach: none that any schedule can keep; the message says the best.
         """
         share = (self.dense / speedup - self.other) / self.costs.dense
-        if share * self.costs.dense < self.costs.cheapest:
+        least = self.costs.cheapest / self.costs.dense
+        if share < least * (1 - 1e-9):
             expected = f"at most {math.floor(self.best * 100) / 100}x, which the cheapest schedule gives"
             remedy = "Ask for less, take larger batches, or fewer sampler steps."
             raise BudgetOutOfReach("speedup", expected=expected, found=f"{speedup}x", remedy=remedy)
-        return min(share, 1.0)
+        return min(max(share, least), 1.0)
 
     @property
     def best(self) -> float:

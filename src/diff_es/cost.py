@@ -63,13 +63,25 @@ class MacCounter:
         """Bytes of all weights that run with the one unit of a denoiser at a level."""
         option, dense = unit.options[level], int(sum(parameter.nbytes for parameter in self._twin.parameters()))
         if not isinstance(option, Thin):
-            return dense  # a skipped block's stay where they are
+            count = option.blocks if isinstance(option.blocks, int) else len(option.blocks)
+            width, size = max(block.width for block in self._anatomy.blocks), int(self._twin.dtype.itemsize)
+            stand_in = (width * width + width) * size if self._bypass else 0
+            return dense + count * (stand_in - self._least_block())
         pairs, layers = zip(unit.layers, option.kept, strict=True), {layer.name: layer for layer in unit.layers}
         cuts = {layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups}
         gone = {name for key in cuts for name in owned_by(self._twin, layers[key])}
         slim = realise(self._twin, self._anatomy, Plan(cuts)).tensors
         kept = [tensor for name, tensor in self._twin.named_parameters() if name not in gone or name not in slim]
         return int(sum(tensor.nbytes for tensor in [*kept, *slim.values()]))
+
+    def _least_block(self) -> int:
+        """Bytes of the prunable layers of a block, of the smallest; the rest of a skipped block stays in place."""
+        sizes = list[int]()
+        for block in self._anatomy.blocks:
+            layers = [layer for layer in self._anatomy.layers if layer.name.startswith(f"{block.name}.")]
+            owned = [name for layer in layers for name in owned_by(self._twin, layer)]
+            sizes.append(int(sum(self._twin.get_parameter(name).nbytes for name in owned)))
+        return min(sizes)
 
     def table(self, units: Sequence[Unit], reporter: Reporter) -> tuple[tuple[int, ...], ...]:
         """MACs of a call by [unit][level], with all else dense."""
@@ -116,7 +128,7 @@ class Costs:
         if len(table) == 1:
             return cls(0, (tuple(table[0]),), tuple(steps), choices)
         least = [min(row) for row in table]
-        fixed = dense - sum(row[0] - low for row, low in zip(table, least, strict=True))
+        fixed = max(1, dense - sum(row[0] - low for row, low in zip(table, least, strict=True)))  # times are noisy
         owned = tuple(tuple(cost - low for cost in row) for row, low in zip(table, least, strict=True))
         return cls(fixed, owned, tuple(steps), choices)
 

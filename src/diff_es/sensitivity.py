@@ -140,9 +140,10 @@ def _offered(ready: Study, levels: Levels) -> Levels:
 
 
 def by_rule(ready: Study, share: float) -> tuple[Levels, ...]:
-    """The dense model with as many steps as a share of the cost holds, where rules of hand put them; with timesteps."""
+    """The dense model, if it may run at all, with as many steps as a share of the cost holds, where rules of hand put
+    them; with timesteps."""
     path, dense = ready.path, ready.own[0][1:]
-    if path is None:
+    if path is None or 0 in ready.costs.barred:
         return ()
     total, found = max(1, math.floor(share * sum(ready.costs.steps) + 1e-9)), list[Levels]()
     for rule in (trailing, karras, exponential, quadratic):

@@ -82,7 +82,9 @@ class StreamedStore:
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._limit = int(limit * parameter_bytes(denoiser))
         layers = {layer.name: layer for layer in anatomy.layers}
-        replaced = {name for plan in plans for key in plan.cuts for name in owned_by(denoiser, layers[key])}
+        gone = tuple({f"{block}." for plan in plans for block in plan.bypasses})
+        touched = {key for plan in plans for key in plan.cuts} | {key for key in layers if key.startswith(gone)}
+        replaced = {name for key in touched for name in owned_by(denoiser, layers[key])}
         self._dense = {name: parameters[name] for name in sorted(replaced)}
         self._shelves = {id(plan): self._shelve(denoiser, anatomy, plan) for plan in distinct(plans)}
         self._keys, self._kept_alive = [id(plan) for plan in plans], tuple(plans)
