@@ -271,39 +271,6 @@ def quick(levers: Levers) -> Any:
     return joint(levers=levers, **{**small, "heat": 0, "placings": 1, "method": Method(Width(4, dense=()))})
 
 
-def test_measured_prices_are_what_the_calls_take(sleepy: DiTPipeline) -> None:
-    found = survey(sleepy, quick(Levers.BOTH), QUIET, Budget(speedup=1.3))
-    assert found.prices is not None
-    assert found.costs == found.prices.costs
-    assert found.macs != found.costs
-    dense, full = found.costs.call([0]), 3 * NAP * 1e9
-    assert full < dense < 3 * full
-    for level, share in enumerate((1, 0.75, 0.5, 0.25)):
-        assert found.costs.call([level]) == pytest.approx(dense - full * (1 - share), abs=0.15 * dense)
-    assert 0.3 * DECODER * 1e9 < found.prices.other < DECODER * 1e9 + 0.5 * found.costs.dense
-    assert found.share == found.prices.share(1.3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("levers", Levers)
-def test_a_speed_up_is_what_the_clock_says(levers: Levers, sleepy: DiTPipeline, tmp_path: Path) -> None:
-    journal, before = tmp_path / "journal.jsonl", snapshot(sleepy.transformer)
-    fast = compress(sleepy, settings=quick(levers), speedup=1.5, journal=journal)
-    assert_same(before, snapshot(sleepy.transformer))
-    dense = seconds(sleepy)
-    with fast.routed(sleepy):
-        gained = dense / seconds(sleepy)
-    most = 1.5 * (1.3 if levers is Levers.STEPS else 1.15)  # steps are few and whole
-    assert 1.5 * 0.93 < gained < most
-    assert fast.about["measured_speedup"] == pytest.approx(gained, rel=0.1)
-    assert fast.about["speedup"] == 1.5
-    for block in sleepy.transformer.transformer_blocks:  # awake: measured again, its prices would be others
-        block.ff._forward_hooks.clear()
-    again = compress(sleepy, settings=quick(levers), speedup=1.5, journal=journal, resume=True)
-    assert (again.schedule, again.timesteps) == (fast.schedule, fast.timesteps)
-    assert again.about["cost_ratio"] == fast.about["cost_ratio"]
-
-
 @pytest.mark.usefixtures("nothing_runs")
 def test_too_much_speed_is_refused_with_the_best_that_can_be_had(sleepy: DiTPipeline, tmp_path: Path) -> None:
     with pytest.raises(BudgetOutOfReach, match=r"speedup: expected at most .*x, which the cheapest schedule") as caught:

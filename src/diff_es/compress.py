@@ -162,8 +162,10 @@ def evolve(
     ran = len(search.ranking()) + len(set(changed(ready)) - dict(search.ranking()).keys())
     judge, results = ready.fitness("held-out", settings.held_out), dict[float, Found]()
     for (budget, space), start in zip(by_budget.items(), first, strict=False):
-        scores = {levels: score for levels, score in search.ranking() if space.feasible(levels)}
+        alive = [(levels, score) for levels, score in search.ranking() if score > -math.inf]
+        scores = {levels: score for levels, score in alive if space.feasible(levels)}
         if ready.path is None:
+            scores.setdefault(start, judged(fitness, journal, start, heat=False))  # it may have lost its heat
             results[budget] = select(ready, scores, [start], search.history, ran, judge, reporter)
         else:
             own = place(ready, budget, search, space, fitness, journal, reporter)

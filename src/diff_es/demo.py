@@ -25,11 +25,11 @@ SETTINGS = Settings(
     calibration=192,
     probes=12,
     heat=4,
-    finalists=4,
+    finalists=3,
     held_out=24,
-    population=10,
-    generations=8,
-    placings=6,
+    population=8,
+    generations=7,
+    placings=5,
 )
 
 

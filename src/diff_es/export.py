@@ -84,6 +84,14 @@ def export(result: Compressed, pipe: AnyPipeline, folder: str | Path) -> Exporte
 
 
 def _one_plan(result: Compressed) -> Plan:
+    if result.timesteps is not None:
+        raise DiffESError(
+            "export",
+            expected="the sampler's own steps",
+            found=f"{len(result.timesteps)} chosen steps, which no diffusers folder holds",
+            remedy="Chosen steps need the loader: `diff_es.load(...).routed(pipe)`. One stage, levels alone "
+            "(`--levers prune --stages 1`): that can be exported.",
+        )
     first = result.plans[0]
     for stage, plan in enumerate(result.plans):
         if not _same(first, plan):

@@ -197,6 +197,9 @@ class Fitness:
     def _run(self, chunk: int, levels: Levels) -> Tensor:
         """Final latents of one chunk of probes; steps whose prefix is known are replayed, not run."""
         denoiser, taken = denoiser_of(self._pipe), list[float]()
+        # samplers of third order lower it towards the end, so that the steps to come matter as well
+        depends = self._path is not None and int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
+        ahead = timesteps_of(self._path, self._stages, levels) if depends and self._path is not None else ()
 
         def reuse(forward: Callable[..., Any]) -> Callable[..., Any]:
             def run(*args: Any, **kwargs: Any) -> Any:
@@ -204,7 +207,7 @@ class Fitness:
                 return forward(*args, **kwargs)
 
             def known(*args: Any, **kwargs: Any) -> Any:
-                key = (chunk, tuple(taken), rows[: self._stages.index(taken[-1]) + 1])
+                key = (chunk, (*ahead, *taken), rows[: self._stages.index(taken[-1]) + 1])
                 return self.cache.fetch(key, lambda: run(*args, **kwargs))
 
             return known
