@@ -8,7 +8,7 @@ from .library import Method
 from .obs import Activation, Magnitude, Obs, Ridge, Wanda
 from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
-from .settings import Settings
+from .settings import Levers, Settings
 from .units import Depth, Width
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Depth",
     "DiffESError",
     "Exported",
+    "Levers",
     "Magnitude",
     "Method",
     "Obs",
