@@ -22,7 +22,7 @@ from .tiles import load_reference
 BUDGETS = (0.7, 0.5)
 SETTINGS = Settings(
     sampling=Sampling(steps=20, guidance=2.0, batch=16),
-    calibration=192,
+    calibration=128,
     probes=12,
     heat=4,
     finalists=3,
@@ -47,7 +47,7 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
     found = evolve(ready, BUDGETS, fitness, table, journal, reporter)
     for budget in BUDGETS:
         finish(ready, budget, found[budget]).save(folder / f"macs-{budget:g}")
-    effort = Effort()
+    effort = Effort(rounds=2)
     evaluation = evaluate(ready, found, load_reference(), effort, journals, reporter)
     story = tell(ready, "bundled tiles DiT", found, evaluation, effort, time.monotonic() - start, [])
     return publish(folder, story), story
