@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -295,6 +296,16 @@ def compact(tmp_path_factory: pytest.TempPathFactory) -> Compressed:
     again = load(tmp_path_factory.getbasetemp() / "compact0" / "out")
     assert again.placement == Compact(0.3)
     return again
+
+
+def test_results_of_one_schedule_are_told_apart_when_saved(compact: Compressed, tmp_path: Path) -> None:
+    """Two budgets may end in the same levels, with factors of their own."""
+    twin = replace(compact, plans=tuple(Plan(dict(plan.cuts), plan.bypasses) for plan in compact.plans))
+    copied = {name: replace(cut, kept=cut.kept.clone()) for name, cut in compact.plans[0].cuts.items()}
+    twin = replace(twin, plans=(Plan(copied), *twin.plans[1:]), about={**compact.about, "macs_ratio": 0.01})
+    replace(compact, others=(twin,)).save(tmp_path / "out")
+    assert load(tmp_path / "out").about["macs_ratio"] == compact.about["macs_ratio"]
+    assert load(tmp_path / "out", 100).about["macs_ratio"] == 0.01
 
 
 def test_a_compact_result_is_saved_and_runs_within_its_tolerance(compact: Compressed, fast: Compressed) -> None:

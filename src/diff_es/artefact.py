@@ -132,12 +132,12 @@ class Compressed:
         """
         points = sorted((self, *self.others), key=lambda point: float(point.about.get("macs_ratio", 1.0)))
         files, stems = pack([plan for point in points for plan in point.plans])
-        described, first = list[dict[str, Any]](), 0
+        described, names = list[dict[str, Any]](), iter(stems)
         for point in points:
-            own = zip(stems[first : first + len(point.plans)], point.plans, strict=True)
-            described.append({**point._described(), "stages": [{"file": s, "left_out": left_out(p)} for s, p in own]})
-            first += len(point.plans)
-        write_folder(Path(folder), files, {"chosen": points.index(self), "points": described})
+            stages = [{"file": next(names), "left_out": left_out(plan)} for plan in point.plans]
+            described.append({**point._described(), "stages": stages})
+        chosen = next(i for i, point in enumerate(points) if point is self)  # plans, made of tensors, have no equality
+        write_folder(Path(folder), files, {"chosen": chosen, "points": described})
 
     def _described(self) -> dict[str, Any]:
         """All but the plans, as JSON values."""
@@ -167,14 +167,13 @@ def load(folder: str | Path, point: float | None = None) -> Compressed:
         stages = [stage for entry in manifest["points"] for stage in entry["stages"]]
         plans = iter(unpack(tensors, [stage["file"] for stage in stages], [stage["left_out"] for stage in stages]))
         points = [_restored(entry, plans) for entry in manifest["points"]]
-        chosen = manifest["chosen"] if point is None else _cheap_enough(points, point)
+        asked = points[manifest["chosen"]]
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        if isinstance(error, DiffESError):
-            raise
         remedy = "The manifest was changed by hand or by another program: compress again."
         found = f"{type(error).__name__} {error}"
         raise ArtefactError(str(folder), expected="a complete manifest", found=found, remedy=remedy) from error
-    return replace(points[chosen], others=tuple(p for i, p in enumerate(points) if i != chosen))
+    chosen = asked if point is None else points[_cheap_enough(points, point)]
+    return replace(chosen, others=tuple(other for other in points if other is not chosen))
 
 
 def _restored(entry: Mapping[str, Any], plans: Iterator[Plan]) -> Compressed:
