@@ -91,7 +91,7 @@ def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study)
         assert fitness(levels) == pytest.approx(decibels(reference, found), rel=1e-6)
         assert fitness.of_plans(plans, levels) == pytest.approx(fitness(levels), rel=1e-6)
     assert fitness(study.finest) == EXACT_DB
-    assert study.fitness_to_own(3)(study.own) == EXACT_DB
+    assert study.held_out_to_own(study.own) == EXACT_DB
 
 
 def fitness_of(study: Study, count: int = 3, **changes: Any) -> Fitness:

@@ -94,8 +94,8 @@ def place(
     settings, path = ready.settings, ready.path
     assert path is not None
     best = [levels for levels, score in search.ranking() if score > -math.inf and space.feasible(levels)]
-    rules = [rule for rule in by_rule(ready, share) if rule is not None]
-    starts = [(*levels, as_row(ready.timesteps(levels))) for levels in best[: settings.survivors]] + rules
+    starts = [(*levels, as_row(ready.timesteps(levels))) for levels in best[: settings.survivors]]
+    starts += by_rule(ready, share)
     placing = Placing(
         offspring=settings.offspring, generations=settings.placings, seed=derive_seed(settings.seed, "placing") % 2**32
     )
@@ -112,7 +112,6 @@ def select(
     extra: Sequence[Levels],
     history: tuple[Generation, ...],
     evaluations: int,
-    judge: Fitness,
     reporter: Reporter,
 ) -> Found:
     """Judge the best candidates of a search again, on probes it never saw.
@@ -120,13 +119,12 @@ def select(
     Args:
         scores: of all candidates that keep the budget, best first.
         extra: candidates that are judged in any case.
-        judge: on the held-out probes.
     """
     best = list(dict.fromkeys([*list(scores)[: ready.settings.finalists], *extra]))
     finalists = []
     with reporter.task("judge finalists", len(best)) as task:
         for levels in best:
-            finalists.append((levels, scores[levels], judge(levels)))
+            finalists.append((levels, scores[levels], ready.held_out(levels)))
             task.advance()
     finalists.sort(key=lambda entry: (-entry[2], entry[0]))
     levels, score, held_out = finalists[0]
@@ -160,29 +158,27 @@ def evolve(
     total = settings.population * settings.generations
     run_search(search, fitness, journal, reporter, "search", total, peers)
     ran = len(search.ranking()) + len(set(changed(ready)) - dict(search.ranking()).keys())
-    judge, results = ready.fitness("held-out", settings.held_out), dict[float, Found]()
+    results = dict[float, Found]()
     for (budget, space), start in zip(by_budget.items(), first, strict=False):
         alive = [(levels, score) for levels, score in search.ranking() if score > -math.inf]
         scores = {levels: score for levels, score in alive if space.feasible(levels)}
         if ready.path is None:
             scores.setdefault(start, judged(fitness, journal, start, heat=False))  # it may have lost its heat
-            results[budget] = select(ready, scores, [start], search.history, ran, judge, reporter)
+            results[budget] = select(ready, scores, [start], search.history, ran, reporter)
         else:
             own = place(ready, budget, search, space, fitness, journal, reporter)
-            results[budget] = select(ready, own, [], search.history, ran + len(own), judge, reporter)
+            results[budget] = select(ready, own, [], search.history, ran + len(own), reporter)
     return results
 
 
-def compacted(
-    ready: Study, levels: Levels, placement: Compact, judge: Fitness, reporter: Reporter
-) -> tuple[tuple[Plan, ...], float]:
+def compacted(ready: Study, levels: Levels, placement: Compact, reporter: Reporter) -> tuple[tuple[Plan, ...], float]:
     """A schedule's plans with low-rank corrections, and their score on the held-out probes."""
     compaction, plans = Compaction(ready.library, placement.tolerance), list[Plan]()
     with reporter.task("factor corrections", len(levels)) as task:
         for stage, row in enumerate(ready.rows(levels)):
             plans.append(compaction.plan(stage, row))
             task.advance()
-    return tuple(plans), judge.of_plans(plans, levels)
+    return tuple(plans), ready.held_out.of_plans(plans, levels)
 
 
 def finish(
@@ -190,15 +186,15 @@ def finish(
 ) -> Compressed:
     """The found schedule with its plans, ready to run and to save."""
     levels, settings, reporter = found.levels, ready.settings, reporter or Reporter(quiet=True)
-    rows, judge = ready.rows(levels), ready.fitness("held-out", settings.held_out)
+    rows = ready.rows(levels)
     plans = tuple(ready.library.plan(stage, row) for stage, row in enumerate(rows))
     timesteps = ready.timesteps(levels)
     extra: dict[str, Any] = {}
     if isinstance(placement, Compact):
-        plans, extra["compact_held_out_score"] = compacted(ready, levels, placement, judge, reporter)
+        plans, extra["compact_held_out_score"] = compacted(ready, levels, placement, reporter)
     if ready.path is not None:
-        extra["own_held_out_score"] = judge(ready.own)
-        extra["held_out_score_to_own"] = ready.fitness_to_own(settings.held_out)(levels)
+        extra["own_held_out_score"] = ready.held_out(ready.own)
+        extra["held_out_score_to_own"] = ready.held_out_to_own(levels)
     about: dict[str, Any] = {
         "budget": share,
         "macs_ratio": ready.macs.ratio(levels),

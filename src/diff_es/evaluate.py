@@ -74,8 +74,7 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     )
     run_search(search, fitness, journal, reporter, f"random search at {macs:g}", evaluations, peers)
     scores = {levels: score for levels, score in search.ranking() if score > -math.inf}
-    judge = study.fitness("held-out", study.settings.held_out)
-    return select(study, scores, (), search.history, len(search.ranking()), judge, reporter)
+    return select(study, scores, (), search.history, len(search.ranking()), reporter)
 
 
 def scheduled(study: Study, name: str, budget: float, levels: Levels, plans: Sequence[Plan] | None = None) -> Contender:

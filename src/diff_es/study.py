@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,25 +61,28 @@ class Study(Survey):
 
     def fitness(self, purpose: str, count: int, heat: int = 0) -> Fitness:
         """Closeness to the reference on ``count`` probes of this purpose, ``heat`` of them in a first heat."""
-        probes, settings = make_probes(self.pipe, count, self.settings.seed, purpose), self.settings
-        return Fitness(
-            self.pipe,
-            self.library,
-            self.stages,
-            probes,
-            settings.sampling,
-            settings.measure,
-            path=self.path,
-            reference=self.reference,
-            heat=heat,
-        )
+        return self._fitness(purpose, count, self.reference, heat)
 
-    def fitness_to_own(self, count: int) -> Fitness:
-        """Closeness to the user's own setting on held-out probes."""
-        probes, settings = make_probes(self.pipe, count, self.settings.seed, "held-out"), self.settings
-        return Fitness(
-            self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure, path=self.path
-        )
+    @cached_property
+    def held_out(self) -> Fitness:
+        """Closeness to the reference on probes that no search sees."""
+        return self.fitness("held-out", self.settings.held_out)
+
+    @cached_property
+    def held_out_to_own(self) -> Fitness:
+        """The same to the user's own setting."""
+        return self._fitness("held-out", self.settings.held_out, None)
+
+    def fitness_alone(self) -> Fitness:
+        """Closeness to the base of sensitivities, on the first of the search's probes."""
+        assert self.path is not None
+        reference = placed(self.path, self.stages, [row[0] for row in self.base])
+        return self._fitness("search", self.settings.heat or self.settings.probes, reference)
+
+    def _fitness(self, purpose: str, count: int, reference: Sequence[float] | None, heat: int = 0) -> Fitness:
+        probes, settings = make_probes(self.pipe, count, self.settings.seed, purpose), self.settings
+        own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
+        return Fitness(*own, path=self.path, reference=reference, heat=heat)
 
     def rows(self, levels: Levels) -> Levels:
         """The levels of a schedule's units, without the numbers of steps."""
@@ -109,14 +113,6 @@ class Study(Survey):
         """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own."""
         own = self.costs.steps
         return self.own if self.path is None else tuple((2 * n, *row[1:]) for n, row in zip(own, self.own, strict=True))
-
-    def fitness_alone(self) -> Fitness:
-        """Closeness to the base of sensitivities, on the first of the search's probes."""
-        assert self.path is not None
-        probes = make_probes(self.pipe, self.settings.heat or self.settings.probes, self.settings.seed, "search")
-        reference, settings = placed(self.path, self.stages, [row[0] for row in self.base]), self.settings
-        own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
-        return Fitness(*own, path=self.path, reference=reference)
 
     @property
     def finest(self) -> Levels:
