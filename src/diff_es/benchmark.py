@@ -17,7 +17,7 @@ from .artefact import Compressed
 from .latency import finished
 from .layers import DENSE, Plan, discover
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
-from .placements import Compact, Placement, Resident, Stitched, Store, Streamed
+from .placements import Compact, Placement, Resident, Stitched, Store, Streamed, parameter_bytes
 from .progress import Reporter
 from .route import routed
 from .schedule import Stages
@@ -54,10 +54,9 @@ class Runner:
 
     def weight_bytes(self, pipe: Pipeline) -> int:
         """The most bytes of weights on the device during a trajectory."""
-        denoiser = denoiser_of(pipe)
         with self.context(pipe) as store:
             if store is None or self.plans is None:
-                return sum(parameter.nbytes for parameter in denoiser.parameters())
+                return parameter_bytes(denoiser_of(pipe))
             for stage in range(len(self.plans)):
                 store.to(stage)
             return store.peak_bytes

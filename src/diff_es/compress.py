@@ -20,7 +20,7 @@ from .journal import Journal
 from .layers import Plan
 from .loading import origin_of
 from .pipeline import AnyPipeline, denoiser_of
-from .placements import Compact, Placement, Streamed
+from .placements import Compact, Placement, Streamed, parameter_bytes
 from .progress import Reporter
 from .rng import derive_seed
 from .schedule import Schedule
@@ -264,8 +264,7 @@ def compress(
     front = (share for share in ready.settings.front if ready.costs.attainable(share))
     found = evolve(ready, (ready.share, *front), fitness, table, log, reporter)
     if weights_gb is not None:
-        dense = sum(parameter.nbytes for parameter in denoiser_of(ready.pipe).parameters())
-        placement = Streamed(weights_gb * 1e9 / dense)
+        placement = Streamed(weights_gb * 1e9 / parameter_bytes(denoiser_of(ready.pipe)))
     results = {share: finish(ready, share, one, placement, reporter) for share, one in found.items()}
     others = tuple(result for share, result in results.items() if share != ready.share)
     result = results[ready.share]

@@ -18,8 +18,7 @@ from .layers import Plan, Switch, realise
 from .library import Library
 from .measures import Measure
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, intercepted, on_timestep, sample
-from .placements import ResidentStore, Store
-from .placements.contract import parameter_bytes
+from .placements import Resident, Store, parameter_bytes
 from .route import routed
 from .schedule import Stages
 from .search import Levels
@@ -172,9 +171,8 @@ class Fitness:
     def of_plans(self, plans: Sequence[Plan], levels: Levels) -> float:
         """The score of plans that are not the library's own, such as factored ones, with the steps of ``levels``."""
         denoiser = denoiser_of(self._pipe)
-        weights = {id(plan): realise(denoiser, self._library.anatomy, plan) for plan in plans}
-        store, scores = partial(ResidentStore, denoiser, [weights[id(plan)] for plan in plans]), list[Tensor]()
-        with routed(denoiser, self._stages, store), self._stepped(levels):
+        opened, scores = partial(Resident().open, denoiser, self._library.anatomy, plans), list[Tensor]()
+        with routed(denoiser, self._stages, opened), self._stepped(levels):
             for chunk, teacher in zip(self._chunks, self._teacher, strict=True):
                 result = self._measure.view(self._pipe, sample(self._pipe, chunk, self._sampling))
                 scores.append(self._measure.closeness(teacher, result))

@@ -3,6 +3,7 @@
 Resident    all on the device; a switch exchanges references
 Streamed    in host memory; each stage's are copied over while the one before it runs
 Compact     low-rank corrections of the dense weights, merged at each switch
+Stitched    a network of its own for every stage: not for use, but to compare with
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import nn
 
 from ..layers import Anatomy, Plan
 from .compact import Compact
-from .contract import Placement, Store, distinct
+from .contract import Placement, Store, distinct, parameter_bytes
 from .resident import Resident, ResidentStore
 from .stitched import Stitched
 from .streamed import Streamed, StreamedStore
@@ -30,6 +31,7 @@ __all__ = [
     "Streamed",
     "StreamedStore",
     "choose",
+    "parameter_bytes",
 ]
 
 
