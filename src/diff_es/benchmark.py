@@ -193,9 +193,10 @@ def compare(
         for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
             ratio, peak = 1.0 if i < 2 else float(fast.about["macs_ratio"]), _peak_bytes(pipe, runner)
             row = {"runner": runner.name, "batch": batch, "macs_ratio": ratio, **asdict(timing), "peak_bytes": peak}
-            with runner.context(pipe) as store:
+            with runner.context(pipe) as store:  # going through all stages shows the peak too
                 row["switch_ms"] = None if store is None else switch_ms(store, len(stages), denoiser.device)
-            rows.append({**row, "weight_bytes": runner.weight_bytes(pipe)})
+                row["weight_bytes"] = parameter_bytes(denoiser) if store is None else store.peak_bytes
+            rows.append(row)
     device = denoiser.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -25,9 +25,10 @@ class ResidentStore:
 
     def __init__(self, denoiser: nn.Module, weights: Sequence[Weights]) -> None:
         self._switch = Switch(denoiser)
-        self._contents = [self._switch.prepare(stage) for stage in weights]
-        own = sum({id(stage): stage.bytes for stage in weights}.values())
-        self._bytes = parameter_bytes(denoiser) + own
+        distinct_weights = {id(stage): stage for stage in weights}
+        prepared = {key: self._switch.prepare(stage) for key, stage in distinct_weights.items()}
+        self._contents = [prepared[id(stage)] for stage in weights]
+        self._bytes = parameter_bytes(denoiser) + sum(stage.bytes for stage in distinct_weights.values())
 
     @property
     def weight_bytes(self) -> int:
