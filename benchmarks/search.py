@@ -1,23 +1,28 @@
 """Which search finds the better schedule for the same denoiser work: pruning alone, at one budget, over seeds.
 
-    python benchmarks/search.py --macs 0.6 --seeds 0 1 2 --evaluations 400
+    python benchmarks/search.py --macs 0.6 --seeds 0 1 2
 
 Random search, the paper's (mu + lambda) search, EvoPress' single-parent search, CMA-ES with margin (`pip install
-cmaes`), the knapsack of sensitivities alone, and the default: knapsack start, races. Work is counted in denoiser calls
-times samples, the table of sensitivities included; a search ends where the work of the paper's search at
-`--evaluations` candidates ends. Prints held-out SNR (dB) when a fifth of that work was done, and at the end.
+cmaes`), the knapsack of sensitivities alone, and the default, with its knapsack start and races, in units of the whole
+denoiser, of layer kinds and of blocks. Work is counted in denoiser calls times samples, the table of sensitivities
+included, and none of it is done twice where two candidates begin alike, for any of the searches; each ends where the
+work of the paper's search at `--evaluations` candidates ends. Prints held-out SNR (dB) of the best schedule when a
+fifth of that work was done, and at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from library_search import cma_search
 
 from diff_es.fitness import Fitness
 from diff_es.journal import Journal
+from diff_es.library import Method
 from diff_es.loading import load
 from diff_es.pipeline import Sampling
 from diff_es.progress import Reporter
@@ -31,10 +36,12 @@ from diff_es.search import (
     evopress_search,
     race,
     random_search,
+    usual_switches,
 )
 from diff_es.sensitivity import sensitivity, starts
 from diff_es.settings import Levers, Settings
-from diff_es.study import prepare
+from diff_es.study import Study, prepare
+from diff_es.units import Grain
 
 Made = Callable[[Space, Sequence[Levels], int], Search]
 HUGE = 10_000  # generations: the work ends a search
@@ -45,7 +52,8 @@ def paper(space: Space, first: Sequence[Levels], seed: int) -> Search:
 
 
 def ours(space: Space, first: Sequence[Levels], seed: int) -> Search:
-    return evolutionary_search(space, Evolution(generations=HUGE, seed=seed), first)
+    evolution = Evolution(generations=HUGE, switches=usual_switches(space.genes), seed=seed)
+    return evolutionary_search(space, evolution, first)
 
 
 def evopress(space: Space, first: Sequence[Levels], seed: int) -> Search:
@@ -60,12 +68,25 @@ def random(space: Space, first: Sequence[Levels], seed: int) -> Search:
     return random_search(space, HUGE * 20, seed=seed)
 
 
-SEARCHES: dict[str, tuple[Made, bool, bool]] = {  # (search, races, takes the table)
-    "random": (random, False, False),
-    "the paper's": (paper, False, False),
-    "EvoPress'": (evopress, True, False),
-    "CMA-ES with margin": (cma, False, False),
-    "default": (ours, True, True),
+@dataclass(frozen=True)
+class Rival:
+    """A search, how it judges, and what it chooses levels for."""
+
+    made: Made
+    races: bool = False
+    table: bool = False  # starts from the knapsack of the sensitivities
+    grain: Grain = Grain.WHOLE
+
+
+REFERENCE = "the paper's"
+RIVALS = {
+    REFERENCE: Rival(paper),
+    "default": Rival(ours, races=True, table=True),
+    "default, layer kinds": Rival(ours, races=True, table=True, grain=Grain.KIND),
+    "default, blocks": Rival(ours, races=True, table=True, grain=Grain.BLOCK),
+    "random": Rival(random),
+    "EvoPress'": Rival(evopress, races=True),
+    "CMA-ES with margin": Rival(cma),
 }
 
 
@@ -74,34 +95,49 @@ def main() -> None:
     parser.add_argument("--macs", type=float, default=0.6)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, default=2000, help="of the paper's search: 20 x 100")
-    parser.add_argument("--probes", type=int, default=16)
+    parser.add_argument("--probes", type=int, default=8, help="of searches that judge every candidate on all of them")
+    parser.add_argument("--racing", type=int, default=16, help="probes of those that judge the better half on all")
     parser.add_argument("--noises", type=int, default=64, help="held-out noises")
+    parser.add_argument("--rivals", nargs="+", choices=tuple(RIVALS), default=tuple(RIVALS))
     args = parser.parse_args()
     pipe, reporter, rows = load("bundled"), Reporter(), dict[str, list[tuple[float, float]]]()
     for seed in args.seeds:
-        settings = Settings(
-            sampling=Sampling(20, 2.0), levers=Levers.PRUNE, calibration=192, probes=args.probes, seed=seed
-        )
-        ready = prepare(pipe, settings, reporter)
-        judge = ready.fitness("held-out", args.noises)
-        space, work = ready.costs.space(args.macs), float("inf")
-        for name, (made, races, table) in sorted(SEARCHES.items(), key=lambda item: item[0] != "the paper's"):
-            fitness, first = ready.fitness("search", args.probes, settings.heat), tuple[Levels, ...]()
-            if table:
+        work, studies = math.inf, dict[Grain, Study]()
+        for name in sorted(args.rivals, key=lambda name: name != REFERENCE):
+            rival = RIVALS[name]
+            if rival.grain not in studies:
+                studies[rival.grain] = prepare(pipe, settings_of(rival.grain, args.racing, seed), reporter)
+            ready = studies[rival.grain]
+            judge, space = ready.fitness("held-out", args.noises), ready.costs.space(args.macs)
+            heat = ready.settings.heat if rival.races else 0
+            fitness = ready.fitness("search", args.racing if rival.races else args.probes, heat)
+            first: tuple[Levels, ...] = ()
+            if rival.table:
                 found = sensitivity(ready, fitness, Journal(None, {}, resume=False), reporter)
                 first = starts(ready, [space], found)
-                rows.setdefault("knapsack alone", []).append((judge(first[0]), judge(first[0])))
-            evaluations = args.evaluations if name == "the paper's" else None
-            at_a_fifth, at_end, spent = run(made(space, first, seed), fitness, races, work, evaluations)
-            work = min(work, spent)
+                if rival.grain is Grain.WHOLE:
+                    rows.setdefault("knapsack alone", []).append((judge(first[0]),) * 2)
+                    print(
+                        f"seed {seed}, knapsack alone: {rows['knapsack alone'][-1]}, work {fitness.calls}", flush=True
+                    )
+            evaluations = args.evaluations if name == REFERENCE else None
+            at_a_fifth, at_end, spent = run(rival.made(space, first, seed), fitness, rival.races, work, evaluations)
+            work = spent if name == REFERENCE else work
             rows.setdefault(name, []).append((judge(at_a_fifth), judge(at_end)))
-            print(f"seed {seed}, {name}: {rows[name][-1]}, work {spent}", flush=True)
+            print(f"seed {seed}, {name}: {rows[name][-1]}, work {spent}, {at_end}", flush=True)
     print("\n| search | " + " | ".join(f"seed {seed}: a fifth, all" for seed in args.seeds) + " | mean |")
     print("|---" * (len(args.seeds) + 2) + "|")
     for name, values in rows.items():
         cells = [f"{early:.2f}, {late:.2f}" for early, late in values]
         means = [statistics.mean(value[i] for value in values) for i in (0, 1)]
         print(f"| {name} | " + " | ".join(cells) + f" | {means[0]:.2f}, {means[1]:.2f} |")
+
+
+def settings_of(grain: Grain, probes: int, seed: int) -> Settings:
+    method = Method(grain=grain)
+    return Settings(
+        sampling=Sampling(20, 2.0), levers=Levers.PRUNE, method=method, calibration=192, probes=probes, seed=seed
+    )
 
 
 def run(
@@ -111,7 +147,7 @@ def run(
 
     For a search of so many ``evaluations``, whose work is not known before, a fifth of these counts.
     """
-    best, count = dict[int, Levels](), 0
+    best, count = {0: search.ask()[0]}, 0  # the first candidate, unseen
     while (cohort := search.ask()) and (fitness.calls < work if evaluations is None else count < evaluations):
         if races:
             heats = dict[Levels, float]()
@@ -130,8 +166,9 @@ def run(
         count += len(cohort)
         best[count if evaluations is not None else fitness.calls] = search.best.levels
     limit = (evaluations if evaluations is not None else work) / 5
-    early = [levels for spent, levels in best.items() if spent <= limit] or [next(iter(best.values()))]
-    return early[-1], search.best.levels, fitness.calls
+    *_, early = (levels for spent, levels in best.items() if spent <= limit)
+    *_, late = best.values()
+    return early, late, fitness.calls
 
 
 if __name__ == "__main__":
