@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,9 +12,9 @@ import torch
 
 from .cost import Costs, MacCounter
 from .errors import BudgetOutOfReach, DiffESError
-from .latency import finished
+from .latency import nanoseconds
 from .layers import Anatomy, Bypass, Cut, Plan, Switch, realise
-from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, make_probes, sample
+from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, intercepted, make_probes, sample
 from .progress import Reporter
 from .units import Option, Thin, Unit
 
@@ -46,10 +45,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Prices:
-    """What calls cost on this device: measured milliseconds, and what of a pipeline call is not the denoiser's."""
+    """What sampler steps cost on this device, measured, and what a pipeline call costs beside them."""
 
     costs: Costs  # whole nanoseconds
-    other: float  # ns of a pipeline call outside of the denoiser
+    other: float  # ns of a pipeline call outside of its steps: the decoder
 
     def to_json(self) -> dict[str, Any]:
         return {"fixed": self.costs.fixed, "options": self.costs.options, "other": self.other}
@@ -66,7 +65,7 @@ class Prices:
         return self.other + self.costs.dense
 
     def share(self, speedup: float) -> float:
-        """The share of the denoiser's time that a speed-up of the pipeline leaves.
+        """The share of the steps' time that a speed-up of the pipeline leaves.
 
         Raises:
             BudgetOutOfReach: none that any schedule can keep; the message says the best.
@@ -88,49 +87,51 @@ class Prices:
 def measured_prices(
     pipe: Pipeline, anatomy: Anatomy, units: Sequence[Unit], counted: Costs, sampling: Sampling, reporter: Reporter
 ) -> Prices:
-    """Time a denoiser call at every level of every unit, interleaved with the dense one, and a whole pipeline call.
+    """Time a denoiser call at every level of every unit, interleaved with the dense one, and what else a pipeline does.
 
-    The weights' values do not matter, and the pipeline is as it was afterwards.
+    What a call takes inside of the pipeline is the pipeline's time less that of a run whose denoiser answers at once;
+    what the rest of a step takes is that run's time less the decoder's. The weights' values do not matter, and the
+    pipeline is as it was afterwards.
     """
     denoiser, switch = denoiser_of(pipe), Switch(denoiser_of(pipe))
     args, kwargs = first_call(pipe, sampling)
+    rounds, ratios = 7, list[list[float]]()
+    with torch.no_grad(), reporter.task("time levels", rounds + sum(len(unit.options) - 1 for unit in units)) as task:
+        answer = denoiser(*args, **kwargs)
 
-    def nanoseconds() -> float:
-        finished(denoiser.device)
-        began = time.perf_counter_ns()
-        denoiser(*args, **kwargs)
-        finished(denoiser.device)
-        return time.perf_counter_ns() - began
+        def call(content: Mapping[str, Any]) -> float:
+            switch.put(content)
+            return nanoseconds(denoiser.device, lambda: denoiser(*args, **kwargs))
 
-    rounds, dense = 7, list[float]()
-    with torch.no_grad(), reporter.task("time levels", sum(len(unit.options) - 1 for unit in units)) as task:
         try:
-            ratios = list[list[float]]()
             for unit in units:
                 ratios.append([1.0])
                 for option in unit.options[1:]:
-                    content, seen = (
-                        switch.prepare(realise(denoiser, anatomy, bare(anatomy, unit, option))),
-                        list[float](),
-                    )
-                    for _ in range(rounds):
-                        switch.put({})
-                        dense.append(nanoseconds())
-                        switch.put(content)
-                        seen.append(nanoseconds() / dense[-1])
-                    ratios[-1].append(statistics.median(seen))
+                    content = switch.prepare(realise(denoiser, anatomy, bare(anatomy, unit, option)))
+                    pairs = [(call({}), call(content)) for _ in range(rounds)]
+                    ratios[-1].append(statistics.median(slim / dense for dense, slim in pairs))
                     task.advance()
-            call = statistics.median(dense) if dense else nanoseconds()
         finally:
             switch.put({})
-    table = [tuple(max(1, round(call * ratio)) for ratio in row) for row in ratios]
-    probes, totals = make_probes(pipe, sampling.batch, 0, "timing"), list[float]()
-    for _ in range(3):
-        began = time.perf_counter_ns()
-        decode(pipe, sample(pipe, probes, sampling))
-        totals.append(time.perf_counter_ns() - began)
+        whole, idle, decoding = list[float](), list[float](), list[float]()
+        probes, latents = make_probes(pipe, sampling.batch, 0, "timing"), torch.empty(0)
+
+        def drawn() -> None:
+            nonlocal latents
+            latents = sample(pipe, probes, sampling)
+
+        for _ in range(rounds):
+            whole.append(nanoseconds(denoiser.device, drawn))
+            decoding.append(nanoseconds(denoiser.device, lambda: decode(pipe, latents)))
+            with intercepted(denoiser, lambda _: lambda *args, **kwargs: answer):
+                idle.append(nanoseconds(denoiser.device, drawn))
+            task.advance()
+    steps, rest = sum(counted.steps), statistics.median(idle[1:])
+    dense = max(1.0, statistics.median(a - b for a, b in zip(whole[1:], idle[1:], strict=True)) / steps)
+    table = [tuple(max(1, round(dense * ratio)) for ratio in row) for row in ratios]
     costs = Costs.tabled(table, counted.steps, counted.choices)
-    return Prices(costs, max(statistics.median(totals[1:]) - costs.dense, 0.0))
+    costs = replace(costs, fixed=costs.fixed + round(rest / steps))
+    return Prices(costs, statistics.median(decoding[1:]))
 
 
 def bare(anatomy: Anatomy, unit: Unit, option: Option) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,22 +108,27 @@ def _ratios(
     slim = switch.prepare(realise(denoiser, anatomy, Plan({layer.name: Cut(torch.arange(count))})))
     device, ratios, began = next(denoiser.parameters()).device, list[float](), time.perf_counter()
 
-    def seconds() -> float:
-        finished(device)
-        start = time.perf_counter()
-        module(*args, **kwargs)
-        finished(device)
-        return time.perf_counter() - start
+    def once() -> float:
+        return nanoseconds(device, lambda: module(*args, **kwargs))
 
     try:
         while len(ratios) < 10 or (time.perf_counter() - began < 0.05 and len(ratios) < 50):
             switch.put({})
-            dense = seconds()
+            dense = once()
             switch.put(slim)
-            ratios.append(seconds() / dense)
+            ratios.append(once() / dense)
     finally:
         switch.put({})
     return ratios[2:]  # the first rounds warm up
+
+
+def nanoseconds(device: torch.device, run: Callable[[], object]) -> float:
+    """How long ``run()`` takes, with all that it leaves to the device."""
+    finished(device)
+    began = time.perf_counter_ns()
+    run()
+    finished(device)
+    return time.perf_counter_ns() - began
 
 
 def finished(device: torch.device) -> None:
