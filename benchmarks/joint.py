@@ -20,6 +20,7 @@ from diff_es.benchmark import Runner
 from diff_es.compress import evolve
 from diff_es.evaluate import Contender, contenders, sampled, scheduled
 from diff_es.journal import Journal
+from diff_es.judge import Judge
 from diff_es.loading import load
 from diff_es.metrics import snr_db
 from diff_es.pipeline import Sampling
@@ -66,10 +67,8 @@ def main() -> None:
 
         judge(1.0, "user's own setting", Contender("own", 1.0, 1.0, Runner("own", base.sampling)))
         for levers, study in studies.items():
-            fitness = study.fitness("search", base.probes, base.heat)
-            journal = Journal(None, {}, resume=False)
-            table = sensitivity(study, fitness, journal, reporter)
-            found = evolve(study, args.budgets, fitness, table, journal, reporter)
+            scores = Judge(study, Journal(None, {}, resume=False))
+            found = evolve(study, args.budgets, scores, sensitivity(study, scores, reporter), reporter)
             for budget, result in found.items():
                 name = {Levers.PRUNE: "pruning alone", Levers.STEPS: "steps alone"}.get(levers, "steps and pruning")
                 judge(budget, name, scheduled(study, name, budget, result.levels), study=study)

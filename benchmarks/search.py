@@ -22,6 +22,7 @@ from library_search import cma_search
 
 from diff_es.fitness import Fitness
 from diff_es.journal import Journal
+from diff_es.judge import Judge
 from diff_es.library import Method
 from diff_es.loading import load
 from diff_es.pipeline import Sampling
@@ -110,11 +111,12 @@ def main() -> None:
             ready = studies[rival.grain]
             judge, space = ready.fitness("held-out", args.noises), ready.costs.space(args.macs)
             heat = ready.settings.heat if rival.races else 0
-            fitness = ready.fitness("search", args.racing if rival.races else args.probes, heat)
             first: tuple[Levels, ...] = ()
-            if rival.table:
-                found = sensitivity(ready, fitness, Journal(None, {}, resume=False), reporter)
-                first = starts(ready, [space], found)
+            if not rival.table:
+                fitness = ready.fitness("search", args.racing if rival.races else args.probes, heat)
+            else:
+                scores = Judge(ready, Journal(None, {}, resume=False))
+                first, fitness = starts(ready, [space], sensitivity(ready, scores, reporter)), scores.scorer.fitness
                 if rival.grain is Grain.WHOLE:
                     rows.setdefault("knapsack alone", []).append((judge(first[0]),) * 2)
                     print(

@@ -17,6 +17,7 @@ from diff_es.compress import evolve
 from diff_es.demo import BUDGETS, SETTINGS
 from diff_es.evaluate import Contender, contenders, random_rival, sampled
 from diff_es.journal import Journal
+from diff_es.judge import Judge
 from diff_es.loading import load
 from diff_es.metrics import snr_db
 from diff_es.progress import Reporter
@@ -37,9 +38,9 @@ def main() -> None:
         dense = Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))
         reference, _ = sampled(study, dense, args.noises, reporter)
         journal = Journal(None, {}, resume=False)
-        fitness = study.fitness("search", study.settings.probes, study.settings.heat)
-        table = sensitivity(study, fitness, journal, reporter)
-        for budget, found in evolve(study, BUDGETS, fitness, table, journal, reporter).items():
+        judge = Judge(study, journal)
+        table = sensitivity(study, judge, reporter)
+        for budget, found in evolve(study, BUDGETS, judge, table, reporter).items():
             random = random_rival(study, budget, found.evaluations, None, reporter)
             for rival in contenders(study, budget, found, random):
                 latents, _ = sampled(study, rival, args.noises, reporter)

@@ -40,6 +40,7 @@ from diff_es import (
 from diff_es.compress import evolve
 from diff_es.fitness import Fitness
 from diff_es.journal import Journal
+from diff_es.judge import Judge
 from diff_es.measures import ImagePSNR, ImageSSIM
 from diff_es.progress import Reporter
 from diff_es.sensitivity import sensitivity
@@ -115,9 +116,9 @@ def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
     scores = []
     for measure in (ImagePSNR(), ImageSSIM()):
         other = replace(study, settings=settings(measure=measure))
-        fitness, journal, quiet = other.fitness("search", 2), Journal(None, {}, resume=False), Reporter(quiet=True)
-        table = sensitivity(other, fitness, journal, quiet)
-        scores.append(evolve(other, (0.7,), fitness, table, journal, quiet)[0.7].score)
+        judge, quiet = Judge(other, Journal(None, {}, resume=False)), Reporter(quiet=True)
+        table = sensitivity(other, judge, quiet)
+        scores.append(evolve(other, (0.7,), judge, table, quiet)[0.7].score)
     assert scores[0] > 1 > scores[1] > 0
 
 

@@ -25,6 +25,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"settings"},
     {"artefact", "benchmark", "report"},
     {"study"},
+    {"judge"},
     {"sensitivity"},
     {"compress", "export"},
     {"evaluate", "inspection"},

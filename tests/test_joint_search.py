@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +20,11 @@ from diffusers import DiTPipeline, DPMSolverMultistepScheduler, UniPCMultistepSc
 from tests.tiny import CALL, assert_same_plans, joint, opened, tiny
 from torch import Tensor
 
-from diff_es import Compressed, Depth, Method, Sampling, Width, compress, load
+from diff_es import Compressed, Depth, DiffESError, Method, Sampling, Width, compress, load
 from diff_es.compress import evolve
 from diff_es.fitness import Fitness
-from diff_es.journal import Journal
+from diff_es.journal import Journal, Scale
+from diff_es.judge import Judge
 from diff_es.measures import LatentSNR
 from diff_es.metrics import EXACT_DB
 from diff_es.pipeline import Probe, make_probes
@@ -164,20 +169,21 @@ def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -
     fast = compress(tiny(), 0.6, chosen, journal=journal)
     ready = prepare(tiny(), chosen)
     fitness = ready.fitness("search", chosen.probes, chosen.heat)
-    judges = {None: fitness, "heat": fitness.first, "alone": ready.fitness_alone() if ready.path else None}
-    found: dict[str | None, dict[Levels, float]] = {kind: {} for kind in judges}
+    alone = ready.fitness_alone() if ready.path else None
+    judges: dict[Scale, Any] = {Scale.ALL: fitness, Scale.HEAT: fitness.first, Scale.ALONE: alone}
+    found: dict[str, dict[Levels, float]] = {scale: {} for scale in judges}
     for line in lines_of(journal):
         levels = tuple(tuple(row) for row in line["levels"])
-        assert levels not in found[line.get("kind")], "nothing is run twice"
-        found[line.get("kind")][levels] = line["score"]
-    assert found[None].keys() < found["heat"].keys()  # the better half of each heat went on
-    for kind, scores in found.items():
+        assert levels not in found[line["scale"]], "nothing is run twice"
+        found[line["scale"]][levels] = line["score"]
+    assert found["all"].keys() < found["heat"].keys()  # the better half of each heat went on
+    for scale, scores in found.items():
         for levels, score in list(scores.items())[:: max(1, len(scores) // 6)]:
-            judge = judges[kind]
+            judge = judges[Scale(scale)]
             assert judge is not None
             assert judge(levels) == pytest.approx(score, rel=1e-9)
     for levels, score, _ in fast.about["finalists"]:
-        assert score == found[None][tuple(tuple(row) for row in levels)]
+        assert score == found["all"][tuple(tuple(row) for row in levels)]
 
 
 @pytest.mark.parametrize("levers", [Levers.BOTH, Levers.PRUNE])
@@ -188,8 +194,8 @@ def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
     steps = (
         None if ready.costs.choices is None else tuple({n: float(n) for n in found} for found in ready.costs.choices)
     )
-    fitness, journal = ready.fitness("search", 3, 1), Journal(None, {}, resume=False)
-    found = evolve(ready, (0.6,), fitness, Sensitivity(wrong, steps), journal, quiet)[0.6]
+    judge = Judge(ready, Journal(None, {}, resume=False))
+    found = evolve(ready, (0.6,), judge, Sensitivity(wrong, steps), quiet)[0.6]
     assert all(np.isfinite(score) for _, score, _ in found.finalists)
 
 
@@ -238,6 +244,58 @@ def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> No
         assert one.about == json.loads(json.dumps(other.about))
         assert_same_plans(one.plans, other.plans)
     assert sorted(torn.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
+
+
+# ----------------------------------------------------------------------------------------------------------- workers
+
+
+def test_several_workers_find_what_one_does(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
+    one, three = (compress(tiny(), 0.6, joint(), journal=j, workers=n) for j, n in ((alone, 1), (together, 3)))
+    assert (one.schedule, one.timesteps, one.about) == (three.schedule, three.timesteps, three.about)
+    assert_same_plans(one.plans, three.plans)
+    assert sorted(alone.read_bytes().splitlines()) == sorted(together.read_bytes().splitlines())
+
+
+def test_a_worker_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    ready, journal = prepare(tiny(), joint()), Journal(tmp_path / "journal.jsonl", {}, resume=False)
+    asked = drawn(ready, 8)[:16]
+    with Judge(ready, journal, workers=2) as judge:
+        first = judge.scores(asked[:2])
+        os.kill(next(iter(multiprocessing.active_children())).pid or 0, signal.SIGKILL)
+        with pytest.raises(DiffESError, match=r"workers: expected living processes, found one that died.*--resume"):
+            judge.scores(asked)
+    again = Judge(ready, Journal(tmp_path / "journal.jsonl", {}, resume=True)).scores(asked)
+    assert {levels: again[levels] for levels in asked[:2]} == first
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys
+from diff_es.journal import Journal, Scale
+from diff_es.judge import Judge
+from diff_es.study import prepare
+from tests.tiny import joint, tiny
+if __name__ == "__main__":
+    ready = prepare(tiny(), joint())
+    judge = Judge(ready, Journal(None, {}, resume=False), workers=2)
+    judge.scores([ready.own, ready.base, ready.finest, ((1, 0), *ready.own[1:])])
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120)
+    workers = list(map(int, done.stdout.split()))
+    assert (done.returncode, len(workers)) == (-signal.SIGKILL, 2), done.stderr
+    deadline = time.monotonic() + 20
+    while alive := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"workers live on: {alive}"
+        time.sleep(0.05)
 
 
 def sorted_points(points: Sequence[Compressed]) -> list[Compressed]:

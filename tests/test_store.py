@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diff_es import store
 from diff_es.errors import ArtefactError, DiffESError, StorageError
-from diff_es.journal import Journal
+from diff_es.journal import Journal, Scale
 from diff_es.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest, write_folder, write_text
 
 BIT_PATTERNS = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45, 1.0000001])
@@ -221,9 +221,9 @@ def test_a_journal_resumes_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "new" / "search.jsonl"
     first = written(path)
     again = Journal(path, SETTINGS, resume=True)
-    assert again.scores == first.scores == {A: 1 / 3, B: -2.5e-17}
+    assert again.known[Scale.ALL] == first.known[Scale.ALL] == {A: 1 / 3, B: -2.5e-17}
     again.add(C, 4.0)
-    assert Journal(path, SETTINGS, resume=True).scores == {A: 1 / 3, B: -2.5e-17, C: 4.0}
+    assert Journal(path, SETTINGS, resume=True).known[Scale.ALL] == {A: 1 / 3, B: -2.5e-17, C: 4.0}
     assert set(contents(tmp_path)) == {"new", "new/search.jsonl"}
 
 
@@ -243,9 +243,9 @@ def test_a_kill_at_any_byte_costs_at_most_the_line_it_cut_short(tmp_path: Path) 
         path.write_bytes(whole[:length])
         complete = whole[:length].count(b"\n") - 1
         journal = Journal(path, SETTINGS, resume=True)
-        assert list(journal.scores) == [A, B][:complete]
+        assert list(journal.known[Scale.ALL]) == [A, B][:complete]
         journal.add(C, 1.0)
-        assert list(Journal(path, SETTINGS, resume=True).scores) == [*[A, B][:complete], C]
+        assert list(Journal(path, SETTINGS, resume=True).known[Scale.ALL]) == [*[A, B][:complete], C]
 
 
 def test_other_settings_are_refused_naming_what_changed(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_journal_without_scores_may_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     Journal(path, {"seed": 0}, resume=False)
     Journal(path, SETTINGS, resume=False).add(A, 1.0)
-    assert Journal(path, SETTINGS, resume=True).scores == {A: 1.0}
+    assert Journal(path, SETTINGS, resume=True).known[Scale.ALL] == {A: 1.0}
 
 
 @pytest.mark.parametrize("text", ["a note of mine\nand another\n", '{"levels": [[0]]}\n{"levels": [[1]]}\n'])
@@ -290,4 +290,4 @@ def test_a_full_disk_is_reported_and_what_is_written_stays(tmp_path: Path, monke
     with pytest.raises(StorageError, match=r"No space left on device. Free some space and run again with --resume"):
         journal.add(C, 1.0)
     monkeypatch.undo()
-    assert Journal(path, SETTINGS, resume=True).scores.items() >= {A: 1 / 3, B: -2.5e-17}.items()
+    assert Journal(path, SETTINGS, resume=True).known[Scale.ALL].items() >= {A: 1 / 3, B: -2.5e-17}.items()

@@ -78,6 +78,7 @@ def compress_command(
         float, typer.Option(help="compact: what leaving out parts of a correction may add to a layer's error")
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
+    workers: Annotated[int, typer.Option(help="processes that score candidates at the same time")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
     scheduler: WithScheduler = None,
     dtype: InDtype = None,
@@ -123,6 +124,7 @@ def compress_command(
             placement=where,
             journal=journal,
             resume=resume,
+            workers=workers,
             reporter=Reporter(),
         )
     except KeyboardInterrupt:

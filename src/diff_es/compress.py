@@ -15,8 +15,8 @@ from .artefact import Compressed, fingerprint
 from .benchmark import Runner, measure
 from .budget import Budget
 from .compaction import Compaction
-from .fitness import Fitness
-from .journal import Journal
+from .journal import Journal, Scale
+from .judge import Judge
 from .layers import Plan
 from .loading import origin_of
 from .pipeline import AnyPipeline, denoiser_of
@@ -37,7 +37,7 @@ from .search import (
     tier,
     usual_switches,
 )
-from .sensitivity import Sensitivity, as_row, by_rule, changed, judged, sensitivity, starts
+from .sensitivity import Sensitivity, as_row, by_rule, changed, sensitivity, starts
 from .settings import Settings, describe
 from .study import Study, Survey, as_measured, identity, study, survey
 
@@ -56,39 +56,34 @@ class Found:
 
 def run_search(
     search: Search,
-    fitness: Fitness,
-    journal: Journal,
+    judge: Judge,
     reporter: Reporter,
     title: str,
     total: int,
     peers: Callable[[Levels], int] | None = None,
 ) -> None:
-    """Answer every question of a search, from the journal where it knows, and write down what is new.
+    """Answer every question of a search.
 
     With ``peers`` the candidates of a generation race: all of them run in a first heat, and the better half of those
     that compete for the same on all probes.
     """
     with reporter.task(title, total) as task:
 
-        def judge(rung: int, candidates: Sequence[Levels]) -> Mapping[Levels, float]:
-            scores = dict[Levels, float]()
-            for levels in candidates:
-                scores[levels] = judged(fitness, journal, levels, heat=rung == 0)
-                if rung == 0:
-                    task.advance()
-            return scores
+        def done() -> None:
+            task.advance(f"best {search.history[-1].best:.2f}" if search.history else "")
+
+        def heat_of(rung: int, candidates: Sequence[Levels]) -> Mapping[Levels, float]:
+            return judge.scores(candidates, Scale.HEAT, done) if rung == 0 else judge.scores(candidates)
 
         while not search.done:
             if peers is not None:
-                search.tell(race(search.ask(), judge, (0.5,), peers))
-                continue
-            for levels in search.ask():
-                search.tell({levels: judged(fitness, journal, levels, heat=False)})
-                task.advance(f"best {search.best.score:.2f}")
+                search.tell(race(search.ask(), heat_of, (0.5,), peers))
+            else:
+                search.tell(judge.scores(search.ask(), done=done))
 
 
 def place(
-    ready: Study, share: float, search: Search, space: Space, fitness: Fitness, journal: Journal, reporter: Reporter
+    ready: Study, share: float, search: Search, space: Space, judge: Judge, reporter: Reporter
 ) -> dict[Levels, float]:
     """Where the steps of the best schedules lie best, and those of the rules that people use: candidates by score."""
     settings, path = ready.settings, ready.path
@@ -102,7 +97,7 @@ def place(
     local = placing_search(ready.stages.boundaries, path.end, placing, starts)
     total = len(starts) + settings.offspring * (settings.placings - 1)
     peers = (lambda _: 0) if settings.heat else None
-    run_search(local, fitness, journal, reporter, f"place the steps at {share:g}", total, peers)
+    run_search(local, judge, reporter, f"place the steps at {share:g}", total, peers)
     return {levels: score for levels, score in local.ranking() if score > -math.inf}
 
 
@@ -132,13 +127,13 @@ def select(
 
 
 def evolve(
-    ready: Study, budgets: Sequence[float], fitness: Fitness, table: Sensitivity, journal: Journal, reporter: Reporter
+    ready: Study, budgets: Sequence[float], judge: Judge, table: Sensitivity, reporter: Reporter
 ) -> dict[float, Found]:
     """The evolutionary search for the best schedule within each budget, all of them in one run.
 
     Args:
         budgets: shares of the dense cost.
-        fitness: on the search's probes.
+        judge: scores on the search's probes.
         table: the sensitivities; one table serves all budgets.
     """
     settings, by_budget = ready.settings, {budget: ready.costs.space(budget) for budget in sorted(set(budgets))}
@@ -156,17 +151,17 @@ def evolve(
     search = front_search(spaces[-1], [space.budget for space in spaces], evolution, first)
     peers = tier(spaces[-1].cost, [space.budget for space in spaces]) if settings.heat else None
     total = settings.population * settings.generations
-    run_search(search, fitness, journal, reporter, "search", total, peers)
+    run_search(search, judge, reporter, "search", total, peers)
     ran = len(search.ranking()) + len(set(changed(ready)) - dict(search.ranking()).keys())
     results = dict[float, Found]()
     for (budget, space), start in zip(by_budget.items(), first, strict=False):
         alive = [(levels, score) for levels, score in search.ranking() if score > -math.inf]
         scores = {levels: score for levels, score in alive if space.feasible(levels)}
         if ready.path is None:
-            scores.setdefault(start, judged(fitness, journal, start, heat=False))  # it may have lost its heat
+            scores.setdefault(start, judge.score(start))  # it may have lost its heat
             results[budget] = select(ready, scores, [start], search.history, ran, reporter)
         else:
-            own = place(ready, budget, search, space, fitness, journal, reporter)
+            own = place(ready, budget, search, space, judge, reporter)
             results[budget] = select(ready, own, [], search.history, ran + len(own), reporter)
     return results
 
@@ -228,6 +223,7 @@ def compress(
     placement: Placement | None = None,
     journal: str | Path | None = None,
     resume: bool = False,
+    workers: int = 1,
     reporter: Reporter | None = None,
     **changes: Any,
 ) -> Compressed:
@@ -244,6 +240,8 @@ def compress(
             then. ``Compact`` factors the corrections, and measures what that costs.
         journal: a file to which every evaluation is appended, so that a stopped search can be resumed.
         resume: go on with an existing journal, to the result that an uninterrupted run gives.
+        workers: processes that score candidates at the same time, each with a copy of the pipeline; they are dealt over
+            the CUDA devices. Their number changes nothing but the time.
         reporter: shows progress; default silent.
         changes: single settings by name, such as ``steps=20, guidance=2.0, generations=50``.
 
@@ -259,10 +257,10 @@ def compress(
     surveyed = survey(pipe, settings, reporter, budget, priced)
     log = open_journal(surveyed, budget, journal, resume=resume)
     ready = study(surveyed, reporter)
-    fitness = ready.fitness("search", ready.settings.probes, ready.settings.heat)
-    table = sensitivity(ready, fitness, log, reporter)
     front = (share for share in ready.settings.front if ready.costs.attainable(share))
-    found = evolve(ready, (ready.share, *front), fitness, table, log, reporter)
+    with Judge(ready, log, workers) as judge:
+        table = sensitivity(ready, judge, reporter)
+        found = evolve(ready, (ready.share, *front), judge, table, reporter)
     if weights_gb is not None:
         placement = Streamed(weights_gb * 1e9 / parameter_bytes(denoiser_of(ready.pipe)))
     results = {share: finish(ready, share, one, placement, reporter) for share, one in found.items()}

@@ -9,6 +9,7 @@ from typing import Any
 from .budget import Budget
 from .compress import evolve, finish, open_journal
 from .evaluate import Effort, evaluate
+from .judge import Judge
 from .loading import load
 from .pipeline import Sampling
 from .progress import Reporter
@@ -41,10 +42,9 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
     start = time.monotonic()
     pipe, settings = load("bundled"), SETTINGS.changed(seed=seed)
     ready, journals = prepare(pipe, settings, reporter), folder / "journals"
-    fitness = ready.fitness("search", settings.probes, settings.heat)
     journal = open_journal(ready, Budget(min(BUDGETS)), journals / f"search-{seed}.jsonl", resume=True)
-    table = sensitivity(ready, fitness, journal, reporter)
-    found = evolve(ready, BUDGETS, fitness, table, journal, reporter)
+    judge = Judge(ready, journal)
+    found = evolve(ready, BUDGETS, judge, sensitivity(ready, judge, reporter), reporter)
     for budget in BUDGETS:
         finish(ready, budget, found[budget]).save(folder / f"macs-{budget:g}")
     effort = Effort(rounds=2)

@@ -16,6 +16,7 @@ from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure
 from .budget import Budget
 from .compress import Found, open_journal, run_search, select
+from .judge import Judge
 from .layers import Plan
 from .pipeline import decode, make_probes, sample, trace
 from .progress import Reporter
@@ -67,12 +68,9 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
     seed, space = derive_seed(study.settings.seed, "random search") % 2**32, study.costs.space(macs)
     search: Search = random_search(space, evaluations, seed=seed)
-    fitness = study.fitness("search", study.settings.probes, study.settings.heat)
-    journal, peers = (
-        open_journal(study, Budget(macs), path, resume=True),
-        (lambda _: 0) if study.settings.heat else None,
-    )
-    run_search(search, fitness, journal, reporter, f"random search at {macs:g}", evaluations, peers)
+    judge = Judge(study, open_journal(study, Budget(macs), path, resume=True))
+    peers = (lambda _: 0) if study.settings.heat else None
+    run_search(search, judge, reporter, f"random search at {macs:g}", evaluations, peers)
     scores = {levels: score for levels, score in search.ranking() if score > -math.inf}
     return select(study, scores, (), search.history, len(search.ranking()), reporter)
 

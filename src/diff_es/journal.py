@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from .store import write_text
 Levels = tuple[tuple[int, ...], ...]
 
 
-class Journal:
-    """Scores by candidate, kept in memory and, where a path is given, one JSON line each on disk.
+class Scale(StrEnum):
+    """What a score was measured on; scores of different scales never meet."""
 
-    ``scores`` are those on all probes, ``heats`` those on the probes of a first heat, ``alone`` those of single changes
-    to a finer schedule, against that schedule; they never meet.
+    ALL = "all"  # all probes of a search
+    HEAT = "heat"  # those of its first heat
+    ALONE = "alone"  # single changes of a finer schedule, against that schedule
+
+
+class Journal:
+    """Scores by scale and candidate, kept in memory and, where a path is given, one JSON line each on disk.
 
     The first line holds the settings that the scores depend on. A line cut short by a kill is dropped when reading.
 
@@ -31,8 +37,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool) -> None:
-        self.path, self.scores = path, dict[Levels, float]()
-        self.heats, self.alone = dict[Levels, float](), dict[Levels, float]()
+        self.path, self.known = path, {scale: dict[Levels, float]() for scale in Scale}
         if path is None:
             return
         lines = self._read(path)
@@ -44,7 +49,7 @@ class Journal:
         if len(lines) > 1:
             self._check(lines[0]["settings"], settings)
             for line in lines[1:]:
-                self._kind(line.get("kind"))[tuple(tuple(row) for row in line["levels"])] = line["score"]
+                self.known[Scale(line["scale"])][tuple(tuple(row) for row in line["levels"])] = line["score"]
         text = "".join(json.dumps(line) + "\n" for line in [{"settings": settings}, *lines[1:]])
         write_text(path, text)
 
@@ -77,25 +82,22 @@ class Journal:
             if lines:
                 lines[0]["settings"].keys()
             for line in lines[1:]:
-                line["levels"], line["score"]
+                line["levels"], line["score"], Scale(line["scale"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             remedy = "Choose another folder, or remove the file."
             raise DiffESError(str(path), expected="a journal of Diff-ES", found=str(error), remedy=remedy) from error
         return lines
 
-    def _kind(self, kind: str | None) -> dict[Levels, float]:
-        return {None: self.scores, "heat": self.heats, "alone": self.alone}[kind]
-
-    def add(self, levels: Levels, score: float, kind: str | None = None) -> None:
-        """Remember a score, or one of a kind of its own ("heat", "alone"); on return it is on the disk.
+    def add(self, levels: Levels, score: float, scale: Scale = Scale.ALL) -> None:
+        """Remember a score; on return it is on the disk.
 
         Raises:
             StorageError: the disk refused.
         """
-        self._kind(kind)[levels] = score
+        self.known[scale][levels] = score
         if self.path is None:
             return
-        line = {"levels": levels, "score": score, **({} if kind is None else {"kind": kind})}
+        line = {"levels": levels, "score": score, "scale": scale}
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .baselines import mosaic
-from .fitness import Fitness
-from .journal import Journal
+from .journal import Scale
+from .judge import Judge
 from .progress import Reporter
 from .rng import derive_seed
 from .search import Levels, Space, branches, knapsack_best, prunings
@@ -47,36 +47,14 @@ class Sensitivity:
         return knapsack_best(stages, space.budget).levels
 
 
-def judged(fitness: Fitness, journal: Journal, levels: Levels, *, heat: bool) -> float:
-    """The score of a candidate, in the first heat or on all probes, from the journal where it is known."""
-    if heat:
-        if levels not in journal.heats:
-            journal.add(levels, fitness.first(levels), "heat")
-        return journal.heats[levels]
-    if levels not in journal.scores:
-        score = fitness.second(levels, journal.heats[levels]) if levels in journal.heats else fitness(levels)
-        journal.add(levels, score)
-    return journal.scores[levels]
-
-
-def sensitivity(ready: Study, fitness: Fitness, journal: Journal, reporter: Reporter) -> Sensitivity:
-    """Measure the table by short runs: the prefix before a changed stage is known.
-
-    Args:
-        fitness: on the search's probes; where steps are a choice, a part of them is run against the finer schedule.
-    """
-    error, errors = ready.settings.measure.error, {ready.base: 0.0}
-    alone = None if ready.path is None else ready.fitness_alone()
-    with reporter.task("measure sensitivity", len(changed(ready))) as task:
-        for levels in changed(ready):
-            if alone is None:
-                score = judged(fitness, journal, levels, heat=ready.settings.heat > 0)
-            else:
-                if levels not in journal.alone:
-                    journal.add(levels, alone(levels), "alone")
-                score = journal.alone[levels]
-            errors[levels] = error(score)
-            task.advance()
+def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
+    """Measure the table by short runs: the prefix before a changed stage is known."""
+    single = changed(ready)
+    scale = Scale.ALONE if ready.path is not None else Scale.HEAT if ready.settings.heat else Scale.ALL
+    with reporter.task("measure sensitivity", len(single)) as task:
+        scores = judge.scores(single, scale, task.advance)
+    error = ready.settings.measure.error
+    errors = {ready.base: 0.0, **{levels: error(score) for levels, score in scores.items()}}
     by_level = tuple(
         tuple(
             tuple(errors[_leveled(ready, stage, unit, level)] for level in range(len(options)))
