@@ -1,23 +1,24 @@
 """Steps and pruning together, against steps alone, pruning alone and what users do by hand, at equal cost.
 
-    python benchmarks/joint.py --scheduler DPMSolverMultistepScheduler --steps 20 --seeds 0 1 2
+    python benchmarks/joint.py --scheduler DPMSolverMultistepScheduler --steps 20 --seeds 0 1 2 --results joint.jsonl
 
 For every seed one search of each kind of levers yields the results for all budgets. All contenders are judged by mean
 SNR (dB) to the finely stepped dense model on noises that no search has seen; the Fréchet distance to real tiles stands
-in brackets.
+in brackets. Results are appended to a file, so that seeds can be run one by one or side by side; the table shows all.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from diff_es.benchmark import Runner
-from diff_es.compress import evolve
 from diff_es.evaluate import Contender, contenders, sampled, scheduled
 from diff_es.journal import Journal
 from diff_es.judge import Judge
@@ -25,6 +26,8 @@ from diff_es.loading import load
 from diff_es.metrics import snr_db
 from diff_es.pipeline import Sampling
 from diff_es.progress import Reporter
+from diff_es.search import Levels
+from diff_es.searching import evolve
 from diff_es.sensitivity import by_rule, sensitivity
 from diff_es.settings import Levers, Settings
 from diff_es.study import Study, prepare
@@ -39,17 +42,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="the user's own")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.75, 0.6, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--noises", type=int, default=64, help="held-out noises")
-    parser.add_argument("--calibration", type=int, default=192)
+    parser.add_argument("--noises", type=int, default=48, help="held-out noises")
     parser.add_argument("--population", type=int, default=20)
-    parser.add_argument("--generations", type=int, default=16)
+    parser.add_argument("--generations", type=int, default=10)
+    parser.add_argument("--results", type=Path, default=Path("joint.jsonl"))
     args = parser.parse_args()
     pipe, real, reporter = load("bundled", scheduler=args.scheduler), load_reference(), Reporter()
-    rows = dict[tuple[float, str], list[tuple[float, float]]]()
     for seed in args.seeds:
         base = Settings(
             sampling=Sampling(args.steps, 2.0),
-            calibration=args.calibration,
+            calibration=128,
+            probes=12,
+            heat=4,
+            held_out=24,
+            finalists=4,
+            placings=8,
             population=args.population,
             generations=args.generations,
             seed=seed,
@@ -59,11 +66,20 @@ def main() -> None:
         fine = Runner("reference", base.sampling, timesteps=joint.reference)
         goal, _ = sampled(joint, Contender("reference", 1.0, 1.0, fine), args.noises, reporter)
 
-        def judge(budget: float, name: str, contender: Contender, goal: Tensor = goal, study: Study = joint) -> None:
+        def judge(
+            budget: float,
+            name: str,
+            contender: Contender,
+            goal: Tensor = goal,
+            study: Study = joint,
+            levels: Levels | None = None,
+            seed: int = seed,
+        ) -> None:
             latents, images = sampled(study, contender, args.noises, reporter)
-            found = float(snr_db(goal, latents).mean()), real.distance(images)
-            rows.setdefault((budget, name), []).append(found)
-            print(f"{budget} {name}: {found[0]:.2f} dB", flush=True)
+            snr, distance = float(snr_db(goal, latents).mean()), real.distance(images)
+            row = {"cost": budget, "name": name, "seed": seed, "snr": snr, "distance": distance, "levels": levels}
+            with args.results.open("a") as file:
+                file.write(json.dumps({"scheduler": args.scheduler, "steps": args.steps, **row}) + "\n")
 
         judge(1.0, "user's own setting", Contender("own", 1.0, 1.0, Runner("own", base.sampling)))
         for levers, study in studies.items():
@@ -71,29 +87,35 @@ def main() -> None:
             found = evolve(study, args.budgets, scores, sensitivity(study, scores, reporter), reporter)
             for budget, result in found.items():
                 name = {Levers.PRUNE: "pruning alone", Levers.STEPS: "steps alone"}.get(levers, "steps and pruning")
-                judge(budget, name, scheduled(study, name, budget, result.levels), study=study)
-                print(result.levels, flush=True)
+                judge(budget, name, scheduled(study, name, budget, result.levels), study=study, levels=result.levels)
                 if levers is Levers.BOTH:
                     fewer, uniform, *_ = contenders(study, budget, result, result)
                     judge(budget, "evenly fewer steps", fewer)
                     judge(budget, "uniform pruning", uniform)
                     for rule, levels in zip(RULES, by_rule(study, budget), strict=True):
                         judge(budget, f"by hand, {rule}", scheduled(study, rule, budget, levels))
-    show(rows, args.seeds)
+    show([json.loads(line) for line in args.results.read_text().splitlines()])
 
 
-def show(rows: dict[tuple[float, str], list[tuple[float, float]]], seeds: Sequence[int]) -> None:
-    """A Markdown table; the spread of a row is half the range over the seeds."""
-    print("\n| cost | contender | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |")
-    print("|---" * (len(seeds) + 3) + "|")
-    for (budget, name), found in sorted(rows.items(), key=lambda item: (-item[0][0], -_mean(item[1]))):
-        cells = [f"{snr:.1f} ({distance:.2f})" for snr, distance in found]
-        spread = (max(snr for snr, _ in found) - min(snr for snr, _ in found)) / 2
-        print(f"| {budget:g} | {name} | " + " | ".join(cells) + f" | {_mean(found):.1f} ± {spread:.1f} |")
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """A Markdown table for each sampler and number of steps; the spread of a row is half the range over the seeds."""
+    for scheduler, steps in dict.fromkeys((row["scheduler"], row["steps"]) for row in rows):
+        found, seeds = dict[tuple[float, str], dict[int, tuple[float, float]]](), set[int]()
+        for row in rows:
+            if (row["scheduler"], row["steps"]) == (scheduler, steps):
+                found.setdefault((row["cost"], row["name"]), {})[row["seed"]] = row["snr"], row["distance"]
+                seeds.add(row["seed"])
+        print(f"\n{scheduler}, {steps} steps\n")
+        print("| cost | contender | " + " | ".join(f"seed {seed}" for seed in sorted(seeds)) + " | mean |")
+        print("|---" * (len(seeds) + 3) + "|")
+        for (cost, name), values in sorted(found.items(), key=lambda item: (-item[0][0], -_mean(item[1]))):
+            cells = [f"{values[s][0]:.1f} ({values[s][1]:.2f})" if s in values else "" for s in sorted(seeds)]
+            spread = (max(snr for snr, _ in values.values()) - min(snr for snr, _ in values.values())) / 2
+            print(f"| {cost:g} | {name} | " + " | ".join(cells) + f" | {_mean(values):.1f} ± {spread:.1f} |")
 
 
-def _mean(found: Sequence[tuple[float, float]]) -> float:
-    return statistics.mean(snr for snr, _ in found) if found else -math.inf
+def _mean(values: Mapping[int, tuple[float, float]]) -> float:
+    return statistics.mean(snr for snr, _ in values.values())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import statistics
 
 from diff_es.benchmark import Runner
-from diff_es.compress import evolve
 from diff_es.demo import BUDGETS, SETTINGS
 from diff_es.evaluate import Contender, contenders, random_rival, sampled
 from diff_es.journal import Journal
@@ -21,6 +20,7 @@ from diff_es.judge import Judge
 from diff_es.loading import load
 from diff_es.metrics import snr_db
 from diff_es.progress import Reporter
+from diff_es.searching import evolve
 from diff_es.sensitivity import sensitivity
 from diff_es.settings import Levers
 from diff_es.study import prepare

@@ -37,12 +37,12 @@ from diff_es import (
     Width,
     compress,
 )
-from diff_es.compress import evolve
 from diff_es.fitness import Fitness
 from diff_es.journal import Journal
 from diff_es.judge import Judge
 from diff_es.measures import ImagePSNR, ImageSSIM
 from diff_es.progress import Reporter
+from diff_es.searching import evolve
 from diff_es.sensitivity import sensitivity
 from diff_es.settings import Levers, describe, restore
 from diff_es.study import Study

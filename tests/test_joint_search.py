@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,21 +18,23 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiTPipeline, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.tiny import CALL, assert_same_plans, joint, opened, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Depth, DiffESError, Method, Sampling, Width, compress, load
-from diff_es.compress import evolve
 from diff_es.fitness import Fitness
 from diff_es.journal import Journal, Scale
 from diff_es.judge import Judge
-from diff_es.measures import LatentSNR
+from diff_es.measures import ImageSSIM, LatentSNR
 from diff_es.metrics import EXACT_DB
 from diff_es.pipeline import Probe, make_probes
 from diff_es.progress import Reporter
 from diff_es.route import routed
 from diff_es.search import Levels
-from diff_es.sensitivity import Sensitivity, as_row
+from diff_es.searching import evolve
+from diff_es.sensitivity import Sensitivity, _filled, as_row
 from diff_es.settings import Levers
 from diff_es.stepping import stepped
 from diff_es.study import Study, prepare
@@ -207,6 +210,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from diff_es import compress
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.tiny import joint, tiny
 journal, folder, draws = Path(sys.argv[1]), sys.argv[2], random.Random(0)
 search = lambda: compress(tiny(), 0.6, joint(front=(0.3, 0.9)), journal=journal, resume=True)
@@ -246,6 +251,39 @@ def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> No
     assert sorted(torn.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
 
 
+# ------------------------------------------------------------------------------------------------- the table again
+
+
+def test_a_second_budget_measures_no_sensitivity_again(tmp_path: Path) -> None:
+    compress(tiny(), 0.6, joint()).save(tmp_path / "first")
+    anew, again = tmp_path / "anew.jsonl", tmp_path / "again.jsonl"
+    expected = compress(tiny(), 0.8, joint(), journal=anew)
+    found = compress(tiny(), 0.8, joint(), journal=again, table=tmp_path / "first")
+    assert (found.schedule, found.timesteps, found.about) == (expected.schedule, expected.timesteps, expected.about)
+    searched = [line for line in lines_of(anew) if line["scale"] != "alone"]
+    assert lines_of(again) == searched != lines_of(anew)
+    with pytest.raises(DiffESError, match=r"again.jsonl: expected the settings the search began with, found table '"):
+        compress(tiny(), 0.8, joint(), journal=again, resume=True)
+
+
+def test_a_table_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
+    compress(tiny(), 0.6, joint()).save(tmp_path / "first")
+    for other, named in ((joint(seed=1), "seed 0 then and 1 now"), (joint(measure=ImageSSIM()), "measure")):
+        with pytest.raises(DiffESError, match=rf"table of .*first: expected sensitivities of this .*{named}"):
+            compress(tiny(), 0.8, other, table=tmp_path / "first")
+    with pytest.raises(DiffESError, match=r"model .[0-9a-f]+. then"):
+        compress(tiny(seed=1), 0.8, joint(), table=tmp_path / "first")
+
+
+@given(st.lists(st.floats(1e-9, 1e3), min_size=3, max_size=9, unique=True), st.booleans())
+def test_levels_that_were_not_measured_lie_between_their_neighbours(errors: list[float], first: bool) -> None:
+    measured = {0: 0.0, **{2 * i + (1 if first else 2): error for i, error in enumerate(sorted(errors))}}
+    filled = _filled(measured)
+    assert len(filled) == max(measured) + 1
+    assert all(filled[level] == error for level, error in measured.items())
+    assert all(a <= b * (1 + 1e-9) for a, b in itertools.pairwise(filled))
+
+
 # ----------------------------------------------------------------------------------------------------------- workers
 
 
@@ -274,6 +312,8 @@ import multiprocessing, os, signal, sys
 from diff_es.journal import Journal, Scale
 from diff_es.judge import Judge
 from diff_es.study import prepare
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.tiny import joint, tiny
 if __name__ == "__main__":
     ready = prepare(tiny(), joint())

@@ -78,6 +78,9 @@ def compress_command(
         float, typer.Option(help="compact: what leaving out parts of a correction may add to a layer's error")
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
+    table: Annotated[
+        Path | None, typer.Option(help="an earlier result of the same settings, whose sensitivities are used again")
+    ] = None,
     workers: Annotated[int, typer.Option(help="processes that score candidates at the same time")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
     scheduler: WithScheduler = None,
@@ -125,6 +128,7 @@ def compress_command(
             journal=journal,
             resume=resume,
             workers=workers,
+            table=table,
             reporter=Reporter(),
         )
     except KeyboardInterrupt:

@@ -1,169 +1,33 @@
-"""The method on one page: calibrate, rank, search, re-rank the finalists.
-
-``compress`` is the whole of it; ``evolve`` is the part of the budgets, for those who want several of one calibration.
-"""
+"""The method on one page: survey, calibrate, rank, measure sensitivities, search, make the result."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from .artefact import Compressed, fingerprint
+from .artefact import Compressed, fingerprint, load
 from .benchmark import Runner, measure
 from .budget import Budget
 from .compaction import Compaction
-from .journal import Journal, Scale
+from .journal import Journal
 from .judge import Judge
 from .layers import Plan
 from .loading import origin_of
 from .pipeline import AnyPipeline, denoiser_of
 from .placements import Compact, Placement, Streamed, parameter_bytes
 from .progress import Reporter
-from .rng import derive_seed
 from .schedule import Schedule
 from .search import (
-    Evolution,
     Generation,
     Levels,
-    Placing,
-    Search,
-    Space,
-    front_search,
-    placing_search,
-    race,
-    tier,
-    usual_switches,
 )
-from .sensitivity import Sensitivity, as_row, by_rule, changed, sensitivity, starts
+from .searching import Found, evolve
+from .sensitivity import Sensitivity, sensitivity
 from .settings import Settings, describe
 from .study import Study, Survey, as_measured, identity, study, survey
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search came back with for one budget: the winner on held-out probes, and how it got there."""
-
-    levels: Levels
-    score: float  # on the search's probes
-    held_out: float  # on probes the search never saw
-    finalists: tuple[tuple[Levels, float, float], ...]  # (levels, search score, held-out score), best held-out first
-    history: tuple[Generation, ...]
-    evaluations: int  # candidates run in all, those of the sensitivity table included
-
-
-def run_search(
-    search: Search,
-    judge: Judge,
-    reporter: Reporter,
-    title: str,
-    total: int,
-    peers: Callable[[Levels], int] | None = None,
-) -> None:
-    """Answer every question of a search.
-
-    With ``peers`` the candidates of a generation race: all of them run in a first heat, and the better half of those
-    that compete for the same on all probes.
-    """
-    with reporter.task(title, total) as task:
-
-        def done() -> None:
-            task.advance(f"best {search.history[-1].best:.2f}" if search.history else "")
-
-        def heat_of(rung: int, candidates: Sequence[Levels]) -> Mapping[Levels, float]:
-            return judge.scores(candidates, Scale.HEAT, done) if rung == 0 else judge.scores(candidates)
-
-        while not search.done:
-            if peers is not None:
-                search.tell(race(search.ask(), heat_of, (0.5,), peers))
-            else:
-                search.tell(judge.scores(search.ask(), done=done))
-
-
-def place(
-    ready: Study, share: float, search: Search, space: Space, judge: Judge, reporter: Reporter
-) -> dict[Levels, float]:
-    """Where the steps of the best schedules lie best, and those of the rules that people use: candidates by score."""
-    settings, path = ready.settings, ready.path
-    assert path is not None
-    best = [levels for levels, score in search.ranking() if score > -math.inf and space.feasible(levels)]
-    starts = [(*levels, as_row(ready.timesteps(levels))) for levels in best[: settings.survivors]]
-    starts += by_rule(ready, share)
-    placing = Placing(
-        offspring=settings.offspring, generations=settings.placings, seed=derive_seed(settings.seed, "placing") % 2**32
-    )
-    local = placing_search(ready.stages.boundaries, path.end, placing, starts)
-    total = len(starts) + settings.offspring * (settings.placings - 1)
-    peers = (lambda _: 0) if settings.heat else None
-    run_search(local, judge, reporter, f"place the steps at {share:g}", total, peers)
-    return {levels: score for levels, score in local.ranking() if score > -math.inf}
-
-
-def select(
-    ready: Study,
-    scores: Mapping[Levels, float],
-    extra: Sequence[Levels],
-    history: tuple[Generation, ...],
-    evaluations: int,
-    reporter: Reporter,
-) -> Found:
-    """Judge the best candidates of a search again, on probes it never saw.
-
-    Args:
-        scores: of all candidates that keep the budget, best first.
-        extra: candidates that are judged in any case.
-    """
-    best = list(dict.fromkeys([*list(scores)[: ready.settings.finalists], *extra]))
-    finalists = []
-    with reporter.task("judge finalists", len(best)) as task:
-        for levels in best:
-            finalists.append((levels, scores[levels], ready.held_out(levels)))
-            task.advance()
-    finalists.sort(key=lambda entry: (-entry[2], entry[0]))
-    levels, score, held_out = finalists[0]
-    return Found(levels, score, held_out, tuple(finalists), history, evaluations)
-
-
-def evolve(
-    ready: Study, budgets: Sequence[float], judge: Judge, table: Sensitivity, reporter: Reporter
-) -> dict[float, Found]:
-    """The evolutionary search for the best schedule within each budget, all of them in one run.
-
-    Args:
-        budgets: shares of the dense cost.
-        judge: scores on the search's probes.
-        table: the sensitivities; one table serves all budgets.
-    """
-    settings, by_budget = ready.settings, {budget: ready.costs.space(budget) for budget in sorted(set(budgets))}
-    spaces = list(by_budget.values())
-    first = starts(ready, spaces, table)
-    switches = usual_switches(spaces[-1].genes) if settings.switches is None else settings.switches
-    evolution = Evolution(
-        population=settings.population,
-        generations=settings.generations,
-        survivors=settings.survivors,
-        crossover=settings.crossover,
-        switches=switches,
-        seed=derive_seed(settings.seed, "evolution") % 2**32,
-    )
-    search = front_search(spaces[-1], [space.budget for space in spaces], evolution, first)
-    peers = tier(spaces[-1].cost, [space.budget for space in spaces]) if settings.heat else None
-    total = settings.population * settings.generations
-    run_search(search, judge, reporter, "search", total, peers)
-    ran = len(search.ranking()) + len(set(changed(ready)) - dict(search.ranking()).keys())
-    results = dict[float, Found]()
-    for (budget, space), start in zip(by_budget.items(), first, strict=False):
-        alive = [(levels, score) for levels, score in search.ranking() if score > -math.inf]
-        scores = {levels: score for levels, score in alive if space.feasible(levels)}
-        if ready.path is None:
-            scores.setdefault(start, judge.score(start))  # it may have lost its heat
-            results[budget] = select(ready, scores, [start], search.history, ran, reporter)
-        else:
-            own = place(ready, budget, search, space, judge, reporter)
-            results[budget] = select(ready, own, [], search.history, ran + len(own), reporter)
-    return results
 
 
 def compacted(ready: Study, levels: Levels, placement: Compact, reporter: Reporter) -> tuple[tuple[Plan, ...], float]:
@@ -177,9 +41,14 @@ def compacted(ready: Study, levels: Levels, placement: Compact, reporter: Report
 
 
 def finish(
-    ready: Study, share: float, found: Found, placement: Placement | None = None, reporter: Reporter | None = None
+    ready: Study,
+    share: float,
+    found: Found,
+    table: Sensitivity,
+    placement: Placement | None = None,
+    reporter: Reporter | None = None,
 ) -> Compressed:
-    """The found schedule with its plans, ready to run and to save."""
+    """The found schedule with its plans, ready to run and to save, and the table that another budget can start from."""
     levels, settings, reporter = found.levels, ready.settings, reporter or Reporter(quiet=True)
     rows = ready.rows(levels)
     plans = tuple(ready.library.plan(stage, row) for stage, row in enumerate(rows))
@@ -204,6 +73,7 @@ def finish(
         "reference_timesteps": None if ready.reference is None else list(ready.reference),
         "macs_by_level": [list(row) for row in ready.macs.options],
         "units": [unit.name for unit in ready.units],
+        "sensitivity": table.to_json(ready),
         "settings": describe(settings),
         "origin": origin_of(ready.pipe),
         **extra,
@@ -224,6 +94,7 @@ def compress(
     journal: str | Path | None = None,
     resume: bool = False,
     workers: int = 1,
+    table: str | Path | None = None,
     reporter: Reporter | None = None,
     **changes: Any,
 ) -> Compressed:
@@ -242,6 +113,8 @@ def compress(
         resume: go on with an existing journal, to the result that an uninterrupted run gives.
         workers: processes that score candidates at the same time, each with a copy of the pipeline; they are dealt over
             the CUDA devices. Their number changes nothing but the time.
+        table: the folder of an earlier result of this model and these settings, whose sensitivities are taken, not
+            measured anew: another budget then costs its search alone.
         reporter: shows progress; default silent.
         changes: single settings by name, such as ``steps=20, guidance=2.0, generations=50``.
 
@@ -252,18 +125,23 @@ def compress(
     """
     reporter, budget = reporter or Reporter(quiet=True), Budget(macs, speedup, weights_gb)
     settings, priced = (settings or Settings()).changed(**changes), None
+    earlier = None if table is None else load(table).about
+    if earlier is not None:
+        settings = as_measured(settings, earlier["settings"])
     if resume and journal is not None:
-        settings, priced = as_measured(settings, Path(journal))
+        header = Journal.began_with(Path(journal))
+        settings, priced = as_measured(settings, header), header.get("prices")
     surveyed = survey(pipe, settings, reporter, budget, priced)
-    log = open_journal(surveyed, budget, journal, resume=resume)
+    known = None if earlier is None else Sensitivity.restored(earlier["sensitivity"], surveyed, str(table))
+    log = open_journal(surveyed, budget, journal, resume=resume, table=known)
     ready = study(surveyed, reporter)
     front = (share for share in ready.settings.front if ready.costs.attainable(share))
     with Judge(ready, log, workers) as judge:
-        table = sensitivity(ready, judge, reporter)
-        found = evolve(ready, (ready.share, *front), judge, table, reporter)
+        errors = known or sensitivity(ready, judge, reporter)
+        found = evolve(ready, (ready.share, *front), judge, errors, reporter)
     if weights_gb is not None:
         placement = Streamed(weights_gb * 1e9 / parameter_bytes(denoiser_of(ready.pipe)))
-    results = {share: finish(ready, share, one, placement, reporter) for share, one in found.items()}
+    results = {share: finish(ready, share, one, errors, placement, reporter) for share, one in found.items()}
     others = tuple(result for share, result in results.items() if share != ready.share)
     result = results[ready.share]
     if speedup is not None:
@@ -273,10 +151,13 @@ def compress(
     return replace(result, others=others)
 
 
-def open_journal(surveyed: Survey, budget: Budget, path: str | Path | None, *, resume: bool) -> Journal:
+def open_journal(
+    surveyed: Survey, budget: Budget, path: str | Path | None, *, resume: bool, table: Sensitivity | None = None
+) -> Journal:
     """The journal of one search, bound to everything that its scores and its course depend on."""
     prices = None if surveyed.prices is None else surveyed.prices.to_json()
     facts = {**describe(surveyed.settings), "budget": asdict(budget), "prices": prices, **identity(surveyed.pipe)}
+    facts["table"] = None if table is None else sha256(repr(table).encode()).hexdigest()
     return Journal(Path(path) if path is not None else None, facts, resume=resume)
 
 

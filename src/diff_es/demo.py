@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from .budget import Budget
-from .compress import evolve, finish, open_journal
+from .compress import finish, open_journal
 from .evaluate import Effort, evaluate
 from .judge import Judge
 from .loading import load
 from .pipeline import Sampling
 from .progress import Reporter
 from .report import Story
+from .searching import evolve
 from .sensitivity import sensitivity
 from .settings import Settings
 from .story import publish, tell
@@ -44,9 +45,10 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
     ready, journals = prepare(pipe, settings, reporter), folder / "journals"
     journal = open_journal(ready, Budget(min(BUDGETS)), journals / f"search-{seed}.jsonl", resume=True)
     judge = Judge(ready, journal)
-    found = evolve(ready, BUDGETS, judge, sensitivity(ready, judge, reporter), reporter)
+    table = sensitivity(ready, judge, reporter)
+    found = evolve(ready, BUDGETS, judge, table, reporter)
     for budget in BUDGETS:
-        finish(ready, budget, found[budget]).save(folder / f"macs-{budget:g}")
+        finish(ready, budget, found[budget], table).save(folder / f"macs-{budget:g}")
     effort = Effort(rounds=2)
     evaluation = evaluate(ready, found, load_reference(), effort, journals, reporter)
     story = tell(ready, "bundled tiles DiT", found, evaluation, effort, time.monotonic() - start, [])

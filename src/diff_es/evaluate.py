@@ -15,7 +15,7 @@ from . import metrics
 from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure
 from .budget import Budget
-from .compress import Found, open_journal, run_search, select
+from .compress import open_journal
 from .judge import Judge
 from .layers import Plan
 from .pipeline import decode, make_probes, sample, trace
@@ -23,6 +23,7 @@ from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
 from .search import Levels, Search, random_search
+from .searching import Found, run_search, select
 from .settings import Levers
 from .study import Study
 from .tiles import Reference

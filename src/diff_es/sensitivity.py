@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .baselines import mosaic
+from .errors import DiffESError
 from .journal import Scale
 from .judge import Judge
 from .progress import Reporter
 from .rng import derive_seed
 from .search import Levels, Space, branches, knapsack_best, prunings
-from .study import Study
+from .settings import describe
+from .study import Study, Survey, identity
 from .trajectory import exponential, karras, quadratic, trailing
+from .units import Thin
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,29 @@ class Sensitivity:
 
     levels: tuple[tuple[tuple[float, ...], ...], ...]  # [stage][unit][level]
     steps: tuple[Mapping[int, float], ...] | None  # [stage]: by number of steps
+
+    def to_json(self, ready: Survey) -> dict[str, Any]:
+        """JSON values, with what the measurements depend on."""
+        steps = None if self.steps is None else [{str(n): error for n, error in row.items()} for row in self.steps]
+        return {"levels": self.levels, "steps": steps, "of": _facts(ready)}
+
+    @classmethod
+    def restored(cls, data: Mapping[str, Any], ready: Survey, where: str) -> Sensitivity:
+        """What :meth:`to_json` wrote, for the same model and settings; ``where`` it lay, for the message.
+
+        Raises:
+            DiffESError: it was measured on something else; the message says what.
+        """
+        now, then = json.loads(json.dumps(_facts(ready))), data["of"]
+        changed = [f"{key} {then.get(key)!r} then and {now[key]!r} now" for key in now if then.get(key) != now[key]]
+        if changed:
+            remedy = "Take the settings of the earlier result, or leave --table out to measure anew."
+            expected = "sensitivities of this model and these settings"
+            raise DiffESError(f"table of {where}", expected=expected, found=", ".join(changed), remedy=remedy)
+        levels = tuple(tuple(tuple(map(float, row)) for row in stage) for stage in data["levels"])
+        if data["steps"] is None:
+            return cls(levels, None)
+        return cls(levels, tuple({int(n): float(error) for n, error in row.items()} for row in data["steps"]))
 
     def best(self, space: Space, *, coherent: bool = False) -> Levels:
         """The schedule of least total error within the budget, were errors to add up; exact (search/knapsack.py).
@@ -47,6 +75,14 @@ class Sensitivity:
         return knapsack_best(stages, space.budget).levels
 
 
+def _facts(ready: Survey) -> dict[str, Any]:
+    """What a table depends on."""
+    described = describe(ready.settings)
+    names = ["sampling", "stages", "levers", "method", "measure", "calibration", "seed"]
+    names += ["heat" if ready.settings.heat else "probes", *([] if ready.path is None else ["fine"])]
+    return {**{name: described[name] for name in names}, **identity(ready.pipe)}
+
+
 def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
     """Measure the table by short runs: the prefix before a changed stage is known."""
     single = changed(ready)
@@ -57,8 +93,8 @@ def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
     errors = {ready.base: 0.0, **{levels: error(score) for levels, score in scores.items()}}
     by_level = tuple(
         tuple(
-            tuple(errors[_leveled(ready, stage, unit, level)] for level in range(len(options)))
-            for unit, options in enumerate(ready.costs.options)
+            _filled({level: errors[_leveled(ready, stage, unit, level)] for level in (0, *_measured(ready, unit))})
+            for unit in range(len(ready.units))
         )
         for stage in range(len(ready.stages))
     )
@@ -71,13 +107,36 @@ def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
     return Sensitivity(by_level, steps)
 
 
+def _measured(ready: Study, unit: int) -> list[int]:
+    """The levels of a unit that are measured: with several units every other of those that thin, the deepest first."""
+    options = ready.units[unit].options
+    thin = [level for level, option in enumerate(options) if level and isinstance(option, Thin)]
+    if len(ready.units) > 1:
+        thin = thin[::-2][::-1]
+    return [*thin, *(level for level, option in enumerate(options) if not isinstance(option, Thin))]
+
+
+def _filled(errors: Mapping[int, float]) -> tuple[float, ...]:
+    """The errors of all levels up to the last; those not measured as a power of the level between their neighbours."""
+    levels = np.array(sorted(errors))
+    values, known = np.arange(levels[-1] + 1), np.array([errors[level] for level in levels])
+    if len(levels) < 3 or not (known[1:] > 0).all():
+        return tuple(np.interp(values, levels, known).tolist())
+    power = np.exp(np.interp(np.log(values[1:]), np.log(levels[1:]), np.log(known[1:])))
+    # below the first measured level as well, from its own neighbour
+    slope = np.log(known[2] / known[1]) / np.log(levels[2] / levels[1])
+    low = values[1:] < levels[1]
+    power[low] = known[1] * (values[1:][low] / levels[1]) ** slope
+    return (0.0, *(errors.get(int(level), float(found)) for level, found in zip(values[1:], power, strict=True)))
+
+
 def changed(ready: Study) -> list[Levels]:
     """The schedules that change one choice of one stage, from the first stage to the last."""
     choices, found = ready.costs.choices, list[Levels]()
     for stage, row in enumerate(ready.base):
         found += [_stepped(ready, stage, n) for n in choices[stage] if n < row[0]] if choices else []
-        for unit, options in enumerate(ready.costs.options):
-            found += [_leveled(ready, stage, unit, level) for level in range(1, len(options))]
+        for unit in range(len(ready.units)):
+            found += [_leveled(ready, stage, unit, level) for level in _measured(ready, unit)]
     return found
 
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .compress import Found
 from .evaluate import Effort, Evaluation
 from .pipeline import denoiser_of
 from .report import Curve, Heat, Story, Strip, render
 from .search import Generation
+from .searching import Found
 from .store import write_text
 from .study import Study
 

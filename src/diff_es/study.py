@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from .artefact import fingerprint
@@ -15,7 +14,6 @@ from .calibrate import Statistics, calibrate, parts_of
 from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .fitness import Fitness, timesteps_of
-from .journal import Journal
 from .latency import hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, discover
 from .library import Library
@@ -233,15 +231,18 @@ def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = N
     return study(survey(pipe, settings, reporter), reporter)
 
 
-def as_measured(settings: Settings, journal: Path) -> tuple[Settings, Mapping[str, Any] | None]:
-    """The settings and the prices with what was measured when a journal began: a second measurement might differ."""
-    header, ladder = Journal.began_with(journal), settings.method.ladder
-    prices, method = header.get("prices"), header.get("method")
+def as_measured(settings: Settings, earlier: Mapping[str, Any]) -> Settings:
+    """The settings with what was measured when an earlier run began: a second measurement might differ.
+
+    Args:
+        earlier: settings as ``describe`` wrote them.
+    """
+    ladder, method = settings.method.ladder, earlier.get("method")
     if method is None or not isinstance(ladder, Width) or ladder.dense is not None:
-        return settings, prices
-    earlier = value_of(method["ladder"])
-    dense = earlier.dense if isinstance(earlier, Width) and earlier.levels == ladder.levels else None
-    return replace(settings, method=replace(settings.method, ladder=replace(ladder, dense=dense))), prices
+        return settings
+    before = value_of(method["ladder"])
+    dense = before.dense if isinstance(before, Width) and before.levels == ladder.levels else None
+    return replace(settings, method=replace(settings.method, ladder=replace(ladder, dense=dense)))
 
 
 def identity(pipe: Pipeline) -> dict[str, Any]:
