@@ -70,6 +70,7 @@ def masked(model: nn.Module, anatomy: Anatomy, plan: Plan) -> Iterator[None]:
             linear.weight.zero_()
             linear.weight[:, mask] = cut.weight
         if cut.bias is not None:
+            assert linear.bias is not None
             linear.bias.copy_(cut.bias)
     yield
     model.load_state_dict(before)
@@ -191,11 +192,12 @@ def test_projections_without_a_bias_gain_and_lose_the_compensated_one() -> None:
     model = tiny()
     layer = discover(model).layers[1]
     linear = output_of(model, layer)
-    linear.bias = None  # type: ignore[assignment]
+    linear.bias = None
     before, dense, switch = state(model), run(model), Switch(model)
     offset = torch.linspace(-1, 1, HIDDEN)
     cut = Cut(torch.arange(layer.groups), linear.weight, offset)
     switch.to(realise(model, discover(model), Plan({layer.name: cut})))
+    assert linear.bias is not None
     assert linear.bias.equal(offset)
     shifted = run(model)
     switch.to(realise(model, discover(model), Plan({layer.name: Cut(torch.arange(3))})))

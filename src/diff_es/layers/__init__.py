@@ -7,9 +7,26 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from . import attention, block, feedforward
-from .compiled import RoomToCompile, named_parameters, plain_name, state_dict
-from .contract import DENSE, Anatomy, Block, Bypass, Cut, Factor, Kind, Layer, Plan, Refusal, Rows, Weights
-from .switch import Switch, check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, realise, row_picks
+from .compiled import RoomToCompile, named_parameters, plain_name, state_dict, submodule
+from .contract import (
+    DENSE,
+    Anatomy,
+    Block,
+    Bypass,
+    Cut,
+    Factor,
+    Kind,
+    Layer,
+    Plan,
+    Refusal,
+    Rows,
+    Weights,
+    as_matrix,
+    from_matrix,
+)
+from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, realise, row_picks
+from .standin import shortcut_of
+from .switch import Switch
 
 __all__ = [
     "DENSE",
@@ -26,9 +43,11 @@ __all__ = [
     "Rows",
     "Switch",
     "Weights",
+    "as_matrix",
     "check_plan",
     "discover",
     "fed_by",
+    "from_matrix",
     "merge",
     "named_parameters",
     "output_of",
@@ -36,7 +55,9 @@ __all__ = [
     "placed_bypasses",
     "realise",
     "row_picks",
+    "shortcut_of",
     "state_dict",
+    "submodule",
 ]
 
 
