@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from . import attention, block, feedforward
+from . import attention, block, feedforward, resnet
 from .compiled import RoomToCompile, named_parameters, plain_name, state_dict, submodule
 from .contract import (
     DENSE,
@@ -15,6 +13,7 @@ from .contract import (
     Bypass,
     Cut,
     Factor,
+    Found,
     Kind,
     Layer,
     Plan,
@@ -35,6 +34,7 @@ __all__ = [
     "Bypass",
     "Cut",
     "Factor",
+    "Found",
     "Kind",
     "Layer",
     "Plan",
@@ -61,22 +61,20 @@ __all__ = [
 ]
 
 
+_KINDS = (attention, feedforward, resnet, block)
+
+
 def discover(denoiser: nn.Module) -> Anatomy:
     """The prunable layers and blocks of a denoiser, and what of known kinds cannot be pruned, with reasons."""
-    layers, blocks, refusals = list[Layer](), list[Block](), list[Refusal]()
+    found = list[Found]()
     for wrapped, module in denoiser.named_modules():
         name = plain_name(wrapped)
-        found: Layer | Block | Refusal | None
-        if isinstance(module, Attention):
-            found = attention.find(name, module)
-        elif isinstance(module, FeedForward):
-            found = feedforward.find(name, module)
-        else:
-            found = block.find(name, module)
-        if isinstance(found, Layer):
-            layers.append(found)
-        elif isinstance(found, Block):
-            blocks.append(found)
-        elif isinstance(found, Refusal):
-            refusals.append(found)
-    return Anatomy(tuple(layers), tuple(blocks), tuple(refusals))
+        found += next(filter(None, (kind.find(name, module) for kind in _KINDS)), ())
+    layers = [part for part in found if isinstance(part, Layer)]
+    single = [layer.name for layer in layers if layer.groups == 1]
+    reason = "it has a single group (head, channel or group of a norm), and one always stays"
+    return Anatomy(
+        tuple(layer for layer in layers if layer.name not in single),
+        tuple(part for part in found if isinstance(part, Block)),
+        tuple(part for part in found if isinstance(part, Refusal)) + tuple(Refusal(name, reason) for name in single),
+    )

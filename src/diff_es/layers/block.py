@@ -5,11 +5,9 @@ from __future__ import annotations
 from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
-from .contract import Block
+from .contract import Block, Found
 
 
-def find(name: str, module: nn.Module) -> Block | None:
+def find(name: str, module: nn.Module) -> tuple[Found, ...]:
     """A block that maps hidden states to hidden states of the same shape."""
-    if not isinstance(module, BasicTransformerBlock):
-        return None
-    return Block(name, module.dim)
+    return (Block(name, module.dim),) if isinstance(module, BasicTransformerBlock) else ()

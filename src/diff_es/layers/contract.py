@@ -156,6 +156,10 @@ class Refusal:
     reason: str
 
 
+Found = Layer | Block | Refusal
+"""What a layer kind finds in a module."""
+
+
 @dataclass(frozen=True)
 class Anatomy:
     """What discovery found in a denoiser."""
