@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0, IPAdapterAttnProcessor2_0
+from diffusers.models.transformers.transformer_bria import BriaAttention
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as Wrapped
 
@@ -70,6 +71,7 @@ def masked(model: nn.Module, anatomy: Anatomy, plan: Plan) -> Iterator[None]:
             linear.weight.zero_()
             linear.weight[:, mask] = cut.weight
         if cut.bias is not None:
+            assert linear.bias is not None
             linear.bias.copy_(cut.bias)
     yield
     model.load_state_dict(before)
@@ -191,11 +193,12 @@ def test_projections_without_a_bias_gain_and_lose_the_compensated_one() -> None:
     model = tiny()
     layer = discover(model).layers[1]
     linear = output_of(model, layer)
-    linear.bias = None  # type: ignore[assignment]
+    linear.bias = None
     before, dense, switch = state(model), run(model), Switch(model)
     offset = torch.linspace(-1, 1, HIDDEN)
     cut = Cut(torch.arange(layer.groups), linear.weight, offset)
     switch.to(realise(model, discover(model), Plan({layer.name: cut})))
+    assert linear.bias is not None
     assert linear.bias.equal(offset)
     shifted = run(model)
     switch.to(realise(model, discover(model), Plan({layer.name: Cut(torch.arange(3))})))
@@ -263,6 +266,7 @@ def test_a_plan_that_does_not_fit_is_refused_naming_the_layer(name: str, part: C
 def fused() -> Attention:
     attention = Attention(16, heads=2, dim_head=8)
     attention.fuse_projections()
+    attention.set_processor(FusedAttnProcessor2_0())
     return attention
 
 
@@ -275,12 +279,12 @@ def replaced(module: nn.Module, path: str, part: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (fused, "fused: call pipe.transformer.unfuse_qkv_projections"),
-        (lambda: Attention(16, heads=4, kv_heads=2, dim_head=8), "grouped-query attention"),
+        (fused, "fused: call unfuse_qkv_projections"),
         (lambda: Attention(16, heads=2, dim_head=8, added_kv_proj_dim=16), "second stream"),
-        (lambda: Attention(16, heads=2, dim_head=8, qk_norm="rms_norm"), "normalises queries or keys"),
-        (lambda: Attention(16, heads=2, dim_head=8, norm_num_groups=4), "normalises its input"),
-        (lambda: Attention(16, heads=2, dim_head=8, cross_attention_norm="layer_norm"), "normalises its input"),
+        (lambda: Attention(16, heads=2, dim_head=8, spatial_norm_dim=4, norm_num_groups=4), "spatial norm"),
+        (lambda: Attention(16, heads=2, dim_head=8, processor=IPAdapterAttnProcessor2_0(16, 16)), "weights of its own"),
+        (lambda: Attention(8, heads=1, dim_head=8), "a single group"),
+        (lambda: BriaAttention(16, 2, 8), "BriaAttention is an attention that this version does not know"),
         (lambda: Attention(16, heads=2, dim_head=8, pre_only=True), "no output projection"),
         (lambda: replaced(Attention(16, heads=2, dim_head=8), "to_v", Wrapped(16, 16)), "is a NonDynamicallyQuant"),
         (lambda: replaced(FeedForward(16), "net.0.proj", Wrapped(16, 64)), "not a plain nn.Linear"),

@@ -87,7 +87,8 @@ def test_what_each_grain_offers(anatomy: Anatomy) -> None:
 
 
 def test_a_layer_outside_of_all_blocks_is_its_own_unit() -> None:
-    layers = [Layer(name, Kind.FEEDFORWARD, 8, 1, (), "") for name in ("b.1.ff", "b.10.ff", "refiner.ff", "b.1.attn")]
+    names = ("b.1.ff", "b.10.ff", "refiner.ff", "b.1.attn")
+    layers = [Layer(name, Kind.FEEDFORWARD, 8, 1, (), f"{name}.net.2") for name in names]
     anatomy = Anatomy(tuple(layers), (Block("b.1", 4), Block("b.10", 4)), ())
     units = units_of(anatomy, EITHER, Grain.BLOCK)
     found = {unit.name: [layer.name for layer in unit.layers] for unit in units}

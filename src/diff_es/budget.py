@@ -13,7 +13,7 @@ import torch
 from .cost import Costs, MacCounter
 from .errors import BudgetOutOfReach, DiffESError
 from .latency import nanoseconds
-from .layers import Anatomy, Bypass, Cut, Plan, Switch, realise
+from .layers import Anatomy, Cut, Plan, Switch, realise
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, intercepted, make_probes, sample
 from .progress import Reporter
 from .units import Option, Thin, Unit
@@ -142,8 +142,8 @@ def bare(anatomy: Anatomy, unit: Unit, option: Option) -> Plan:
     names = option.blocks
     if isinstance(names, int):
         names = tuple(block.name for block in anatomy.blocks[:names])
-    widths = {block.name: block.width for block in anatomy.blocks}
-    return Plan(bypasses={n: Bypass(torch.zeros(widths[n], widths[n]), torch.zeros(widths[n])) for n in names})
+    blocks = {block.name: block for block in anatomy.blocks}
+    return Plan(bypasses={name: blocks[name].blank() for name in names})
 
 
 def within_memory(costs: Costs, counter: MacCounter, units: Sequence[Unit], limit: float) -> Costs:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .layers import Anatomy, Block, Layer
+from .layers import Anatomy, Block, Layer, output_of, shortcut_of, submodule
 from .obs import Moments
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, on_timestep, sample
 from .progress import Reporter
@@ -19,7 +21,8 @@ from .schedule import Stages
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per stage, by name: the moments of each layer's output-projection input, and of each block's [input, residual].
+    """Per stage, by name: the moments of each layer's output-projection input, and of each block's [input, residual],
+    which for a second stream are named as ``Block.streams`` says.
 
     ``change[s]`` is the mean relative change of the denoiser's output from one step to the next in stage s.
     """
@@ -80,6 +83,77 @@ class _Change:
         return tuple(total / max(count, 1) for total, count in zip(self._sums, self._counts, strict=True))
 
 
+class Gatherer:
+    """Hooks on a dense denoiser that sort what passes through it into the statistics of the stages.
+
+    Used in a ``with`` block; every denoiser call inside belongs to the stage of its own timestep.
+
+    Args:
+        layers: layers whose output-projection inputs are gathered: of a convolution, one vector for each pixel.
+        blocks: blocks whose inputs and residuals are gathered, for each of their streams.
+    """
+
+    def __init__(self, denoiser: nn.Module, stages: Stages, layers: Sequence[Layer], blocks: Sequence[Block]) -> None:
+        names = [layer.name for layer in layers] + [stream for block in blocks for stream in block.streams]
+        self._denoiser, self._stages, self._layers, self._blocks = denoiser, stages, layers, blocks
+        self._sums = [{name: _Accumulator() for name in names} for _ in range(len(stages))]
+        self._change, self._stage, self._stack = _Change(len(stages)), 0, ExitStack()
+
+    def __enter__(self) -> Gatherer:
+        with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would trace the hooks
+            stack.callback(on_timestep(self._denoiser, self._enter).remove)
+            stack.callback(self._denoiser.register_forward_hook(self._of_denoiser).remove)
+            for layer in self._layers:
+                module = self._denoiser.get_submodule(layer.output)
+                stack.callback(module.register_forward_pre_hook(partial(self._of_layer, layer)).remove)
+            for block in self._blocks:
+                module, hook = self._denoiser.get_submodule(block.name), partial(self._of_block, block)
+                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def begin(self) -> None:
+        """The next denoiser call is the first of a trajectory."""
+        self._change.before = None
+
+    def statistics(self) -> Statistics:
+        """What has been gathered; every stage must have had a call."""
+        gathered = tuple({name: part.moments() for name, part in stage.items()} for stage in self._sums)
+        return Statistics(gathered, self._change.means())
+
+    def _enter(self, timestep: float) -> None:
+        self._stage = self._stages.index(timestep)
+
+    def _of_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._change.add(self._stage, output[0])
+
+    def _of_layer(self, layer: Layer, module: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs = args[0].movedim(1, -1) if isinstance(output_of(self._denoiser, layer), nn.Conv2d) else args[0]
+        self._sums[self._stage][layer.name].add(inputs[..., layer.start : layer.start + layer.size])
+
+    def _of_block(
+        self, block: Block, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        plain = submodule(self._denoiser, block.name)
+        names = list(inspect.signature(type(plain).forward).parameters)[1:]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        results = dict(zip(block.returns, output, strict=True)) if block.returns else {"hidden_states": output}
+        hidden = given[names[0]]
+        shortcut = shortcut_of(self._denoiser, block)
+        residual = results["hidden_states"] - (hidden if shortcut is None else shortcut(hidden))
+        pairs = [(hidden, residual)]
+        if block.context is not None:
+            context = given["encoder_hidden_states"]
+            pairs.append((context, results["encoder_hidden_states"] - context))
+        for name, pair in zip(block.streams, pairs, strict=True):
+            both = torch.cat(pair, 1).movedim(1, -1) if block.pixels else torch.cat(pair, -1)
+            self._sums[self._stage][name].add(both)
+
+
 def calibrate(
     pipe: Pipeline,
     probes: Sequence[Probe],
@@ -95,48 +169,16 @@ def calibrate(
         layers: layers whose output-projection inputs are gathered.
         blocks: blocks whose inputs and residuals are gathered.
     """
-    denoiser, current = denoiser_of(pipe), [0]
-    names = [layer.name for layer in layers] + [block.name for block in blocks]
-    sums = [{name: _Accumulator() for name in names} for _ in range(len(stages))]
-    change = _Change(len(stages))
-
-    def of_layer(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            sums[current[0]][name].add(args[0])
-
-        return hook
-
-    def of_block(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            sums[current[0]][name].add(torch.cat([hidden, output - hidden], -1))
-
-        return hook
-
-    def of_denoiser(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        change.add(current[0], output[0])
-
-    def enter(timestep: float) -> None:
-        current[0] = stages.index(timestep)
-
-    with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would trace the hooks
-        stack.callback(on_timestep(denoiser, enter).remove)
-        stack.callback(denoiser.register_forward_hook(of_denoiser).remove)
-        for layer in layers:
-            module = denoiser.get_submodule(layer.output)
-            stack.callback(module.register_forward_pre_hook(of_layer(layer.name)).remove)
-        for block in blocks:
-            module = denoiser.get_submodule(block.name)
-            stack.callback(module.register_forward_hook(of_block(block.name), with_kwargs=True).remove)
-        chunks = [probes[i : i + sampling.batch] for i in range(0, len(probes), sampling.batch)]
-        with reporter.task("calibrate", len(chunks)) as task:
-            for chunk in chunks:
-                change.before = None
-                sample(pipe, chunk, sampling)
-                task.advance()
-    gathered = tuple({name: part.moments() for name, part in stage.items()} for stage in sums)
-    return Statistics(gathered, change.means())
+    chunks = [probes[i : i + sampling.batch] for i in range(0, len(probes), sampling.batch)]
+    with (
+        Gatherer(denoiser_of(pipe), stages, layers, blocks) as gatherer,
+        reporter.task("calibrate", len(chunks)) as task,
+    ):
+        for chunk in chunks:
+            gatherer.begin()
+            sample(pipe, chunk, sampling)
+            task.advance()
+    return gatherer.statistics()
 
 
 def parts_of(anatomy: Anatomy, *, thin: bool, skip: bool) -> tuple[tuple[Layer, ...], tuple[Block, ...]]:

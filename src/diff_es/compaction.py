@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layers import Cut, Factor, Layer, Plan, output_of
-from .library import Library
+from .layers import Cut, Factor, Layer, Plan, as_matrix, output_of
+from .library import Library, solved
 from .lowrank import factorise
 from .obs import Moments, damped
 
@@ -44,21 +44,21 @@ class Compaction:
         """The factors that all stages of one order share, from the statistics of all of them."""
         key, ridge, shared = (layer.name, len(kept)), self._library.method.compensation, self._library.shared
         if key not in self._bases and ridge is not None and shared is not None:
-            linear, moments = output_of(self._library.denoiser, layer), shared[layer.name]
-            bias, columns = None if linear.bias is None else linear.bias.detach(), layer.columns(kept)
-            order = torch.cat([_others(columns, linear.in_features), columns])
-            ((_, weight, _),) = ridge.solve(linear.weight.detach(), bias, moments, order, [len(columns)])
+            moments, columns = shared[layer.name], layer.columns(kept)
+            order = torch.cat([_others(columns, layer.size), columns])
+            ((weight, _),) = solved(ridge, output_of(self._library.denoiser, layer), layer, moments, order, [len(kept)])
             self._bases[key] = self._factored(layer, Cut(kept, weight), moments, (), self._tolerance / 2).factors
         return self._bases.get(key, ())
 
     def _factored(self, layer: Layer, cut: Cut, moments: Moments, shared: tuple[Factor, ...], tolerance: float) -> Cut:
         """A cut with its correction as factors, of which some are given already."""
-        ridge, linear = self._library.method.compensation, output_of(self._library.denoiser, layer)
+        ridge, output = self._library.method.compensation, output_of(self._library.denoiser, layer)
         if cut.weight is None or ridge is None:
             return cut
         hessian = moments.hessian(centred=ridge.intercept)
-        columns, dense = layer.columns(cut.kept).to(hessian.device), linear.weight.detach().to(hessian)
-        whole, lost = cut.weight.to(hessian), dense.clone()
+        columns, part = layer.columns(cut.kept).to(hessian.device), layer.part(output.weight.detach()).to(hessian)
+        dense, whole = as_matrix(part), as_matrix(cut.weight.to(hessian))
+        lost = dense.clone()
         lost[:, columns] -= whole
         floor = 1e-6 * float((dense @ hessian * dense).sum())  # below it, the arithmetic of the model itself errs
         allowed = max(tolerance * float((lost @ hessian * lost).sum()), floor, 1e-30)
@@ -68,8 +68,9 @@ class Compaction:
         factors = (*shared, *factorise(delta, inner, allowed))
         bias = cut.bias
         if bias is not None and ridge.intercept:  # the mean of what the factors leave out goes into the bias too
-            merged = Cut(cut.kept, None, None, factors).merged(dense, columns)
-            bias = bias + ((whole - merged) @ moments.mean()[columns]).to(bias)
+            merged = as_matrix(Cut(cut.kept, None, None, factors).merged(part, columns))
+            missed = (whole - merged) @ moments.mean()[columns]
+            bias = bias + missed.view(len(bias), -1).sum(1).to(bias)
         return Cut(cut.kept, None, bias, factors)
 
 

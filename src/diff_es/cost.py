@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import BudgetOutOfReach
-from .layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, owned_by, realise
+from .layers import DENSE, Anatomy, Block, Bypass, Cut, Plan, Switch, Weights, owned_by, realise
 from .pipeline import Denoiser, Trace, meta_twin
 from .progress import Reporter
 from .search import Levels, Space, Steps
@@ -42,12 +42,11 @@ class MacCounter:
 
     def skipping(self, names: Sequence[str]) -> int:
         """With these blocks left out; where only their number is known, any do, since all blocks cost the same."""
-        stand_ins, like = dict[str, Bypass | None](), {"device": "meta", "dtype": self._twin.dtype}
-        widths = {block.name: block.width for block in self._anatomy.blocks}
-        for name in names:
-            tensors = Bypass(torch.empty(widths[name], widths[name], **like), torch.empty(widths[name], **like))
-            stand_ins[name] = tensors if self._bypass else None
-        return self._count(Plan(bypasses=stand_ins))
+        blocks = {block.name: block for block in self._anatomy.blocks}
+        return self._count(Plan(bypasses={name: self._stand_in(blocks[name]) for name in names}))
+
+    def _stand_in(self, block: Block) -> Bypass | None:
+        return block.blank(device="meta", dtype=self._twin.dtype) if self._bypass else None
 
     def option(self, unit: Unit, level: int) -> int:
         """With one unit at a level, and the others dense."""
@@ -64,9 +63,9 @@ class MacCounter:
         option, dense = unit.options[level], int(sum(parameter.nbytes for parameter in self._twin.parameters()))
         if not isinstance(option, Thin):
             count = option.blocks if isinstance(option.blocks, int) else len(option.blocks)
-            width, size = max(block.width for block in self._anatomy.blocks), int(self._twin.dtype.itemsize)
-            stand_in = (width * width + width) * size if self._bypass else 0
-            return dense + count * (stand_in - self._least_block())
+            stand_ins = [self._stand_in(block) for block in self._anatomy.blocks]
+            sizes = [sum(t.nbytes for t in one.tensors().values()) for one in stand_ins if one is not None]
+            return dense + count * (max(sizes, default=0) - self._least_block())
         pairs, layers = zip(unit.layers, option.kept, strict=True), {layer.name: layer for layer in unit.layers}
         cuts = {layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups}
         gone = {name for key in cuts for name in owned_by(self._twin, layers[key])}
@@ -79,7 +78,7 @@ class MacCounter:
         sizes = list[int]()
         for block in self._anatomy.blocks:
             layers = [layer for layer in self._anatomy.layers if layer.name.startswith(f"{block.name}.")]
-            owned = [name for layer in layers for name in owned_by(self._twin, layer)]
+            owned = {name for layer in layers for name in owned_by(self._twin, layer)}
             sizes.append(int(sum(self._twin.get_parameter(name).nbytes for name in owned)))
         return min(sizes)
 

@@ -31,7 +31,8 @@ def inspect(pipe: Pipeline, levels: int, reporter: Reporter, batch: int | None =
         width = replace(width, dense=slower_layers(timed))
     counter = MacCounter(denoiser, anatomy, path)
     dense = counter.dense()
-    tables = [counter.table(units_of(anatomy, ladder, Grain.WHOLE), reporter)[0] for ladder in (width, depth)]
+    ladders = (width, depth) if anatomy.uniform else (width,)  # blocks that differ are not skipped by their number
+    tables = [*(counter.table(units_of(anatomy, ladder, Grain.WHOLE), reporter)[0] for ladder in ladders), (dense,)]
     rows: list[dict[str, Any]] = [
         {
             "kind": layer.kind.value,

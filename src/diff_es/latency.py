@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers import Anatomy, Cut, Layer, Plan, Switch, realise
+from .layers import Anatomy, Cut, Layer, Plan, Switch, fed_by, realise
 from .pipeline import Pipeline, Sampling, denoiser_of, first_call
 from .progress import Reporter
 from .units import Width
@@ -41,7 +41,9 @@ def time_layers(
     classes = dict[Any, list[Layer]]()
     inputs = _inputs(pipe, anatomy, sampling)
     for layer in anatomy.layers:
-        shapes = [p.shape for rows in layer.rows for p in denoiser.get_submodule(rows.module).parameters()]
+        if layer.follows is not None:  # timed with the layer that it follows
+            continue
+        shapes = [parameter.shape for one in anatomy.family(layer) for _, _, parameter in fed_by(denoiser, one)]
         key = (layer.kind, layer.groups, layer.width, tuple(shapes), _shape(inputs[layer.name]))
         classes.setdefault(key, []).append(layer)
     times = list[LayerTime]()
@@ -84,7 +86,7 @@ def _inputs(pipe: Pipeline, anatomy: Anatomy, sampling: Sampling) -> dict[str, t
         def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], name: str = layer.name) -> None:
             seen[name] = (given, named)
 
-        handles.append(denoiser.get_submodule(layer.name).register_forward_pre_hook(keep, with_kwargs=True))
+        handles.append(_home(denoiser, layer).register_forward_pre_hook(keep, with_kwargs=True))
     try:
         with torch.compiler.set_stance("force_eager"):  # compiled code would trace the hooks
             denoiser(*args, **kwargs)
@@ -92,6 +94,14 @@ def _inputs(pipe: Pipeline, anatomy: Anatomy, sampling: Sampling) -> dict[str, t
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _home(denoiser: nn.Module, layer: Layer) -> nn.Module:
+    """The smallest module that holds a layer and has a forward."""
+    name = layer.home
+    while isinstance(denoiser.get_submodule(name), nn.ModuleList):
+        name = name.rpartition(".")[0]
+    return denoiser.get_submodule(name)
 
 
 def _shape(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[torch.Size, ...]:
@@ -104,8 +114,9 @@ def _ratios(
     denoiser: nn.Module, anatomy: Anatomy, layer: Layer, count: int, call: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> list[float]:
     """Time with ``count`` groups over the dense time, round by round: the faster a layer, the more rounds."""
-    module, switch, args, kwargs = denoiser.get_submodule(layer.name), Switch(denoiser), *call
-    slim = switch.prepare(realise(denoiser, anatomy, Plan({layer.name: Cut(torch.arange(count))})))
+    module, switch, args, kwargs = _home(denoiser, layer), Switch(denoiser), *call
+    cuts = {one.name: Cut(torch.arange(count)) for one in anatomy.family(layer)}
+    slim = switch.prepare(realise(denoiser, anatomy, Plan(cuts)))
     device, ratios, began = next(denoiser.parameters()).device, list[float](), time.perf_counter()
 
     def once() -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .calibrate import Statistics
-from .layers import DENSE, Anatomy, Bypass, Cut, Layer, Plan, output_of
+from .layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, as_matrix, from_matrix, output_of, shortcut_of
 from .obs import Moments, Obs, Ranking, Ridge, regress
 from .pipeline import Denoiser
 from .progress import Reporter
@@ -120,31 +121,42 @@ class Library:
         with reporter.task(title, len(self._statistics) * len(self.anatomy.layers)) as task:
             for source, moments in enumerate(self._statistics):
                 for layer in self.anatomy.layers:
-                    self._orders[source, layer.name] = self._order(source, layer, moments[layer.name])
+                    self._orders[source, layer.name] = self._order(source, layer, moments)
                     self._solve(source, layer, sorted(counts[layer.name] - {layer.groups}))
                     task.advance()
 
-    def _order(self, source: int, layer: Layer, moments: Moments) -> Tensor:
-        """The groups of a layer, first to go first."""
+    def _order(self, source: int, layer: Layer, moments: Mapping[str, Moments]) -> Tensor:
+        """The groups of a layer, first to go first; layers that keep the same ones are ranked together."""
         if self.shared is not None:
             if source > 0:
                 return self._orders[0, layer.name]
-            moments = self.shared[layer.name]
-        return self.method.ranking.order(output_of(self.denoiser, layer).weight.detach(), moments, layer.width)
+            moments = self.shared
+        family = self.anatomy.family(layer)
+        known = next(
+            (self._orders[source, other.name] for other in family if (source, other.name) in self._orders), None
+        )
+        if known is not None:
+            return known
+        weights = [as_matrix(one.part(output_of(self.denoiser, one).weight.detach())) for one in family]
+        return fused(
+            [
+                self.method.ranking.order(weight, moments[one.name], one.width)
+                for weight, one in zip(weights, family, strict=True)
+            ]
+        )
 
     def _solve(self, source: int, layer: Layer, counts: Sequence[int]) -> None:
         """Fill in the cuts of a layer for several numbers of groups that stay."""
-        order, linear = self._orders[source, layer.name], output_of(self.denoiser, layer)
+        order, output = self._orders[source, layer.name], output_of(self.denoiser, layer)
         ridge, kept = self.method.compensation, [order[len(order) - count :].sort().values.cpu() for count in counts]
         if ridge is None:
             for groups in kept:
                 self._cuts[source, layer.name, len(groups)] = Cut(groups)
             return
-        bias = None if linear.bias is None else linear.bias.detach()
-        moments, columns = self._statistics[source][layer.name], [count * layer.width for count in counts]
-        solved = ridge.solve(linear.weight.detach(), bias, moments, layer.columns(order), columns)
-        for groups, (_, weight, offset) in zip(kept, solved, strict=True):
-            cut = Cut(groups, weight.to(linear.weight), offset.to(linear.weight))
+        moments = self._statistics[source][layer.name]
+        pairs = solved(ridge, output, layer, moments, layer.columns(order), counts)
+        for groups, (weight, bias) in zip(kept, pairs, strict=True):
+            cut = Cut(groups, weight.to(output.weight), bias.to(output.weight))
             self._cuts[source, layer.name, len(groups)] = cut
 
     def _dispensable(self, stage: int) -> list[str]:
@@ -155,20 +167,60 @@ class Library:
         """What stands in for a skipped block, and the error it leaves relative to the block's output."""
         key = (self.source(stage), name)
         if key not in self._fits:
-            self._fits[key] = self._bypass(self.moments(stage, name))
+            block = next(block for block in self.anatomy.blocks if block.name == name)
+            self._fits[key] = self._bypass(block, [self.moments(stage, stream) for stream in block.streams])
         return self._fits[key]
 
-    def _bypass(self, moments: Moments) -> tuple[Bypass | None, float]:
-        depth, parameter, inputs = self.method.depth, next(self.denoiser.parameters()), len(moments.first) // 2
-        if depth is not None and not depth.bypass:
-            return None, float(moments.power()[inputs:].sum() / _output_power(moments, inputs))
+    def _bypass(self, block: Block, streams: Sequence[Moments]) -> tuple[Bypass | None, float]:
+        depth, like = self.method.depth, next(self.denoiser.parameters())
         damping = self.method.compensation.damping if self.method.compensation else Ridge().damping
-        weight, bias, error = regress(moments, inputs, damping)
-        return Bypass(weight.to(parameter), bias.to(parameter)), error / _output_power(moments, inputs)
+        parts, error, power = list[Tensor](), 0.0, 0.0
+        for moments, width in zip(streams, (block.width, block.context or 0), strict=False):
+            weight, bias, left = regress(moments, width, damping)
+            parts += [weight.to(like), bias.to(like)]
+            plain = depth is not None and not depth.bypass
+            error += moments.count * (float(moments.power()[width:].sum()) if plain else left)
+            power += moments.count * _output_power(moments, width, shortcut_of(self.denoiser, block))
+        if depth is not None and not depth.bypass:
+            return None, error / power
+        return Bypass(**dict(zip(block.shapes(), parts, strict=True))), error / power
 
 
-def _output_power(moments: Moments, inputs: int) -> float:
-    """E|h + r|^2 of a block's input h and residual r."""
-    second = moments.hessian(centred=False)
-    total = second.diagonal().sum() + 2 * second[:inputs, inputs:].diagonal().sum()
-    return float(total)
+def fused(orders: Sequence[Tensor]) -> Tensor:
+    """One order of several over the same groups: by the mean of a group's ranks, ties by its index."""
+    if len(orders) == 1:
+        return orders[0]
+    ranks = torch.stack([order.argsort().cpu() for order in orders])
+    return ranks.sum(0).argsort(stable=True)
+
+
+def solved(
+    ridge: Ridge,
+    output: nn.Linear | nn.Conv2d,
+    layer: Layer,
+    moments: Moments,
+    order: Tensor,
+    counts: Sequence[int],
+) -> list[tuple[Tensor, Tensor]]:
+    """The compensated weight (O, K * width, ...) and bias (O,) of a layer, for each of several numbers of groups.
+
+    Args:
+        order: int64 (size,), the layer's columns, the one that goes first first.
+    """
+    part = layer.part(output.weight.detach())
+    taps = part[0, 0].numel()
+    bias = None if output.bias is None else output.bias.detach().repeat_interleave(taps) / taps
+    columns = [count * layer.width for count in counts]
+    found = ridge.solve(as_matrix(part), bias, moments, order, columns)
+    return [(from_matrix(weight, part), offset.view(len(part), -1).sum(1)) for _, weight, offset in found]
+
+
+def _output_power(moments: Moments, inputs: int, carried: nn.Conv2d | None) -> float:
+    """E|B h + c + r|^2 of a block's input h and residual r; (B, c) is what carries h past the block: often (I, 0)."""
+    second, mean = moments.hessian(centred=False), moments.mean()
+    outputs = len(mean) - inputs
+    here = torch.eye(outputs, dtype=mean.dtype, device=mean.device)
+    base = here if carried is None else carried.weight.detach()[:, :, 0, 0].to(mean)
+    offset = torch.zeros_like(here[0]) if carried is None or carried.bias is None else carried.bias.detach().to(mean)
+    whole = torch.cat([base, here], 1)
+    return float((whole @ second * whole).sum() + 2 * offset @ (whole @ mean) + offset.square().sum())

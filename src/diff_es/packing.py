@@ -43,7 +43,7 @@ def _pack(plan: Plan, numbers: Mapping[int, int]) -> dict[str, Tensor]:
         tensors |= {f"cut/{name}/{part}": value for part, value in parts.items() if value is not None}
     for name, bypass in plan.bypasses.items():
         if bypass is not None:
-            tensors |= {f"bypass/{name}/weight": bypass.weight, f"bypass/{name}/bias": bypass.bias}
+            tensors |= {f"bypass/{name}/{part}": tensor for part, tensor in bypass.tensors().items()}
     return tensors
 
 

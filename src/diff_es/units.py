@@ -45,7 +45,7 @@ class Width:
     def kept(self, layer: Layer, level: int) -> int:
         """How many groups of a layer stay at a level."""
         exact, step = layer.kept(level, self.levels), self.multiple or 1
-        if (layer.name, level) in (self.dense or ()):
+        if (layer.follows or layer.name, level) in (self.dense or ()):
             return layer.groups
         while step > 1 and step * self.levels > layer.groups:
             step //= 2
@@ -94,13 +94,19 @@ def units_of(anatomy: Anatomy, ladder: Ladder, grain: Grain) -> tuple[Unit, ...]
 
     Raises:
         DiffESError: skipping blocks by rank is a choice for the whole denoiser or for each block, not for layer kinds;
-            or levels of depth alone in units of another grain.
+            or levels of depth alone in units of another grain, or ranked skipping of blocks that are not alike.
     """
     depth = ladder if isinstance(ladder, Depth) else ladder.depth
     if (isinstance(ladder, Depth) and grain is not Grain.WHOLE) or (depth is not None and grain is Grain.KIND):
         remedy = "Take one level for the denoiser, or width with skipping in units of blocks."
         found = f"units of grain {grain.value} with {type(ladder).__name__}"
         raise DiffESError("units", expected="units that a ladder can have", found=found, remedy=remedy)
+    if depth is not None and grain is Grain.WHOLE and not anatomy.uniform:
+        remedy = "Let each block choose for itself: `--units block --prune width,depth`."
+        found = "blocks of several kinds, so that skipping one saves more than skipping another"
+        raise DiffESError(
+            "units", expected="blocks that are alike, to skip so many of them", found=found, remedy=remedy
+        )
     ranked = tuple(Skip(count) for count in range(1, len(anatomy.blocks)))
     if isinstance(ladder, Depth):
         return (Unit("denoiser", anatomy.layers, (Thin(tuple(layer.groups for layer in anatomy.layers)), *ranked)),)
@@ -108,8 +114,9 @@ def units_of(anatomy: Anatomy, ladder: Ladder, grain: Grain) -> tuple[Unit, ...]
         options = _thinned(anatomy.layers, ladder) + (ranked if depth else ())
         return (Unit("denoiser", anatomy.layers, options),)
     parts = dict[str, list[Layer]]()
+    leaders = _leaders(anatomy)
     for layer in anatomy.layers:
-        parts.setdefault(_part(anatomy, layer, grain), []).append(layer)
+        parts.setdefault(_part(anatomy, leaders[layer.name], grain), []).append(layer)
     blocks, units = {block.name for block in anatomy.blocks}, list[Unit]()
     for name, layers in parts.items():
         skip = (Skip((name,)),) if depth is not None and name in blocks else ()
@@ -122,6 +129,15 @@ def _part(anatomy: Anatomy, layer: Layer, grain: Grain) -> str:
     if grain is Grain.KIND:
         return layer.kind.value
     return next((block.name for block in anatomy.blocks if layer.name.startswith(f"{block.name}.")), layer.name)
+
+
+def _leaders(anatomy: Anatomy) -> dict[str, Layer]:
+    """The layer that decides for each layer: those that follow one, or share its output, are in its unit."""
+    layers, leaders = {layer.name: layer for layer in anatomy.layers}, dict[str, Layer]()
+    for sharing in anatomy.sharing():
+        first = layers[sharing[0].follows or sharing[0].name]
+        leaders |= {layer.name: first for layer in sharing}
+    return leaders
 
 
 def _thinned(layers: Sequence[Layer], ladder: Width) -> tuple[Option, ...]:

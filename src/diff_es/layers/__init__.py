@@ -2,60 +2,87 @@
 
 from __future__ import annotations
 
-from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from . import attention, block, feedforward
-from .compiled import RoomToCompile, named_parameters, plain_name, state_dict
-from .contract import DENSE, Anatomy, Block, Bypass, Cut, Factor, Kind, Layer, Plan, Refusal, Rows, Weights
-from .switch import Switch, check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, realise, row_picks
+from . import attention, block, feedforward, fused, gluconv, joint, multihead, normed, resnet
+from .compiled import RoomToCompile, named_parameters, plain_name, state_dict, submodule
+from .contract import (
+    DENSE,
+    Anatomy,
+    Block,
+    Bypass,
+    Cut,
+    Factor,
+    Found,
+    Kind,
+    Layer,
+    Plan,
+    Refusal,
+    Rows,
+    Weights,
+    as_matrix,
+    from_matrix,
+)
+from .declared import Channels, Heads, Residual, declare
+from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
+from .standin import shortcut_of
+from .switch import Switch
 
 __all__ = [
     "DENSE",
     "Anatomy",
     "Block",
     "Bypass",
+    "Channels",
     "Cut",
     "Factor",
+    "Found",
+    "Heads",
     "Kind",
     "Layer",
     "Plan",
     "Refusal",
+    "Residual",
     "RoomToCompile",
     "Rows",
     "Switch",
     "Weights",
+    "as_matrix",
     "check_plan",
+    "declare",
     "discover",
     "fed_by",
+    "from_matrix",
     "merge",
     "named_parameters",
     "output_of",
     "owned_by",
     "placed_bypasses",
+    "placed_picks",
     "realise",
     "row_picks",
+    "shortcut_of",
     "state_dict",
+    "submodule",
 ]
+
+
+_KINDS = (joint, fused, gluconv, normed, attention, multihead, feedforward, resnet, block)  # the special ones first
 
 
 def discover(denoiser: nn.Module) -> Anatomy:
     """The prunable layers and blocks of a denoiser, and what of known kinds cannot be pruned, with reasons."""
-    layers, blocks, refusals = list[Layer](), list[Block](), list[Refusal]()
+    parts = dict[tuple[bool, str], Found]()
     for wrapped, module in denoiser.named_modules():
         name = plain_name(wrapped)
-        found: Layer | Block | Refusal | None
-        if isinstance(module, Attention):
-            found = attention.find(name, module)
-        elif isinstance(module, FeedForward):
-            found = feedforward.find(name, module)
-        else:
-            found = block.find(name, module)
-        if isinstance(found, Layer):
-            layers.append(found)
-        elif isinstance(found, Block):
-            blocks.append(found)
-        elif isinstance(found, Refusal):
-            refusals.append(found)
-    return Anatomy(tuple(layers), tuple(blocks), tuple(refusals))
+        for part in next(filter(None, (kind.find(name, module) for kind in _KINDS)), ()):
+            parts.setdefault((isinstance(part, Block), part.name), part)  # what a block says of its parts comes first
+    found = list(parts.values())
+    layers = [part for part in found if isinstance(part, Layer)]
+    single = [layer.name for layer in layers if layer.groups == 1]
+    reason = "it has a single group (head, channel or group of a norm), and one always stays"
+    return Anatomy(
+        tuple(layer for layer in layers if layer.name not in single),
+        tuple(part for part in found if isinstance(part, Block)),
+        tuple(part for part in found if isinstance(part, Refusal)) + tuple(Refusal(name, reason) for name in single),
+    )

@@ -6,13 +6,17 @@ from diffusers.models.activations import GEGLU, GELU, ApproximateGELU, LinearAct
 from diffusers.models.attention import FeedForward
 from torch import nn
 
-from .contract import Kind, Layer, Refusal, Rows
+from .contract import Found, Kind, Layer, Refusal, Rows
 
 _CHUNKS = {GELU: 1, ApproximateGELU: 1, LinearActivation: 1, GEGLU: 2, SwiGLU: 2}
 
 
-def find(name: str, module: FeedForward) -> Layer | Refusal:
+def find(name: str, module: nn.Module) -> tuple[Found, ...]:
     """The hidden channels of one feed-forward module."""
+    return (_channels(name, module),) if isinstance(module, FeedForward) else ()
+
+
+def _channels(name: str, module: FeedForward) -> Layer | Refusal:
     first, last = module.net[0], module.net[2]
     chunks = _CHUNKS.get(type(first))
     if chunks is None:

@@ -2,145 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import ArtefactError
 from .compiled import submodule
-from .contract import Anatomy, Bypass, Cut, Layer, Plan, Rows, Weights
-
-
-def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
-    """The tensors and integers that put a plan in place; the rows of dense weights are copied once, here.
-
-    Raises:
-        ArtefactError: the plan does not fit this denoiser; the message names the layer.
-    """
-    check_plan(denoiser, anatomy, plan)
-    layers, tensors, counts = {layer.name: layer for layer in anatomy.layers}, dict[str, Tensor](), dict[str, int]()
-    for name, cut in plan.cuts.items():
-        layer = layers[name]
-        for rows, leaf, parameter in fed_by(denoiser, layer):
-            picks = row_picks(layer, rows, cut.kept).to(parameter.device)
-            tensors[f"{rows.module}.{leaf}"] = parameter.detach()[picks].contiguous()
-        tensors |= merge(denoiser, layer, cut)
-        counts |= layer.sizes(len(cut.kept))
-    return Weights(tensors, counts, placed_bypasses(denoiser, plan))
-
-
-def fed_by(denoiser: nn.Module, layer: Layer) -> Iterator[tuple[Rows, str, nn.Parameter]]:
-    """The parameters whose rows belong to a layer's groups: (rows, name below their module, parameter)."""
-    for rows in layer.rows:
-        for leaf, parameter in submodule(denoiser, rows.module).named_parameters(recurse=False):
-            yield rows, leaf, parameter
-
-
-def owned_by(denoiser: nn.Module, layer: Layer) -> tuple[str, ...]:
-    """Names of all parameters that pruning a layer replaces."""
-    rows = [f"{rows.module}.{leaf}" for rows, leaf, _ in fed_by(denoiser, layer)]
-    own = [f"{layer.output}.{leaf}" for leaf, _ in output_of(denoiser, layer).named_parameters(recurse=False)]
-    return (*rows, *own)
-
-
-def row_picks(layer: Layer, rows: Rows, groups: Tensor) -> Tensor:
-    """int64: the rows of ``rows`` that belong to these groups, chunk by chunk."""
-    columns, size = layer.columns(groups), layer.groups * layer.width
-    return torch.cat([columns + chunk * size for chunk in range(rows.chunks)])
-
-
-def merge(denoiser: nn.Module, layer: Layer, cut: Cut) -> dict[str, Tensor]:
-    """What a cut puts in place of the output projection, by parameter name."""
-    dense = output_of(denoiser, layer).weight
-    tensors = {f"{layer.output}.weight": cut.merged(dense, layer.columns(cut.kept))}
-    if cut.bias is not None:
-        tensors[f"{layer.output}.bias"] = cut.bias.to(dense)
-    return tensors
-
-
-def placed_bypasses(denoiser: nn.Module, plan: Plan) -> dict[str, Bypass | None]:
-    """What stands in for the skipped blocks, on the denoiser's device."""
-    like = next(denoiser.parameters())
-    return {
-        name: None if bypass is None else Bypass(bypass.weight.to(like), bypass.bias.to(like))
-        for name, bypass in plan.bypasses.items()
-    }
-
-
-def check_plan(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> None:
-    """Whether a plan fits a denoiser.
-
-    Raises:
-        ArtefactError: it does not; the message names the layer.
-    """
-    layers = {layer.name: layer for layer in anatomy.layers}
-    for name, cut in plan.cuts.items():
-        _check(name, cut, layers.get(name), denoiser)
-    for name, bypass in plan.bypasses.items():
-        if name not in {block.name for block in anatomy.blocks}:
-            raise _misfit(name, "a block of that name", "none")
-        if bypass is not None:
-            _check_bypass(name, bypass, anatomy)
-
-
-def output_of(denoiser: nn.Module, layer: Layer) -> nn.Linear:
-    """The output projection of a layer."""
-    module = submodule(denoiser, layer.output)
-    assert isinstance(module, nn.Linear)
-    return module
-
-
-def _check(name: str, cut: Cut, layer: Layer | None, denoiser: nn.Module) -> None:
-    if layer is None:
-        raise _misfit(name, "a prunable layer of that name", "none")
-    kept = cut.kept.tolist()
-    if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= layer.groups:
-        raise _misfit(name, f"ascending groups from 0 to {layer.groups - 1}", f"{kept[:4]} to {kept[-1:]}")
-    outputs = output_of(denoiser, layer).out_features
-    _check_shape(name, "an output projection", cut.weight, (outputs, len(kept) * layer.width))
-    _check_shape(name, "a bias", cut.bias, (outputs,))
-    for factor in cut.factors:
-        rank = len(factor.left_scale)
-        shapes = ((outputs, rank), (rank,), (rank, len(kept) * layer.width), (rank,))
-        for part, shape in zip(factor.tensors(), shapes, strict=True):
-            _check_shape(name, "a factor of its correction", part, shape)
-
-
-def _check_bypass(name: str, bypass: Bypass, anatomy: Anatomy) -> None:
-    width = {block.name: block.width for block in anatomy.blocks}[name]
-    _check_shape(name, "a linear map", bypass.weight, (width, width))
-    _check_shape(name, "a bias", bypass.bias, (width,))
-
-
-def _check_shape(name: str, what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
-    if tensor is not None and tuple(tensor.shape) != shape:
-        raise _misfit(name, f"{what} of shape {shape}", f"shape {tuple(tensor.shape)}")
-
-
-def _misfit(name: str, expected: str, found: str) -> ArtefactError:
-    remedy = "Load the pipeline that was compressed, or compress this one."
-    return ArtefactError(f"base model, {name}", expected=expected, found=found, remedy=remedy)
-
-
-class _StandIn(nn.Module):
-    """Its forward stands in for that of a skipped block. A module, because torch.compile tells objects apart by their
-    identity but the parameters of modules by their shapes: all stages share one compilation."""
-
-    def __init__(self, bypass: Bypass) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(bypass.weight, requires_grad=False)
-        self.bias = nn.Parameter(bypass.bias, requires_grad=False)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states + nn.functional.linear(hidden_states, self.weight, self.bias)
-
-
-def _left_out(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Stands in for the forward of a block that leaves nothing behind."""
-    return hidden_states
+from .contract import Weights
+from .standin import picking, stand_in
 
 
 class _Slot:
@@ -187,11 +57,15 @@ class Switch:
             dense = self._slots[slot].dense  # None: a bias that the dense layer does not have
             trained = dense is not None and dense.requires_grad and not tensor.is_inference()
             content[slot] = nn.Parameter(tensor, requires_grad=trained)
-            content |= self._linear_sizes(name, tensor)
+            content |= self._sizes(name, tensor, weights.counts)
         for name, value in weights.counts.items():
             content[self._attribute_slot(name)] = value
+        for name, picks in weights.picks.items():
+            path, _, argument = name.rpartition(".")
+            slot = self._forward_slot(path)
+            content[slot] = picking(submodule(self._denoiser, path), self._slots[slot].dense, argument, picks)
         for name, bypass in weights.bypasses.items():
-            content[self._forward_slot(name)] = _left_out if bypass is None else _StandIn(bypass).forward
+            content[self._forward_slot(name)] = stand_in(self._denoiser, weights.blocks[name], bypass)
         return content
 
     def _parameter_slot(self, name: str) -> str:
@@ -208,12 +82,21 @@ class Switch:
             self._slots[name] = _Slot(partial(own.__setitem__, leaf), own[leaf])
         return name
 
-    def _linear_sizes(self, name: str, tensor: Tensor) -> dict[str, int]:
+    def _sizes(self, name: str, tensor: Tensor, counts: Mapping[str, int]) -> dict[str, Any]:
+        """What a module says of its shape, where its weight has another."""
         path, _, leaf = name.rpartition(".")
-        if leaf != "weight":
-            return {}
-        sizes = {f"{path}.out_features": tensor.shape[0], f"{path}.in_features": tensor.shape[1]}
-        return {self._attribute_slot(key): value for key, value in sizes.items()}
+        module, sizes = submodule(self._denoiser, path), dict[str, Any]()
+        if leaf == "weight":
+            if isinstance(module, nn.Linear):
+                sizes = {"out_features": tensor.shape[0], "in_features": tensor.shape[1]}
+            elif isinstance(module, nn.Conv2d):
+                groups = counts.get(f"{path}.groups", module.groups)
+                sizes = {"out_channels": tensor.shape[0], "in_channels": tensor.shape[1] * groups}
+            elif isinstance(module, nn.GroupNorm):
+                sizes = {"num_channels": tensor.shape[0]}
+            elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                sizes = {"normalized_shape": tuple(tensor.shape)}
+        return {self._attribute_slot(f"{path}.{key}"): value for key, value in sizes.items()}
 
     def _forward_slot(self, name: str) -> str:
         key = f"{name}.forward"

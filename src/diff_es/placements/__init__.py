@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..layers import Anatomy, Plan
+from ..layers import Anatomy, Plan, fed_by, output_of
 from .compact import Compact
 from .contract import Placement, Store, distinct, parameter_bytes
 from .resident import Resident, ResidentStore
@@ -50,10 +50,10 @@ def _parameters(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> int:
     total, layers = 0, {layer.name: layer for layer in anatomy.layers}
     for name, cut in plan.cuts.items():
         layer = layers[name]
-        owners = (*(rows.module for rows in layer.rows), layer.output)
-        dense = sum(p.numel() for owner in owners for p in denoiser.get_submodule(owner).parameters(recurse=False))
-        total += dense * len(cut.kept) // layer.groups
-    return total + sum(b.weight.numel() + b.bias.numel() for b in plan.bypasses.values() if b is not None)
+        output = layer.part(output_of(denoiser, layer).weight)
+        dense = sum(parameter.numel() for _, _, parameter in fed_by(denoiser, layer)) + output.numel()
+        total += dense * len(cut.kept) // layer.groups + len(output)
+    return total + sum(t.numel() for b in plan.bypasses.values() if b is not None for t in b.tensors().values())
 
 
 def _free(device: torch.device) -> int:

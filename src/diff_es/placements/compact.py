@@ -9,7 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArtefactError, DiffESError
-from ..layers import Anatomy, Bypass, Cut, Factor, Layer, Plan, Switch, Weights, check_plan, fed_by, merge, row_picks
+from ..layers import (
+    Anatomy,
+    Bypass,
+    Cut,
+    Factor,
+    Layer,
+    Plan,
+    Switch,
+    Weights,
+    check_plan,
+    fed_by,
+    merge,
+    placed_picks,
+    row_picks,
+)
 from .contract import Store, distinct, parameter_bytes
 
 
@@ -52,7 +66,8 @@ class CompactStore:
     def __init__(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> None:
         self._denoiser, self._switch = denoiser, Switch(denoiser)
         cut = {name for plan in plans for name in plan.cuts}
-        self._layers = [layer for layer in anatomy.layers if layer.name in cut]
+        self._outputs = [layers for layers in anatomy.sharing() if any(layer.name in cut for layer in layers)]
+        self._blocks = {block.name: block for block in anatomy.blocks}
         self._plans = _moved(plans, next(denoiser.parameters()))
         held = {id(t): t for plan in self._plans for t in _tensors(plan)}
         self._base = parameter_bytes(denoiser) + sum(tensor.nbytes for tensor in held.values())
@@ -71,30 +86,33 @@ class CompactStore:
         return self._peak
 
     def to(self, stage: int) -> None:
-        plan, tensors, counts = self._plans[stage], dict[str, Tensor](), dict[str, int]()
+        plan, tensors, counts, picks = self._plans[stage], dict[str, Tensor](), dict[str, int](), dict[str, Tensor]()
         if plan is self._current:
             return
         self._switch.put({})  # lets go of the merged projections of the stage before
         self._current, self._active = None, 0
-        for layer in self._layers:
-            cut = plan.cuts.get(layer.name)
-            self._reorder(layer, torch.arange(layer.groups) if cut is None else cut.kept)
-            if cut is not None:
-                for rows, leaf, parameter in fed_by(self._denoiser, layer):
-                    count = rows.chunks * len(cut.kept) * layer.width
-                    tensors[f"{rows.module}.{leaf}"] = parameter.data[:count]
-                merged = merge(self._denoiser, layer, cut)
-                self._active += sum(tensor.nbytes for tensor in merged.values())
-                tensors |= merged
-                counts |= layer.sizes(len(cut.kept))
-        self._switch.to(Weights(tensors, counts, plan.bypasses))
+        for layers in self._outputs:
+            for layer in layers:
+                cut = plan.cuts.get(layer.name)
+                self._reorder(layer, torch.arange(layer.groups) if cut is None else cut.kept)
+                if cut is not None:
+                    for rows, leaf, parameter in fed_by(self._denoiser, layer):
+                        count = rows.chunks * len(cut.kept) * (rows.width or layer.width)
+                        tensors[f"{rows.module}.{leaf}"] = parameter.data[:count]
+                    counts |= layer.sizes(len(cut.kept))
+                    picks |= placed_picks(self._denoiser, layer, cut)
+            merged = merge(self._denoiser, layers, plan)
+            self._active += sum(tensor.nbytes for tensor in merged.values())
+            tensors |= merged
+        self._switch.to(Weights(tensors, counts, plan.bypasses, self._blocks, picks))
         self._current = plan
         self._peak = max(self._peak, self.weight_bytes)
 
     def close(self) -> None:
         self._switch.put({})
-        for layer in self._layers:
-            self._reorder(layer, torch.arange(layer.groups))
+        for layers in self._outputs:
+            for layer in layers:
+                self._reorder(layer, torch.arange(layer.groups))
         self._orders.clear()
         self._spare.clear()
 
@@ -130,7 +148,7 @@ def _moved(plans: Sequence[Plan], like: Tensor) -> tuple[Plan, ...]:
         return Cut(cut.kept, None, bias, tuple(move(factor) for factor in cut.factors))
 
     def move_bypass(bypass: Bypass | None) -> Bypass | None:
-        return None if bypass is None else Bypass(bypass.weight.to(like), bypass.bias.to(like))
+        return None if bypass is None else bypass.map(lambda tensor: tensor.to(like))
 
     made = {
         id(plan): Plan(
@@ -151,4 +169,4 @@ def _tensors(plan: Plan) -> Iterator[Tensor]:
             yield from factor.tensors()
     for bypass in plan.bypasses.values():
         if bypass is not None:
-            yield from (bypass.weight, bypass.bias)
+            yield from bypass.tensors().values()

@@ -61,7 +61,8 @@ class _Shelf:
 
     chunks: tuple[_Chunk, ...]
     counts: Mapping[str, int]
-    bypasses: Mapping[str, tuple[str, str] | None]  # block: the names of its linear map's tensors
+    picks: Mapping[str, Tensor]
+    bypasses: Mapping[str, Mapping[str, str] | None]  # block: the names of its linear map's tensors, by their part
 
 
 class StreamedStore:
@@ -89,7 +90,7 @@ class StreamedStore:
         self._shelves = {id(plan): self._shelve(denoiser, anatomy, plan) for plan in distinct(plans)}
         self._keys, self._kept_alive = [id(plan) for plan in plans], tuple(plans)
         home = _chunk({name: parameter.data for name, parameter in self._dense.items()}, self._device)
-        self._switch = Switch(denoiser)
+        self._switch, self._blocks = Switch(denoiser), {block.name: block for block in anatomy.blocks}
         self._base = parameter_bytes(denoiser) - sum(parameter.nbytes for parameter in self._dense.values())
         self._held, self._peak = dict[int, list[Tensor]](), self._base  # shelf: copies of its chunks on the device
         self._free = list[Tensor]()  # of the stage before, at a switch
@@ -133,11 +134,11 @@ class StreamedStore:
     def _shelve(self, denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> _Shelf:
         """Lay a plan's weights out in host memory, with the dense ones of whatever it leaves dense."""
         weights = realise(denoiser, anatomy, plan)
-        tensors, bypasses = dict(weights.tensors), dict[str, tuple[str, str] | None]()
+        tensors, bypasses = dict(weights.tensors), dict[str, Mapping[str, str] | None]()
         for block, bypass in weights.bypasses.items():
-            bypasses[block] = None if bypass is None else (f"{block}|weight", f"{block}|bias")
-            if bypass is not None:
-                tensors |= {f"{block}|weight": bypass.weight, f"{block}|bias": bypass.bias}
+            parts = {} if bypass is None else bypass.tensors()
+            bypasses[block] = None if bypass is None else {part: f"{block}|{part}" for part in parts}
+            tensors |= {f"{block}|{part}": tensor for part, tensor in parts.items()}
         skipped = tuple(f"{block}." for block in bypasses)
         for name, parameter in self._dense.items():
             if not name.startswith(skipped):
@@ -146,7 +147,7 @@ class StreamedStore:
         for name in sorted(tensors, key=_natural):
             groups.setdefault(".".join(name.split(".")[:2]), {})[name] = tensors[name]
         chunks = tuple(_chunk(group, self._device) for group in groups.values())
-        return _Shelf(chunks, weights.counts, bypasses)
+        return _Shelf(chunks, weights.counts, weights.picks, bypasses)
 
     def _fetch(self, key: int, count: int) -> None:
         """Have the first ``count`` chunks of a shelf on the device, copied on the side stream where there is one, into
@@ -187,8 +188,9 @@ class StreamedStore:
         for chunk, copy in zip(shelf.chunks, self._held[key], strict=True):
             tensors |= chunk.views(copy)
         for block, names in shelf.bypasses.items():
-            bypasses[block] = None if names is None else Bypass(tensors.pop(names[0]), tensors.pop(names[1]))
-        return Weights(tensors, shelf.counts, bypasses)
+            parts = None if names is None else {part: tensors.pop(name) for part, name in names.items()}
+            bypasses[block] = None if parts is None else Bypass(**parts)
+        return Weights(tensors, shelf.counts, bypasses, self._blocks, shelf.picks)
 
 
 def _natural(name: str) -> list[Any]:
