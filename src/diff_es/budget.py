@@ -86,11 +86,20 @@ class Prices:
 
 
 def measured_prices(
-    pipe: Pipeline, anatomy: Anatomy, units: Sequence[Unit], counted: Costs, sampling: Sampling, reporter: Reporter
+    pipe: Pipeline,
+    anatomy: Anatomy,
+    units: Sequence[Unit],
+    counted: Costs,
+    sampling: Sampling,
+    reporter: Reporter,
+    each: int = 1,
 ) -> Prices:
     """Time a denoiser call at every level of every unit, interleaved with the dense one, and a whole pipeline call.
 
     The weights' values do not matter, and the pipeline is as it was afterwards.
+
+    Args:
+        each: calls that ``counted`` counts as one step.
     """
     denoiser, switch = denoiser_of(pipe), Switch(denoiser_of(pipe))
     args, kwargs = first_call(pipe, sampling)
@@ -123,7 +132,7 @@ def measured_prices(
             call = statistics.median(dense) if dense else nanoseconds()
         finally:
             switch.put({})
-    table = [tuple(max(1, round(call * ratio)) for ratio in row) for row in ratios]
+    table = [tuple(max(1, round(each * call * ratio)) for ratio in row) for row in ratios]
     probes, totals = make_probes(pipe, sampling.batch, 0, "timing"), list[float]()
     for _ in range(3):
         began = time.perf_counter_ns()

@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import nn
 
+from .clock import on_stage
 from .errors import DiffESError
 from .layers import RoomToCompile, discover, named_parameters, owned_by
-from .pipeline import on_timestep
 from .placements import Store
 from .schedule import Stages
 
@@ -53,7 +53,7 @@ class Routing:
         self._placed = self._placement()
         self._store = self._open()
         self._handles = (
-            on_timestep(denoiser, self._enter),
+            on_stage(denoiser, self._stages, self._enter),
             denoiser.register_state_dict_pre_hook(self._refuse_saving),
             RoomToCompile(denoiser),
         )
@@ -71,12 +71,12 @@ class Routing:
         if now != self._placed:  # moved or cast meanwhile: the dense tensors follow
             nn.Module.to(self._denoiser, *now)
 
-    def _enter(self, timestep: float) -> None:
+    def _enter(self, stage: int) -> None:
         if (now := self._placement()) != self._placed:
             expected, found = (" ".join(map(str, place)) for place in (self._placed, now))
             remedy = "Leave the `routed` context or call `remove(pipe)`, move the pipeline, and route it again."
             raise DiffESError("denoiser", expected=f"{expected}, as when it was routed", found=found, remedy=remedy)
-        self._store.to(self._stages.index(timestep))
+        self._store.to(stage)
 
     def _placement(self) -> tuple[torch.device, torch.dtype]:
         parameter = self._denoiser.get_parameter(self._witness)
