@@ -80,7 +80,7 @@ def with_denoiser(pipe: Pipeline, denoiser: Denoiser) -> Pipeline:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Without diffusers' bars, and its remarks on parts that are merely of another class than it expects."""
+    """Without diffusers' bars and remarks, which would come with every call of many."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -161,7 +161,7 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
         DiffESError: the sampling asks for something that this pipeline does not take.
     """
     results = list[Tensor]()
-    with _without_bar(pipe), torch.random.fork_rng(_cuda(denoiser_of(pipe))):
+    with hushed(), _without_bar(pipe), torch.random.fork_rng(_cuda(denoiser_of(pipe))):
         for start in range(0, len(probes), sampling.batch):
             part = probes[start : start + sampling.batch]
             torch.manual_seed(part[0].seed)  # for samplers that add noise: many pipelines give them no generator
