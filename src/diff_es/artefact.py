@@ -114,8 +114,16 @@ class Compressed:
         if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-        anatomy = discover(denoiser)
-        for plan in {id(plan): plan for plan in self.plans}.values():
+        anatomy, plans = discover(denoiser), {id(plan): plan for plan in self.plans}.values()
+        pruned = {name for plan in plans for name in plan.cuts}
+        for refusal in anatomy.refusals:  # which were none when it was compressed
+            if refusal.name in pruned:
+                remedy = "Undo what changed it: unload adapters before routing, or fuse them and compress again."
+                expected = "a layer that can be pruned"
+                raise ArtefactError(
+                    f"base model, {refusal.name}", expected=expected, found=refusal.reason, remedy=remedy
+                )
+        for plan in plans:
             check_plan(denoiser, anatomy, plan)
         if (found := fingerprint(denoiser)) != self.base:
             remedy = "Load the pipeline that was compressed, in float32 or bfloat16 as it was, or compress this one."

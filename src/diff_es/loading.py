@@ -222,7 +222,8 @@ def check_denoiser(pipe: AnyPipeline) -> Denoiser:
     """The denoiser of a pipeline, if it can be routed: any pipeline will do.
 
     Raises:
-        UnsupportedModel: there is none, it is wrapped, or it is in training mode.
+        UnsupportedModel: there is none, it is wrapped, its weights are elsewhere (sequential offload), or it is in
+            training mode.
     """
     name = denoiser_name(pipe)
     if name is None:
@@ -236,4 +237,7 @@ def check_denoiser(pipe: AnyPipeline) -> Denoiser:
     if denoiser.training:
         found = "training mode, in which labels and activations are dropped at random"
         raise UnsupportedModel(where, expected="evaluation mode", found=found, remedy=f"Call {where}.eval() first.")
+    if any(parameter.is_meta for parameter in denoiser.parameters()):
+        found, remedy = "some on the meta device", "In place of sequential offload take model or group offload."
+        raise UnsupportedModel(where, expected="weights in memory", found=found, remedy=remedy)
     return denoiser
