@@ -231,7 +231,7 @@ def test_a_decoder_in_half_precision_is_run_as_the_pipeline_runs_it() -> None:
 
 
 def test_guidance_reaches_the_denoiser_that_takes_it_as_an_input() -> None:
-    seen = list[float]()
+    seen = list[float | None]()
     for make in (flux, partial(flux, guidance_embeds=False)):
         pipe = made(make)
         _, kwargs = first_call(pipe, Sampling(5, 2.5, 1, height=16, width=16))

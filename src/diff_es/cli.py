@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -112,7 +112,9 @@ def sample_command(
 ) -> None:
     """Images, one PNG each and a contact sheet."""
     fast, pipe = reopened(folder, model, device, point)
-    chosen = {name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None}
+    chosen: dict[str, Any] = {
+        name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None
+    }
     setting = replace(fast.sampling, **chosen)
     probes = make_probes(pipe, count, seed, "sample", prompt)
     if label:

@@ -50,7 +50,8 @@ def _handed(denoiser: nn.Module, timesteps: Tensor) -> Tensor:
     if kind in _THOUSANDTHS:
         return timesteps / 1000
     if kind == "SanaTransformer2DModel":
-        return timesteps * denoiser.config.timestep_scale
+        config: Any = denoiser.config
+        return timesteps * float(config.timestep_scale)
     return timesteps
 
 
