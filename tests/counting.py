@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DiTPipeline
+from diffusers import DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diff_es.pipeline import on_timestep
+from diff_es.pipeline import denoiser_of, on_timestep
 
 aten = torch.ops.aten
 
@@ -39,13 +39,13 @@ class _Counting(TorchDispatchMode):
 
 
 @contextmanager
-def counted(pipe: DiTPipeline) -> Iterator[list[Call]]:
+def counted(pipe: DiffusionPipeline) -> Iterator[list[Call]]:
     """The timestep and the multiply-accumulates of every denoiser call inside the block, as they come."""
     calls, started = list[Call](), list[tuple[float, int]]()
     with sdpa_kernel(SDPBackend.MATH), _Counting() as mode:
         handles = (
-            on_timestep(pipe.transformer, lambda timestep: started.append((timestep, mode.macs))),
-            pipe.transformer.register_forward_hook(
+            on_timestep(denoiser_of(pipe), lambda timestep: started.append((timestep, mode.macs))),
+            denoiser_of(pipe).register_forward_hook(
                 lambda *_: calls.append(Call(started[-1][0], mode.macs - started[-1][1]))
             ),
         )

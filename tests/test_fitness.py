@@ -71,7 +71,7 @@ def user_images(pipe: DiTPipeline, probes: tuple[Probe, ...]) -> Tensor:
     for i in range(0, len(probes), 2):
         part = probes[i : i + 2]
         generators = [torch.Generator().manual_seed(probe.seed) for probe in part]
-        labels = [probe.label for probe in part]
+        labels = [probe.condition for probe in part]
         call = {"guidance_scale": CALL.guidance, "num_inference_steps": CALL.steps, "output_type": "pt"}
         shown.append(pipe(class_labels=labels, generator=generators, **call).images)
     return torch.cat(shown)

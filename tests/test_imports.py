@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
     {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress"},
-    {"layers", "tiles", "pruned_transformer"},
+    {"layers", "tiles", "pruned_transformer", "clock", "conditioning"},
     {"pipeline", "loading", "stepping", "units"},
     {"obs", "calibrate", "lowrank", "measures", "library"},
     {"search", "cost", "latency", "baselines", "placements", "packing", "compaction"},
@@ -37,7 +37,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 SELF_CONTAINED = {"search", "report", "pruned_transformer"}
-KNOW_DIFFUSERS = {"layers", "pipeline", "loading", "stepping", "pruned_transformer"}
+KNOW_DIFFUSERS = {"layers", "conditioning", "pipeline", "loading", "stepping", "pruned_transformer"}
 
 
 def imported(path: Path) -> Iterator[str]:

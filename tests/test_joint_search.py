@@ -75,7 +75,7 @@ def latents_of(pipe: DiTPipeline, probes: tuple[Probe, ...]) -> Tensor:
     for part in (probes[i : i + CALL.batch] for i in range(0, len(probes), CALL.batch)):
         generators = [torch.Generator().manual_seed(probe.seed) for probe in part]
         call: dict[str, Any] = {"guidance_scale": CALL.guidance, "num_inference_steps": CALL.steps}
-        pipe([probe.label for probe in part], generator=generators, output_type="pt", **call)
+        pipe([probe.condition for probe in part], generator=generators, output_type="pt", **call)
     handle.remove()
     return torch.cat(latents)
 

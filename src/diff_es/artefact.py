@@ -15,9 +15,9 @@ from torch import nn
 
 from .errors import ArtefactError, DiffESError
 from .layers import Plan, check_plan, discover, named_parameters
-from .loading import check
+from .loading import check_denoiser
 from .packing import left_out, pack, unpack
-from .pipeline import AnyPipeline, Sampling, denoiser_of
+from .pipeline import AnyPipeline, Sampling, family_of
 from .placements import Placement, Store, choose
 from .route import Routing, routing_of
 from .route import routed as routed_denoiser
@@ -94,7 +94,7 @@ class Compressed:
         Raises:
             DiffESError: nothing is applied to this pipeline.
         """
-        routing, stepping = routing_of(denoiser_of(check(pipe))), stepping_of(pipe)
+        routing, stepping = routing_of(check_denoiser(pipe)), stepping_of(pipe)
         if routing is None:
             remedy = "Call apply(pipe) first; a `with routed(pipe)` block needs no remove."
             raise DiffESError("pipe", expected="a pipeline with a result applied", found="a dense one", remedy=remedy)
@@ -104,12 +104,26 @@ class Compressed:
 
     def check(self, pipe: AnyPipeline) -> nn.Module:
         """The denoiser of a dense pipeline that this was made for; raises as :meth:`routed` does."""
-        denoiser: nn.Module = denoiser_of(check(pipe))
+        denoiser: nn.Module = check_denoiser(pipe)
+        if self.timesteps is not None and family_of(pipe) is None:  # such as image to image, by a strength
+            remedy = "Search levels alone (`--levers prune`): they hold wherever a pipeline starts."
+            found = type(pipe).__name__
+            raise DiffESError(
+                "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
+            )
         if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-        anatomy = discover(denoiser)
-        for plan in {id(plan): plan for plan in self.plans}.values():
+        anatomy, plans = discover(denoiser), {id(plan): plan for plan in self.plans}.values()
+        pruned = {name for plan in plans for name in plan.cuts}
+        for refusal in anatomy.refusals:  # which were none when it was compressed
+            if refusal.name in pruned:
+                remedy = "Undo what changed it: unload adapters before routing, or fuse them and compress again."
+                expected = "a layer that can be pruned"
+                raise ArtefactError(
+                    f"base model, {refusal.name}", expected=expected, found=refusal.reason, remedy=remedy
+                )
+        for plan in plans:
             check_plan(denoiser, anatomy, plan)
         if (found := fingerprint(denoiser)) != self.base:
             remedy = "Load the pipeline that was compressed, in float32 or bfloat16 as it was, or compress this one."

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -16,6 +17,7 @@ from . import inspection, tables
 from .benchmark import compare
 from .commands import compress_command
 from .compress import found_again
+from .conditioning import Asked, conditions_of, family_of
 from .console import finish, open_pipeline, out, reopened
 from .demo import run_demo
 from .errors import DiffESError
@@ -24,13 +26,14 @@ from .export import export
 from .options import (
     Artefact,
     AsJson,
+    Config,
     InDtype,
     Model,
     Moved,
     OnDevice,
     Point,
 )
-from .pipeline import Pipeline, Probe, Sampling, classes_of, decode, make_probes, sample
+from .pipeline import Pipeline, Probe, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
 from .settings import restore
@@ -79,12 +82,14 @@ def inspect_command(
     levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
     timed: Annotated[bool, typer.Option("--time", help="time every layer at every level too")] = False,
     batch: Annotated[int, typer.Option(min=1, help="samples of the timed calls")] = 16,
+    config: Config = None,
     dtype: InDtype = None,
     device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """What can be pruned, what cannot and why, and what each level costs."""
-    found = inspection.inspect(open_pipeline(model, dtype, device, None), levels, Reporter(), batch if timed else None)
+    pipe = open_pipeline(model, dtype, device, None, config)
+    found = inspection.inspect(pipe, levels, Reporter(), batch if timed else None)
     tables.show_inspection(out, found)
     finish(found, as_json)
 
@@ -95,6 +100,7 @@ def sample_command(
     dense: Annotated[bool, typer.Option("--dense", help="the base model instead, for the same noises")] = False,
     count: Annotated[int, typer.Option(min=1, help="how many images")] = 8,
     label: Annotated[list[str] | None, typer.Option(help="class by number or name; repeat for several")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="of a text pipeline; repeat for several")] = None,
     seed: Annotated[int, typer.Option(help="of the noises")] = 0,
     steps: Annotated[int | None, typer.Option(help="default those of the artefact")] = None,
     guidance: Annotated[float | None, typer.Option(help="default that of the artefact")] = None,
@@ -106,9 +112,11 @@ def sample_command(
 ) -> None:
     """Images, one PNG each and a contact sheet."""
     fast, pipe = reopened(folder, model, device, point)
-    own = fast.sampling
-    setting = Sampling(own.steps if steps is None else steps, own.guidance if guidance is None else guidance, own.batch)
-    probes = make_probes(pipe, count, seed, "sample")
+    chosen: dict[str, Any] = {
+        name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None
+    }
+    setting = replace(fast.sampling, **chosen)
+    probes = make_probes(pipe, count, seed, "sample", prompt)
     if label:
         classes = [_class(pipe, entry) for entry in label]
         probes = tuple(Probe(derive_seed(seed, "sample", i), classes[i % len(classes)]) for i in range(count))
@@ -131,16 +139,26 @@ def sample_command(
     sheet = out_folder / f"{stem}-sheet.png"
     contact_sheet(list(images)).save(sheet)
     out.print(f"{count} images in {out_folder}; all of them in {sheet}")
-    finish({"images": files, "sheet": str(sheet), "labels": [probe.label for probe in probes]}, as_json)
+    asked = [probe.condition for probe in probes]
+    finish({"images": files, "sheet": str(sheet), "prompts" if _reads(pipe) else "labels": asked}, as_json)
+
+
+def _reads(pipe: Pipeline) -> bool:
+    family = family_of(pipe)
+    return family is not None and family.asked is Asked.PROMPTS
 
 
 def _class(pipe: Pipeline, label: str) -> int:
     """A class by its number or its name."""
+    classes = conditions_of(pipe)
+    if not isinstance(classes[0], int):
+        found, remedy = f"{type(pipe).__name__}", "Say --prompt." if _reads(pipe) else "Leave it out."
+        raise DiffESError("--label", expected="a pipeline of classes", found=found, remedy=remedy)
     value: int | None = pipe.labels.get(label, int(label) if label.isdecimal() else None)
-    if value is None or value not in classes_of(pipe):
+    if value is None or value not in classes:
         names = ", ".join(f"{number} {name}" for name, number in list(pipe.labels.items())[:20])
         remedy = f"The classes are {names}." if names else "This model's classes have numbers only."
-        raise DiffESError("--label", expected=f"one of {len(classes_of(pipe))} classes", found=label, remedy=remedy)
+        raise DiffESError("--label", expected=f"one of {len(classes)} classes", found=label, remedy=remedy)
     return value
 
 

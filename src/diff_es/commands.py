@@ -10,6 +10,7 @@ import typer
 
 from . import tables
 from .compress import compress
+from .conditioning import read_prompts
 from .console import finish, open_pipeline, out
 from .errors import DiffESError
 from .library import Method
@@ -19,15 +20,21 @@ from .options import (
     PLACEMENTS,
     RANKINGS,
     AsJson,
+    Config,
+    Frames,
+    Height,
     InDtype,
     MeasureName,
     Model,
+    Negative,
     OnDevice,
     PlacementName,
+    Prompts,
     Prune,
     RankingName,
     WithScheduler,
 )
+from .options import Width as PixelWidth
 from .pipeline import Sampling
 from .placements import Compact
 from .progress import Reporter
@@ -83,7 +90,13 @@ def compress_command(
     ] = None,
     workers: Annotated[int, typer.Option(help="processes that score candidates at the same time")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
+    prompts: Prompts = None,
+    negative_prompt: Negative = None,
+    height: Height = None,
+    width: PixelWidth = None,
+    frames: Frames = None,
     scheduler: WithScheduler = None,
+    config: Config = None,
     dtype: InDtype = None,
     device: OnDevice = None,
     as_json: AsJson = False,
@@ -98,7 +111,7 @@ def compress_command(
     }
     ridge = Ridge() if compensate else None
     settings = Settings(
-        sampling=Sampling(steps, guidance, batch),
+        sampling=Sampling(steps, guidance, batch, negative_prompt, height, width, frames),
         stages=stages,
         levers=levers,
         method=Method(ladders[prune], RANKINGS[ranking], ridge, shared_order=shared_order, grain=units),
@@ -113,9 +126,10 @@ def compress_command(
         population=population,
         generations=generations,
         seed=seed,
+        prompts=None if prompts is None else read_prompts(prompts),
     )
     where = Compact(tolerance) if placement is PlacementName.COMPACT else PLACEMENTS[placement]
-    start, pipe = time.monotonic(), open_pipeline(model, dtype, device, scheduler)
+    start, pipe = time.monotonic(), open_pipeline(model, dtype, device, scheduler, config)
     journal = out_folder / "journal.jsonl"
     try:
         fast = compress(

@@ -78,7 +78,7 @@ def finish(
         "origin": origin_of(ready.pipe),
         **extra,
     }
-    base = fingerprint(ready.pipe.transformer)
+    base = fingerprint(denoiser_of(ready.pipe))
     schedule = Schedule(ready.stages, rows)
     return Compressed(schedule, plans, settings.sampling, base, about, placement, timesteps)
 
@@ -101,7 +101,8 @@ def compress(
     """Make a pipeline faster: calibrate it on its own trajectories, rank, and search a schedule within the budget.
 
     Args:
-        pipe: a ``DiTPipeline`` with the scheduler you sample with; it is left as it was.
+        pipe: a pipeline of one of the classes in ``loading.SUPPORTED``, with the scheduler you sample with; it is left
+            as it was.
         macs: the share of the dense trajectory's multiply-accumulates that may be spent, in (0, 1].
         settings: everything else that the result depends on; give at least your own steps and guidance.
         speedup: in place of ``macs``, how many times faster the whole pipeline is to be on this device, at your own

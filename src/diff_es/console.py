@@ -19,10 +19,12 @@ from .pipeline import Pipeline
 out = Console()
 
 
-def open_pipeline(model: str, dtype: Dtype | None, device: str | None, scheduler: Scheduler | None) -> Pipeline:
+def open_pipeline(
+    model: str, dtype: Dtype | None, device: str | None, scheduler: Scheduler | None, config: str | None = None
+) -> Pipeline:
     """The pipeline that a command's options name."""
-    kind = None if dtype is None else getattr(torch, dtype.value)
-    return load_pipeline(model, dtype=kind, device=device, scheduler=None if scheduler is None else scheduler.value)
+    kind, name = None if dtype is None else getattr(torch, dtype.value), None if scheduler is None else scheduler.value
+    return load_pipeline(model, dtype=kind, device=device, scheduler=name, config=config)
 
 
 def reopened(

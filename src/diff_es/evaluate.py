@@ -16,6 +16,7 @@ from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure
 from .budget import Budget
 from .compress import open_journal
+from .conditioning import Encodings, encoded_once
 from .judge import Judge
 from .layers import Plan
 from .pipeline import decode, make_probes, sample, trace
@@ -152,13 +153,14 @@ def evaluate(
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if real else 0, effort.strip)
-    results = [sampled(study, contender, count, reporter) for contender in field]
     n, rows = effort.noises, list[Row]()
-    (own, _), (goal, goal_images) = results[0], results[0]
-    if study.path is not None:
-        finest = Runner("reference", study.settings.sampling, timesteps=study.reference)
-        reference = Contender("reference", 1.0, 1.0, finest)
-        goal, goal_images = sampled(study, reference, n, reporter)
+    with encoded_once(study.pipe, Encodings()):
+        results = [sampled(study, contender, count, reporter) for contender in field]
+        (own, _), (goal, goal_images) = results[0], results[0]
+        if study.path is not None:
+            finest = Runner("reference", study.settings.sampling, timesteps=study.reference)
+            reference = Contender("reference", 1.0, 1.0, finest)
+            goal, goal_images = sampled(study, reference, n, reporter)
     for contender, timing, (latents, images) in zip(field, timings, results, strict=True):
         is_goal = contender.name == "dense" and study.path is None
         snr, psnr = metrics.snr_db(goal[:n], latents[:n]), metrics.psnr_db(goal_images[:n], images[:n])
@@ -186,7 +188,8 @@ def evaluate(
 def sampled(study: Study, contender: Contender, count: int, reporter: Reporter) -> tuple[Tensor, Tensor]:
     """Final latents and images of the first ``count`` evaluation probes."""
     pipe, sampling = study.pipe, contender.runner.sampling
-    probes, latents = make_probes(pipe, count, study.settings.seed, "evaluation"), list[Tensor]()
+    settings, latents = study.settings, list[Tensor]()
+    probes = make_probes(pipe, count, settings.seed, "evaluation", settings.prompts)
     chunks = [probes[i : i + sampling.batch] for i in range(0, count, sampling.batch)]
     title = f"sample {contender.name} at {contender.budget}"
     with reporter.task(title, len(chunks)) as task, contender.runner.context(pipe):

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .artefact import Compressed
+from .conditioning import Asked, family_of
 from .errors import DiffESError, StorageError, UnsupportedModel
 from .layers import Kind, Plan, discover, realise, state_dict
 from .loading import check
@@ -61,14 +62,14 @@ def export(result: Compressed, pipe: AnyPipeline, folder: str | Path) -> Exporte
     Raises:
         DiffESError: the stages run different weights.
         ArtefactError: made for another base model.
-        UnsupportedModel: a denoiser class that has no pruned form.
+        UnsupportedModel: another pipeline than ``DiTPipeline``, or a denoiser class that has no pruned form.
         StorageError: the disk refused, or the folder holds something.
     """
     target = Path(folder).resolve()  # a link keeps pointing there
     _check_target(target)
     plan = _one_plan(result)
     dense = result.check(pipe)
-    ready = check(pipe)
+    ready = _with_classes(pipe)
     with torch.no_grad(), hushed():
         kept = _read_from_outside(ready, result, plan)
         slim = _shallower(dense, plan, kept)
@@ -81,6 +82,14 @@ def export(result: Compressed, pipe: AnyPipeline, folder: str | Path) -> Exporte
             _forget_origin(staging)
     kinds = type(copy).__name__, type(slim).__name__
     return Exported(target, *kinds, stock, slim.dtype, _bytes(slim), _bytes(dense))
+
+
+def _with_classes(pipe: AnyPipeline) -> Pipeline:
+    family = family_of(check(pipe))
+    if family is None or family.asked is not Asked.CLASSES:
+        remedy = "Use the loader: `diff_es.load(...).routed(pipe)`."
+        raise UnsupportedModel("pipe", expected="DiTPipeline", found=type(pipe).__name__, remedy=remedy)
+    return pipe
 
 
 def _one_plan(result: Compressed) -> Plan:

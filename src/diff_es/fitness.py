@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .clock import on_stage
+from .conditioning import Encodings, encoded_once
 from .errors import DiffESError
 from .layers import Plan, Switch, realise
 from .library import Library
 from .measures import Measure
-from .pipeline import Pipeline, Probe, Sampling, denoiser_of, intercepted, on_timestep, sample
+from .pipeline import Pipeline, Probe, Sampling, denoiser_of, intercepted, sample
 from .placements import Resident, Store, parameter_bytes
 from .route import routed
 from .schedule import Stages
@@ -25,12 +27,12 @@ from .search import Levels
 from .stepping import stepped
 from .trajectory import Trajectory, placed
 
-Key = tuple[int, tuple[float, ...], Levels]
+Key = tuple[int, int, tuple[float, ...], Levels]
 
 
 class PrefixCache:
-    """Denoiser outputs by (chunk of probes, timesteps so far, levels of the stages so far), least recently used out
-    first.
+    """Denoiser outputs by (chunk of probes, number of the call, timesteps so far, levels of the stages so far), least
+    recently used out first.
 
     Two candidates that agree on all of it receive the same latents, so the same outputs: reusing them is exact to the
     bit.
@@ -142,12 +144,13 @@ class Fitness:
         self._chunks = [probes[:heat]] if heat else []
         self._chunks += [probes[i : i + sampling.batch] for i in range(heat, len(probes), sampling.batch)]
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
+        self._encodings, self._each = Encodings(), 1  # calls of a timestep, once a run has shown it
         if path is None:
             dense = ((0,) * len(library.units),) * len(stages)
             self._teacher = [measure.view(pipe, self._run(i, dense)) for i in range(len(self._chunks))]
         else:
             with nullcontext() if reference is None else stepped(pipe, reference, sampling.steps):
-                self._teacher = [measure.view(pipe, sample(pipe, chunk, sampling)) for chunk in self._chunks]
+                self._teacher = [measure.view(pipe, self._sample(chunk)) for chunk in self._chunks]
         if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
             remedy = "Use float32 or bfloat16 arithmetic, or another sampler."
             raise DiffESError("the dense model's result", expected="numbers", found="NaN or infinity", remedy=remedy)
@@ -174,7 +177,7 @@ class Fitness:
         opened, scores = partial(Resident().open, denoiser, self._library.anatomy, plans), list[Tensor]()
         with routed(denoiser, self._stages, opened), self._stepped(levels):
             for chunk, teacher in zip(self._chunks, self._teacher, strict=True):
-                result = self._measure.view(self._pipe, sample(self._pipe, chunk, self._sampling))
+                result = self._measure.view(self._pipe, self._sample(chunk))
                 scores.append(self._measure.closeness(teacher, result))
         return _finite(float(torch.cat(scores).mean()))
 
@@ -192,9 +195,13 @@ class Fitness:
         with stepped(self._pipe, timesteps_of(self._path, self._stages, levels), self._sampling.steps):
             yield
 
+    def _sample(self, probes: Sequence[Probe]) -> Tensor:
+        with encoded_once(self._pipe, self._encodings):
+            return sample(self._pipe, probes, self._sampling)
+
     def _run(self, chunk: int, levels: Levels) -> Tensor:
         """Final latents of one chunk of probes; steps whose prefix is known are replayed, not run."""
-        denoiser, taken = denoiser_of(self._pipe), list[float]()
+        denoiser, reached, taken = denoiser_of(self._pipe), list[int](), list[float]()
         # samplers of third order lower it towards the end, so that the steps to come matter as well
         depends = self._path is not None and int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
         ahead = timesteps_of(self._path, self._stages, levels) if depends and self._path is not None else ()
@@ -205,16 +212,21 @@ class Fitness:
                 return forward(*args, **kwargs)
 
             def known(*args: Any, **kwargs: Any) -> Any:
-                key = (chunk, (*ahead, *taken), rows[: self._stages.index(taken[-1]) + 1])
+                if not taken:  # the scheduler's, because what the denoiser receives may be rounded
+                    taken.extend(self._pipe.scheduler.timesteps.tolist())
+                past = tuple(taken[: -(-len(reached) // self._each)])
+                key = (chunk, len(reached), (*ahead, *past), rows[: max(reached) + 1])
                 return self.cache.fetch(key, lambda: run(*args, **kwargs))
 
             return known
 
         rows = levels if self._path is None else tuple(row[1:] for row in levels[: len(self._stages)])
-        bank, handle = self._bank.choose(rows), on_timestep(denoiser, taken.append)
+        bank, handle = self._bank.choose(rows), on_stage(denoiser, self._stages, reached.append)
         try:
             with routed(denoiser, self._stages, lambda: bank), intercepted(denoiser, reuse), self._stepped(levels):
-                return sample(self._pipe, self._chunks[chunk], self._sampling)
+                result = self._sample(self._chunks[chunk])
+            self._each = len(reached) // len(taken)
+            return result
         finally:
             handle.remove()
 

@@ -60,7 +60,10 @@ class ImageSSIM:
         return decode(pipe, latents)
 
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
-        return metrics.ssim(reference, result)
+        if reference.dim() == 4:
+            return metrics.ssim(reference, result)
+        frames = (images.transpose(1, 2).flatten(0, 1) for images in (reference, result))  # of videos: frame by frame
+        return metrics.ssim(*frames).view(len(reference), -1).mean(1)
 
     def error(self, closeness: float) -> float:
         return 1 - closeness

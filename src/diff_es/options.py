@@ -85,7 +85,19 @@ PLACEMENTS: dict[PlacementName, Placement | None] = {
     PlacementName.COMPACT: Compact(),
 }
 
-Model = Annotated[str, typer.Argument(help="'bundled', a folder in diffusers format, or a hub id")]
+Model = Annotated[
+    str, typer.Argument(help="'bundled', a folder in diffusers format, a .safetensors file of SD or SDXL, or a hub id")
+]
+Config = Annotated[
+    str | None, typer.Option("--config", help="for a .safetensors file: a folder with its configurations")
+]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="text file, one prompt a line; default 64 prompts of our own")
+]
+Negative = Annotated[str | None, typer.Option("--negative-prompt", help="what guidance leads away from")]
+Height = Annotated[int | None, typer.Option("--height", help="in pixels; default the pipeline's own")]
+Width = Annotated[int | None, typer.Option("--width", help="in pixels; default the pipeline's own")]
+Frames = Annotated[int | None, typer.Option("--frames", help="of a video; default the pipeline's own")]
 Moved = Annotated[str | None, typer.Option("--model", help="the base model, if it is no longer where it was")]
 Artefact = Annotated[Path, typer.Argument(help="what `diff-es compress --out` wrote")]
 Point = Annotated[

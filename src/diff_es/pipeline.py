@@ -9,55 +9,48 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import DiffusionPipeline, DiTPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
-from torch.utils.hooks import RemovableHandle
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .clock import on_timestep as on_timestep
+from .conditioning import Denoiser as Denoiser
+from .conditioning import Pipeline as Pipeline
+from .conditioning import Probe as Probe
+from .conditioning import Sampling as Sampling
+from .conditioning import call_arguments
+from .conditioning import classes_of as classes_of
+from .conditioning import family_of as family_of
+from .conditioning import make_probes as make_probes
 from .errors import DiffESError
-from .rng import derive_seed
 
-Pipeline: TypeAlias = DiTPipeline  # what Diff-ES can drive
 AnyPipeline: TypeAlias = DiffusionPipeline  # what a user may bring
-Denoiser: TypeAlias = ModelMixin  # what is pruned
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The user's own setting, which everything is calibrated on and judged at."""
-
-    steps: int = 50
-    guidance: float = 4.0
-    batch: int = 16  # samples per pipeline call; guidance doubles it inside
-
-    def __post_init__(self) -> None:
-        for name, value, least in (("steps", self.steps, 1), ("batch", self.batch, 1), ("guidance", self.guidance, 0)):
-            if not least <= value < float("inf"):
-                remedy = "Give the value you sample with."
-                raise DiffESError(name, expected=f"a number from {least} up", found=str(value), remedy=remedy)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A fixed noise and class on which the dense model and a candidate are compared."""
-
-    seed: int
-    label: int
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One trajectory without its arithmetic: the timesteps the denoiser receives, its first call on the meta device."""
+    """One trajectory without its arithmetic.
+
+    ``timesteps`` are the scheduler's, one for every denoiser call. ``args`` and ``kwargs`` are those of the first call,
+    on the meta device. ``calls`` is how often each of the scheduler's timesteps calls the denoiser: twice where
+    guidance runs in calls of its own.
+    """
 
     timesteps: tuple[float, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    calls: int = 1
+
+
+def denoiser_name(pipe: AnyPipeline) -> str | None:
+    """The part of a pipeline that is pruned; None where it has none."""
+    return next((name for name in ("transformer", "unet") if name in pipe.components), None)
 
 
 def denoiser_of(pipe: Pipeline) -> Denoiser:
-    """What is pruned."""
-    return pipe.transformer
+    """What is pruned: ``pipe.transformer`` or ``pipe.unet``."""
+    return pipe.components[denoiser_name(pipe)]
 
 
 def meta_twin(denoiser: Denoiser) -> Denoiser:
@@ -69,7 +62,12 @@ def meta_twin(denoiser: Denoiser) -> Denoiser:
 
 
 def with_denoiser(pipe: Pipeline, denoiser: Denoiser) -> Pipeline:
-    """A pipeline of the same parts but for the denoiser; saved, it keeps the names of the classes."""
+    """A pipeline of the same parts and options but for the denoiser; saved, it keeps the names of the classes."""
+    taken = inspect.signature(type(pipe).__init__).parameters
+    options = {name: value for name, value in pipe.config.items() if name in taken and name not in pipe.components}
+    if "id2label" not in taken:
+        with hushed():
+            return type(pipe)(**{**pipe.components, **options, denoiser_name(pipe): denoiser})
     names = dict[str, list[str]]()
     for name, number in pipe.labels.items():
         names.setdefault(str(number), []).append(name)
@@ -80,29 +78,9 @@ def with_denoiser(pipe: Pipeline, denoiser: Denoiser) -> Pipeline:
     return other
 
 
-def classes_of(pipe: Pipeline) -> tuple[int, ...]:
-    """The classes one can ask for: those with a name, or all that the embedding has."""
-    named = sorted(set(pipe.labels.values()))
-    return tuple(named or range(pipe.transformer.config.num_embeds_ada_norm))
-
-
-def make_probes(pipe: Pipeline, count: int, seed: int, purpose: str) -> tuple[Probe, ...]:
-    """``count`` probes; the classes are dealt round robin over the named ones, or drawn where there are more.
-
-    Probes of different purposes never share a noise; the first n of a larger set are the set of size n.
-    """
-    classes = classes_of(pipe)
-    probes = []
-    for i in range(count):
-        draw = derive_seed(seed, purpose, i)
-        label = classes[i % len(classes)] if len(classes) <= 32 else classes[draw % len(classes)]
-        probes.append(Probe(draw, label))
-    return tuple(probes)
-
-
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Without diffusers' bars, and its remarks on parts that are merely of another class than it expects."""
+    """Without diffusers' bars and remarks, which would come with every call of many."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -130,15 +108,19 @@ def intercepted(denoiser: nn.Module, wrap: Callable[[Callable[..., Any]], Callab
 
 @contextmanager
 def _latents_only(pipe: Pipeline, captured: list[Tensor]) -> Iterator[None]:
-    """DiTPipeline has no latent output: its decoder is made to keep what it is given and hand it back."""
-    before, config = vars(pipe.vae).get("decode"), vars(pipe).get("_progress_bar_config")
+    """No pipeline gives its latents as the decoder receives them: the decoder is made to keep what it is given, and
+    hands back a small blank image, which no safety checker sees."""
+    before, parts = vars(pipe.vae).get("decode"), vars(pipe)
+    checker = parts.get("safety_checker")
 
-    def keep(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def keep(latents: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         captured.append(latents)
-        return _Decoded(latents)
+        blank = latents.new_zeros(len(latents), 3, *latents.shape[2:-2], 8, 8)
+        return _Decoded(blank) if return_dict else (blank,)
 
     pipe.vae.decode = keep
-    pipe.set_progress_bar_config(disable=True)
+    if checker is not None:
+        parts["safety_checker"] = None  # not by setattr, which would write it into the configuration
     try:
         yield
     finally:
@@ -146,6 +128,17 @@ def _latents_only(pipe: Pipeline, captured: list[Tensor]) -> Iterator[None]:
             del pipe.vae.decode
         else:
             pipe.vae.decode = before
+        if checker is not None:
+            parts["safety_checker"] = checker
+
+
+@contextmanager
+def _without_bar(pipe: Pipeline) -> Iterator[None]:
+    config = vars(pipe).get("_progress_bar_config")
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
         if config is None:
             del pipe._progress_bar_config
         else:
@@ -158,42 +151,64 @@ class _Decoded:
 
 
 def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tensor:
-    """Final latents of the probes, (N, C, H, W) as the decoder receives them, through the pipeline's own call.
+    """Final latents of the probes as the decoder receives them, through the pipeline's own call: (N, C, H, W), of
+    videos (N, C, F, H, W). A pipeline without a decoder gives its images in [-1, 1].
 
     Every sample has its own generator, so a probe's first noise does not depend on the batch it runs in. Samplers that
     add noise on the way draw it for the batch, reproducibly, but not independently of the batch.
+
+    Raises:
+        DiffESError: the sampling asks for something that this pipeline does not take.
     """
-    captured, device = list[Tensor](), denoiser_of(pipe).device
-    with _latents_only(pipe, captured), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    results = list[Tensor]()
+    with hushed(), _without_bar(pipe), torch.random.fork_rng(_cuda(denoiser_of(pipe))):
         for start in range(0, len(probes), sampling.batch):
             part = probes[start : start + sampling.batch]
-            torch.manual_seed(part[0].seed)  # for samplers that add noise: the pipeline gives them no generator
-            pipe(
-                class_labels=[probe.label for probe in part],
-                guidance_scale=sampling.guidance,
-                num_inference_steps=sampling.steps,
-                generator=[torch.Generator().manual_seed(probe.seed) for probe in part],
-                output_type="pt",
-            )
-    return torch.cat(captured)
+            torch.manual_seed(part[0].seed)  # for samplers that add noise: many pipelines give them no generator
+            call = call_arguments(pipe, [probe.condition for probe in part], sampling)
+            call["num_inference_steps"] = sampling.steps
+            call["generator"] = [torch.Generator().manual_seed(probe.seed) for probe in part]
+            if "vae" not in pipe.components:
+                results.append(pipe(**call, output_type="pt").images * 2 - 1)
+                continue
+            with _latents_only(pipe, results):
+                pipe(**call, output_type="pt")
+    return torch.cat(results)
+
+
+def _cuda(denoiser: Denoiser) -> list[torch.device | int]:
+    """The CUDA device whose random state a run changes; an offloaded denoiser waits elsewhere."""
+    if denoiser.device.type == "cuda":
+        return [denoiser.device]
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
 @torch.no_grad()
 def decode(pipe: Pipeline, latents: Tensor, batch: int = 16) -> Tensor:
-    """Images in [0, 1], float32 on the CPU (N, 3, H, W), of latents that :func:`sample` returned."""
-    images = [pipe.vae.decode(part).sample / 2 + 0.5 for part in latents.split(batch)]
-    return torch.cat([part.clamp(0, 1).float().cpu() for part in images])
+    """Images in [0, 1], float32 on the CPU, (N, 3, H, W), of videos (N, 3, F, H, W), of what :func:`sample` returned.
+
+    They are what the pipeline itself gives, before one that rounds the size asked for crops them to it.
+    """
+    if "vae" not in pipe.components:
+        return (latents / 2 + 0.5).clamp(0, 1).float().cpu()
+    vae, own = pipe.vae, pipe.vae.dtype
+    if own != latents.dtype:  # as SDXL does with a decoder that overflows in half precision
+        nn.Module.to(vae, dtype=latents.dtype)
+    try:
+        images = [vae.decode(part, *_decoder_times(pipe, part)).sample / 2 + 0.5 for part in latents.split(batch)]
+    finally:
+        if vae.dtype != own:
+            nn.Module.to(vae, dtype=own)
+    decoded = torch.cat([part.clamp(0, 1).float().cpu() for part in images])
+    family = family_of(pipe)
+    image = family is not None and not family.frames  # a video of one frame to the decoder of Qwen-Image
+    return decoded[:, :, 0] if decoded.dim() == 5 and image else decoded
 
 
-def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> RemovableHandle:
-    """Call ``call(timestep)`` before every forward of the denoiser; reading it is the only host sync of a call."""
-    position = list(inspect.signature(type(denoiser).forward).parameters).index("timestep") - 1
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        value = kwargs["timestep"] if "timestep" in kwargs else args[position]
-        call(float(value.reshape(-1)[0]) if isinstance(value, Tensor) else float(value))
-
-    return denoiser.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True)
+def _decoder_times(pipe: Pipeline, latents: Tensor) -> tuple[Tensor, ...]:
+    """The decoder of LTX-Video may take a timestep, by default 0."""
+    timed = pipe.vae.config.get("timestep_conditioning", False)
+    return (latents.new_zeros(len(latents)),) if timed else ()
 
 
 class _Caught(Exception):
@@ -224,13 +239,14 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
     """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser.
 
     Raises:
-        DiffESError: the scheduler refuses this number of steps.
+        DiffESError: the pipeline or its scheduler refuses this sampling.
     """
-    denoiser, timesteps, calls = denoiser_of(pipe), list[float](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
-    device, outputs = denoiser.device, list[Any]()
+    denoiser, heard, calls = denoiser_of(pipe), list[float](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
+    outputs = list[Any]()
 
     def shapes_only(forward: Callable[..., Any]) -> Callable[..., Any]:
         def stand_in(*args: Any, **kwargs: Any) -> Any:
+            device = next(leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
             if not outputs:
                 args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
                 calls.append((args, kwargs))
@@ -239,15 +255,18 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
 
         return stand_in
 
-    handle = on_timestep(denoiser, timesteps.append)
+    handle = on_timestep(denoiser, heard.append)
     try:
         with intercepted(denoiser, shapes_only):
             sample(pipe, make_probes(pipe, 1, 0, "trace"), sampling)
     except (ValueError, IndexError) as error:
+        if isinstance(error, DiffESError):
+            raise
         where = f"{sampling.steps} steps with {type(pipe.scheduler).__name__}"
         remedy = "Take another number of steps, or another scheduler."
         raise DiffESError(where, expected="a trajectory", found=str(error), remedy=remedy) from error
     finally:
         handle.remove()
-    args, kwargs = calls[0]
-    return Trace(tuple(timesteps), args, kwargs)
+    own = [float(t) for t in pipe.scheduler.timesteps.tolist()]  # what is heard may be rounded
+    each = len(heard) // len(own)
+    return Trace(tuple(t for t in own for _ in range(each)), *calls[0], each)

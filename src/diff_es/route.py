@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import nn
 
+from .clock import on_stage
 from .errors import DiffESError
 from .layers import RoomToCompile, discover, named_parameters, owned_by
-from .pipeline import on_timestep
 from .placements import Store
 from .schedule import Stages
 
@@ -20,7 +20,8 @@ class Routing:
     """A denoiser that runs each stage with its own weights, from :meth:`attach` to :meth:`detach`.
 
     The stage is read off the timestep of every denoiser call, so the sampler, the number of steps, the batch, the
-    guidance and the start of the trajectory may change from call to call.
+    guidance and the start of the trajectory may change from call to call. Where accelerate's hooks move the denoiser in
+    and out (``enable_model_cpu_offload``), they move the weights of the stage that runs along with it.
 
     Args:
         denoiser: what is routed.
@@ -50,10 +51,11 @@ class Routing:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             found = "one that is routed already"
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
-        self._placed = self._placement()
+        self._placed, self._adapters = self._placement(), self._loaded()
+        self._refused = {refusal.name for refusal in discover(denoiser).refusals}
         self._store = self._open()
         self._handles = (
-            on_timestep(denoiser, self._enter),
+            on_stage(denoiser, self._stages, self._enter),
             denoiser.register_state_dict_pre_hook(self._refuse_saving),
             RoomToCompile(denoiser),
         )
@@ -68,19 +70,39 @@ class Routing:
         del _ROUTED[self._denoiser]
         self._store.close()
         now = self._placement()
-        if now != self._placed:  # moved or cast meanwhile: the dense tensors follow
+        if now != self._placed or self._offloaded():  # moved or cast meanwhile: the dense tensors follow
             nn.Module.to(self._denoiser, *now)
 
-    def _enter(self, timestep: float) -> None:
-        if (now := self._placement()) != self._placed:
+    def _enter(self, stage: int) -> None:
+        if (loaded := self._loaded()) != self._adapters:
+            self._check_adapters()
+            self._adapters = loaded
+        if (now := self._placement()) != self._placed and not self._offloaded():
             expected, found = (" ".join(map(str, place)) for place in (self._placed, now))
             remedy = "Leave the `routed` context or call `remove(pipe)`, move the pipeline, and route it again."
             raise DiffESError("denoiser", expected=f"{expected}, as when it was routed", found=found, remedy=remedy)
-        self._store.to(self._stages.index(timestep))
+        self._store.to(stage)
 
     def _placement(self) -> tuple[torch.device, torch.dtype]:
         parameter = self._denoiser.get_parameter(self._witness)
         return parameter.device, parameter.dtype
+
+    def _loaded(self) -> tuple[str, ...]:
+        """Names of the adapters that peft has put into the denoiser."""
+        return tuple(vars(self._denoiser).get("peft_config", ()))
+
+    def _check_adapters(self) -> None:
+        wrapped = [found for found in discover(self._denoiser).refusals if found.name not in self._refused]
+        if wrapped:
+            shown = "; ".join(f"{found.name}: {found.reason}" for found in wrapped[:3])
+            remedy = (
+                "Leave the `routed` context or call `remove(pipe)`, and unload them; or fuse them and compress anew."
+            )
+            expected, found = "layers as they were when it was routed", f"adapters on {len(wrapped)} of them: {shown}"
+            raise DiffESError("denoiser", expected=expected, found=found, remedy=remedy)
+
+    def _offloaded(self) -> bool:
+        return "_hf_hook" in vars(self._denoiser)
 
     def _refuse_saving(self, *args: object) -> None:
         remedy = "Leave the `routed` context or call `remove(pipe)` first; the result itself is saved by its `save`."

@@ -22,7 +22,9 @@ from .study import Study
 
 
 def picture(image: Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] to an 8-bit image."""
+    """(3, H, W) in [0, 1] to an 8-bit image; of a video (3, F, H, W) the frames side by side."""
+    if image.dim() == 4:
+        image = image.permute(0, 2, 1, 3).flatten(2)
     return Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())
 
 
@@ -45,8 +47,9 @@ def _curve(title: str, history: Sequence[Generation]) -> Curve:
 def _heat(study: Study, budget: float, found: Found) -> Heat:
     """The levels of each stage, and the steps that it takes; a stage without steps has its interval all the same."""
     own, ends, first = study.costs.steps, list[tuple[float, float]](), 0
+    timesteps = study.trace.timesteps if study.path is None else study.path.timesteps
     for steps in own:
-        ends.append((study.trace.timesteps[first], study.trace.timesteps[first + steps - 1]))
+        ends.append((timesteps[first], timesteps[first + steps - 1]))
         first += steps
     title, names = f"Diff-ES at {budget:g} of the compute", tuple(unit.name for unit in study.units)
     most = max(len(unit.options) for unit in study.units) - 1

@@ -11,6 +11,7 @@ from typing import Any
 from .artefact import fingerprint
 from .budget import Budget, Prices, measured_prices, within_memory
 from .calibrate import Statistics, calibrate, parts_of
+from .conditioning import conditions_of
 from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .fitness import Fitness, timesteps_of
@@ -78,7 +79,8 @@ class Study(Survey):
         return self._fitness("search", self.settings.heat or self.settings.probes, reference)
 
     def _fitness(self, purpose: str, count: int, reference: Sequence[float] | None, heat: int = 0) -> Fitness:
-        probes, settings = make_probes(self.pipe, count, self.settings.seed, purpose), self.settings
+        settings = self.settings
+        probes = make_probes(self.pipe, count, settings.seed, purpose, settings.prompts)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
         return Fitness(*own, path=self.path, reference=reference, heat=heat)
 
@@ -146,6 +148,7 @@ def survey(
     """
     pipe = check(pipe)
     denoiser = denoiser_of(pipe)
+    conditions_of(pipe, settings.prompts)
     if routing_of(denoiser) is not None:
         remedy = "Leave the `routed` context, or call `remove(pipe)`, first."
         raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
@@ -173,11 +176,14 @@ def survey(
             raise DiffESError("scheduler", expected="one denoiser call a step", found=found, remedy=remedy)
         path = trajectory(pipe.scheduler, traced.timesteps)
         stages = path.stages(settings.stages)
-        choices = step_choices(stages.steps(traced.timesteps), settings.fine)
+        choices = step_choices(stages.steps(path.timesteps), settings.fine)
     if levers is Levers.STEPS:
         units = (replace(units[0], options=units[0].options[:1]),)
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
-    macs = Costs.tabled(counter.table(units, reporter), stages.steps(traced.timesteps), choices)
+    table, own, each = counter.table(units, reporter), stages.steps(traced.timesteps), 1
+    if path is not None:  # steps are counted, not calls
+        own, each = stages.steps(path.timesteps), traced.calls
+    macs = Costs.tabled([[each * cost for cost in row] for row in table], own, choices)
     budget = budget or Budget(macs=1.0)
     costs, share, prices = macs, budget.macs, None
     if budget.speedup is not None:
@@ -219,7 +225,7 @@ def study(surveyed: Survey, reporter: Reporter) -> Study:
     layers, blocks = parts_of(anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
     if settings.levers is Levers.STEPS:  # nothing is pruned
         layers, blocks, method = (), (), replace(method, ladder=Depth(), grain=Grain.WHOLE)
-    probes = make_probes(pipe, settings.calibration, settings.seed, "calibration")
+    probes = make_probes(pipe, settings.calibration, settings.seed, "calibration", settings.prompts)
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
     library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter)
     return Study(**vars(surveyed), statistics=statistics, library=library)

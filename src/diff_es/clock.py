@@ -1,0 +1,67 @@
+"""Which timestep and stage a call of the denoiser belongs to, read off what the denoiser receives."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .schedule import Stages
+
+_THOUSANDTHS = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
+
+
+def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> RemovableHandle:
+    """Call ``call(timestep)`` before every forward of the denoiser; reading it is the only host sync of a call.
+
+    The timestep is the scheduler's, but for rounding where pipelines scale what they hand on.
+    """
+    unit = float(_handed(denoiser, torch.ones((), dtype=torch.float64)))
+    return _on_call(denoiser, lambda value: call(float(value) / unit))
+
+
+def on_stage(denoiser: nn.Module, stages: Stages, enter: Callable[[int], None]) -> RemovableHandle:
+    """Call ``enter(stage)`` before every forward of the denoiser.
+
+    ``stages`` are cut in timesteps of the scheduler. Where pipelines scale and round what they hand on, the boundaries
+    are scaled and rounded like it, so that a timestep at a boundary keeps to its side. Two timesteps that become one by
+    rounding, which in bfloat16 are less than 4 of 1000 apart, are one to the denoiser and belong to the later stage.
+    """
+    if float(_handed(denoiser, torch.ones(()))) == 1:
+        return _on_call(denoiser, lambda value: enter(stages.index(float(value))))
+    rounded = dict[torch.dtype, list[float]]()
+
+    def call(value: Tensor) -> None:
+        if value.dtype not in rounded:
+            boundaries = torch.tensor(stages.boundaries, dtype=torch.float32).to(value.dtype)
+            rounded[value.dtype] = _handed(denoiser, boundaries).tolist()
+        enter(sum(float(value) <= boundary for boundary in rounded[value.dtype]))
+
+    return _on_call(denoiser, call)
+
+
+def _handed(denoiser: nn.Module, timesteps: Tensor) -> Tensor:
+    """Timesteps of a scheduler as pipelines hand them to this denoiser."""
+    kind = type(denoiser).__name__
+    if kind in _THOUSANDTHS:
+        return timesteps / 1000
+    if kind == "SanaTransformer2DModel":
+        config: Any = denoiser.config
+        return timesteps * float(config.timestep_scale)
+    return timesteps
+
+
+def _on_call(denoiser: nn.Module, call: Callable[[Any], None]) -> RemovableHandle:
+    position = list(inspect.signature(type(denoiser).forward).parameters).index("timestep") - 1
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = kwargs["timestep"] if "timestep" in kwargs else args[position]
+        if isinstance(value, Tensor):  # one for each sample, or for each token, where those of a given frame have 0
+            value = value.max() if value.dim() > 1 else value.reshape(-1)[0]
+        call(value)
+
+    return denoiser.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True)

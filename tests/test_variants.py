@@ -1,0 +1,250 @@
+"""Routing hangs on the denoiser: other pipelines that share it, offloading, and adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+)
+from peft import LoraConfig
+from tests.pipelines import CASES, made, randomise
+from tests.tiny import images, settings, stages_of, tiny
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from diff_es import ArtefactError, Compressed, DiffESError, Method, Streamed, UnsupportedModel, Width, compress
+from diff_es.layers import DENSE, Cut, Plan, discover
+from diff_es.pipeline import denoiser_of, make_probes, sample, trace
+from diff_es.placements import Placement, Resident
+from diff_es.route import routed
+from diff_es.schedule import Stages
+
+CPU = torch.device("cpu")
+
+
+def some_plans(pipe: Any) -> list[Plan]:
+    """Three stages: all layers thinner, none, and thinner again."""
+    layers = discover(denoiser_of(pipe)).layers
+    cuts = [{part.name: Cut(torch.arange(n, part.groups)) for part in layers if part.groups > n} for n in (1, 2)]
+    return [Plan(cuts[0]), DENSE, Plan(cuts[1])]
+
+
+def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | None = None) -> Any:
+    denoiser = denoiser_of(pipe)
+    return routed(denoiser, stages, partial((placement or Resident()).open, denoiser, discover(denoiser), plans))
+
+
+@pytest.fixture(scope="module")
+def compressed() -> Compressed:
+    small = {"sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4))}
+    return compress(made(CASES["SD"].make), 0.95, settings(**small))
+
+
+def variants(name: str) -> dict[str, Callable[[Any], Tensor]]:
+    """Calls of other pipelines with the parts of a text-to-image pipeline."""
+    xl = name == "SDXL"
+    start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1
+
+    def call(pipe: Any, **given: Any) -> Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(1)
+        asked = {"prompt": "a fox", "num_inference_steps": 5, "generator": generator, "output_type": "pt"}
+        return pipe(**asked, **given).images
+
+    def image(pipe: Any) -> Tensor:
+        kind = StableDiffusionXLImg2ImgPipeline if xl else StableDiffusionImg2ImgPipeline
+        return call(kind.from_pipe(pipe), image=start, strength=0.7)
+
+    def inpaint(pipe: Any) -> Tensor:
+        kind = StableDiffusionXLInpaintPipeline if xl else StableDiffusionInpaintPipeline
+        return call(kind.from_pipe(pipe), image=start, mask_image=mask, height=16, width=16, strength=0.99)
+
+    def control(pipe: Any) -> Tensor:
+        controlnet = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 4)).eval()
+        randomise(controlnet, torch.Generator().manual_seed(2))
+        if xl:
+            other = StableDiffusionXLControlNetPipeline.from_pipe(pipe, controlnet=controlnet)
+        else:
+            other = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=controlnet)
+        return call(other, image=start)
+
+    return {"image to image": image, "inpainting": inpaint, "ControlNet": control}
+
+
+@pytest.mark.parametrize("name", ["SD", "SDXL"])
+@pytest.mark.parametrize("kind", ["image to image", "inpainting", "ControlNet"])
+def test_pipelines_that_share_the_denoiser_run_routed(name: str, kind: str) -> None:
+    case = CASES[name]
+    pipe, call = made(case.make), variants(name)[kind]
+    stages, plain = Stages.split(trace(pipe, case.sampling).timesteps, 3), call(pipe)
+    with under(pipe, stages, [DENSE] * 3):
+        assert torch.equal(call(pipe), plain)
+    with under(pipe, stages, some_plans(pipe)):
+        pruned = call(pipe)
+    assert not torch.equal(pruned, plain)
+    assert torch.equal(call(pipe), plain)
+
+
+def test_chosen_steps_are_refused_where_a_pipeline_does_not_begin_with_noise(compressed: Compressed) -> None:
+    other = StableDiffusionImg2ImgPipeline.from_pipe(made(CASES["SD"].make))
+    with compressed.routed(other):
+        pass
+    chosen = replace(compressed, timesteps=(801.0, 401.0))
+    message = r"expected one that takes the chosen steps from noise on, found .*Img2Img"
+    with pytest.raises(DiffESError, match=message), chosen.routed(other):
+        pass
+
+
+def model_offload(pipe: Any) -> None:
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def block_offload(pipe: Any) -> None:
+    where = {"onload_device": CPU, "offload_device": CPU}
+    denoiser_of(pipe).enable_group_offload(**where, offload_type="block_level", num_blocks_per_group=1)
+
+
+def leaf_offload(pipe: Any) -> None:
+    pipe.enable_group_offload(onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("offload", [model_offload, block_offload, leaf_offload])
+@pytest.mark.parametrize("placement", [Resident(), Streamed()])
+@pytest.mark.parametrize("name", ["SD", "FLUX"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_offloading_changes_no_result(
+    name: str, offload: Callable[[Any], None], placement: Placement, inside: bool
+) -> None:
+    """On a machine without an accelerator the hooks run, from the CPU to the CPU."""
+    case = CASES[name]
+    plain, pipe = made(case.make), made(case.make)
+    probes, stages = make_probes(plain, 2, 0, "test"), Stages.split(trace(plain, case.sampling).timesteps, 3)
+    dense = sample(plain, probes, case.sampling)
+    with under(plain, stages, some_plans(plain), placement):
+        pruned = sample(plain, probes, case.sampling)
+    assert not torch.equal(pruned, dense)
+    if not inside:
+        offload(pipe)
+    with under(pipe, stages, some_plans(pipe), placement):
+        if inside:
+            offload(pipe)
+        assert torch.equal(sample(pipe, probes, case.sampling), pruned)
+    assert torch.equal(sample(pipe, probes, case.sampling), dense)
+
+
+class Elsewhere(ModelHook):
+    """Moves a model in before its forward and out again later, as ``enable_model_cpu_offload`` does with an
+    accelerator; here "elsewhere" is double precision, which cannot be mixed with single either."""
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        module.to(torch.float64)
+        given = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs))
+        return given
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        return tree_map_only(Tensor, lambda t: t.float(), output)
+
+
+def test_weights_of_stages_move_along_with_an_offloaded_model() -> None:
+    pipe = tiny()
+    stages, dense = stages_of(pipe, 3), images(pipe)
+    with under(pipe, stages, some_plans(pipe)):
+        pruned = images(pipe)
+    add_hook_to_module(pipe.transformer, Elsewhere())
+    for _ in range(2):
+        with under(pipe, stages, some_plans(pipe)):
+            for _ in range(2):
+                assert torch.allclose(images(pipe), pruned, atol=1e-5)
+                pipe.transformer.to(torch.float32)
+        assert {parameter.dtype for parameter in pipe.transformer.parameters()} == {torch.float32}
+        assert torch.allclose(images(pipe), dense, atol=1e-5)
+        pipe.transformer.to(torch.float32)
+    assert not torch.allclose(pruned, dense, atol=1e-3)
+
+
+def test_sequential_offload_is_refused() -> None:
+    pipe = tiny()
+    accelerate.cpu_offload(pipe.transformer, execution_device=CPU)
+    with pytest.raises(UnsupportedModel, match=r"pipe\.transformer: expected weights in memory, .*model or group off"):
+        compress(pipe, 0.7, settings())
+
+
+def lora() -> LoraConfig:
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "proj"]
+    return LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False)
+
+
+def test_adapters_are_refused_by_the_layers_that_they_wrap(compressed: Compressed) -> None:
+    pipe = made(CASES["SD"].make)
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(lora())
+    with pytest.raises(UnsupportedModel, match=r"attn1: a projection is a .*unload or merge adapters first"):
+        compress(pipe, 0.95, settings(sampling=CASES["SD"].sampling))
+    message = r"attn1: expected a layer that can be pruned.*unload adapters"
+    with pytest.raises(ArtefactError, match=message), compressed.routed(pipe):
+        pass
+
+
+def test_a_fused_adapter_is_a_model_like_any_other(compressed: Compressed) -> None:
+    case = CASES["SD"]
+    pipe = made(case.make)
+    probes = make_probes(pipe, 2, 0, "test")
+    before = sample(pipe, probes, case.sampling)
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(lora())
+    adapted = sample(pipe, probes, case.sampling)
+    pipe.fuse_lora(components=["unet"])
+    pipe.unload_lora_weights()
+    fused = sample(pipe, probes, case.sampling)
+    assert torch.allclose(fused, adapted, atol=1e-2 * float(adapted.abs().max()))
+    assert not torch.equal(fused, before)
+    with pytest.raises(ArtefactError, match="hash of the base model"), compressed.routed(pipe):
+        pass
+    small = {"sampling": case.sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4))}
+    with compress(pipe, 0.95, settings(**small)).routed(pipe):
+        assert not torch.equal(sample(pipe, probes, case.sampling), fused)
+    assert torch.equal(sample(pipe, probes, case.sampling), fused)
+
+
+def test_an_adapter_that_comes_while_routed_is_refused_by_its_layers(compressed: Compressed) -> None:
+    case, pipe = CASES["SD"], made(CASES["SD"].make)
+    probes = make_probes(pipe, 2, 0, "test")
+    dense = sample(pipe, probes, case.sampling)
+    with compressed.routed(pipe):
+        torch.manual_seed(0)
+        pipe.unet.add_adapter(lora())
+        for _ in range(2):
+            with pytest.raises(DiffESError, match=r"adapters on \d+ of them: down_blocks.*attn1: a projection is a"):
+                sample(pipe, probes, case.sampling)
+        pipe.unet.delete_adapters("default")
+        pipe.unload_lora_weights()
+        assert not torch.equal(sample(pipe, probes, case.sampling), dense)
+    assert torch.equal(sample(pipe, probes, case.sampling), dense)
+
+
+def test_an_adapter_on_other_layers_runs_routed(compressed: Compressed) -> None:
+    case, pipe = CASES["SD"], made(CASES["SD"].make)
+    assert isinstance(pipe, StableDiffusionPipeline)
+    probes = make_probes(pipe, 2, 0, "test")
+    with compressed.routed(pipe):
+        pruned = sample(pipe, probes, case.sampling)
+        torch.manual_seed(0)
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["linear_1"], init_lora_weights=False))
+        assert not torch.equal(sample(pipe, probes, case.sampling), pruned)
