@@ -20,7 +20,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning"},
     {"pipeline", "loading", "stepping", "units"},
     {"obs", "calibrate", "lowrank", "measures", "library"},
-    {"search", "cost", "latency", "baselines", "placements", "packing", "compaction"},
+    {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness", "budget"},
     {"settings"},
     {"artefact", "benchmark", "report"},

@@ -17,6 +17,7 @@ from diff_es.layers import Bypass, Cut, Plan, discover
 from diff_es.placements import Placement, Resident, Store
 from diff_es.schedule import Stages
 from diff_es.settings import Levers
+from diff_es.units import Grain
 
 CALL = Sampling(steps=6, guidance=2.0, batch=2)
 
@@ -95,7 +96,7 @@ def settings(**changes: Any) -> Settings:
         sampling=CALL,
         stages=3,
         levers=Levers.PRUNE,
-        method=Method(Width(8, dense=())),  # no timing: its findings may differ from run to run
+        method=Method(Width(8, dense=()), grain=Grain.WHOLE),  # no timing: its findings may differ from run to run
         calibration=4,
         probes=3,
         heat=0,

@@ -85,18 +85,19 @@ class Prices:
 
 
 def measured_prices(
-    pipe: Pipeline, anatomy: Anatomy, units: Sequence[Unit], counted: Costs, sampling: Sampling, reporter: Reporter
+    pipe: Pipeline, counter: MacCounter, units: Sequence[Unit], counted: Costs, sampling: Sampling, reporter: Reporter
 ) -> Prices:
     """Time a denoiser call at every level of every unit, interleaved with the dense one, and what else a pipeline does.
 
-    What a call takes inside of the pipeline is the pipeline's time less that of a run whose denoiser answers at once;
-    what the rest of a step takes is that run's time less the decoder's. The weights' values do not matter, and the
-    pipeline is as it was afterwards.
+    Of units that cost the same one is timed. What a call takes inside of the pipeline is the pipeline's time less that
+    of a run whose denoiser answers at once; what the rest of a step takes is that run's time less the decoder's. The
+    weights' values do not matter, and the pipeline is as it was afterwards.
     """
     denoiser, switch = denoiser_of(pipe), Switch(denoiser_of(pipe))
     args, kwargs = first_call(pipe, sampling)
-    rounds, ratios = 7, list[list[float]]()
-    with torch.no_grad(), reporter.task("time levels", rounds + sum(len(unit.options) - 1 for unit in units)) as task:
+    rounds, ratios, alike = 7, list[list[float]](), counter.alike(units)
+    timed = sum(len(units[index].options) - 1 for index in set(alike))
+    with torch.no_grad(), reporter.task("time levels", rounds + timed) as task:
         answer = denoiser(*args, **kwargs)
 
         def call(content: Mapping[str, Any]) -> float:
@@ -104,10 +105,13 @@ def measured_prices(
             return nanoseconds(denoiser.device, lambda: denoiser(*args, **kwargs))
 
         try:
-            for unit in units:
+            for index, (unit, first) in enumerate(zip(units, alike, strict=True)):
+                if first < index:
+                    ratios.append(ratios[first])
+                    continue
                 ratios.append([1.0])
                 for option in unit.options[1:]:
-                    content = switch.prepare(realise(denoiser, anatomy, bare(anatomy, unit, option)))
+                    content = switch.prepare(realise(denoiser, counter.anatomy, bare(counter.anatomy, unit, option)))
                     pairs = [(call({}), call(content)) for _ in range(rounds)]
                     ratios[-1].append(statistics.median(slim / dense for dense, slim in pairs))
                     task.advance()

@@ -72,7 +72,9 @@ def compress_command(
     finalists: Annotated[int, typer.Option(help="candidates judged again on held-out noises")] = 5,
     ranking: Annotated[RankingName, typer.Option(help="how groups are ranked")] = RankingName.OBS,
     prune: Annotated[Prune, typer.Option(help="thin layers, skip whole blocks, or either")] = Prune.WIDTH,
-    units: Annotated[Grain, typer.Option(help="what carries its own level")] = Grain.WHOLE,
+    units: Annotated[
+        Grain | None, typer.Option(help="what carries its own level; default block, or whole where blocks are ranked")
+    ] = None,
     levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
     compensate: Annotated[bool, typer.Option(help="re-solve the weights that stay")] = True,
     shared_order: Annotated[

@@ -10,6 +10,7 @@ from fractions import Fraction
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .alike import alike
 from .errors import BudgetOutOfReach
 from .layers import DENSE, Anatomy, Block, Bypass, Cut, Plan, Switch, Weights, owned_by, realise
 from .pipeline import Denoiser, Trace, meta_twin
@@ -29,20 +30,20 @@ class MacCounter:
     """
 
     def __init__(self, denoiser: Denoiser, anatomy: Anatomy, trace: Trace, *, bypass: bool = True) -> None:
-        self._twin, self._anatomy, self._trace, self._bypass = meta_twin(denoiser), anatomy, trace, bypass
+        self.anatomy, self._twin, self._trace, self._bypass = anatomy, meta_twin(denoiser), trace, bypass
 
     def dense(self) -> int:
         return self._count(DENSE)
 
     def thinned(self, kept: tuple[int, ...]) -> int:
         """With so many groups left in each of ``anatomy.layers``."""
-        pairs = zip(self._anatomy.layers, kept, strict=True)
+        pairs = zip(self.anatomy.layers, kept, strict=True)
         cuts = {layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups}
         return self._count(Plan(cuts))
 
     def skipping(self, names: Sequence[str]) -> int:
         """With these blocks left out; where only their number is known, any do, since all blocks cost the same."""
-        blocks = {block.name: block for block in self._anatomy.blocks}
+        blocks = {block.name: block for block in self.anatomy.blocks}
         return self._count(Plan(bypasses={name: self._stand_in(blocks[name]) for name in names}))
 
     def _stand_in(self, block: Block) -> Bypass | None:
@@ -55,7 +56,7 @@ class MacCounter:
             pairs = zip(unit.layers, option.kept, strict=True)
             return self._count(Plan({layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups}))
         if isinstance(option.blocks, int):
-            return self.skipping([block.name for block in self._anatomy.blocks[: option.blocks]])
+            return self.skipping([block.name for block in self.anatomy.blocks[: option.blocks]])
         return self.skipping(option.blocks)
 
     def weight_bytes(self, unit: Unit, level: int) -> int:
@@ -63,21 +64,21 @@ class MacCounter:
         option, dense = unit.options[level], int(sum(parameter.nbytes for parameter in self._twin.parameters()))
         if not isinstance(option, Thin):
             count = option.blocks if isinstance(option.blocks, int) else len(option.blocks)
-            stand_ins = [self._stand_in(block) for block in self._anatomy.blocks]
+            stand_ins = [self._stand_in(block) for block in self.anatomy.blocks]
             sizes = [sum(t.nbytes for t in one.tensors().values()) for one in stand_ins if one is not None]
             return dense + count * (max(sizes, default=0) - self._least_block())
         pairs, layers = zip(unit.layers, option.kept, strict=True), {layer.name: layer for layer in unit.layers}
         cuts = {layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups}
         gone = {name for key in cuts for name in owned_by(self._twin, layers[key])}
-        slim = realise(self._twin, self._anatomy, Plan(cuts)).tensors
+        slim = realise(self._twin, self.anatomy, Plan(cuts)).tensors
         kept = [tensor for name, tensor in self._twin.named_parameters() if name not in gone or name not in slim]
         return int(sum(tensor.nbytes for tensor in [*kept, *slim.values()]))
 
     def _least_block(self) -> int:
         """Bytes of the prunable layers of a block, of the smallest; the rest of a skipped block stays in place."""
         sizes = list[int]()
-        for block in self._anatomy.blocks:
-            layers = [layer for layer in self._anatomy.layers if layer.name.startswith(f"{block.name}.")]
+        for block in self.anatomy.blocks:
+            layers = [layer for layer in self.anatomy.layers if layer.name.startswith(f"{block.name}.")]
             owned = {name for layer in layers for name in owned_by(self._twin, layer)}
             sizes.append(int(sum(self._twin.get_parameter(name).nbytes for name in owned)))
         return min(sizes)
@@ -86,17 +87,22 @@ class MacCounter:
         """MACs of a call by [unit][level], with all else dense."""
         table = list[tuple[int, ...]]()
         with reporter.task("count MACs", sum(len(unit.options) for unit in units)) as task:
-            for unit in units:
-                row = list[int]()
+            for index, (unit, first) in enumerate(zip(units, self.alike(units), strict=True)):
+                row = list[int](table[first] if first < index else ())
                 for level in range(len(unit.options)):
-                    row.append(self.option(unit, level))
+                    if level == len(row):
+                        row.append(self.option(unit, level))
                     task.advance()
                 table.append(tuple(row))
         return tuple(table)
 
+    def alike(self, units: Sequence[Unit]) -> tuple[int, ...]:
+        """For each unit the first one that costs the same."""
+        return alike(self._twin, self._trace, units)
+
     def _count(self, plan: Plan) -> int:
         switch = Switch(self._twin)
-        switch.to(realise(self._twin, self._anatomy, plan))
+        switch.to(realise(self._twin, self.anatomy, plan))
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 self._twin(*self._trace.args, **self._trace.kwargs)

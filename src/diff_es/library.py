@@ -13,7 +13,7 @@ from .layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, as_matrix, 
 from .obs import Moments, Obs, Ranking, Ridge, regress
 from .pipeline import Denoiser
 from .progress import Reporter
-from .units import Depth, Grain, Ladder, Thin, Width, units_of
+from .units import Depth, Grain, Ladder, Thin, Width, units_of, usual_grain
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Method:
     compensation: Ridge | None = field(default_factory=Ridge)  # None slices the dense weights
     stagewise: bool = True  # False shares one set of statistics between all stages
     shared_order: bool = False  # True lets all stages give up their groups in one order, and only the weights differ
-    grain: Grain = Grain.WHOLE  # what carries its own level
+    grain: Grain | None = None  # what carries its own level; None: units.usual_grain
 
     @property
     def depth(self) -> Depth | None:
@@ -51,7 +51,7 @@ class Library:
         self, denoiser: Denoiser, anatomy: Anatomy, statistics: Statistics, method: Method, reporter: Reporter
     ) -> None:
         self.method, self.anatomy, self.denoiser = method, anatomy, denoiser
-        self.units = units_of(anatomy, method.ladder, method.grain)
+        self.units = units_of(anatomy, method.ladder, method.grain or usual_grain(method.ladder))
         self._statistics = statistics.stages if method.stagewise else (statistics.shared(),)
         self.shared = statistics.shared() if method.shared_order else None
         self._orders = dict[tuple[int, str], Tensor]()

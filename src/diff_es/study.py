@@ -27,7 +27,7 @@ from .search import Levels
 from .settings import Levers, Settings, value_of
 from .stepping import trajectory
 from .trajectory import Trajectory, placed
-from .units import Depth, Grain, Unit, Width, units_of
+from .units import Depth, Grain, Unit, Width, units_of, usual_grain
 
 _WORTH_IT = 1.05
 """A gain below which the user is told before the search."""
@@ -165,9 +165,13 @@ def survey(
         settings = replace(
             settings, method=replace(settings.method, ladder=fitted(pipe, ladder, anatomy, settings.sampling, reporter))
         )
-    traced = trace(pipe, settings.sampling)
-    levers, method, path, choices = settings.levers, settings.method, None, None
-    grain = Grain.WHOLE if levers is Levers.STEPS else method.grain
+    traced, budget = trace(pipe, settings.sampling), budget or Budget(macs=1.0)
+    levers, path, choices = settings.levers, None, None
+    grain = settings.method.grain or usual_grain(settings.method.ladder)
+    if levers is Levers.STEPS or (settings.method.grain is None and budget.weights_gb is not None):
+        grain = Grain.WHOLE
+    method = replace(settings.method, grain=grain)
+    settings = replace(settings, method=method)
     stages, units = Stages.split(traced.timesteps, settings.stages), units_of(anatomy, method.ladder, grain)
     if levers is not Levers.PRUNE:
         if pipe.scheduler.order != 1:
@@ -184,11 +188,10 @@ def survey(
     if path is not None:  # steps are counted, not calls
         own, each = stages.steps(path.timesteps), traced.calls
     macs = Costs.tabled([[each * cost for cost in row] for row in table], own, choices)
-    budget = budget or Budget(macs=1.0)
     costs, share, prices = macs, budget.macs, None
     if budget.speedup is not None:
         prices = Prices.restored(priced, macs) if priced else None
-        prices = prices or measured_prices(pipe, anatomy, units, macs, settings.sampling, reporter)
+        prices = prices or measured_prices(pipe, counter, units, macs, settings.sampling, reporter)
         if prices.best < _WORTH_IT:
             reporter.say(f"Whatever the schedule, the pipeline gains no more than {prices.best:.2f}x here.")
         costs, share = prices.costs, prices.share(budget.speedup)

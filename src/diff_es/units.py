@@ -63,6 +63,12 @@ class Grain(StrEnum):
     BLOCK = "block"  # one for each block
 
 
+def usual_grain(ladder: Ladder) -> Grain:
+    """Blocks, for which better schedules are found than for the whole (docs/benchmarks.md); but where levels are
+    numbers of skipped blocks, these are ranked among all."""
+    return Grain.WHOLE if isinstance(ladder, Depth) else Grain.BLOCK
+
+
 @dataclass(frozen=True)
 class Thin:
     """An option: so many groups stay in each of the unit's layers, in their order."""
