@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,12 @@ def statistics(make: Make) -> Statistics:
     return gathered(make())
 
 
-def library(model: Any, make: Make, grain: Grain = Grain.BLOCK, **changes: Any) -> Library:
-    method = Method(**{"ladder": EITHER if grain is Grain.BLOCK else Width(LEVELS, 1, ()), "grain": grain, **changes})
+@cache
+def library(make: Make, grain: Grain = Grain.BLOCK, depth: Depth | None = None, *, solve: bool = True) -> Library:
+    """Of a model of its own; plans hold none of a model's weights."""
+    ladder = EITHER if grain is Grain.BLOCK else Width(LEVELS, 1, ())
+    model, ridge = make(), Method().compensation if solve else None
+    method = Method(replace(ladder, depth=depth or ladder.depth), compensation=ridge, grain=grain)
     return Library(model, discover(model), statistics(make), method, QUIET)
 
 
@@ -205,7 +210,7 @@ def test_norms_keep_their_groups_and_skip_connections_their_widths_at_every_leve
     model = make()
     shapes, handles = watched(model)
     dense = run(model)
-    expected, switch, ready = dict(shapes), Switch(model), library(model, make)
+    expected, switch, ready = dict(shapes), Switch(model), library(make)
 
     @given(data=st.data())
     @examples(max_examples=20, deadline=None)
@@ -277,7 +282,7 @@ def _replacing(bypass: Bypass | None) -> Any:
 def test_the_fitted_map_of_a_skipped_block_leaves_no_more_than_none(make: Make) -> None:
     """On the calibration inputs themselves, block by block, against what the block really adds."""
     model, seen = make(), dict[str, list[tuple[Tensor, Tensor]]]()
-    fitted, plain = library(model, make), library(model, make, ladder=Width(LEVELS, 1, (), Depth(bypass=False)))
+    fitted, plain = library(make), library(make, depth=Depth(bypass=False))
 
     def keep(name: str) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -371,7 +376,7 @@ def test_the_table_of_macs_is_what_the_slimmed_network_computes(make: Make) -> N
     anatomy = discover(model)
     counter = MacCounter(model, anatomy, Trace((500.0,), (), inputs(model, device="meta")))
     assert counter.dense() == counted(model, DENSE)
-    ready = library(model, make)
+    ready = library(make)
     levels, saved = [0] * len(ready.units), 0
     for unit in range(0, len(ready.units), 3):
         levels[unit] = 1 + unit % (len(ready.units[unit].options) - 1)
@@ -380,7 +385,7 @@ def test_the_table_of_macs_is_what_the_slimmed_network_computes(make: Make) -> N
         saved += counter.dense() - costs
     assert counted(model, ready.plan(0, levels)) == counter.dense() - saved, "units add up"
     (whole,) = units_of(ready.anatomy, Width(LEVELS, 1, ()), Grain.WHOLE)
-    assert counter.option(whole, 2) == counted(model, library(model, make, Grain.WHOLE).plan(1, (2,)))
+    assert counter.option(whole, 2) == counted(model, library(make, Grain.WHOLE).plan(1, (2,)))
 
 
 # ------------------------------------------------------------------------------------------- calibration and solving
@@ -441,7 +446,7 @@ def test_compensation_leaves_no_larger_error_than_slicing(make: Make) -> None:
     """For every tap of a convolution, as its moments see it; and for what the convolution really returns, borders and
     correlations between taps included, here and in sum."""
     model, real = make(), [0.0, 0.0]
-    made = [library(model, make, Grain.WHOLE, compensation=ridge) for ridge in (Method().compensation, None)]
+    made = [library(make, Grain.WHOLE, solve=solve) for solve in (True, False)]
     for layer in made[0].anatomy.layers:
         if layer.kind is Kind.RESNET:
             moments, output = statistics(make).stages[0][layer.name], model.get_submodule(layer.output)
@@ -490,7 +495,7 @@ def mixed(ready: Library) -> list[int]:
 @pytest.mark.parametrize("compact", [False, True])
 def test_plans_are_saved_and_read_to_the_bit(compact: bool, tmp_path: Path) -> None:
     model = sd()
-    ready = library(model, sd)
+    ready = library(sd)
     source: Any = Compaction(ready, 0.3) if compact else ready
     levels = mixed(ready)
     plans = [source.plan(0, levels), source.plan(1, [min(level, 2) for level in levels]), DENSE, source.plan(0, levels)]
@@ -512,7 +517,7 @@ def test_plans_are_saved_and_read_to_the_bit(compact: bool, tmp_path: Path) -> N
 @pytest.mark.parametrize("make", [sd, unconditional])
 def test_all_placements_give_bitwise_the_same_output(make: Make) -> None:
     model = make()
-    compaction = Compaction(library(model, make), 0.3)
+    compaction = Compaction(library(make), 0.3)
     levels = mixed(compaction._library)
     plans = [compaction.plan(0, levels), DENSE, compaction.plan(1, [min(level, 2) for level in levels])]
     before, anatomy, outputs = snapshot(model), discover(model), list[list[Tensor]]()
@@ -532,7 +537,7 @@ def test_all_placements_give_bitwise_the_same_output(make: Make) -> None:
 
 def test_a_factored_correction_of_a_convolution_keeps_the_tolerance() -> None:
     model, tolerance = sd(), 0.02
-    ready = library(model, sd, Grain.WHOLE)
+    ready = library(sd, Grain.WHOLE)
     whole, factored = ready.plan(0, (2,)), Compaction(ready, tolerance).plan(0, (2,))
     for layer in ready.anatomy.layers:
         if layer.kind is Kind.RESNET:

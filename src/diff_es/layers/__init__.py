@@ -21,6 +21,7 @@ from .contract import (
     Rows,
     Weights,
     as_matrix,
+    common,
     from_matrix,
 )
 from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, realise, row_picks
@@ -45,6 +46,7 @@ __all__ = [
     "Weights",
     "as_matrix",
     "check_plan",
+    "common",
     "discover",
     "fed_by",
     "from_matrix",
