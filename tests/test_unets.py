@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.tiny import assert_same, assert_same_plans, snapshot
 from tests.unets import (
     BATCH,
+    BOUNDED,
     MODELS,
     conditioned,
     gathered,
@@ -28,14 +29,13 @@ from tests.unets import (
     random_plan,
     run,
     sd,
-    sdxl,
     shifted,
     unconditional,
 )
 from torch import Tensor, nn
 
 from diff_es import Compact, Depth, DiffESError, Method, Resident, Streamed, Width
-from diff_es.calibrate import Statistics
+from diff_es.calibrate import Gatherer, Statistics
 from diff_es.compaction import Compaction
 from diff_es.cost import MacCounter
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Switch, Weights, as_matrix, discover, realise
@@ -86,14 +86,10 @@ def test_discovery_finds_every_attention_feed_forward_and_resnet_block(make: Mak
             expected[name] = (Kind.FEEDFORWARD, module.net[2].in_features, 1)
         elif isinstance(module, ResnetBlock2D):
             expected[f"{name}.conv2"] = (Kind.RESNET, 8, module.conv1.out_channels // 8)
-    assert {layer.name: (layer.kind, layer.groups, layer.width) for layer in anatomy.layers} == {
-        name: found for name, found in expected.items() if found[1] > 1
-    }
+    assert {layer.name: (layer.kind, layer.groups, layer.width) for layer in anatomy.layers} == expected
     refused = {refusal.name: refusal.reason for refusal in anatomy.refusals}
-    single = {name for name, found in expected.items() if found[1] == 1}
     sampling = {n for n, m in model.named_modules() if isinstance(m, ResnetBlock2D) and (m.up or m.down)}
-    assert refused.keys() == single | sampling
-    assert all("one always stays" in refused[name] for name in single)
+    assert refused.keys() == sampling
     assert all("samples inside; its channels can be thinned" in refused[name] for name in sampling)
     blocks = {n for n, m in model.named_modules() if isinstance(m, ResnetBlock2D | BasicTransformerBlock)}
     assert {block.name for block in anatomy.blocks} == blocks - sampling
@@ -106,7 +102,19 @@ def test_every_kind_of_model_is_in_the_sample() -> None:
     assert kinds[unconditional] == {Kind.ATTENTION, Kind.RESNET}
     assert any(rows.chunks == 2 and "time_emb" in rows.module for x in discover(shifted()).layers for rows in x.rows)
     assert any(block.shortcut for block in discover(sd()).blocks)
-    assert any(refusal.name.endswith("attn1") for refusal in discover(conditioned(attention_head_dim=1)).refusals)
+
+
+def test_layers_of_which_every_level_would_keep_all_are_named() -> None:
+    anatomy = discover(conditioned(attention_head_dim=[1, 2]))
+    single = {refusal.name for refusal in anatomy.refusals if "one always stays" in refusal.reason}
+    assert single == {
+        f"{place}.attentions.{i}.transformer_blocks.0.attn{n}"
+        for place, count in (("down_blocks.0", 1), ("up_blocks.1", 2))
+        for i in range(count)
+        for n in (1, 2)
+    }
+    assert single.isdisjoint(layer.name for layer in anatomy.layers)
+    assert {layer.groups for layer in anatomy.layers if layer.kind is Kind.ATTENTION} == {2}
 
 
 @pytest.mark.parametrize(
@@ -417,6 +425,43 @@ def test_statistics_are_those_of_every_tap_and_token(make: Make) -> None:
             torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=0)
 
 
+def test_a_stage_without_calls_is_refused_by_the_name_of_a_layer() -> None:
+    model = sd()
+    anatomy = discover(model)
+    with Gatherer(model, BOUNDED, anatomy.layers, anatomy.blocks) as gatherer:
+        run(model, timestep=900.0)
+    with pytest.raises(DiffESError, match=r"calibration, down_blocks.*found none in stage 1"):
+        gatherer.statistics()
+
+
+@pytest.mark.slow
+def test_compiled_u_nets_run_what_plain_ones_do() -> None:
+    model, ready, graphs = sd(), library(sd), list[Any]()
+    plans = [ready.plan(0, mixed(ready)), DENSE, ready.plan(1, mixed(ready))]
+    switch, weights = Switch(model), [realise(model, ready.anatomy, plan) for plan in plans]
+    expected = list[Tensor]()
+    for one in weights:
+        switch.to(one)
+        expected.append(run(model))
+    switch.to(Weights())
+
+    def backend(graph: Any, examples: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model.compile(backend=backend)
+    counts = list[int]()
+    for _ in range(2):
+        for one, output in zip(weights, expected, strict=True):
+            switch.to(one)
+            assert run(model).equal(output)
+            counts.append(len(graphs))
+    switch.to(Weights())
+    torch.compiler.reset()
+    assert counts[2:] == counts[1:2] * 4, "a stage of the same shapes compiles nothing"
+
+
 def outputs_of(model: Any, layer: Any, plan: Plan) -> Tensor:
     """What a layer's output projection returns, its inputs being the dense ones."""
     found, module = list[Tensor](), model.get_submodule(layer.output)
@@ -551,8 +596,3 @@ def test_a_factored_correction_of_a_convolution_keeps_the_tolerance() -> None:
             hessian = moments.hessian(centred=True)
             errors = [float((d @ h * d).sum()) for d, h in ((missed, hessian[columns][:, columns]), (lost, hessian))]
             assert errors[0] <= tolerance * errors[1] * 1.01
-
-
-def test_sdxl_heads_of_one_are_refused_and_the_others_pruned() -> None:
-    kept = {layer.name: layer.groups for layer in discover(sdxl()).layers if layer.kind is Kind.ATTENTION}
-    assert set(kept.values()) == {2, 4}

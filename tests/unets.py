@@ -41,11 +41,10 @@ def sdxl(seed: int = 0) -> UNet2DConditionModel:
     """Several transformer blocks at depth, linear projections into them, and sizes of the image as embeddings."""
     return conditioned(
         seed,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16, 32),
-        attention_head_dim=[1, 2, 4],
-        transformer_layers_per_block=[1, 2, 2],
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=[2, 4],
+        transformer_layers_per_block=[1, 2],
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,

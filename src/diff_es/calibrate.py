@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import fold, unfold
 
+from .errors import DiffESError
 from .layers import Anatomy, Block, Layer, output_of, shortcut_of, submodule
 from .obs import Moments
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, on_timestep, sample
@@ -79,6 +80,10 @@ class _Accumulator:
             self._sums = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1]), x.mean(0)
         return self._sums
 
+    @property
+    def empty(self) -> bool:
+        return self._sums is None
+
     def moments(self) -> Moments:
         assert self._sums is not None
         second, first, shift = self._sums
@@ -142,7 +147,19 @@ class Gatherer:
         self._change.before = None
 
     def statistics(self) -> Statistics:
-        """What has been gathered; every stage must have had a call."""
+        """What has been gathered.
+
+        Raises:
+            DiffESError: a layer or block never ran in a stage; the message names it.
+        """
+        for stage, sums in enumerate(self._sums):
+            for name, part in sums.items():
+                if part.empty:
+                    remedy = "Calibrate with calls in which it runs, such as those that use its adapter."
+                    found = f"none in stage {stage}"
+                    raise DiffESError(
+                        f"calibration, {name}", expected="inputs in every stage", found=found, remedy=remedy
+                    )
         gathered = tuple({name: part.moments() for name, part in stage.items()} for stage in self._sums)
         return Statistics(gathered, self._change.means())
 
