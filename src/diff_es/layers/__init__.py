@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import attention, block, feedforward, resnet
+from . import attention, block, feedforward, fused, gluconv, joint, multihead, normed, resnet
 from .compiled import RoomToCompile, named_parameters, plain_name, state_dict, submodule
 from .contract import (
     DENSE,
@@ -24,6 +24,7 @@ from .contract import (
     common,
     from_matrix,
 )
+from .declared import Channels, Heads, Residual, declare
 from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, realise, row_picks
 from .standin import shortcut_of
 from .switch import Switch
@@ -33,13 +34,16 @@ __all__ = [
     "Anatomy",
     "Block",
     "Bypass",
+    "Channels",
     "Cut",
     "Factor",
     "Found",
+    "Heads",
     "Kind",
     "Layer",
     "Plan",
     "Refusal",
+    "Residual",
     "RoomToCompile",
     "Rows",
     "Switch",
@@ -47,6 +51,7 @@ __all__ = [
     "as_matrix",
     "check_plan",
     "common",
+    "declare",
     "discover",
     "fed_by",
     "from_matrix",
@@ -63,15 +68,17 @@ __all__ = [
 ]
 
 
-_KINDS = (attention, feedforward, resnet, block)
+_KINDS = (joint, fused, gluconv, normed, attention, multihead, feedforward, resnet, block)  # the special ones first
 
 
 def discover(denoiser: nn.Module) -> Anatomy:
     """The prunable layers and blocks of a denoiser, and what of known kinds cannot be pruned, with reasons."""
-    found = list[Found]()
+    parts = dict[tuple[bool, str], Found]()
     for wrapped, module in denoiser.named_modules():
         name = plain_name(wrapped)
-        found += next(filter(None, (kind.find(name, module) for kind in _KINDS)), ())
+        for part in next(filter(None, (kind.find(name, module) for kind in _KINDS)), ()):
+            parts.setdefault((isinstance(part, Block), part.name), part)  # what a block says of its parts comes first
+    found = list(parts.values())
     layers = [part for part in found if isinstance(part, Layer)]
     single = [layer.name for layer in layers if layer.groups == 1]
     reason = "it has a single group (head, channel or group of a norm), and one always stays"

@@ -1,0 +1,18 @@
+"""PyTorch's own multi-head attention, which cannot run with fewer heads."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .contract import Found, Refusal
+
+REASON = (
+    "nn.MultiheadAttention takes the size of a head from the width of its input and reads its output projection's weight "
+    "itself, so that it cannot run with fewer heads: give it separate q, k and v (examples/foreign_denoiser.py), and "
+    "declare its heads"
+)
+
+
+def find(name: str, module: nn.Module) -> tuple[Found, ...]:
+    """A refusal for every one."""
+    return (Refusal(name, REASON),) if isinstance(module, nn.MultiheadAttention) else ()
