@@ -108,7 +108,7 @@ FOUND = {
     "qwen": layer_names("transformer_blocks", *JOINT[:2], "img_mlp", "txt_mlp"),
     "wan": layer_names("blocks", "attn1", "attn2", "ffn"),
     "wan-image": ["condition_embedder.image_embedder.ff", *layer_names("blocks", "attn1", "attn2", "ffn")],
-    "ltx": layer_names("transformer_blocks", "attn2", "ff"),
+    "ltx": layer_names("transformer_blocks", *BASIC),
 }
 
 
@@ -130,8 +130,7 @@ def test_discovery_finds_every_layer_and_block(name: str) -> None:
     assert [(block.name, block.width) for block in anatomy.blocks] == [
         (f"{stack}.{i}", HIDDEN) for stack in stacks.get(name, ("transformer_blocks",)) for i in range(BLOCKS)
     ]
-    refused = layer_names("transformer_blocks", "attn1") if name == "ltx" else []
-    assert [refusal.name for refusal in anatomy.refusals] == refused
+    assert anatomy.refusals == ()
 
 
 # --------------------------------------------------------------------------------------------------------- slim
@@ -204,6 +203,18 @@ def fewer(attention: Any, fresh: nn.Module, cut: Cut, size: int) -> nn.Module:
     return fresh.eval()
 
 
+def turning(cut: Cut, size: int) -> Callable[..., Any]:
+    """Gives an attention of LTX-Video the rotary embedding of its heads alone, from that of all of them."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if (rotary := kwargs["image_rotary_emb"]) is not None:
+            parts = [part.unflatten(-1, (HEADS, size))[..., cut.kept, :].flatten(-2) for part in rotary]
+            kwargs = {**kwargs, "image_rotary_emb": tuple(parts)}
+        return args, kwargs
+
+    return hook
+
+
 def rebuilt(attention: Any, cut: Cut) -> nn.Module:
     heads, size = len(cut.kept), attention.inner_dim // attention.heads
     if isinstance(attention, WanAttention):
@@ -212,7 +223,9 @@ def rebuilt(attention: Any, cut: Cut) -> nn.Module:
         options |= {"cross_attention_dim_head": cross, "processor": attention.processor}
         return fewer(attention, WanAttention(HIDDEN, heads, size, **options), cut, size)
     if isinstance(attention, LTXAttention):
-        return fewer(attention, LTXAttention(HIDDEN, heads, heads, size, cross_attention_dim=HIDDEN), cut, size)
+        fresh = LTXAttention(HIDDEN, heads, heads, size, cross_attention_dim=HIDDEN)
+        fresh.register_forward_pre_hook(turning(cut, size), with_kwargs=True)
+        return fewer(attention, fresh, cut, size)
     options = {"dim_head": size, "bias": attention.use_bias, "qk_norm": "rms_norm_across_heads"}
     options |= {"eps": attention.norm_q.eps, "processor": attention.processor}
     return fewer(attention, Attention(HIDDEN, None, heads, heads, **options), cut, size)
@@ -264,8 +277,8 @@ def test_realised_widths_are_the_nominal_ones(name: str, level: int) -> None:
     assert not same & owned or level == 1
     assert same | owned == sizes.keys()
     if level == 7:
-        kinds = Attention | FluxAttention | WanAttention
-        assert {module.heads for module in model.modules() if isinstance(module, kinds)} <= {1}
+        kinds = Attention | FluxAttention | LTXAttention | WanAttention
+        assert {module.heads for module in model.modules() if isinstance(module, kinds)} == {1}
     switch.to(Weights())
     assert_same(before, snapshot(model))
 
@@ -456,8 +469,9 @@ def wan(**changes: Any) -> WanAttention:
         (lambda: wrapped(single(id), "proj_out"), ["attn", "proj_mlp"], "Wrapped, not a plain nn.Linear"),
         (lambda: wrapped(GLUMBConv(8, 8), "conv_depth", Wrapped(1, 1)), [""], "not a plain nn.Conv2d"),
         (lambda: wrapped(joint(qk_norm="rms_norm"), "norm_k", nn.RMSNorm(16)), [""], "across heads"),
-        (lambda: wan(cross_attention_dim_head=4), [""], "another size"),
-        (lambda: LTXAttention(16, 2, 2, 8), [""], "declare its heads"),
+        (lambda: wan(cross_attention_dim_head=4), [""], "fewer or other heads"),
+        (lambda: LTXAttention(16, 2, 1, 8), [""], "fewer or other heads"),
+        (lambda: LTXAttention(14, 2, 2, 7), [""], "belong to two heads"),
         (lambda: Flux2Attention(16, 2, 8), [""], "declare its heads"),
         (lambda: nn.MultiheadAttention(16, 2), [""], "nn.MultiheadAttention"),
     ],

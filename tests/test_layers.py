@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.transformers.transformer_bria import BriaAttention
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as Wrapped
@@ -266,6 +266,7 @@ def test_a_plan_that_does_not_fit_is_refused_naming_the_layer(name: str, part: C
 def fused() -> Attention:
     attention = Attention(16, heads=2, dim_head=8)
     attention.fuse_projections()
+    attention.set_processor(FusedAttnProcessor2_0())
     return attention
 
 

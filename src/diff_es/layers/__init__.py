@@ -25,7 +25,7 @@ from .contract import (
     from_matrix,
 )
 from .declared import Channels, Heads, Residual, declare
-from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, realise, row_picks
+from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
 from .standin import shortcut_of
 from .switch import Switch
 
@@ -60,6 +60,7 @@ __all__ = [
     "output_of",
     "owned_by",
     "placed_bypasses",
+    "placed_picks",
     "realise",
     "row_picks",
     "shortcut_of",

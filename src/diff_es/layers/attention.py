@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import (
+    Attention,
+    FusedAttnProcessor2_0,
+    FusedAuraFlowAttnProcessor2_0,
+    FusedCogVideoXAttnProcessor2_0,
+    FusedHunyuanAttnProcessor2_0,
+)
 from torch import nn
 
 from .contract import Found, Kind, Layer, Refusal, Rows
+
+# read to_qkv; `fused_projections` stays true when the stock processors are back, and to_q, to_k and to_v in use
+_FUSED = (
+    FusedAttnProcessor2_0,
+    FusedAuraFlowAttnProcessor2_0,
+    FusedCogVideoXAttnProcessor2_0,
+    FusedHunyuanAttnProcessor2_0,
+)
 
 
 def find(name: str, module: nn.Module) -> tuple[Found, ...]:
@@ -17,7 +31,8 @@ def find(name: str, module: nn.Module) -> tuple[Found, ...]:
     of queries or keys across all heads is sliced: it normalises over what is left.
     """
     if isinstance(module, AttentionModuleMixin):
-        return (Refusal(name, f"its class {type(module).__name__} is an attention that this version does not know"),)
+        kind = type(module).__name__
+        return (Refusal(name, f"its class {kind} is an attention that this version does not know: declare its heads"),)
     if not isinstance(module, Attention):
         return ()
     reason = obstacle(module)
@@ -58,7 +73,7 @@ def spans_heads(norm: nn.Module | None, channels: int, size: int) -> bool:
 
 def obstacle(module: Attention) -> str | None:
     """Why the heads of an attention module cannot be thinned, if so."""
-    if module.fused_projections:
+    if isinstance(module.processor, _FUSED):
         return "its q, k and v are fused: call unfuse_qkv_projections() of the denoiser first"
     if isinstance(module.processor, nn.Module):
         return f"its processor {type(module.processor).__name__} has weights of its own (unload the adapter first)"

@@ -43,6 +43,9 @@ class Layer:
         name: unique; of a module at or below the block that holds the layer, but not of that block.
         rows: what feeds those columns.
         counts: the integer attributes that a forward reads, as (module name, attribute, value per group).
+        arguments: what a forward is given at the width of all groups, as (module name, argument): a tensor or a tuple
+            of them, whose last dimension has the layer's columns, such as a rotary embedding of all heads; None passes.
+            Those of the groups that stay are gathered from it in every forward.
         start: the first column of ``output`` that is this layer's; layers that share an output own ranges of columns.
         follows: the name of the layer whose groups this one keeps, whatever its own statistics say. Its moments and its
             compensated weights are its own.
@@ -55,6 +58,7 @@ class Layer:
     rows: tuple[Rows, ...]
     output: str
     counts: tuple[tuple[str, str, int], ...] = ()
+    arguments: tuple[tuple[str, str], ...] = ()
     start: int = 0
     follows: str | None = None
 
@@ -76,6 +80,10 @@ class Layer:
     def sizes(self, kept: int) -> dict[str, int]:
         """The integers of ``counts`` where so many groups stay, by "module.attribute"."""
         return {f"{module}.{attribute}": each * kept for module, attribute, each in self.counts}
+
+    def picks(self, groups: Tensor) -> dict[str, Tensor]:
+        """What is gathered of ``arguments`` where these groups stay, by "module.argument"."""
+        return {f"{module}.{argument}": self.columns(groups) for module, argument in self.arguments}
 
     def columns(self, groups: Tensor) -> Tensor:
         """int64 (len(groups) * width,): the columns that belong to these groups, counted from ``start``."""
@@ -283,6 +291,7 @@ class Weights:
     counts: Mapping[str, int] = field(default_factory=dict)  # by "module.attribute"
     bypasses: Mapping[str, Bypass | None] = field(default_factory=dict)  # by block name
     blocks: Mapping[str, Block] = field(default_factory=dict)  # those that bypasses names
+    picks: Mapping[str, Tensor] = field(default_factory=dict)  # int64, by "module.argument"
 
     @property
     def bytes(self) -> int:

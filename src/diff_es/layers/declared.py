@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import DiffESError
 from .compiled import plain_name, submodule
 from .contract import Anatomy, Block, Kind, Layer, Rows
+from .multihead import REASON
 from .trial import try_blocks, try_layers
 
 STREAMS = ("hidden_states", "encoder_hidden_states")
@@ -113,6 +115,8 @@ def _matching(denoiser: nn.Module, pattern: str) -> list[str]:
 
 
 def _layer(denoiser: nn.Module, name: str, part: Heads | Channels) -> Layer:
+    if isinstance(submodule(denoiser, name), nn.MultiheadAttention):
+        raise _wrong(name, "an attention that can run with fewer heads", "one that cannot", f"{REASON}.")
     output = _module(denoiser, name, part.output)
     if not isinstance(output, nn.Linear | nn.Conv2d):
         found = f"a {type(output).__name__}"
@@ -166,7 +170,9 @@ def _widths(
 
     def watch(block: Residual) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = dict(zip(STREAMS, args, strict=False)) | kwargs
+            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            given = dict(zip(names, args, strict=False)) | kwargs
+            given |= {STREAMS[0]: given.get(names[0])}
             returned = dict(zip(block.returns, output, strict=False)) if block.returns else {STREAMS[0]: output}
             if isinstance(output, tuple) != bool(block.returns) or (
                 block.returns and len(output) != len(block.returns)

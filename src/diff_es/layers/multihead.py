@@ -7,9 +7,9 @@ from torch import nn
 from .contract import Found, Refusal
 
 REASON = (
-    "nn.MultiheadAttention takes the size of a head from the width of its input and reads its output projection's weight "
-    "itself, so that it cannot run with fewer heads: give it separate q, k and v (examples/foreign_denoiser.py), and "
-    "declare its heads"
+    "nn.MultiheadAttention takes the size of a head from the width of its input, and reads the weight of its output "
+    "projection past that module, so that it cannot run with fewer heads: put an attention with separate q, k and v in "
+    "its place (examples/foreign_denoiser.py), and declare its heads"
 )
 
 

@@ -19,17 +19,19 @@ def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
         ArtefactError: the plan does not fit this denoiser; the message names the layer.
     """
     check_plan(denoiser, anatomy, plan)
-    tensors, counts = dict[str, Tensor](), dict[str, int]()
+    tensors, counts, picks = dict[str, Tensor](), dict[str, int](), dict[str, Tensor]()
     for layers in anatomy.sharing():
         for layer in layers:
             cut = plan.cuts.get(layer.name)
             if cut is not None:
                 for rows, leaf, parameter in fed_by(denoiser, layer):
-                    picks = row_picks(layer, rows, cut.kept).to(parameter.device)
-                    tensors[f"{rows.module}.{leaf}"] = parameter.detach()[picks].contiguous()
+                    kept = row_picks(layer, rows, cut.kept).to(parameter.device)
+                    tensors[f"{rows.module}.{leaf}"] = parameter.detach()[kept].contiguous()
                 counts |= layer.sizes(len(cut.kept))
+                picks |= placed_picks(denoiser, layer, cut)
         tensors |= merge(denoiser, layers, plan)
-    return Weights(tensors, counts, placed_bypasses(denoiser, plan), {block.name: block for block in anatomy.blocks})
+    blocks = {block.name: block for block in anatomy.blocks}
+    return Weights(tensors, counts, placed_bypasses(denoiser, plan), blocks, picks)
 
 
 def fed_by(denoiser: nn.Module, layer: Layer) -> Iterator[tuple[Rows, str, nn.Parameter]]:
@@ -74,6 +76,12 @@ def merge(denoiser: nn.Module, layers: Sequence[Layer], plan: Plan) -> dict[str,
             first = first + (bias if output.bias is None else bias - output.bias.detach())
         tensors[f"{layers[0].output}.bias"] = first
     return tensors
+
+
+def placed_picks(denoiser: nn.Module, layer: Layer, cut: Cut) -> dict[str, Tensor]:
+    """What is gathered of arguments, on the denoiser's device."""
+    device = output_of(denoiser, layer).weight.device
+    return {name: picks.to(device) for name, picks in layer.picks(cut.kept).items()}
 
 
 def placed_bypasses(denoiser: nn.Module, plan: Plan) -> dict[str, Bypass | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +30,33 @@ def shortcut_of(denoiser: nn.Module, block: Block) -> nn.Conv2d | None:
     module = submodule(denoiser, block.shortcut)
     assert isinstance(module, nn.Conv2d)
     return module
+
+
+def picking(module: nn.Module, wrapper: Any, argument: str, picks: Tensor) -> Callable[..., Any]:
+    """A forward that gives the module's own, or the user's wrapper of it, the picked columns of one argument."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    own = partial(type(module).forward, module) if wrapper is None else wrapper
+    return _Picking(own, names, argument, picks).forward
+
+
+class _Picking(nn.Module):
+    """A module for the same reason as a stand-in."""
+
+    picks: Tensor
+
+    def __init__(self, own: Callable[..., Any], names: Sequence[str], argument: str, picks: Tensor) -> None:
+        super().__init__()
+        self.own, self.names, self.argument = own, names, argument
+        self.register_buffer("picks", picks)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        whole = given.get(self.argument)
+        if isinstance(whole, Tensor):
+            given[self.argument] = whole[..., self.picks]
+        elif whole is not None:
+            given[self.argument] = tuple(part[..., self.picks] for part in whole)
+        return self.own(**given)
 
 
 class _StandIn(nn.Module):

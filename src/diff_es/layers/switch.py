@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .compiled import submodule
 from .contract import Weights
-from .standin import stand_in
+from .standin import picking, stand_in
 
 
 class _Slot:
@@ -60,6 +60,10 @@ class Switch:
             content |= self._sizes(name, tensor, weights.counts)
         for name, value in weights.counts.items():
             content[self._attribute_slot(name)] = value
+        for name, picks in weights.picks.items():
+            path, _, argument = name.rpartition(".")
+            slot = self._forward_slot(path)
+            content[slot] = picking(submodule(self._denoiser, path), self._slots[slot].dense, argument, picks)
         for name, bypass in weights.bypasses.items():
             content[self._forward_slot(name)] = stand_in(self._denoiser, weights.blocks[name], bypass)
         return content

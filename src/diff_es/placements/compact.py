@@ -9,7 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArtefactError, DiffESError
-from ..layers import Anatomy, Bypass, Cut, Factor, Layer, Plan, Switch, Weights, check_plan, fed_by, merge, row_picks
+from ..layers import (
+    Anatomy,
+    Bypass,
+    Cut,
+    Factor,
+    Layer,
+    Plan,
+    Switch,
+    Weights,
+    check_plan,
+    fed_by,
+    merge,
+    placed_picks,
+    row_picks,
+)
 from .contract import Store, distinct, parameter_bytes
 
 
@@ -72,7 +86,7 @@ class CompactStore:
         return self._peak
 
     def to(self, stage: int) -> None:
-        plan, tensors, counts = self._plans[stage], dict[str, Tensor](), dict[str, int]()
+        plan, tensors, counts, picks = self._plans[stage], dict[str, Tensor](), dict[str, int](), dict[str, Tensor]()
         if plan is self._current:
             return
         self._switch.put({})  # lets go of the merged projections of the stage before
@@ -86,10 +100,11 @@ class CompactStore:
                         count = rows.chunks * len(cut.kept) * (rows.width or layer.width)
                         tensors[f"{rows.module}.{leaf}"] = parameter.data[:count]
                     counts |= layer.sizes(len(cut.kept))
+                    picks |= placed_picks(self._denoiser, layer, cut)
             merged = merge(self._denoiser, layers, plan)
             self._active += sum(tensor.nbytes for tensor in merged.values())
             tensors |= merged
-        self._switch.to(Weights(tensors, counts, plan.bypasses, self._blocks))
+        self._switch.to(Weights(tensors, counts, plan.bypasses, self._blocks, picks))
         self._current = plan
         self._peak = max(self._peak, self.weight_bytes)
 

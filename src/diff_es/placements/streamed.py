@@ -61,6 +61,7 @@ class _Shelf:
 
     chunks: tuple[_Chunk, ...]
     counts: Mapping[str, int]
+    picks: Mapping[str, Tensor]
     bypasses: Mapping[str, Mapping[str, str] | None]  # block: the names of its linear map's tensors, by their part
 
 
@@ -146,7 +147,7 @@ class StreamedStore:
         for name in sorted(tensors, key=_natural):
             groups.setdefault(".".join(name.split(".")[:2]), {})[name] = tensors[name]
         chunks = tuple(_chunk(group, self._device) for group in groups.values())
-        return _Shelf(chunks, weights.counts, bypasses)
+        return _Shelf(chunks, weights.counts, weights.picks, bypasses)
 
     def _fetch(self, key: int, count: int) -> None:
         """Have the first ``count`` chunks of a shelf on the device, copied on the side stream where there is one, into
@@ -189,7 +190,7 @@ class StreamedStore:
         for block, names in shelf.bypasses.items():
             parts = None if names is None else {part: tensors.pop(name) for part, name in names.items()}
             bypasses[block] = None if parts is None else Bypass(**parts)
-        return Weights(tensors, shelf.counts, bypasses, self._blocks)
+        return Weights(tensors, shelf.counts, bypasses, self._blocks, shelf.picks)
 
 
 def _natural(name: str) -> list[Any]:
