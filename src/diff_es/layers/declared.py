@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -15,7 +15,7 @@ from ..errors import DiffESError
 from .compiled import plain_name, submodule
 from .contract import Anatomy, Block, Kind, Layer, Rows
 from .multihead import REASON
-from .trial import try_blocks, try_layers
+from .trial import repeated, try_blocks, try_layers
 
 STREAMS = ("hidden_states", "encoder_hidden_states")
 
@@ -32,6 +32,8 @@ class Heads:
         output: name below ``module`` of the linear layer whose input columns are the heads'.
         counts: integer attributes of ``module`` that its forward reads, with their value per head, such as
             ``(("heads", 1),)``.
+        arguments: arguments of its forward that come at the width of all heads, such as a rotary embedding; what
+            belongs to the heads that stay is gathered from their last dimension.
     """
 
     module: str
@@ -39,6 +41,7 @@ class Heads:
     rows: tuple[str | Rows, ...]
     output: str
     counts: tuple[tuple[str, int], ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,13 @@ class Residual:
     Args:
         module: name of the block below the denoiser; a ``*`` stands for any one part of a name.
         returns: where the forward returns a tuple, the names of what is in it, of "hidden_states" and
-            "encoder_hidden_states", a second stream that the forward takes in second place or by that name.
+            "encoder_hidden_states", a second stream that the forward takes by that name, in second place.
+        pixels: whether the hidden states are (N, channels, H, W) rather than (..., channels).
     """
 
     module: str
     returns: tuple[str, ...] = ()
+    pixels: bool = False
 
 
 Declaration: TypeAlias = Sequence[Heads | Channels | Residual]
@@ -93,7 +98,7 @@ def declare(denoiser: nn.Module, declaration: Declaration, call: Callable[[], ob
     for part in declaration:
         for name in _matching(denoiser, part.module):
             if isinstance(part, Residual):
-                blocks.append(Residual(name, part.returns))
+                blocks.append(replace(part, module=name))
             else:
                 layers.append(_layer(denoiser, name, part))
     widths = _widths(denoiser, blocks, call)
@@ -130,7 +135,8 @@ def _layer(denoiser: nn.Module, name: str, part: Heads | Channels) -> Layer:
     counts = tuple(_count(denoiser, name, path, each, groups) for path, each in part.counts)
     kind = Kind.ATTENTION if isinstance(part, Heads) else Kind.FEEDFORWARD
     path = f"{name}.{part.output}"
-    return Layer(path, kind, groups, columns // groups, rows, path, counts)
+    arguments = tuple((name, argument) for argument in part.arguments) if isinstance(part, Heads) else ()
+    return Layer(path, kind, groups, columns // groups, rows, path, counts, arguments)
 
 
 def _rows(denoiser: nn.Module, name: str, row: str | Rows, groups: int, width: int) -> Rows:
@@ -186,7 +192,7 @@ def _widths(
                     remedy = "A residual block takes its hidden states first, and changes them by what it adds."
                     raise _wrong(block.module, expected, _shapes(given.get(stream), returned.get(stream)), remedy)
             second = given[STREAMS[1]].shape[-1] if STREAMS[1] in block.returns else None
-            widths[block.module] = given[STREAMS[0]].shape[-1], second
+            widths[block.module] = given[STREAMS[0]].shape[1 if block.pixels else -1], second
 
         return hook
 
@@ -195,7 +201,7 @@ def _widths(
     ]
     try:
         with torch.no_grad():
-            call()
+            repeated(denoiser, call)
     finally:
         for handle in handles:
             handle.remove()
@@ -214,7 +220,7 @@ def _shapes(*values: object) -> str:
 
 
 def _block(block: Residual, width: int, context: int | None) -> Block:
-    return Block(block.module, width, context, block.returns)
+    return Block(block.module, width, context, block.returns, block.pixels)
 
 
 def _wrong(where: str, expected: str, found: str, remedy: str) -> DiffESError:

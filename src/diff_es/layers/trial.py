@@ -28,7 +28,7 @@ def try_layers(denoiser: nn.Module, anatomy: Anatomy, call: Callable[[], object]
         DiffESError: a layer does not run, or gives its output projection other inputs than the dense network would.
     """
     with _inputs(denoiser, anatomy.layers, silence=False) as seen, torch.no_grad():
-        _repeated(denoiser, call)
+        repeated(denoiser, call)
     for layer in anatomy.layers:
         if layer.name not in seen:
             found, where = "that it does not", f"declaration, {layer.output}"
@@ -51,7 +51,7 @@ def try_blocks(denoiser: nn.Module, anatomy: Anatomy, call: Callable[[], object]
     for block in anatomy.blocks:
         try:
             with _switched(denoiser, anatomy, Plan(bypasses={block.name: None})):
-                _repeated(denoiser, call)
+                repeated(denoiser, call)
         except _FAILURES as error:
             remedy = "Leave this block out of the declaration, or declare what it returns."
             expected, where = "a block that can be left out", f"declaration, {block.name}"
@@ -76,9 +76,9 @@ def _first_wrong(
     chosen = {layer.name: layer for layer in layers}
     plan = Plan({name: Cut(torch.arange(1, layer.groups)) for name, layer in chosen.items()})
     with _inputs(denoiser, chosen.values(), silence=True) as dense, torch.no_grad():
-        _repeated(denoiser, call)
+        repeated(denoiser, call)
     with _switched(denoiser, anatomy, plan), _inputs(denoiser, chosen.values(), silence=False) as slim:
-        _repeated(denoiser, call)
+        repeated(denoiser, call)
     for name, expected in dense.items():
         layer = chosen[name]
         if not _same(expected, slim.get(name, []), layer, output_of(denoiser, layer)):
@@ -139,8 +139,8 @@ def _switched(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Iterator[Non
         switch.to(Weights())
 
 
-def _repeated(denoiser: nn.Module, call: Callable[[], object]) -> None:
-    """A call that draws its input draws the same every time."""
+def repeated(denoiser: nn.Module, call: Callable[[], object]) -> None:
+    """A call that draws its input draws the same every time, and leaves no trace in the random state."""
     device = next(denoiser.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
