@@ -112,6 +112,7 @@ def test_slim_equals_a_copy_of_smaller_layers() -> None:
         block.linear1.bias = nn.Parameter(block.linear1.bias[channels.kept])
         for linear, cut in ((block.self_attn.out, heads), (block.linear2, channels)):
             assert cut.weight is not None
+            assert cut.bias is not None
             linear.weight, linear.bias = nn.Parameter(cut.weight), nn.Parameter(cut.bias)
         block.self_attn.heads = len(heads.kept)
     before, dense, switch = snapshot(model), call(model)(), Switch(model)

@@ -26,11 +26,14 @@ from diffusers.models.transformers.transformer_flux2 import Flux2Attention
 from diffusers.models.transformers.transformer_ltx import LTXAttention
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from tests.counting import _Counting
-from tests.families import BLOCKS, FAMILIES, HEADS, HIDDEN, arguments, built, run
+from tests.families import BATCH, BLOCKS, FAMILIES, HEADS, HIDDEN, arguments, built, run
 from tests.tiny import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from diff_es import Compact, Depth, Method, Resident, Streamed, Width
+from diff_es.calibrate import Gatherer
+from diff_es.compaction import Compaction
 from diff_es.cost import MacCounter
 from diff_es.errors import ArtefactError
 from diff_es.layers import (
@@ -47,8 +50,13 @@ from diff_es.layers import (
     output_of,
     realise,
 )
-from diff_es.obs import Moments, regress
+from diff_es.library import Library
+from diff_es.obs import regress
 from diff_es.pipeline import Trace, meta_twin
+from diff_es.placements import Placement
+from diff_es.progress import Reporter
+from diff_es.schedule import Stages
+from diff_es.units import Grain, Skip
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 ACROSS = {"sana-sprint", "wan", "wan-image", "ltx"}  # normalise queries and keys across all heads
@@ -284,7 +292,7 @@ def test_realised_widths_are_the_nominal_ones(name: str, level: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd3.5", "flux", "qwen"])
-def test_both_streams_keep_the_same_heads(name: str) -> None:
+def test_a_plan_whose_streams_keep_other_heads_is_refused(name: str) -> None:
     model, anatomy = model_of(name), discover(model_of(name))
     followers = [layer for layer in anatomy.layers if layer.follows]
     assert followers
@@ -346,39 +354,78 @@ def test_a_skipped_block_is_what_the_definition_says(name: str, plain: bool) -> 
     assert_same(before, snapshot(model))
 
 
+@cache
+def library_of(name: str) -> Library:
+    """Levels of width, and skipped blocks, from calls at the timesteps of two stages."""
+    model, family = model_of(name), FAMILIES[name]
+    anatomy, stages = discover(model), Stages((family.timestep,))
+    with Gatherer(model, stages, anatomy.layers, anatomy.blocks) as gatherer:
+        for seed in range(6):
+            gatherer.begin()
+            now = torch.full((BATCH,), family.timestep * (1 + 0.1 * (-1) ** seed))
+            with torch.no_grad():
+                model(**{**arguments(family, seed), "timestep": now})
+    method = Method(Width(8, multiple=1, depth=Depth()), grain=Grain.BLOCK)
+    return Library(model, anatomy, gatherer.statistics(), method, Reporter(quiet=True))
+
+
 @every_family
 def test_a_fitted_bypass_is_finite_and_beats_leaving_the_block_out(name: str) -> None:
-    model, family = model_of(name), FAMILIES[name]
-    anatomy = discover(model)
-    seen: dict[str, list[Tensor]] = {}
+    library = library_of(name)
+    for unit, described in enumerate(library.units):
+        if isinstance(described.options[-1], Skip):
+            plan = library.part(1, unit, len(described.options) - 1)
+            bypass = plan.bypasses[described.name]
+            assert bypass is not None
+            assert all(tensor.isfinite().all() for tensor in bypass.tensors().values())
+            assert slim(name, plan).isfinite().all()
+            block = next(block for block in library.anatomy.blocks if block.name == described.name)
+            for stream in block.streams:
+                moments = library.moments(1, stream)
+                left = regress(moments, HIDDEN, 0.01)[2]
+                assert left < float(moments.power()[HIDDEN:].sum())
+    assert sum(isinstance(unit.options[-1], Skip) for unit in library.units) == len(library.anatomy.blocks)
 
-    def keep(block: Block) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            named = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
-            returned = dict(zip(block.returns, output, strict=True)) if block.returns else {"hidden_states": output}
-            for stream, key in zip(block.streams, ("hidden_states", "encoder_hidden_states"), strict=False):
-                pair = torch.cat([named[key], returned[key] - named[key]], -1)
-                seen.setdefault(stream, []).append(pair.flatten(0, -2))
 
-        return hook
+@every_family
+@pytest.mark.parametrize(
+    "placement", [Resident(), Streamed(), Compact()], ids=lambda placement: type(placement).__name__
+)
+def test_plans_run_in_every_placement_to_the_same_bits(name: str, placement: Placement) -> None:
+    library, family, model = library_of(name), FAMILIES[name], model_of(name)
+    make = Compaction(library, 0.1).plan if isinstance(placement, Compact) else library.plan
+    plans = [make(stage, levels) for stage, levels in enumerate(levels_of(library))]
+    expected, dense, before = [slim(name, plan) for plan in plans], run(model, family), deepcopy(model.state_dict())
+    store = placement.open(model, library.anatomy, plans)
+    for stage in (0, 1, 0):
+        store.to(stage)
+        assert run(model, family).equal(expected[stage])
+    store.close()
+    assert run(model, family).equal(dense)
+    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
 
-    handles = [
-        model.get_submodule(block.name).register_forward_hook(keep(block), with_kwargs=True) for block in anatomy.blocks
-    ]
-    for seed in range(4):
-        run(model, family, seed)
-    for handle in handles:
-        handle.remove()
-    fitted: dict[str, Bypass | None] = {}
-    for block in anatomy.blocks:
-        parts = list[Tensor]()
-        for stream in block.streams:
-            data = torch.cat(seen[stream])
-            weight, bias, error = regress(Moments(data.T @ data, data.sum(0), len(data)), HIDDEN, 0.01)
-            assert error <= float(data[:, HIDDEN:].square().sum(1).mean())
-            parts += [weight.float(), bias.float()]
-        fitted[block.name] = Bypass(*parts)
-    assert slim(name, Plan(bypasses=fitted)).isfinite().all()
+
+def levels_of(library: Library) -> tuple[tuple[int, ...], ...]:
+    """Mixed levels of the units in two stages; one unit is skipped."""
+    rows = tuple(tuple((3 * unit + 2 + 5 * stage) % 8 for unit in range(len(library.units))) for stage in range(2))
+    return (len(library.units[0].options) - 1, *rows[0][1:]), rows[1]
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd3.5", "flux", "qwen"])
+def test_both_streams_keep_the_same_heads_at_every_level(name: str) -> None:
+    library = library_of(name)
+    followers = [layer for layer in library.anatomy.layers if layer.follows]
+    for stage in range(2):
+        for level in range(1, 8):
+            plan = library.plan(stage, [level] * len(library.units))
+            for layer in followers:
+                leader = plan.cuts.get(layer.follows or "")
+                own = plan.cuts.get(layer.name)
+                assert (own is None) == (leader is None)
+                if own is not None and leader is not None:
+                    assert own.kept.equal(leader.kept)
+                    assert own.weight is not None
+                    assert not own.weight.equal(output_of(model_of(name), layer).weight[:, layer.columns(own.kept)])
 
 
 # ---------------------------------------------------------------------------------------------------------- costs
