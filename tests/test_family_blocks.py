@@ -193,6 +193,7 @@ def test_the_twin_of_every_family_has_its_layers() -> None:
         assert discover(meta_twin(model_of(name))) == discover(model_of(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flux", "ltx"])
 def test_compiled_blocks_run_every_plan(name: str) -> None:
     model, family = deepcopy(model_of(name)), FAMILIES[name]
