@@ -96,6 +96,21 @@ def test_a_skipped_block_is_what_the_definition_says(name: str, plain: bool) -> 
     assert_same(before, snapshot(model))
 
 
+@pytest.mark.parametrize("name", ["wan", "sana", "ltx"])
+def test_a_bypass_has_the_precision_of_its_block_also_where_tables_stay_float32(name: str) -> None:
+    model, half = deepcopy(model_of(name)), torch.bfloat16
+    anatomy = discover(model)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            module.to(half)
+    switch = Switch(model)
+    switch.to(realise(model, anatomy, Plan(bypasses={block.name: bypass(block, 0) for block in anatomy.blocks})))
+    for block in anatomy.blocks:
+        states = torch.randn(2, 3, block.width, dtype=half)
+        assert model.get_submodule(block.name).forward(states).dtype is half
+    switch.to(Weights())
+
+
 @cache
 def library_of(name: str) -> Library:
     """Levels of width, and skipped blocks, from calls at the timesteps of two stages."""
