@@ -48,7 +48,7 @@ from diff_es.pipeline import Trace, meta_twin
 from diff_es.placements import Placement
 from diff_es.progress import Reporter
 from diff_es.schedule import Stages
-from diff_es.units import Grain, Skip
+from diff_es.units import Grain, Skip, Thin
 
 
 def bypass(block: Block, seed: int) -> Bypass:
@@ -201,6 +201,13 @@ def test_counted_costs_are_what_is_really_computed(name: str) -> None:
         with sdpa_kernel(SDPBackend.MATH), _Counting() as counted:
             slim(name, Plan(bypasses={block.name: bypass(block, 0)}))
         assert counter.skipping([block.name]) == counted.macs
+    for unit in library_of(name).units:  # each with the others dense, as a table of costs has them
+        option = unit.options[5]
+        assert isinstance(option, Thin)
+        plan = Plan({x.name: Cut(torch.arange(n)) for x, n in zip(unit.layers, option.kept, strict=True)})
+        with sdpa_kernel(SDPBackend.MATH), _Counting() as counted:
+            slim(name, plan)
+        assert counter.option(unit, 5) == counted.macs
 
 
 def test_the_twin_of_every_family_has_its_layers() -> None:
