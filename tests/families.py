@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     FluxTransformer2DModel,
@@ -17,6 +19,8 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from torch import Tensor, nn
+
+from diff_es.layers import Anatomy, Cut, Plan, Switch, Weights, discover, output_of, realise
 
 HEADS, SIZE, BLOCKS = 3, 8, 2
 HIDDEN = HEADS * SIZE
@@ -223,3 +227,45 @@ FAMILIES = {
         ),
     ),
 }
+
+
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+@cache
+def model_of(name: str) -> Any:
+    return built(FAMILIES[name])
+
+
+def random_plan(model: nn.Module, anatomy: Anatomy, seed: int, *, solved: bool = True) -> Plan:
+    """Random groups of every layer, the same for those that follow; with ``solved`` new output projections too."""
+    g, cuts = torch.Generator().manual_seed(seed), dict[str, Cut]()
+    for layer in anatomy.layers:
+        if layer.follows is None:
+            count = int(torch.randint(1, layer.groups, (), generator=g))
+            kept = torch.randperm(layer.groups, generator=g)[:count].sort().values
+        else:
+            kept = cuts[layer.follows].kept
+        dense = output_of(model, layer).weight
+        weight = torch.randn(len(dense), len(kept) * layer.width, *dense.shape[2:], generator=g) / 4
+        bias = torch.randn(len(dense), generator=g)
+        cuts[layer.name] = Cut(kept, weight, bias) if solved else Cut(kept)
+    return Plan(cuts)
+
+
+def slim(name: str, plan: Plan, seed: int = 1) -> Tensor:
+    model = model_of(name)
+    switch = Switch(model)
+    switch.to(realise(model, discover(model), plan))
+    try:
+        return run(model, FAMILIES[name], seed)
+    finally:
+        switch.to(Weights())
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def layer_names(pattern: str, *parts: str) -> list[str]:
+    return [f"{pattern}.{i}.{part}" for i in range(BLOCKS) for part in parts]

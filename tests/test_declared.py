@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -226,6 +227,55 @@ def test_a_block_that_returns_a_tuple_says_so() -> None:
     assert anatomy.blocks[0].returns == ("hidden_states",)
     with pytest.raises(DiffESError, match=r"parts.0: expected to return a tensor, found a tuple of 1. Declare what"):
         trial(Unpacking(Packed()), Residual("parts.*"))
+
+
+class Gained(Net):
+    """Hands its parts a factor for every channel of all heads, as a rotary embedding is handed."""
+
+    class Part(Mixing):
+        def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+            assert gain is not None
+            found: Tensor = x + self.out(self.value(x) * gain)
+            return found
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x, torch.arange(16.0))
+        found: Tensor = self.last(x)
+        return found
+
+
+def test_an_argument_of_all_heads_is_gathered_where_it_is_declared() -> None:
+    torch.manual_seed(0)
+    net = Gained(Gained.Part())
+    before = snapshot(net)
+    (layer,) = trial(net, part(arguments=("gain",))).layers
+    assert layer.arguments == (("parts.0", "gain"),)
+    assert_same(before, snapshot(net))
+    with pytest.raises(DiffESError, match=r"parts.0.out: expected a layer that runs without its first group"):
+        trial(net, part())
+
+
+class Convolved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.deep = nn.Conv2d(6, 20, 3, padding=1), nn.Conv2d(20, 20, 3, padding=1, groups=20)
+        self.down = nn.Conv2d(20, 6, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found: Tensor = pixels + self.down(self.deep(self.up(pixels)).relu())
+        return found
+
+
+def test_channels_of_convolutions_and_blocks_of_pixels() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Convolved(), Convolved()).eval()
+    channels = Channels("*", rows=("up", "deep"), output="down", counts=(("deep.groups", 1),))
+    anatomy = declare(net, (channels, Residual("*", pixels=True)), lambda: net(torch.randn(2, 6, 5, 4)))
+    assert [layer.groups for layer in anatomy.layers] == [20, 20]
+    assert [(block.width, block.pixels) for block in anatomy.blocks] == [(6, True)] * 2
+    with pytest.raises(DiffESError, match=r"declaration, 0.down: expected a layer that runs"):
+        declare(net, (replace(channels, counts=()),), lambda: net(torch.randn(2, 6, 5, 4)))
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def replaced(module: nn.Module, path: str, part: nn.Module) -> nn.Module:
     [
         (fused, "fused: call unfuse_qkv_projections"),
         (lambda: Attention(16, heads=2, dim_head=8, added_kv_proj_dim=16), "second stream"),
-        (lambda: Attention(16, heads=2, dim_head=8, spatial_norm_dim=4, norm_num_groups=4), "spatial norm"),
+        (lambda: Attention(32, heads=2, dim_head=8, spatial_norm_dim=4), "spatial norm"),
         (lambda: Attention(16, heads=2, dim_head=8, processor=IPAdapterAttnProcessor2_0(16, 16)), "weights of its own"),
         (lambda: Attention(8, heads=1, dim_head=8), "a single group"),
         (lambda: BriaAttention(16, 2, 8), "BriaAttention is an attention that this version does not know"),

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import fold, unfold
 
+from .errors import DiffESError
 from .layers import Anatomy, Block, Layer, output_of, shortcut_of, submodule
 from .obs import Moments
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, on_timestep, sample
@@ -50,14 +52,37 @@ class _Accumulator:
         self._count = 0
 
     def add(self, vectors: Tensor) -> None:
+        """Add vectors (..., D)."""
         x = vectors.detach().reshape(-1, vectors.shape[-1]).float()
-        if self._sums is None:
-            self._sums = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1]), x.mean(0)
-        second, first, shift = self._sums
+        second, first, shift = self._around(x)
         x = x - shift
         second.addmm_(x.T, x)
         first += x.sum(0)
         self._count += len(x)
+
+    def add_pixels(self, images: Tensor, module: nn.Conv2d) -> None:
+        """Add what the taps of a convolution see of images (N, D, H, W): each pixel as often as it is seen, and the
+        zeros of the padding, which are much of a small image."""
+        size, padding = images.shape[2:], module.padding
+        assert not isinstance(padding, str)
+        taps = unfold(torch.ones(1, 1, *size), module.kernel_size, module.dilation, padding, module.stride)
+        often = fold(torch.ones_like(taps), size, module.kernel_size, module.dilation, padding, module.stride)
+        x = images.detach().movedim(1, -1).reshape(-1, images.shape[1]).float()
+        second, first, shift = self._around(x)
+        x, zeros = x - shift, int((taps == 0).sum()) * len(images)
+        weighted = x * often.flatten().repeat(len(images)).to(x.device)[:, None]
+        second.addmm_(weighted.T, x).addmm_(shift[:, None], shift[None], alpha=zeros)
+        first += weighted.sum(0) - zeros * shift
+        self._count += taps.numel() * len(images)
+
+    def _around(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self._sums is None:
+            self._sums = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1]), x.mean(0)
+        return self._sums
+
+    @property
+    def empty(self) -> bool:
+        return self._sums is None
 
     def moments(self) -> Moments:
         assert self._sums is not None
@@ -89,7 +114,8 @@ class Gatherer:
     Used in a ``with`` block; every denoiser call inside belongs to the stage of its own timestep.
 
     Args:
-        layers: layers whose output-projection inputs are gathered: of a convolution, one vector for each pixel.
+        layers: layers whose output-projection inputs are gathered: of a convolution, one vector for each tap that
+            looks at a pixel, or at the padding.
         blocks: blocks whose inputs and residuals are gathered, for each of their streams.
     """
 
@@ -121,7 +147,19 @@ class Gatherer:
         self._change.before = None
 
     def statistics(self) -> Statistics:
-        """What has been gathered; every stage must have had a call."""
+        """What has been gathered.
+
+        Raises:
+            DiffESError: a layer or block never ran in a stage; the message names it.
+        """
+        for stage, sums in enumerate(self._sums):
+            for name, part in sums.items():
+                if part.empty:
+                    remedy = "Calibrate with calls in which it runs, such as those that use its adapter."
+                    found = f"none in stage {stage}"
+                    raise DiffESError(
+                        f"calibration, {name}", expected="inputs in every stage", found=found, remedy=remedy
+                    )
         gathered = tuple({name: part.moments() for name, part in stage.items()} for stage in self._sums)
         return Statistics(gathered, self._change.means())
 
@@ -132,8 +170,12 @@ class Gatherer:
         self._change.add(self._stage, output[0])
 
     def _of_layer(self, layer: Layer, module: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs = args[0].movedim(1, -1) if isinstance(output_of(self._denoiser, layer), nn.Conv2d) else args[0]
-        self._sums[self._stage][layer.name].add(inputs[..., layer.start : layer.start + layer.size])
+        sums, own = self._sums[self._stage][layer.name], slice(layer.start, layer.start + layer.size)
+        output = output_of(self._denoiser, layer)
+        if isinstance(output, nn.Conv2d):
+            sums.add_pixels(args[0][:, own], output)
+        else:
+            sums.add(args[0][..., own])
 
     def _of_block(
         self, block: Block, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

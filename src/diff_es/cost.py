@@ -6,17 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .alike import alike
 from .errors import BudgetOutOfReach
-from .layers import DENSE, Anatomy, Block, Bypass, Cut, Plan, Switch, Weights, owned_by, realise
+from .layers import DENSE, Anatomy, Block, Bypass, Cut, Plan, Switch, Weights, common, owned_by, realise
 from .pipeline import Denoiser, Trace, meta_twin
 from .progress import Reporter
 from .search import Levels, Space, Steps
 from .units import Thin, Unit
+
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that a module receives
 
 
 class MacCounter:
@@ -31,6 +36,8 @@ class MacCounter:
 
     def __init__(self, denoiser: Denoiser, anatomy: Anatomy, trace: Trace, *, bypass: bool = True) -> None:
         self.anatomy, self._twin, self._trace, self._bypass = anatomy, meta_twin(denoiser), trace, bypass
+        self._calls: dict[str, list[Call]] | None = None  # what every module received in a dense call
+        self._dense = dict[str, int]()  # by the module that is counted
 
     def dense(self) -> int:
         return self._count(DENSE)
@@ -50,14 +57,17 @@ class MacCounter:
         return block.blank(device="meta", dtype=self._twin.dtype) if self._bypass else None
 
     def option(self, unit: Unit, level: int) -> int:
-        """With one unit at a level, and the others dense."""
+        """With one unit at a level, and the others dense; only the module that holds the unit is counted anew."""
         option = unit.options[level]
-        if isinstance(option, Thin):
-            pairs = zip(unit.layers, option.kept, strict=True)
-            return self._count(Plan({layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups}))
-        if isinstance(option.blocks, int):
-            return self.skipping([block.name for block in self.anatomy.blocks[: option.blocks]])
-        return self.skipping(option.blocks)
+        if not isinstance(option, Thin):
+            if isinstance(option.blocks, int):
+                return self.skipping([block.name for block in self.anatomy.blocks[: option.blocks]])
+            blocks = {block.name: block for block in self.anatomy.blocks}
+            plan = Plan(bypasses={name: self._stand_in(blocks[name]) for name in option.blocks})
+            return self._count(plan, common(option.blocks))
+        pairs = zip(unit.layers, option.kept, strict=True)
+        plan = Plan({layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups})
+        return self._count(plan, common([layer.home for layer in unit.layers]))
 
     def weight_bytes(self, unit: Unit, level: int) -> int:
         """Bytes of all weights that run with the one unit of a denoiser at a level."""
@@ -87,11 +97,10 @@ class MacCounter:
         """MACs of a call by [unit][level], with all else dense."""
         table = list[tuple[int, ...]]()
         with reporter.task("count MACs", sum(len(unit.options) for unit in units)) as task:
-            for index, (unit, first) in enumerate(zip(units, self.alike(units), strict=True)):
-                row = list[int](table[first] if first < index else ())
+            for unit in units:
+                row = list[int]()
                 for level in range(len(unit.options)):
-                    if level == len(row):
-                        row.append(self.option(unit, level))
+                    row.append(self.option(unit, level))
                     task.advance()
                 table.append(tuple(row))
         return tuple(table)
@@ -100,15 +109,44 @@ class MacCounter:
         """For each unit the first one that costs the same."""
         return alike(self._twin, self._trace, units)
 
-    def _count(self, plan: Plan) -> int:
-        switch = Switch(self._twin)
+    def _count(self, plan: Plan, place: str = "") -> int:
+        """MACs of a call under a plan that changes nothing outside of the module ``place``."""
+        if not place:
+            return self._run(plan, "")
+        self._calls = self._calls or self._recorded()
+        while place and place not in self._calls:  # a list of modules has no forward
+            place = place.rpartition(".")[0]
+        for part in {"", place} - self._dense.keys():
+            self._dense[part] = self._run(DENSE, part)
+        return self._dense[""] - self._dense[place] + self._run(plan, place)
+
+    def _run(self, plan: Plan, place: str) -> int:
+        switch, module = Switch(self._twin), self._twin.get_submodule(place)
+        calls = self._calls[place] if place and self._calls else [(self._trace.args, self._trace.kwargs)]
         switch.to(realise(self._twin, self.anatomy, plan))
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self._twin(*self._trace.args, **self._trace.kwargs)
+                for args, kwargs in calls:
+                    module(*args, **kwargs)
         finally:
             switch.to(Weights())
         return int(counter.get_total_flops()) // 2
+
+    def _recorded(self) -> dict[str, list[Call]]:
+        calls, handles = dict[str, list[Call]](), []
+
+        def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.setdefault(name, []).append((args, kwargs))
+
+        for name, module in self._twin.named_modules():
+            handles.append(module.register_forward_pre_hook(partial(note, name), with_kwargs=True))
+        try:
+            with torch.no_grad():
+                self._twin(*self._trace.args, **self._trace.kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
 
 
 @dataclass(frozen=True)

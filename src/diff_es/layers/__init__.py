@@ -21,6 +21,7 @@ from .contract import (
     Rows,
     Weights,
     as_matrix,
+    common,
     from_matrix,
 )
 from .declared import Channels, Heads, Residual, declare
@@ -49,6 +50,7 @@ __all__ = [
     "Weights",
     "as_matrix",
     "check_plan",
+    "common",
     "declare",
     "discover",
     "fed_by",

@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import (
     FusedAuraFlowAttnProcessor2_0,
     FusedCogVideoXAttnProcessor2_0,
     FusedHunyuanAttnProcessor2_0,
+    FusedJointAttnProcessor2_0,
 )
 from torch import nn
 
@@ -20,6 +21,7 @@ _FUSED = (
     FusedAuraFlowAttnProcessor2_0,
     FusedCogVideoXAttnProcessor2_0,
     FusedHunyuanAttnProcessor2_0,
+    FusedJointAttnProcessor2_0,
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -70,11 +70,8 @@ class Layer:
     @property
     def home(self) -> str:
         """The name of the smallest module that holds the layer's output and all rows that feed it."""
-        paths = [name.split(".") for name in (self.output, *(rows.module for rows in self.rows))]
-        shared = min(paths, key=len)[:-1]
-        while any(path[: len(shared)] != shared for path in paths):
-            shared = shared[:-1]
-        return ".".join(shared)
+        owners = [name.rpartition(".")[0] for name in (self.output, *(rows.module for rows in self.rows))]
+        return common(owners)
 
     def kept(self, removed: int, levels: int) -> int:
         """Groups that stay at level ``removed`` of ``levels``: level l removes floor(l n / L) of n groups."""
@@ -100,6 +97,15 @@ class Layer:
 def expanded(groups: Tensor, width: int) -> Tensor:
     """int64 (len(groups) * width,): the members of these groups, where group g has g * width to (g + 1) * width - 1."""
     return (groups[:, None] * width + torch.arange(width, device=groups.device)).flatten()
+
+
+def common(names: Sequence[str]) -> str:
+    """The name of the smallest module that holds all of these modules, or is the only one of them."""
+    paths = [name.split(".") for name in names if name]
+    shared = paths[0] if len(paths) == len(names) else []
+    while any(path[: len(shared)] != shared for path in paths):
+        shared = shared[:-1]
+    return ".".join(shared)
 
 
 def as_matrix(weight: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ def declare(denoiser: nn.Module, declaration: Declaration, call: Callable[[], ob
     """The anatomy that a declaration gives a denoiser, after trying it out on one call.
 
     Every layer is run without its first group, and must hand its output projection what the dense one does in the
-    groups that stay; every block is left out. That takes two calls, one more for each block, and one for each layer
-    only where something is wrong.
+    groups that stay; every block is left out. That takes four calls, one more for each block, and two for each layer
+    only where one does not run at all.
 
     Args:
         call: runs the denoiser once on any input, such as ``lambda: denoiser(noise, timestep=t)``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -85,12 +86,16 @@ def placed_picks(denoiser: nn.Module, layer: Layer, cut: Cut) -> dict[str, Tenso
 
 
 def placed_bypasses(denoiser: nn.Module, plan: Plan) -> dict[str, Bypass | None]:
-    """What stands in for the skipped blocks, on the denoiser's device."""
-    like = next(denoiser.parameters())
-    return {
-        name: None if bypass is None else bypass.map(lambda tensor: tensor.to(like))
-        for name, bypass in plan.bypasses.items()
-    }
+    """What stands in for the skipped blocks, on the device and in the precision of their own projections; some models
+    keep norms and tables in float32."""
+    placed = dict[str, Bypass | None]()
+    for name, bypass in plan.bypasses.items():
+        placed[name] = None if bypass is None else bypass.map(partial(_placed, submodule(denoiser, name)))
+    return placed
+
+
+def _placed(block: nn.Module, tensor: Tensor) -> Tensor:
+    return tensor.to(next(part.weight for part in block.modules() if isinstance(part, nn.Linear | nn.Conv2d)))
 
 
 def check_plan(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import nn
 
@@ -21,17 +23,10 @@ def find(name: str, module: nn.Module) -> tuple[Found, ...]:
     found: tuple[Found, ...] = ()
     reason = _whole(module)
     if reason is None:
-        shortcut = None if module.conv_shortcut is None else f"{name}.conv_shortcut"
-        outputs = module.conv2.out_channels
-        found = (
-            Block(
-                name,
-                module.in_channels,
-                pixels=True,
-                shortcut=shortcut,
-                outputs=None if outputs == module.in_channels else outputs,
-            ),
-        )
+        block = Block(name, module.in_channels, pixels=True)
+        if module.conv_shortcut is not None:
+            block = replace(block, shortcut=f"{name}.conv_shortcut", outputs=module.conv_shortcut.out_channels)
+        found = (block,)
     else:
         found = (Refusal(name, f"{reason}; its channels can be thinned, the block is never skipped"),)
     return (*found, _channels(name, module))
@@ -45,9 +40,11 @@ def _channels(name: str, module: ResnetBlock2D) -> Layer | Refusal:
     for part, expected in parts.items():
         if type(part) is not expected:
             known = f"a plain nn.{expected.__name__} (unload or merge adapters first)"
-            return Refusal(inner, f"a part of its ResNet block is a {type(part).__name__}, not {known}")
+            return Refusal(inner, f"of its ResNet block one part is a {type(part).__name__}, not {known}")
     if module.conv1.groups != 1 or module.conv2.groups != 1:
         return Refusal(inner, "its ResNet block has grouped convolutions")
+    if isinstance(module.conv2.padding, str) or module.conv2.padding_mode != "zeros":
+        return Refusal(inner, "its padding is not a number of zeros")
     width = norm.num_channels // norm.num_groups
     rows = [Rows(f"{name}.conv1"), Rows(f"{name}.norm2")]
     if module.time_emb_proj is not None:
