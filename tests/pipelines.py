@@ -155,13 +155,13 @@ def sdxl() -> StableDiffusionXLPipeline:
         addition_time_embed_dim=4,
         transformer_layers_per_block=(1, 2),
         projection_class_embeddings_input_dim=6 * 4 + 16,
-        cross_attention_dim=32,
+        cross_attention_dim=16 + 32,
         norm_num_groups=4,
     )
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
     )
-    texts = CLIPTextModel(clip_config()), CLIPTextModelWithProjection(clip_config())
+    texts = CLIPTextModel(clip_config()), CLIPTextModelWithProjection(clip_config(32))
     return StableDiffusionXLPipeline(kl(), *texts, clip_tokenizer(), clip_tokenizer(), unet, scheduler)
 
 
