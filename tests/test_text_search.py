@@ -61,7 +61,7 @@ def test_prefixes_are_reused_to_the_bit(name: str, dtype: torch.dtype) -> None:
     assert calls[1] < calls[0]
 
 
-@pytest.mark.parametrize("name", ["PixArt-Sigma", "SD"])
+@pytest.mark.parametrize("name", ["PixArt-Sigma", pytest.param("SD", marks=pytest.mark.slow)])
 def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     pipe = made(case.make)
@@ -82,6 +82,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
         assert torch.equal(sample(other, probes, case.sampling), pruned)
 
 
+@pytest.mark.slow
 def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     case = CASES["PixArt-alpha"]
     pipe, asked = made(case.make), replace(case.sampling, negative_prompt="blurred")
