@@ -155,13 +155,13 @@ def sdxl() -> StableDiffusionXLPipeline:
         addition_time_embed_dim=4,
         transformer_layers_per_block=(1, 2),
         projection_class_embeddings_input_dim=6 * 4 + 16,
-        cross_attention_dim=32,
+        cross_attention_dim=16 + 32,
         norm_num_groups=4,
     )
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
     )
-    texts = CLIPTextModel(clip_config()), CLIPTextModelWithProjection(clip_config())
+    texts = CLIPTextModel(clip_config()), CLIPTextModelWithProjection(clip_config(32))
     return StableDiffusionXLPipeline(kl(), *texts, clip_tokenizer(), clip_tokenizer(), unet, scheduler)
 
 
@@ -318,7 +318,7 @@ def qwen_image() -> QwenImagePipeline:
     return QwenImagePipeline(scheduler, vae, encoder, qwen_tokenizer(), transformer)
 
 
-def wan() -> WanPipeline:
+def wan(expand_timesteps: bool = False) -> WanPipeline:
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
@@ -345,7 +345,7 @@ def wan() -> WanPipeline:
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     encoder = UMT5EncoderModel(UMT5Config(vocab_size=32, **sizes))
-    return WanPipeline(t5_tokenizer(), encoder, vae, scheduler, transformer)
+    return WanPipeline(t5_tokenizer(), encoder, vae, scheduler, transformer, expand_timesteps=expand_timesteps)
 
 
 def ltx(timed_decoder: bool = False) -> LTXPipeline:

@@ -246,7 +246,7 @@ def test_bad_models_are_one_message_and_nothing_is_written(run: Run, model_folde
     empty, other, torn = (tmp_path / name for name in ("empty", "other", "torn"))
     empty.mkdir()
     other.mkdir()
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.0"}
+    index = {"_class_name": "KandinskyPipeline", "_diffusers_version": "0.42.0"}
     (other / "model_index.json").write_text(json.dumps(index))
     shutil.copytree(model_folder, torn)
     weights = torn / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -254,7 +254,7 @@ def test_bad_models_are_one_message_and_nothing_is_written(run: Run, model_folde
     out = tmp_path / "out"
     for model, told in (
         (empty, "expected a diffusers pipeline, found a folder without a model_index.json. Give 'bundled', a folder"),
-        (other, "expected DiTPipeline, found StableDiffusionPipeline. This version prunes class-conditional DiT"),
+        (other, ", DDIMPipeline, found KandinskyPipeline. Convert the model to one of them"),
         (torn, "expected a diffusers pipeline, found "),
         ("no-one/nothing-here", "no-one/nothing-here: expected a diffusers pipeline, found "),
     ):

@@ -21,11 +21,13 @@ from diff_es.conditioning import Encodings, Probe, bundled_prompts, call_argumen
 from diff_es.cost import MacCounter
 from diff_es.layers import DENSE, discover
 from diff_es.loading import SUPPORTED, check, check_denoiser
+from diff_es.measures import ImageSSIM
 from diff_es.pipeline import decode, denoiser_of, first_call, on_timestep, sample, trace, with_denoiser
 from diff_es.placements import Resident
 from diff_es.route import routed
 from diff_es.schedule import Stages
 from diff_es.stepping import stepped, trajectory
+from diff_es.story import picture
 from diff_es.trajectory import placed
 
 every_pipeline = pytest.mark.parametrize("name", CASES)
@@ -210,6 +212,28 @@ def test_another_denoiser_takes_the_place_of_the_own_one(name: str) -> None:
     assert torch.equal(
         sample(with_denoiser(other, denoiser_of(pipe)), probes, case.sampling), sample(pipe, probes, case.sampling)
     )
+
+
+def test_timesteps_of_tokens_are_those_of_their_step() -> None:
+    case, pipe, heard = CASES["Wan"], made(partial(wan, expand_timesteps=True)), list[float]()
+    found, probes = trace(pipe, case.sampling), make_probes(pipe, 2, 0, "test")
+    assert found.kwargs["timestep"].dim() == 2
+    handle = on_timestep(pipe.transformer, heard.append)
+    plain = sample(pipe, probes, case.sampling)
+    handle.remove()
+    assert heard == list(found.timesteps)
+    with routed(*dense(pipe, Stages.split(found.timesteps, 3))):
+        assert torch.equal(sample(pipe, probes, case.sampling), plain)
+
+
+def test_videos_are_compared_frame_by_frame_and_shown_side_by_side() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.rand(2, 3, 4, 16, 16, generator=generator) for _ in range(2))
+    by_frame = [ImageSSIM().closeness(one[:, :, i], other[:, :, i]) for i in range(4)]
+    assert torch.allclose(ImageSSIM().closeness(one, other), torch.stack(by_frame).mean(0))
+    assert ImageSSIM().closeness(one, one) == pytest.approx([1.0, 1.0])
+    assert picture(one[0]).size == (64, 16)
+    assert picture(one[0]).crop((16, 0, 32, 16)).tobytes() == picture(one[0, :, 1]).tobytes()
 
 
 def test_a_decoder_that_takes_a_timestep_gets_the_pipelines_own() -> None:

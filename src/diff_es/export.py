@@ -67,9 +67,9 @@ def export(result: Compressed, pipe: AnyPipeline, folder: str | Path) -> Exporte
     """
     target = Path(folder).resolve()  # a link keeps pointing there
     _check_target(target)
+    ready = _with_classes(pipe)
     plan = _one_plan(result)
     dense = result.check(pipe)
-    ready = _with_classes(pipe)
     with torch.no_grad(), hushed():
         kept = _read_from_outside(ready, result, plan)
         slim = _shallower(dense, plan, kept)

@@ -12,6 +12,7 @@ from torch import nn
 from .clock import on_stage
 from .errors import DiffESError
 from .layers import RoomToCompile, discover, named_parameters, owned_by
+from .layers.compiled import submodule
 from .placements import Store
 from .schedule import Stages
 
@@ -32,6 +33,8 @@ class Routing:
     def __init__(self, denoiser: nn.Module, stages: Stages, open_store: Callable[[], Store]) -> None:
         self._denoiser, self._stages, self._open = denoiser, stages, open_store
         exchanged = {name for layer in discover(denoiser).layers for name in owned_by(denoiser, layer)}
+        paths = dict.fromkeys(name.rpartition(".")[0] for name in sorted(exchanged))
+        self._owners = {path: submodule(denoiser, path) for path in paths}
         # the first parameter that stays: where it lies tells whether the pipeline was moved
         self._witness = next(name for name, _ in named_parameters(denoiser) if name not in exchanged)
 
@@ -52,7 +55,6 @@ class Routing:
             found = "one that is routed already"
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
         self._placed, self._adapters = self._placement(), self._loaded()
-        self._refused = {refusal.name for refusal in discover(denoiser).refusals}
         self._store = self._open()
         self._handles = (
             on_stage(denoiser, self._stages, self._enter),
@@ -92,13 +94,14 @@ class Routing:
         return tuple(vars(self._denoiser).get("peft_config", ()))
 
     def _check_adapters(self) -> None:
-        wrapped = [found for found in discover(self._denoiser).refusals if found.name not in self._refused]
+        owners = self._owners.items()
+        wrapped = [path for path, module in owners if submodule(self._denoiser, path) is not module]
         if wrapped:
-            shown = "; ".join(f"{found.name}: {found.reason}" for found in wrapped[:3])
             remedy = (
                 "Leave the `routed` context or call `remove(pipe)`, and unload them; or fuse them and compress anew."
             )
-            expected, found = "layers as they were when it was routed", f"adapters on {len(wrapped)} of them: {shown}"
+            expected, found = "layers as they were when it was routed", f"adapters on {', '.join(wrapped[:3])}"
+            found += f" and {len(wrapped) - 3} more" if len(wrapped) > 3 else ""
             raise DiffESError("denoiser", expected=expected, found=found, remedy=remedy)
 
     def _offloaded(self) -> bool:

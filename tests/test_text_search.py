@@ -1,0 +1,142 @@
+"""The method on text pipelines: prefixes that are reused, searches bound to their prompts, and the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.pipelines import CASES, made
+from tests.tiny import joint, settings
+
+from diff_es import DiffESError, Method, Width, compress, load
+from diff_es.benchmark import compare
+from diff_es.calibrate import Statistics
+from diff_es.cli import main
+from diff_es.compress import found_again
+from diff_es.evaluate import Effort, evaluate
+from diff_es.fitness import Fitness
+from diff_es.layers import Anatomy
+from diff_es.library import Library
+from diff_es.measures import ImageSSIM, LatentSNR
+from diff_es.pipeline import denoiser_of, make_probes, sample, trace
+from diff_es.progress import Reporter
+from diff_es.settings import describe, restore
+from diff_es.stepping import trajectory
+from diff_es.study import prepare
+from diff_es.units import Depth
+
+QUIET = Reporter(quiet=True)
+PROMPTS = ("a fox", "two hats", "a blue door")
+CANDIDATES = ((2, 2, 1), (2, 4, 1), (2, 2, 4), (1, 0, 3), (2, 4, 2))
+
+
+@pytest.mark.parametrize("name", ["FLUX", "Wan", "Qwen-Image", "SDXL"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prefixes_are_reused_to_the_bit(name: str, dtype: torch.dtype) -> None:
+    """Also where the denoiser receives rounded timesteps, or is called twice a step."""
+    case = CASES[name]
+    pipe = made(case.make).to(dtype)
+    traced = trace(pipe, case.sampling)
+    path = trajectory(pipe.scheduler, traced.timesteps)
+    stages, probes = path.stages(3), make_probes(pipe, 2, 0, "test")
+    nothing = Statistics(({}, {}, {}), (0.0, 0.0, 0.0))
+    library = Library(denoiser_of(pipe), Anatomy((), (), ()), nothing, Method(Depth()), QUIET)
+    own = stages.steps(path.timesteps)
+    scores, calls = list[list[float]](), list[int]()
+    for memory in (0, 1 << 30):
+        fitness = Fitness(pipe, library, stages, probes, case.sampling, LatentSNR(), path=path, memory=memory)
+        candidates = [own, *CANDIDATES, own]
+        scores.append([fitness(tuple((steps, 0) for steps in counts)) for counts in candidates])
+        calls.append(fitness.calls)
+    assert scores[0] == scores[1]
+    assert np.isfinite(scores[0]).all()
+    assert scores[0][0] == 120  # the user's own steps are the reference, to the bit
+    assert len(set(scores[0])) == len(CANDIDATES) + 1
+    assert calls[1] < calls[0]
+
+
+@pytest.mark.parametrize("name", ["PixArt-Sigma", pytest.param("SD", marks=pytest.mark.slow)])
+def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    pipe = made(case.make)
+    probes = make_probes(pipe, 2, 0, "test", PROMPTS)
+    dense = sample(pipe, probes, case.sampling)
+    small = joint(sampling=case.sampling, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=2, stages=2)
+    assert restore(json.loads(json.dumps(describe(small)))) == small
+    fast = compress(pipe, 0.7, small)
+    assert fast.about["macs_ratio"] <= 0.7
+    with fast.routed(pipe):
+        pruned = sample(pipe, probes, case.sampling)
+    assert not torch.equal(pruned, dense)
+    assert torch.equal(sample(pipe, probes, case.sampling), dense)
+    fast.save(tmp_path / "out")
+    other, again = made(case.make), load(tmp_path / "out")
+    assert again.sampling == case.sampling
+    with again.routed(other):
+        assert torch.equal(sample(other, probes, case.sampling), pruned)
+
+
+@pytest.mark.slow
+def test_a_text_pipeline_is_evaluated_and_timed() -> None:
+    case = CASES["PixArt-alpha"]
+    pipe, asked = made(case.make), replace(case.sampling, negative_prompt="blurred")
+    small = settings(sampling=asked, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=1, stages=2)
+    fast = compress(pipe, 0.8, replace(small, measure=ImageSSIM()))
+    ready = prepare(pipe, restore(fast.about["settings"]))
+    effort = Effort(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)
+    found = {0.8: found_again(fast)}
+    judged = evaluate(ready, found, None, effort, None, QUIET, fast.plans)
+    assert judged.rows[0].contender == "dense"
+    assert all(row.snr_db is None or np.isfinite(row.snr_db) for row in judged.rows)
+    assert judged.images[0].shape == (1, 3, 256, 256)
+    rows = compare(pipe, fast, [2], 1, QUIET)["rows"]
+    assert {row["runner"] for row in rows} >= {"dense", "routed at level 0", "diff-es, resident"}
+
+
+def test_a_journal_is_bound_to_its_prompts(tmp_path: Path) -> None:
+    case, journal = CASES["PixArt-alpha"], tmp_path / "journal.jsonl"
+    small = settings(sampling=case.sampling, prompts=PROMPTS, method=Method(Width(2, dense=())), generations=1)
+    fast = compress(made(case.make), 0.8, small, journal=journal)
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join(lines[:4]) + "\n")
+    resumed = compress(made(case.make), 0.8, small, journal=journal, resume=True)
+    assert resumed.schedule == fast.schedule
+    with pytest.raises(DiffESError, match=r"expected the settings the search began with, found prompts"):
+        compress(made(case.make), 0.8, replace(small, prompts=PROMPTS[:2]), journal=journal, resume=True)
+
+
+def run(*arguments: object) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["diff-es", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return int(ended.value.code or 0)
+
+
+def test_the_command_line_takes_prompts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, prompts, out = tmp_path / "model", tmp_path / "prompts.txt", tmp_path / "out"
+    made(CASES["PixArt-Sigma"].make).save_pretrained(model)
+    prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
+    small = ["--stages", 2, "--steps", 4, "--guidance", 3, "--batch", 2, "--calibration", 2, "--levels", 2]
+    small += ["--generations", 1, "--population", 4, "--probes", 2, "--heat", 0, "--held-out", 2, "--front", ""]
+    asked = ["--prompts", prompts, "--negative-prompt", "blurred", "--height", 256, "--width", 256]
+    code = run("compress", model, "--out", out, "--macs", 0.9, "--levers", "prune", *small, *asked, "--json")
+    assert code == 0, capfd.readouterr().err
+    fast = load(out)
+    assert (fast.sampling.negative_prompt, fast.sampling.height, fast.sampling.frames) == ("blurred", 256, None)
+    assert restore(fast.about["settings"]).prompts == PROMPTS
+    capfd.readouterr()
+    assert run("sample", out, "--count", 2, "--prompt", "a cat", "--out", tmp_path / "images", "--json") == 0
+    shown: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert shown["prompts"] == ["a cat", "a cat"]
+    assert all(Path(image).exists() for image in shown["images"])
+    assert run("sample", out, "--label", "3") == 2
+    assert "--label: expected a pipeline of classes, found PixArtSigmaPipeline. Say --prompt." in capfd.readouterr().err
+    assert run("export", out, "--out", tmp_path / "exported") == 2
+    assert "expected DiTPipeline, found PixArtSigmaPipeline" in " ".join(capfd.readouterr().err.split())
