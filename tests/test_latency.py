@@ -19,6 +19,7 @@ from diff_es import DiffESError, Method, Width, compress
 from diff_es.inspection import inspect
 from diff_es.latency import hardware_multiple, slower_layers, time_layers
 from diff_es.layers import Kind, Layer, discover
+from diff_es.pipeline import Sampling
 from diff_es.progress import Reporter
 
 QUIET = Reporter(quiet=True)
@@ -82,7 +83,7 @@ def test_a_level_that_would_run_slower_than_dense_is_left_dense(slow_when_thin: 
     assert {(name, level) for name, level in slow if name in forward} == {
         (name, n) for name in forward for n in (4, 5, 6)
     }
-    found = inspect(pipe, 8, QUIET, batch=2)
+    found = inspect(pipe, 8, QUIET, Sampling(steps=10, batch=2), timed=True)
     for row in found["layers"]:
         if row["name"] in forward:
             assert row["kept_by_level"] == [64, 56, 48, 40, 64, 64, 64, 8]

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from diff_es import Compressed, Method, Width, compress, load
 from diff_es.clock import on_stage
 from diff_es.conditioning import make_probes
+from diff_es.inspection import inspect
 from diff_es.layers import Anatomy, Plan, discover
 from diff_es.pipeline import denoiser_of, sample
+from diff_es.progress import Reporter
 from diff_es.schedule import Schedule
 from diff_es.settings import Levers
 from diff_es.units import Depth
@@ -70,6 +72,19 @@ def test_the_result_is_pruned_to_the_budget(case: tuple[str, Made]) -> None:
     assert found.fast.about["macs_ratio"] <= 0.75
     exact = 1e-3 if name == "Qwen-Image" else 1e-9  # it runs the negative prompt by itself, which is of another length
     assert found.macs[1] / found.macs[0] == pytest.approx(found.fast.about["macs_ratio"], rel=exact)
+
+
+def test_what_inspect_lists_adds_up(case: tuple[str, Made]) -> None:
+    name, found = case
+    seen = inspect(found.pipe, 4, Reporter(quiet=True), replace(ALL[name].sampling, batch=1))
+    listed = {name for unit in seen["units"] for name in unit["layers"]}
+    assert listed == {layer.name for layer in discover(denoiser_of(found.pipe)).layers}
+    assert sum(unit["macs_by_level"][0] for unit in seen["units"]) + seen["macs_of_no_level"] == seen["macs"]
+    for unit in seen["units"]:
+        assert sorted(unit["macs_by_level"], reverse=True) == unit["macs_by_level"]
+        assert unit["macs_by_level"][-1] < unit["macs_by_level"][0]
+    calls = ALL[name].sampling.steps * ALL[name].calls * 2  # for a batch of two
+    assert found.macs[0] == pytest.approx(calls * seen["macs"], rel=2e-3)  # texts may be padded to the longest
 
 
 def test_leaving_restores_everything(case: tuple[str, Made]) -> None:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import fold, unfold
 
+from .clock import on_stage
 from .errors import DiffESError
 from .layers import Anatomy, Block, Layer, output_of, shortcut_of, submodule
 from .obs import Moments
-from .pipeline import Pipeline, Probe, Sampling, denoiser_of, on_timestep, sample
+from .pipeline import Pipeline, Probe, Sampling, denoiser_of, sample
 from .progress import Reporter
 from .schedule import Stages
 
@@ -128,7 +129,7 @@ class Gatherer:
     def __enter__(self) -> Gatherer:
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would trace the hooks
-            stack.callback(on_timestep(self._denoiser, self._enter).remove)
+            stack.callback(on_stage(self._denoiser, self._stages, self._enter).remove)
             stack.callback(self._denoiser.register_forward_hook(self._of_denoiser).remove)
             for layer in self._layers:
                 module = self._denoiser.get_submodule(layer.output)
@@ -163,8 +164,8 @@ class Gatherer:
         gathered = tuple({name: part.moments() for name, part in stage.items()} for stage in self._sums)
         return Statistics(gathered, self._change.means())
 
-    def _enter(self, timestep: float) -> None:
-        self._stage = self._stages.index(timestep)
+    def _enter(self, stage: int) -> None:
+        self._stage = stage
 
     def _of_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._change.add(self._stage, output[0])

@@ -27,13 +27,16 @@ from .options import (
     Artefact,
     AsJson,
     Config,
+    Frames,
+    Height,
     InDtype,
     Model,
     Moved,
     OnDevice,
     Point,
+    Width,
 )
-from .pipeline import Pipeline, Probe, decode, make_probes, sample
+from .pipeline import Pipeline, Probe, Sampling, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
 from .settings import restore
@@ -82,6 +85,9 @@ def inspect_command(
     levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
     timed: Annotated[bool, typer.Option("--time", help="time every layer at every level too")] = False,
     batch: Annotated[int, typer.Option(min=1, help="samples of the timed calls")] = 16,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
     config: Config = None,
     dtype: InDtype = None,
     device: OnDevice = None,
@@ -89,7 +95,8 @@ def inspect_command(
 ) -> None:
     """What can be pruned, what cannot and why, and what each level costs."""
     pipe = open_pipeline(model, dtype, device, None, config)
-    found = inspection.inspect(pipe, levels, Reporter(), batch if timed else None)
+    sampling = Sampling(steps=10, batch=batch, height=height, width=width, frames=frames)
+    found = inspection.inspect(pipe, levels, Reporter(), sampling, timed=timed)
     tables.show_inspection(out, found)
     finish(found, as_json)
 

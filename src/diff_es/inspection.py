@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .cost import MacCounter
+from .cost import Costs, MacCounter
 from .latency import LayerTime, hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, Kind, discover, named_parameters
 from .pipeline import Pipeline, Sampling, denoiser_of, trace
@@ -15,23 +15,31 @@ from .progress import Reporter
 from .units import Depth, Grain, Width, units_of
 
 
-def inspect(pipe: Pipeline, levels: int, reporter: Reporter, batch: int | None = None) -> dict[str, Any]:
+def inspect(
+    pipe: Pipeline, levels: int, reporter: Reporter, sampling: Sampling | None = None, *, timed: bool = False
+) -> dict[str, Any]:
     """The findings as JSON values; MACs are those of one denoiser call.
 
+    Those of ``units``, one for each block, are what its levels decide about: at level 0 they add up to the dense
+    model's with ``macs_of_no_level``, which no level changes.
+
     Args:
-        batch: samples of the calls in which every shape of layer is timed at every level; None times nothing. A level
-            at which a layer runs slower than dense leaves it dense.
+        sampling: what the pipeline is asked for; by default images of its own size.
+        timed: whether every shape of layer is timed at every level, in calls of ``sampling.batch``. A level at which a
+            layer runs slower than dense leaves it dense.
     """
-    denoiser = denoiser_of(pipe)
-    anatomy, path = discover(denoiser), trace(pipe, Sampling(steps=10))
-    multiple, timed = hardware_multiple(denoiser.device, denoiser.dtype), tuple[LayerTime, ...]()
+    denoiser, sampling = denoiser_of(pipe), sampling or Sampling(steps=10)
+    anatomy, path = discover(denoiser), trace(pipe, sampling)
+    multiple, times = hardware_multiple(denoiser.device, denoiser.dtype), tuple[LayerTime, ...]()
     width, depth = Width(levels, multiple, ()), Depth()
-    if batch is not None:
-        timed = time_layers(pipe, anatomy, width, Sampling(steps=10, batch=batch), reporter)
-        width = replace(width, dense=slower_layers(timed))
+    if timed:
+        times = time_layers(pipe, anatomy, width, sampling, reporter)
+        width = replace(width, dense=slower_layers(times))
     counter = MacCounter(denoiser, anatomy, path)
     dense = counter.dense()
     ladders = (width, depth) if anatomy.uniform else (width,)  # blocks that differ are not skipped by their number
+    blocks = units_of(anatomy, width, Grain.BLOCK)
+    costs = Costs.tabled(counter.table(blocks, reporter), (1,))
     tables = [*(counter.table(units_of(anatomy, ladder, Grain.WHOLE), reporter)[0] for ladder in ladders), (dense,)]
     rows: list[dict[str, Any]] = [
         {
@@ -52,8 +60,13 @@ def inspect(pipe: Pipeline, levels: int, reporter: Reporter, batch: int | None =
         "parameters": sum(p.numel() for p in denoiser.parameters()),
         "macs": dense,
         "layers": rows,
+        "units": [
+            {"name": unit.name, "layers": [layer.name for layer in unit.layers], "macs_by_level": list(macs)}
+            for unit, macs in zip(blocks, costs.options, strict=True)
+        ],
+        "macs_of_no_level": costs.fixed,
         "multiple": multiple,
-        "timed": [asdict(shape) for shape in timed],
+        "timed": [asdict(shape) for shape in times],
         "width_macs_ratio": [macs / dense for macs in tables[0]],
         "depth_macs_ratio": [macs / dense for macs in tables[1]],
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],

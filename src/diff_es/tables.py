@@ -61,6 +61,14 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
         ratios = [found[name][level : level + 1] for name in ("width_macs_ratio", "depth_macs_ratio")]
         costs.add_row(str(level), *(f"{ratio[0]:.3f}" if ratio else "–" for ratio in ratios))
     console.print(costs)
+    each = _table(
+        "GMACs of each block, as far as levels decide about them", "Block", "Layers", "Level 0", "Deepest level"
+    )
+    for unit in found["units"]:
+        macs = [f"{unit['macs_by_level'][level] / 1e9:.3f}" for level in (0, -1)]
+        each.add_row(unit["name"], str(len(unit["layers"])), *macs)
+    each.add_row("all else", "–", *[f"{found['macs_of_no_level'] / 1e9:.3f}"] * 2)
+    console.print(each)
     if found["timed"]:
         _show_times(console, found["timed"])
     rest = _table("Left dense", "Where", "Parameters", "Why")
