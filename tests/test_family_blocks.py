@@ -115,7 +115,7 @@ def test_a_bypass_has_the_precision_of_its_block_also_where_tables_stay_float32(
 def library_of(name: str) -> Library:
     """Levels of width, and skipped blocks, from calls at the timesteps of two stages."""
     model, family = model_of(name), FAMILIES[name]
-    anatomy, stages = discover(model), Stages((family.timestep,))
+    anatomy, stages = discover(model), Stages((family.timestep * (1000 if family.timestep < 1 else 1),))
     with Gatherer(model, stages, anatomy.layers, anatomy.blocks) as gatherer:
         for seed in range(6):
             gatherer.begin()

@@ -84,7 +84,8 @@ def test_what_inspect_lists_adds_up(case: tuple[str, Made]) -> None:
         assert sorted(unit["macs_by_level"], reverse=True) == unit["macs_by_level"]
         assert unit["macs_by_level"][-1] < unit["macs_by_level"][0]
     calls = ALL[name].sampling.steps * ALL[name].calls * 2  # for a batch of two
-    assert found.macs[0] == pytest.approx(calls * seen["macs"], rel=2e-3)  # texts may be padded to the longest
+    exact = 0.1 if name == "Qwen-Image" else 1e-9  # it pads its texts to the longest of a batch
+    assert found.macs[0] == pytest.approx(calls * seen["macs"], rel=exact)
 
 
 def test_leaving_restores_everything(case: tuple[str, Made]) -> None:

@@ -521,7 +521,7 @@ def test_the_bias_of_a_convolution_takes_up_the_mean_of_every_tap() -> None:
     calm = statistics(sd).stages[0][layer.name]
     still = type(calm)(torch.outer(x, x) * 25, x * 25, 25)
     fake = Statistics(tuple({**stage, layer.name: still} for stage in statistics(sd).stages), (0.0, 0.0))
-    ready = Library(model, discover(model), fake, Method(Width(LEVELS, 1, ()), Magnitude()), QUIET)
+    ready = Library(model, discover(model), fake, Method(Width(LEVELS, 1, ()), Magnitude(), grain=Grain.WHOLE), QUIET)
     cut = ready.plan(0, (2,)).cuts[layer.name]
     assert cut.weight is not None
     dense = output(constant)[..., 2, 2]

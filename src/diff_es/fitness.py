@@ -141,8 +141,10 @@ class Fitness:
     ) -> None:
         self._pipe, self._library, self._stages, self._measure = pipe, library, stages, measure
         self._sampling, self._path, self._bank = sampling, path, _Bank(pipe, library, weights)
-        self._chunks = [probes[:heat]] if heat else []
-        self._chunks += [probes[i : i + sampling.batch] for i in range(heat, len(probes), sampling.batch)]
+        size = sampling.batch
+        self._chunks = [probes[i : min(i + size, heat)] for i in range(0, heat, size)]
+        self._first = len(self._chunks) or 1  # chunks of the first heat
+        self._chunks += [probes[i : i + size] for i in range(heat, len(probes), size)]
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
         self._encodings, self._each = Encodings(), 1  # calls of a timestep, once a run has shown it
         if path is None:
@@ -161,12 +163,13 @@ class Fitness:
 
     def first(self, levels: Levels) -> float:
         """The score in the first heat; without a race, on the first part of the probes."""
-        return _finite(float(self._scores(0, levels).mean()))
+        return _finite(float(torch.cat([self._scores(i, levels) for i in range(self._first)]).mean()))
 
     def second(self, levels: Levels, first: float) -> float:
         """The score on all probes, for that of the first heat: none of it is run again."""
-        total, count = first * len(self._chunks[0]), len(self._chunks[0])
-        for i in range(1, len(self._chunks)):
+        count = sum(len(chunk) for chunk in self._chunks[: self._first])
+        total = first * count
+        for i in range(self._first, len(self._chunks)):
             scores = self._scores(i, levels)
             total, count = total + float(scores.sum()), count + len(scores)
         return _finite(total / count)
