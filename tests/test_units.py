@@ -23,7 +23,7 @@ from diff_es.route import routed
 from diff_es.schedule import Stages
 from diff_es.settings import Levers
 from diff_es.stepping import stepped
-from diff_es.study import Study, prepare
+from diff_es.study import Study, prepare, survey
 from diff_es.units import Grain, Ladder, Option, Skip, Thin, units_of
 
 QUIET = Reporter(quiet=True)
@@ -104,6 +104,16 @@ def test_widths_of_units_are_rounded_and_left_dense_as_the_ladder_says() -> None
         assert [heads for heads, _ in kept] == [4, 3, 2, 1]
         expected = [128, 96, 128 if unit.name == "transformer_blocks.1" else 64, 32]
         assert [channels for _, channels in kept] == expected
+
+
+def test_layers_that_lose_nothing_at_any_level_are_named() -> None:
+    pipe, slow = tiny(), "transformer_blocks.0.ff"
+    timed = Width(4, dense=tuple((slow, level) for level in range(1, 4)))
+    with pytest.warns(UserWarning, match=f"{slow} keeps all of its groups at every level") as found:
+        survey(pipe, settings(method=Method(timed)), Reporter(quiet=True))
+    assert len(found) == 1
+    kept = Width(4, dense=timed.dense[1:] if timed.dense else ())
+    survey(pipe, settings(method=Method(kept)), Reporter(quiet=True))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from .latency import LayerTime, hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, Kind, discover, named_parameters
 from .pipeline import Pipeline, Sampling, denoiser_of, trace
 from .progress import Reporter
-from .units import Depth, Grain, Width, units_of
+from .units import Depth, Grain, Width, never_thinned, units_of
 
 
 def inspect(
@@ -69,6 +69,7 @@ def inspect(
         "timed": [asdict(shape) for shape in times],
         "width_macs_ratio": [macs / dense for macs in tables[0]],
         "depth_macs_ratio": [macs / dense for macs in tables[1]],
+        "never_thinned": never_thinned(anatomy.layers, width),
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],
         "left_dense": left_dense(denoiser, anatomy),
     }

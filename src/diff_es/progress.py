@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
@@ -73,6 +74,13 @@ class Reporter:
             eta = (TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
             with Progress(*columns, *eta, console=self._console) as bar:
                 yield _Bar(bar, description, total)
+
+    def warn(self, text: str) -> None:
+        """What the user has to know of: one line of text or, where quiet, a Python warning."""
+        if self._quiet:
+            warnings.warn(text, stacklevel=2)
+        else:
+            self._console.print(f"Warning: {text}", highlight=False)
 
     def say(self, text: str) -> None:
         """One line of text."""

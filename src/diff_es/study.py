@@ -27,7 +27,7 @@ from .search import Levels
 from .settings import Levers, Settings, value_of
 from .stepping import trajectory
 from .trajectory import Trajectory, placed
-from .units import Depth, Grain, Unit, Width, units_of, usual_grain
+from .units import Depth, Grain, Unit, Width, never_thinned, units_of, usual_grain
 
 _WORTH_IT = 1.05
 """A gain below which the user is told before the search."""
@@ -173,6 +173,9 @@ def survey(
     method = replace(settings.method, grain=grain)
     settings = replace(settings, method=method)
     stages, units = Stages.split(traced.timesteps, settings.stages), units_of(anatomy, method.ladder, grain)
+    if isinstance(method.ladder, Width) and levers is not Levers.STEPS:
+        for name in never_thinned(anatomy.layers, method.ladder):
+            reporter.warn(f"{name} keeps all of its groups at every level: it runs no faster with fewer here.")
     if levers is not Levers.PRUNE:
         if pipe.scheduler.order != 1:
             remedy = "Search levels alone (--levers prune), or sample with a scheduler that calls the denoiser once."

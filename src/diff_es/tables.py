@@ -74,6 +74,8 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
     rest = _table("Left dense", "Where", "Parameters", "Why")
     for part in found["left_dense"]:
         rest.add_row(part["name"], f"{part['parameters'] / 1e6:.2f}M", part["reason"])
+    for name in found["never_thinned"]:
+        rest.add_row(name, "–", "keeps all of its groups at every level: it runs no faster with fewer")
     for refusal in found["refused"]:
         rest.add_row(refusal["name"], "–", f"refused: {refusal['reason']}")
     console.print(rest)

@@ -130,6 +130,12 @@ def units_of(anatomy: Anatomy, ladder: Ladder, grain: Grain) -> tuple[Unit, ...]
     return tuple(units)
 
 
+def never_thinned(layers: Sequence[Layer], ladder: Width) -> list[str]:
+    """The layers that lose no group at any level, because they would run no faster."""
+    levels = range(1, ladder.levels)
+    return [layer.name for layer in layers if all(ladder.kept(layer, level) == layer.groups for level in levels)]
+
+
 def _part(anatomy: Anatomy, layer: Layer, grain: Grain) -> str:
     """The unit that a layer belongs to; a layer outside of all blocks is its own."""
     if grain is Grain.KIND:
