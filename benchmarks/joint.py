@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="the user's own")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.75, 0.6, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--levers", type=Levers, nargs="+", default=list(Levers), help="; ".join(Levers))
     parser.add_argument("--noises", type=int, default=48, help="held-out noises")
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--generations", type=int, default=10)
@@ -61,8 +62,8 @@ def main() -> None:
             generations=args.generations,
             seed=seed,
         )
-        studies = {levers: prepare(pipe, base.changed(levers=levers), reporter) for levers in Levers}
-        joint = studies[Levers.BOTH]
+        studies = {levers: prepare(pipe, base.changed(levers=levers), reporter) for levers in args.levers}
+        joint = studies.get(Levers.BOTH) or prepare(pipe, base, reporter)
         fine = Runner("reference", base.sampling, timesteps=joint.reference)
         goal, _ = sampled(joint, Contender("reference", 1.0, 1.0, fine), args.noises, reporter)
 

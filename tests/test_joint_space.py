@@ -52,6 +52,21 @@ def every(space: Space) -> list[Levels]:
     return sorted(product(*map(sorted, rows)))
 
 
+@laws
+@given(joint_spaces(), st.data())
+def test_steps_that_are_given_and_levels_that_are_dense(space: Space, data: st.DataObject) -> None:
+    counts = tuple(data.draw(st.sampled_from(n)) for n in taken(space).counts)
+    fits = [levels for levels in every(space) if total(space, levels) <= space.budget]
+    these = [levels for levels in fits if tuple(row[0] for row in levels) == counts]
+    assert space.pays(counts) == bool(these)
+    if these:
+        assert [levels for levels in every(space.taking(counts)) if space.taking(counts).feasible(levels)] == these
+    dense = [levels for levels in fits if not any(level for row in levels for level in row[1:])]
+    assert (space.dense() is None) == (not dense)
+    if (narrow := space.dense()) is not None:
+        assert [levels for levels in every(narrow) if narrow.feasible(levels)] == dense
+
+
 def total(space: Space, levels: Levels) -> int:
     return sum(
         row[0] * (taken(space).fixed + sum(space.costs[s][u][level] for u, level in enumerate(row[1:])))

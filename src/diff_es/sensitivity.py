@@ -16,7 +16,7 @@ from .journal import Scale
 from .judge import Judge
 from .progress import Reporter
 from .rng import derive_seed
-from .search import Levels, Space, branches, knapsack_best, prunings
+from .search import Levels, Point, Space, branches, knapsack_best, prunings
 from .settings import describe
 from .study import Study, Survey, identity
 from .trajectory import exponential, karras, quadratic, trailing
@@ -73,6 +73,10 @@ class Sensitivity:
             steps = self.steps
             stages = branches(space, lambda stage, count: (added(steps[stage][count]), by_level[stage]))
         return knapsack_best(stages, space.budget).levels
+
+    def pruned(self, space: Space, counts: Sequence[int]) -> Point:
+        """The schedule of least added error that takes these numbers of steps, within the budget; exact."""
+        return knapsack_best(branches(space.taking(counts), lambda stage, _: (0.0, self.levels[stage])), space.budget)
 
 
 def _facts(ready: Survey) -> dict[str, Any]:
@@ -170,6 +174,15 @@ def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[L
     return tuple(found)
 
 
+def dense_starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[Levels, ...]:
+    """First candidates among steps of the dense model: the knapsacks of the steps for every budget."""
+    rng = np.random.default_rng(derive_seed(ready.settings.seed, "dense starts"))
+    alone = Sensitivity(tuple(tuple(row[:1] for row in stage) for stage in table.levels), table.steps)
+    return tuple(
+        space.repair(alone.best(space, coherent=coherent), rng) for space in spaces for coherent in (False, True)
+    )
+
+
 def _offered(ready: Study, levels: Levels) -> Levels:
     """The nearest schedule whose stages take numbers of steps that they may choose."""
     rows = zip(ready.costs.choices or (), levels, strict=True)
@@ -180,14 +193,19 @@ def by_rule(ready: Study, share: float) -> tuple[Levels, ...]:
     """The dense model, if it may run at all, with as many steps as a share of the cost holds, where rules of hand put
     them; with timesteps."""
     path, dense = ready.path, ready.own[0][1:]
-    if path is None or 0 in ready.costs.barred:
+    total, found = math.floor(share * sum(ready.costs.steps) + 1e-9), list[Levels]()
+    if path is None or 0 in ready.costs.barred or not total:
         return ()
-    total, found = max(1, math.floor(share * sum(ready.costs.steps) + 1e-9)), list[Levels]()
     for rule in (trailing, karras, exponential, quadratic):
         timesteps = rule(path, total)
         counts = ready.stages.steps(timesteps)
         found.append((*((n, *dense) for n in counts), as_row(timesteps)))
     return tuple(found)
+
+
+def with_timesteps(ready: Study, levels: Levels) -> Levels:
+    """A schedule with its timesteps as one more row."""
+    return (*levels[: len(ready.stages)], as_row(ready.timesteps(levels)))
 
 
 def as_row(timesteps: Sequence[float] | None) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class Settings:
     finalists: int = 5  # best candidates that are judged again ...
     held_out: int = 32  # ... on so many noises that the search never saw
     population: int = 20
-    generations: int = 100
+    generations: int = 100  # and half as many more where steps and levels are both a choice
     survivors: int = 5  # of all so far, from which offspring are drawn
     crossover: float = 0.3  # share of offspring by crossover; the others are mutations
     switches: int | None = None  # most level switches of a mutation; None: by the number of choices

@@ -14,6 +14,9 @@ from .artefact import Compressed
 from .placements import Compact
 from .report import Story, findings
 
+_UNITS_IN_FULL = 16
+"""The most units of which a table shows every level."""
+
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
@@ -94,6 +97,13 @@ def _show_times(console: Console, timed: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
+def _levels(row: Sequence[int]) -> str:
+    """The levels of a stage's units; of many units how many have each level."""
+    if len(row) <= _UNITS_IN_FULL:
+        return " ".join(map(str, row))
+    return ", ".join(f"{row.count(level)} at {level}" for level in sorted(set(row)))
+
+
 def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: float) -> None:
     """What a search found."""
     about = fast.about
@@ -101,7 +111,7 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
     first = 0
     for stage, (steps, row) in enumerate(zip(about["steps"], fast.schedule.levels, strict=True)):
         begins = f"{about['timesteps'][first]:g}" if steps else "–"
-        table.add_row(str(stage), str(steps), begins, " ".join(map(str, row)) if steps else "–")
+        table.add_row(str(stage), str(steps), begins, _levels(row) if steps else "–")
         first += steps
     console.print(table)
     scores = f"{about['score']:.2f} on the search's probes, {about['held_out_score']:.2f} on held-out ones"

@@ -1,7 +1,8 @@
-"""Where the steps of a schedule lie: a local search over timesteps at constant cost.
+"""Where the steps of a schedule lie, and their levels: a local search within a budget.
 
-A candidate is a schedule with one more row, its timesteps: `((n, level, ...), ..., (t, t, ...))`. A timestep moves
-between its neighbours, within its stage or into one of the same levels, so the cost never changes.
+A candidate is a schedule with one more row, its timesteps: `((n, level, ...), ..., (t, t, ...))`. A child has one or
+two timesteps moved between their neighbours, or a few levels switched. A timestep that goes into another stage runs at
+its levels from then on, and levels are repaired where that breaks the budget.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from zlib import crc32
 import numpy as np
 
 from diff_es.search.ask import Scored, Search
-from diff_es.search.evolve import ATTEMPTS
-from diff_es.search.space import Levels
+from diff_es.search.evolve import ATTEMPTS, usual_switches
+from diff_es.search.space import Levels, Space
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,25 @@ class Placing:
             raise ValueError(f"Placing.spread: expected a number above 0, found {self.spread}")
 
 
-def placing_search(boundaries: Sequence[float], end: float, settings: Placing, starts: Sequence[Levels]) -> Search:
-    """(mu + lambda) over timesteps; the first one of all, where the noise begins, stays.
+def placing_search(
+    space: Space, boundaries: Sequence[float], end: float, settings: Placing, starts: Sequence[Levels]
+) -> Search:
+    """(mu + lambda) over timesteps and levels; the first timestep of all, where the noise begins, stays.
 
     Args:
+        space: what costs what, and the budget; numbers of steps that it does not offer are fine.
         boundaries: of the stages, descending: the first timestep of each stage but the first.
         end: the timestep that the last step leads to.
         starts: schedules with their timesteps.
 
-    ValueError where a start has other numbers of steps than its timesteps fall into.
+    ValueError where a start has other numbers of steps than its timesteps fall into, or breaks the budget.
     """
     for i, start in enumerate(starts):
         counts = _counts(start[-1], boundaries)
         if counts != [row[0] for row in start[:-1]]:
             raise ValueError(f"placing_search: starts[{i}]: expected steps {counts} by its timesteps, found {start}")
+        if not space.taking(counts).feasible(start[:-1]):
+            raise ValueError(f"placing_search: starts[{i}]: expected a cost of {space.budget} or less, found {start}")
 
     def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Levels, ...]:
         if generation >= settings.generations:
@@ -58,7 +64,12 @@ def placing_search(boundaries: Sequence[float], end: float, settings: Placing, s
         for index in range(settings.offspring):
             rng = np.random.default_rng([settings.seed, crc32(b"placing"), generation, index])
             for _ in range(ATTEMPTS):
-                child = moved(parents[rng.integers(len(parents))], boundaries, end, settings.spread, rng)
+                parent = parents[rng.integers(len(parents))]
+                own = space.taking([row[0] for row in parent[:-1]])
+                if own.genes and rng.random() < 0.5:
+                    child = (*own.mutate(parent[:-1], rng, usual_switches(own.genes)), parent[-1])
+                else:
+                    child = moved(space, parent, boundaries, end, settings.spread, rng)
                 if child not in taken:
                     taken.add(child)
                     cohort.append(child)
@@ -68,8 +79,11 @@ def placing_search(boundaries: Sequence[float], end: float, settings: Placing, s
     return Search(propose)
 
 
-def moved(schedule: Levels, boundaries: Sequence[float], end: float, spread: float, rng: np.random.Generator) -> Levels:
-    """One or two timesteps moved; the schedule itself where none can."""
+def moved(
+    space: Space, schedule: Levels, boundaries: Sequence[float], end: float, spread: float, rng: np.random.Generator
+) -> Levels:
+    """One or two timesteps moved, and levels repaired where steps have changed their stage; the schedule itself where
+    none can be moved or paid for."""
     rows, timesteps = schedule[:-1], list(schedule[-1])
     for _ in range(int(rng.integers(1, 3))):
         if len(timesteps) < 2:
@@ -77,11 +91,15 @@ def moved(schedule: Levels, boundaries: Sequence[float], end: float, spread: flo
         i = int(rng.integers(1, len(timesteps)))
         above, below = timesteps[i - 1], timesteps[i + 1] if i + 1 < len(timesteps) else end
         wanted = round(timesteps[i] + rng.normal() * spread * (above - below) / 2)
-        there, here = _stage(wanted, boundaries), _stage(timesteps[i], boundaries)
-        if above > wanted > max(below, -1) and rows[there][1:] == rows[here][1:]:
+        if above > wanted > max(below, -1):
             timesteps[i] = wanted
     counts = _counts(timesteps, boundaries)
-    return (*((n, *row[1:]) for n, row in zip(counts, rows, strict=True)), tuple(timesteps))
+    there = tuple((n, *row[1:]) for n, row in zip(counts, rows, strict=True))
+    if there != rows:
+        if not space.pays(counts):
+            return schedule
+        there = space.taking(counts).repair(there, rng)
+    return (*there, tuple(timesteps))
 
 
 def _stage(timestep: float, boundaries: Sequence[float]) -> int:

@@ -71,6 +71,36 @@ class Space:
         """The same schedules under another budget."""
         return replace(self, budget=budget)
 
+    def taking(self, counts: Sequence[int]) -> "Space":
+        """The schedules whose stages take these numbers of steps: levels alone are a choice.
+
+        ValueError where even the deepest levels exceed the budget.
+        """
+        if not self.steps:
+            raise ValueError("Space.taking: expected a space whose stages choose their steps, found fixed ones")
+        own = tuple(counts)
+        return replace(self, steps=Steps(tuple((n,) for n in own), own, self.steps.fixed))
+
+    def pays(self, counts: Sequence[int]) -> bool:
+        """Whether any levels keep the budget where stages take these numbers of steps."""
+        if not self.steps:
+            raise ValueError("Space.pays: expected a space whose stages choose their steps, found fixed ones")
+        return (
+            sum(n * (self.steps.fixed + sum(map(min, stage))) for n, stage in zip(counts, self.costs, strict=True))
+            <= self.budget
+        )
+
+    def dense(self) -> "Space | None":
+        """The schedules at level 0 throughout: steps alone are a choice. None where none of them keeps the budget."""
+        if not self.steps:
+            raise ValueError("Space.dense: expected a space whose stages choose their steps, found fixed ones")
+        costs = tuple(tuple(row[:1] for row in stage) for stage in self.costs)
+        fewest = [
+            counts[0] * (self.steps.fixed + sum(map(sum, stage)))
+            for counts, stage in zip(self.steps.counts, costs, strict=True)
+        ]
+        return replace(self, costs=costs) if sum(fewest) <= self.budget else None
+
     @property
     def stages(self) -> int:
         return len(self.costs)
