@@ -32,7 +32,7 @@ from diff_es.metrics import EXACT_DB
 from diff_es.pipeline import Probe, make_probes
 from diff_es.progress import Reporter
 from diff_es.route import routed
-from diff_es.search import Levels
+from diff_es.search import Levels, Space, Steps
 from diff_es.searching import evolve
 from diff_es.sensitivity import Sensitivity, _filled, as_row
 from diff_es.settings import Levers
@@ -200,6 +200,23 @@ def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
     judge = Judge(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (0.6,), judge, Sensitivity(wrong, steps), quiet)[0.6]
     assert all(np.isfinite(score) for _, score, _ in found.finalists)
+
+
+@given(st.data())
+def test_steps_that_were_found_are_pruned_with_the_least_error(data: st.DataObject) -> None:
+    counts = tuple(data.draw(st.integers(1 if stage == 0 else 0, 3)) for stage in range(3))
+    numbers = st.lists(st.integers(0, 9), min_size=3, max_size=3)
+    costs = tuple((tuple(data.draw(numbers)),) for _ in counts)
+    errors = tuple((tuple(float(error) for error in data.draw(numbers)),) for _ in counts)
+    levels = [tuple(zip(counts, picks, strict=True)) for picks in itertools.product(range(3), repeat=3)]
+    spent = [sum(n * (1 + costs[s][0][level]) for s, (n, level) in enumerate(one)) for one in levels]
+    budget = data.draw(st.integers(min(spent), max(spent)))
+    offered = Steps(((1, 2, 3), (0, 1, 2, 3), (0, 1, 2, 3)), (1, 0, 0), 1)
+    found = Sensitivity(errors, None).pruned(Space(costs, budget, offered), counts)
+    fits = [one for one, cost in zip(levels, spent, strict=True) if cost <= budget]
+    assert found.error == min(sum(errors[s][0][level] for s, (n, level) in enumerate(one) if n) for one in fits)
+    assert tuple(row[0] for row in found.levels) == counts
+    assert found.cost == sum(n * (1 + costs[s][0][level]) for s, (n, level) in enumerate(found.levels)) <= budget
 
 
 # ---------------------------------------------------------------------------------------------------------- resuming

@@ -37,10 +37,11 @@ def inspect(
         width = replace(width, dense=slower_layers(times))
     counter = MacCounter(denoiser, anatomy, path)
     dense = counter.dense()
-    ladders = (width, depth) if anatomy.uniform else (width,)  # blocks that differ are not skipped by their number
     blocks = units_of(anatomy, width, Grain.BLOCK)
+    skipped: tuple[int, ...] = (dense,)
     costs = Costs.tabled(counter.table(blocks, reporter), (1,))
-    tables = [*(counter.table(units_of(anatomy, ladder, Grain.WHOLE), reporter)[0] for ladder in ladders), (dense,)]
+    if anatomy.uniform:  # blocks that differ are not skipped by their number
+        (skipped,) = counter.table(units_of(anatomy, depth, Grain.WHOLE), reporter)
     rows: list[dict[str, Any]] = [
         {
             "kind": layer.kind.value,
@@ -67,8 +68,8 @@ def inspect(
         "macs_of_no_level": costs.fixed,
         "multiple": multiple,
         "timed": [asdict(shape) for shape in times],
-        "width_macs_ratio": [macs / dense for macs in tables[0]],
-        "depth_macs_ratio": [macs / dense for macs in tables[1]],
+        "width_macs_ratio": [costs.call([level] * len(blocks)) / dense for level in range(levels)],
+        "depth_macs_ratio": [macs / dense for macs in skipped],
         "never_thinned": never_thinned(anatomy.layers, width),
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],
         "left_dense": left_dense(denoiser, anatomy),
