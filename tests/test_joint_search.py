@@ -34,7 +34,7 @@ from diff_es.progress import Reporter
 from diff_es.route import routed
 from diff_es.search import Levels, Space, Steps
 from diff_es.searching import evolve
-from diff_es.sensitivity import Sensitivity, _filled, as_row
+from diff_es.sensitivity import Sensitivity, _filled, as_row, sensitivity
 from diff_es.settings import Levers
 from diff_es.stepping import stepped
 from diff_es.study import Study, prepare
@@ -200,6 +200,22 @@ def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
     judge = Judge(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (0.6,), judge, Sensitivity(wrong, steps), quiet)[0.6]
     assert all(np.isfinite(score) for _, score, _ in found.finalists)
+
+
+def test_steps_alone_are_a_part_of_steps_and_levels() -> None:
+    """Draw by draw: their finalists are among those of both, with the same scores, so both are never worse."""
+    found = {}
+    for levers in (Levers.STEPS, Levers.BOTH):
+        ready, quiet = prepare(tiny(), joint(levers=levers, population=8)), Reporter(quiet=True)
+        judge = Judge(ready, Journal(None, {}, resume=False))
+        found[levers] = evolve(ready, (0.6, 0.8), judge, sensitivity(ready, judge, quiet), quiet)
+    for budget, alone in found[Levers.STEPS].items():
+        both = found[Levers.BOTH][budget]
+        scores = {levels: rest for levels, *rest in both.finalists}
+        units = len(both.levels[0]) - 1
+        for levels, *rest in alone.finalists:
+            assert scores[(*((n, *(0,) * units) for n, _ in levels[:-1]), levels[-1])] == rest
+        assert both.held_out >= alone.held_out
 
 
 @given(st.data())

@@ -64,7 +64,9 @@ def test_steps_that_are_given_and_levels_that_are_dense(space: Space, data: st.D
     dense = [levels for levels in fits if not any(level for row in levels for level in row[1:])]
     assert (space.dense() is None) == (not dense)
     if (narrow := space.dense()) is not None:
-        assert [levels for levels in every(narrow) if narrow.feasible(levels)] == dense
+        steps = [tuple((row[0], 0) for row in levels) for levels in dense]
+        assert [levels for levels in every(narrow) if narrow.feasible(levels)] == steps
+        assert [narrow.cost(levels) for levels in steps] == [space.cost(levels) for levels in dense]
 
 
 def total(space: Space, levels: Levels) -> int:

@@ -17,6 +17,7 @@ from .benchmark import Runner, measure
 from .budget import Budget
 from .compress import open_journal
 from .conditioning import Encodings, encoded_once
+from .driving import run_search
 from .judge import Judge
 from .layers import Plan
 from .pipeline import decode, make_probes, sample, trace
@@ -24,7 +25,7 @@ from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
 from .search import Levels, Search, random_search
-from .searching import Found, run_search, select
+from .searching import Found, select
 from .settings import Levers
 from .study import Study
 from .tiles import Reference

@@ -1,34 +1,24 @@
-"""Drives the searches of a study: asks, has candidates judged, moves steps about, re-ranks the finalists."""
+"""The evolutionary search of a study: steps first, then steps and levels together; its finalists are judged again."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .journal import Scale
+import numpy as np
+
+from .driving import Ranking, Unpruned, evolved, place_both, place_steps, ranked, widened
 from .judge import Judge
 from .progress import Reporter
 from .rng import derive_seed
-from .search import (
-    Evolution,
-    Generation,
-    Levels,
-    Placing,
-    Search,
-    Space,
-    front_search,
-    placing_search,
-    race,
-    tier,
-    usual_switches,
-)
-from .sensitivity import Sensitivity, by_rule, changed, dense_starts, starts, with_timesteps
+from .search import Generation, Levels, Space
+from .sensitivity import Sensitivity, changed, starts
 from .settings import Levers
 from .study import Study
 
-_BEYOND = (1.0, 1.15)
-"""How far beyond a budget steps of the dense model are searched, to be pruned down to it."""
+_BEYOND = 1.15
+"""How far beyond the largest budget steps of the dense model are searched, to be pruned down to it."""
 _DOUBTS = (1.0, 2.0, 4.0)
 """How many times the table's errors of levels are counted, to choose what is pruned down."""
 _EACH = 2
@@ -45,68 +35,6 @@ class Found:
     finalists: tuple[tuple[Levels, float, float], ...]  # (levels, search score, held-out score), best held-out first
     history: tuple[Generation, ...]
     evaluations: int  # candidates run in all, those of the sensitivity table included
-
-
-def run_search(
-    search: Search,
-    judge: Judge,
-    reporter: Reporter,
-    title: str,
-    total: int,
-    peers: Callable[[Levels], int] | None = None,
-) -> None:
-    """Answer every question of a search.
-
-    With ``peers`` the candidates of a generation race: all of them run in a first heat, and the better half of those
-    that compete for the same on all probes.
-    """
-    with reporter.task(title, total) as task:
-
-        def done() -> None:
-            task.advance(f"best {search.history[-1].best:.2f}" if search.history else "")
-
-        def heat_of(rung: int, candidates: Sequence[Levels]) -> Mapping[Levels, float]:
-            return judge.scores(candidates, Scale.HEAT, done) if rung == 0 else judge.scores(candidates)
-
-        while not search.done:
-            if peers is not None:
-                search.tell(race(search.ask(), heat_of, (0.5,), peers))
-            else:
-                search.tell(judge.scores(search.ask(), done=done))
-
-
-def place(ready: Study, share: float, best: Sequence[Levels], judge: Judge, reporter: Reporter) -> dict[Levels, float]:
-    """Where the steps of the best schedules lie best: candidates by score, with their timesteps as the last row.
-
-    Dense ones are placed by themselves first, with the rules that people use: their steps can go anywhere at the same
-    cost. The best of them join the others, of which steps and levels are moved.
-
-    Args:
-        best: schedules within the budget, best first.
-    """
-    space, most, found = ready.costs.space(share), ready.settings.survivors, dict[Levels, float]()
-    if (narrow := space.dense()) is not None:
-        first = [with_timesteps(ready, levels) for levels in best if narrow.feasible(levels)][:most]
-        first += by_rule(ready, share)
-        found = _placed(ready, f"place the steps at {share:g}", narrow, first, judge, reporter)
-    if any(_is_pruned(ready, levels) for levels in best):
-        first = [with_timesteps(ready, levels) for levels in best[:most]] + list(found)[:_EACH]
-        found |= _placed(ready, f"place steps and levels at {share:g}", space, first, judge, reporter)
-    return dict(ranked(found))
-
-
-def _placed(
-    ready: Study, title: str, space: Space, first: Sequence[Levels], judge: Judge, reporter: Reporter
-) -> dict[Levels, float]:
-    settings, path = ready.settings, ready.path
-    assert path is not None
-    placing = Placing(
-        offspring=settings.offspring, generations=settings.placings, seed=derive_seed(settings.seed, "placing") % 2**32
-    )
-    search = placing_search(space, ready.stages.boundaries, path.end, placing, first)
-    total = len(first) + settings.offspring * (settings.placings - 1)
-    run_search(search, judge, reporter, title, total, (lambda _: 0) if settings.heat else None)
-    return dict(ranked(dict(search.ranking())))
 
 
 def select(
@@ -139,9 +67,9 @@ def evolve(
 ) -> dict[float, Found]:
     """The evolutionary search for the best schedule within each budget, all of them in one run.
 
-    Where steps and levels are both a choice, steps are searched for the dense model first, within the budgets and
-    beyond. What is found is pruned down to each budget, and from there steps and levels are searched together, in half
-    as many generations more.
+    Where steps and levels are both a choice, steps are searched first, draw by draw as they are alone. What is found is
+    pruned down to each budget, and from there steps and levels are searched together. The finalists of steps alone are
+    judged again beside the others, so that the winner is no worse on the held-out probes than theirs.
 
     Args:
         budgets: shares of the dense cost.
@@ -149,74 +77,70 @@ def evolve(
         table: the sensitivities; one table serves all budgets.
     """
     by_budget = {budget: ready.costs.space(budget) for budget in sorted(set(budgets))}
-    spaces, generations, scores = list(by_budget.values()), ready.settings.generations, dict[Levels, float]()
-    first, dense = starts(ready, spaces, table), _dense(ready, spaces)
-    if dense:
-        begun = dense_starts(ready, dense, table)
-        scores |= _evolved(ready, dense, generations, "evolution of steps", begun, judge, reporter).ranking()
-        generations = -(-generations // 2)
-        thinned = [levels for space in spaces for levels in _pruned(ready, space, scores, table)]
-        first = (*first[: len(spaces)], *thinned)
-    before, search = len(scores), _evolved(ready, spaces, generations, "evolution", first, judge, reporter)
-    scores = {**scores, **dict(search.ranking()), **dict(ranked(scores))}  # who lost a later heat keeps its score
-    history = tuple(replace(one, evaluations=before + one.evaluations) for one in search.history)
+    spaces, settings = list(by_budget.values()), ready.settings
+    first, generations, purpose = starts(ready, spaces, table), settings.generations, "evolution"
+    alone, scores, history = dict[Levels, float](), dict[Levels, float](), tuple[Generation, ...]()
+    if dense := _dense(ready, spaces):
+        begun, unpruned = starts(ready, dense, table.dense), Unpruned(ready, judge)
+        steps = evolved(ready, dense, generations, purpose, begun, unpruned, reporter)
+        alone, history = dict(steps.ranking()), steps.history
+        scores = {widened(ready, levels): score for levels, score in alone.items()}
+        if settings.levers is Levers.BOTH:
+            generations, purpose = -(-generations // 2), "evolution of steps and levels"
+            wider = _beyond(ready, spaces[-1], alone, table, generations, unpruned, reporter)
+            thinned = [levels for space in spaces for levels in _pruned(ready, space, {**scores, **wider}, table)]
+            scores, first = {**scores, **wider}, (*first[: len(spaces)], *thinned)
+    if settings.levers is not Levers.STEPS:
+        before, search = len(scores), evolved(ready, spaces, generations, purpose, first, judge, reporter)
+        scores = {**scores, **dict(search.ranking()), **ranked(scores)}  # who lost a later heat keeps its score
+        history = tuple(replace(one, evaluations=before + one.evaluations) for one in search.history)
     ran, results = len(scores) + len(set(changed(ready)) - scores.keys()), dict[float, Found]()
     for (budget, space), start in zip(by_budget.items(), first, strict=False):
-        best = {levels: score for levels, score in ranked(scores) if space.feasible(levels)}
+        best = [levels for levels in ranked(scores) if space.feasible(levels)]
         if ready.path is None:
-            best.setdefault(start, judge.score(start))  # it may have lost its heat
-            results[budget] = select(ready, best, [start], history, ran, reporter)
-        else:
-            own = place(ready, budget, list(best), judge, reporter)
-            unpruned = [levels for levels in own if not _is_pruned(ready, levels)][:1]
-            results[budget] = select(ready, own, unpruned, history, ran + len(own), reporter)
+            own = {levels: scores[levels] for levels in best}
+            own.setdefault(start, judge.score(start))  # it may have lost its heat
+            results[budget] = select(ready, own, [start], history, ran, reporter)
+            continue
+        narrow = space.dense()
+        fitting = [levels for levels in ranked(alone) if narrow is not None and narrow.feasible(levels)]
+        placed = place_steps(ready, budget, fitting, judge, reporter)
+        own = {widened(ready, levels): score for levels, score in placed.items()}
+        extra = list(own)[: settings.finalists]
+        if any(_is_pruned(ready, levels) for levels in best):
+            own |= place_both(ready, budget, [*best[: settings.survivors], *extra[:_EACH]], judge, reporter)
+        results[budget] = select(ready, ranked(own), extra, history, ran + len(own), reporter)
     return results
-
-
-def ranked(scores: Mapping[Levels, float]) -> list[tuple[Levels, float]]:
-    """The candidates that were not ruled out, best first; equal scores in the order of their levels."""
-    alive = [(levels, score) for levels, score in scores.items() if score > -math.inf]
-    return sorted(alive, key=lambda entry: (-entry[1], entry[0]))
 
 
 def _is_pruned(ready: Study, levels: Levels) -> bool:
     return any(map(any, ready.rows(levels)))
 
 
-def _evolved(
-    ready: Study,
-    spaces: Sequence[Space],
-    generations: int,
-    purpose: str,
-    first: Sequence[Levels],
-    judge: Judge,
-    reporter: Reporter,
-) -> Search:
-    """A finished evolution within several budgets at once, from these first candidates."""
-    settings = ready.settings
-    switches = usual_switches(spaces[-1].genes) if settings.switches is None else settings.switches
-    evolution = Evolution(
-        population=settings.population,
-        generations=generations,
-        survivors=settings.survivors,
-        crossover=settings.crossover,
-        switches=switches,
-        seed=derive_seed(settings.seed, purpose) % 2**32,
-    )
-    budgets = [space.budget for space in spaces]
-    search = front_search(spaces[-1], budgets, evolution, first)
-    peers = tier(spaces[-1].cost, budgets) if settings.heat else None
-    run_search(search, judge, reporter, purpose, settings.population * generations, peers)
-    return search
-
-
 def _dense(ready: Study, spaces: Sequence[Space]) -> list[Space]:
-    """Where steps and levels are both a choice: schedules of steps alone, within the budgets and somewhat beyond."""
-    if ready.settings.levers is not Levers.BOTH or 0 in ready.costs.barred:
+    """Schedules of steps alone within the budgets, where steps are a choice and the dense model may run."""
+    if ready.path is None or 0 in ready.costs.barred:
         return []
-    budgets = sorted({math.floor(space.budget * beyond) for space in spaces for beyond in _BEYOND})
-    found = [spaces[-1].within(budget).dense() for budget in budgets]
-    return [space for space in found if space is not None]
+    return [narrow for space in spaces if (narrow := space.dense()) is not None]
+
+
+def _beyond(
+    ready: Study,
+    space: Space,
+    alone: Ranking,
+    table: Sensitivity,
+    generations: int,
+    judge: Unpruned,
+    reporter: Reporter,
+) -> Ranking:
+    """Schedules of steps alone somewhat beyond the largest budget, from the best within it; with all units."""
+    wider = space.within(math.floor(space.budget * _BEYOND)).dense()
+    assert wider is not None
+    rng = np.random.default_rng(derive_seed(ready.settings.seed, "beyond"))
+    first = [table.dense.best(wider), *list(ranked(alone))[: ready.settings.survivors]]
+    grown = list(dict.fromkeys(wider.repair(levels, rng) for levels in first))
+    search = evolved(ready, [wider], generations, "evolution of more steps", grown, judge, reporter)
+    return {widened(ready, levels): score for levels, score in search.ranking()}
 
 
 def _pruned(ready: Study, space: Space, scores: Mapping[Levels, float], table: Sensitivity) -> list[Levels]:
@@ -226,7 +150,7 @@ def _pruned(ready: Study, space: Space, scores: Mapping[Levels, float], table: S
     and more of it, since errors of levels may reinforce each other.
     """
     errors = dict[Levels, tuple[float, float]]()
-    for levels, score in ranked(scores):
+    for levels, score in ranked(scores).items():
         counts = [row[0] for row in levels]
         if space.pays(counts):
             point = table.pruned(space, counts)

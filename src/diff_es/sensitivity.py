@@ -57,6 +57,11 @@ class Sensitivity:
             return cls(levels, None)
         return cls(levels, tuple({int(n): float(error) for n, error in row.items()} for row in data["steps"]))
 
+    @property
+    def dense(self) -> Sensitivity:
+        """Of steps alone, for :meth:`Space.dense`."""
+        return Sensitivity((((0.0,),),) * len(self.levels), self.steps)
+
     def best(self, space: Space, *, coherent: bool = False) -> Levels:
         """The schedule of least total error within the budget, were errors to add up; exact (search/knapsack.py).
 
@@ -170,23 +175,14 @@ def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[L
             continue
         found += [space.repair(table.best(space, coherent=True), rng), *space.starts(rng)]
         ruled = by_rule(ready, space.budget / ready.costs.dense)
-        found += [space.repair(_offered(ready, levels[:-1]), rng) for levels in ruled]
+        found += [space.repair(_offered(ready, levels, space.units), rng) for levels in ruled]
     return tuple(found)
 
 
-def dense_starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[Levels, ...]:
-    """First candidates among steps of the dense model: the knapsacks of the steps for every budget."""
-    rng = np.random.default_rng(derive_seed(ready.settings.seed, "dense starts"))
-    alone = Sensitivity(tuple(tuple(row[:1] for row in stage) for stage in table.levels), table.steps)
-    return tuple(
-        space.repair(alone.best(space, coherent=coherent), rng) for space in spaces for coherent in (False, True)
-    )
-
-
-def _offered(ready: Study, levels: Levels) -> Levels:
+def _offered(ready: Study, levels: Levels, units: int) -> Levels:
     """The nearest schedule whose stages take numbers of steps that they may choose."""
-    rows = zip(ready.costs.choices or (), levels, strict=True)
-    return tuple((min(counts, key=lambda n: (abs(n - row[0]), n)), *row[1:]) for counts, row in rows)
+    rows = zip(ready.costs.choices or (), levels[: len(ready.stages)], strict=True)
+    return tuple((min(counts, key=lambda n: (abs(n - row[0]), n)), *row[1 : 1 + units]) for counts, row in rows)
 
 
 def by_rule(ready: Study, share: float) -> tuple[Levels, ...]:

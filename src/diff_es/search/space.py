@@ -91,15 +91,16 @@ class Space:
         )
 
     def dense(self) -> "Space | None":
-        """The schedules at level 0 throughout: steps alone are a choice. None where none of them keeps the budget."""
+        """Steps alone as a choice, `((n, 0), ...)`: all units are at level 0, as one of a single level.
+
+        None where none of these schedules keeps the budget.
+        """
         if not self.steps:
             raise ValueError("Space.dense: expected a space whose stages choose their steps, found fixed ones")
-        costs = tuple(tuple(row[:1] for row in stage) for stage in self.costs)
-        fewest = [
-            counts[0] * (self.steps.fixed + sum(map(sum, stage)))
-            for counts, stage in zip(self.steps.counts, costs, strict=True)
-        ]
-        return replace(self, costs=costs) if sum(fewest) <= self.budget else None
+        calls = [self.steps.fixed + sum(row[0] for row in stage) for stage in self.costs]
+        if sum(counts[0] * call for counts, call in zip(self.steps.counts, calls, strict=True)) > self.budget:
+            return None
+        return replace(self, costs=tuple(((call,),) for call in calls), steps=replace(self.steps, fixed=0))
 
     @property
     def stages(self) -> int:

@@ -1,0 +1,163 @@
+"""Runs a search of a study: asks, has candidates judged, tells; then moves the timesteps of what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from .journal import Scale
+from .judge import Judge
+from .progress import Reporter
+from .rng import derive_seed
+from .search import (
+    Evolution,
+    Levels,
+    Placing,
+    Search,
+    Space,
+    front_search,
+    placing_search,
+    race,
+    tier,
+    usual_switches,
+)
+from .sensitivity import by_rule, with_timesteps
+from .study import Study
+
+Ranking = dict[Levels, float]
+"""Candidates that were not ruled out by their score, best first."""
+
+
+class Scores(Protocol):
+    """Who scores candidates: a judge, or one that sees them otherwise."""
+
+    def scores(
+        self, candidates: Sequence[Levels], scale: Scale = Scale.ALL, done: Callable[[], None] = ...
+    ) -> Mapping[Levels, float]: ...
+
+
+class Unpruned:
+    """Has schedules of steps alone, those of :meth:`Space.dense`, judged with all units at level 0."""
+
+    def __init__(self, ready: Study, judge: Judge) -> None:
+        self._ready, self._judge = ready, judge
+
+    def scores(
+        self, candidates: Sequence[Levels], scale: Scale = Scale.ALL, done: Callable[[], None] = lambda: None
+    ) -> Mapping[Levels, float]:
+        found = self._judge.scores([widened(self._ready, levels) for levels in candidates], scale, done)
+        return dict(zip(candidates, found.values(), strict=True))
+
+
+def run_search(
+    search: Search,
+    judge: Scores,
+    reporter: Reporter,
+    title: str,
+    total: int,
+    peers: Callable[[Levels], int] | None = None,
+) -> None:
+    """Answer every question of a search.
+
+    With ``peers`` the candidates of a generation race: all of them run in a first heat, and the better half of those
+    that compete for the same on all probes.
+    """
+    with reporter.task(title, total) as task:
+
+        def done() -> None:
+            task.advance(f"best {search.history[-1].best:.2f}" if search.history else "")
+
+        def heat_of(rung: int, candidates: Sequence[Levels]) -> Mapping[Levels, float]:
+            return judge.scores(candidates, Scale.HEAT, done) if rung == 0 else judge.scores(candidates)
+
+        while not search.done:
+            if peers is not None:
+                search.tell(race(search.ask(), heat_of, (0.5,), peers))
+            else:
+                search.tell(judge.scores(search.ask(), done=done))
+
+
+def evolved(
+    ready: Study,
+    spaces: Sequence[Space],
+    generations: int,
+    purpose: str,
+    first: Sequence[Levels],
+    judge: Scores,
+    reporter: Reporter,
+) -> Search:
+    """A finished evolution within several budgets at once, from these first candidates."""
+    settings = ready.settings
+    switches = usual_switches(spaces[-1].genes) if settings.switches is None else settings.switches
+    evolution = Evolution(
+        population=settings.population,
+        generations=generations,
+        survivors=settings.survivors,
+        crossover=settings.crossover,
+        switches=switches,
+        seed=derive_seed(settings.seed, purpose) % 2**32,
+    )
+    budgets = [space.budget for space in spaces]
+    search = front_search(spaces[-1], budgets, evolution, first)
+    peers = tier(spaces[-1].cost, budgets) if settings.heat else None
+    run_search(search, judge, reporter, purpose, settings.population * generations, peers)
+    return search
+
+
+def place_steps(ready: Study, share: float, best: Sequence[Levels], judge: Judge, reporter: Reporter) -> Ranking:
+    """Where the steps of the best schedules of steps alone lie best, beside the rules that people use: candidates by
+    score, with their timesteps as the last row.
+
+    Args:
+        best: schedules within the budget, best first.
+    """
+    space = ready.costs.space(share).dense()
+    if space is None:
+        return {}
+    first = [with_timesteps(ready, levels) for levels in best[: ready.settings.survivors]]
+    first += [narrowed(ready, levels) for levels in by_rule(ready, share)]
+    return _placed(ready, f"place the steps at {share:g}", space, first, Unpruned(ready, judge), reporter)
+
+
+def place_both(ready: Study, share: float, best: Sequence[Levels], judge: Judge, reporter: Reporter) -> Ranking:
+    """The same for schedules that are pruned: steps and levels are moved.
+
+    Args:
+        best: schedules within the budget, best first; those that are placed already have their timesteps.
+    """
+    first = [levels if len(levels) > len(ready.stages) else with_timesteps(ready, levels) for levels in best]
+    title = f"place steps and levels at {share:g}"
+    return _placed(ready, title, ready.costs.space(share), first, judge, reporter)
+
+
+def _placed(
+    ready: Study, title: str, space: Space, first: Sequence[Levels], judge: Scores, reporter: Reporter
+) -> Ranking:
+    settings, path = ready.settings, ready.path
+    assert path is not None
+    placing = Placing(
+        offspring=settings.offspring, generations=settings.placings, seed=derive_seed(settings.seed, "placing") % 2**32
+    )
+    search = placing_search(space, ready.stages.boundaries, path.end, placing, first)
+    total = len(first) + settings.offspring * (settings.placings - 1)
+    run_search(search, judge, reporter, title, total, (lambda _: 0) if settings.heat else None)
+    return ranked(dict(search.ranking()))
+
+
+def ranked(scores: Mapping[Levels, float]) -> Ranking:
+    """The candidates that were not ruled out, best first; equal scores in the order of their levels."""
+    alive = [(levels, score) for levels, score in scores.items() if score > -math.inf]
+    return dict(sorted(alive, key=lambda entry: (-entry[1], entry[0])))
+
+
+def widened(ready: Study, levels: Levels) -> Levels:
+    """A schedule of steps alone with all units at level 0; timesteps stay."""
+    stages, units = len(ready.stages), len(ready.units)
+    return (*((row[0], *(0,) * units) for row in levels[:stages]), *levels[stages:])
+
+
+def narrowed(ready: Study, levels: Levels) -> Levels:
+    """The steps of a schedule alone, as :meth:`Space.dense` has them; timesteps stay."""
+    stages = len(ready.stages)
+    return (*((row[0], 0) for row in levels[:stages]), *levels[stages:])
