@@ -47,6 +47,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.ba
 class Tiles:
     images: Tensor  # float32 (N, 3, 32, 32) in [-1, 1]
     labels: Tensor  # int64 (N,)
+    names: tuple[str, ...]  # paths in the source archive
 
 
 def class_of(name: str) -> str | None:
@@ -93,7 +94,11 @@ def load_tiles(path: Path) -> tuple[Tiles, Tiles]:
     labels = torch.tensor([CLASSES.index(c) for c, k in zip(found, keep, strict=True) if k and c is not None])
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     held_out, train = order[: len(order) // 10], order[len(order) // 10 :]
-    return Tiles(images[train], labels[train]), Tiles(images[held_out], labels[held_out])
+    paths = [str(name) for name in names[keep]]
+    first, second = (
+        Tiles(images[part], labels[part], tuple(paths[i] for i in part.tolist())) for part in (train, held_out)
+    )
+    return first, second
 
 
 # --------------------------------------------------------------------------------------------------------- loop
