@@ -3,13 +3,15 @@
 The whole recipe of ``diff_es/bundled/tiles-unet``, beside that of the transformer and with its data:
 
     python examples/train_tiles_unet.py autoencoder --data tiles32.npz --work runs/unet --minutes 9
-    python examples/train_tiles_unet.py unet        --data tiles32.npz --work runs/unet --minutes 65
+    python examples/train_tiles_unet.py unet        --data tiles32.npz --work runs/unet --minutes 60
+    python examples/train_tiles_unet.py decoder     --data tiles32.npz --work runs/unet --minutes 5
     python examples/train_tiles_unet.py export      --data tiles32.npz --work runs/unet --out src/diff_es/bundled
     python examples/train_tiles_unet.py sheet       --data tiles32.npz --work runs/unet --out sheet.png
 
 The autoencoder is one of its own, as ``StableDiffusionPipeline`` takes none of the transformer's kind. The text encoder
-is trained together with the U-Net, on captions made of the folder that a tile lies in. Training stops and goes on as in
-``train_tiles.py``.
+is trained together with the U-Net, on captions made of the folder that a tile lies in. ``decoder`` trains the decoder
+further for the latents as they are, so that it may follow, or run beside, the training of the U-Net. Training stops and
+goes on as in ``train_tiles.py``.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from train_tiles import DEVICE, averaged, batches, grid, load_tiles, new_scheduler, train
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diff_es.tiles import CLASSES
+from diff_es.tiles import CLASSES, load_reference
 
 TOKENS = 10  # of a prompt, with those that begin and end it
+
 # ------------------------------------------------------------------------------------------------------- captions
 
 NOUNS = {
@@ -192,13 +195,39 @@ def train_autoencoder(data: Path, work: Path, minutes: float) -> None:
 
     def psnr(model: nn.Module) -> float:
         assert isinstance(model, AutoencoderTiny)
-        with torch.no_grad():
-            decoded = model.decode(encode_all(model, held_out.images)).sample
-            error = (decoded.clamp(-1, 1).cpu() - held_out.images) / 2
-        return -10 * math.log10(error.square().mean().item())
+        return psnr_of(model.decoder, encode_all(model, held_out.images), held_out.images)
 
     path = work / "autoencoder.safetensors"
     train(path, model, loss_of, minutes=minutes, rate=2e-3, decay=0.998, evaluate=psnr, autocast=False)
+
+
+def train_decoder(data: Path, work: Path, minutes: float) -> None:
+    tiles, held_out = load_tiles(data)
+    autoencoder = averaged(work / "autoencoder.safetensors", new_autoencoder())
+    images = torch.cat([tiles.images, tiles.images.flip(-1)])
+    latents, unseen = encode_all(autoencoder, images), encode_all(autoencoder, held_out.images)
+    torch.manual_seed(1)
+    decoder, index = autoencoder.decoder.to(memory_format=torch.channels_last), batches(len(latents), 32, seed=3)
+
+    def loss_of(step: int) -> Tensor:
+        pick = next(index)
+        x0, strength = latents[pick.to(DEVICE)], 0.15 * torch.rand(len(pick), 1, 1, 1, device=DEVICE) * latents.std()
+        noisy = (x0 + strength * torch.randn_like(x0)).contiguous(memory_format=torch.channels_last)
+        decoded, wanted = decoder(noisy), images[pick].to(DEVICE)
+        return F.l1_loss(decoded, wanted) + F.mse_loss(decoded, wanted)
+
+    def psnr(model: nn.Module) -> float:
+        return psnr_of(model, unseen, held_out.images)
+
+    path = work / "decoder.safetensors"
+    train(path, decoder, loss_of, minutes=minutes, rate=1e-3, decay=0.998, evaluate=psnr, autocast=False)
+
+
+@torch.no_grad()
+def psnr_of(decoder: nn.Module, latents: Tensor, images: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of decoded latents against (N, 3, H, W) in [-1, 1]."""
+    decoded = torch.cat([decoder(part) for part in latents.split(256)])
+    return -10 * math.log10(((decoded.clamp(-1, 1).cpu() - images) / 2).square().mean().item())
 
 
 @torch.no_grad()
@@ -252,9 +281,65 @@ def train_unet(data: Path, work: Path, minutes: float) -> None:
     train(path, model, loss_of, minutes=minutes, rate=8e-4, decay=0.9995, evaluate=held_out_loss)
 
 
+# ------------------------------------------------------------------------------------------------------- results
+
+
+def trained_pipeline(data: Path, work: Path) -> StableDiffusionPipeline:
+    """The trained parts as a stock pipeline, in float32."""
+    tiles, _ = load_tiles(data)
+    autoencoder = averaged(work / "autoencoder.safetensors", new_autoencoder())
+    if (work / "decoder.safetensors").exists():
+        averaged(work / "decoder.safetensors", autoencoder.decoder)
+    autoencoder.register_to_config(scaling_factor=1 / encode_all(autoencoder, tiles.images).std().item())
+    tokenizer = new_tokenizer()
+    model = averaged(work / "unet.safetensors", Denoiser(tokenizer).to(DEVICE))
+    scheduler = DDIMScheduler.from_config(new_scheduler().config, steps_offset=1)  # which trailing steps leave unused
+    pipe = StableDiffusionPipeline(
+        autoencoder, model.text, tokenizer, model.unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sample(pipe: StableDiffusionPipeline, prompts: list[str], steps: int, guidance: float) -> Tensor:
+    """(prompts, 3, 32, 32) in [-1, 1]."""
+    images = []
+    for start in range(0, len(prompts), 32):
+        part = prompts[start : start + 32]
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        images.append(
+            pipe(
+                part, guidance_scale=guidance, num_inference_steps=steps, generator=generators, output_type="pt"
+            ).images
+        )
+    return torch.cat(images).float().cpu() * 2 - 1
+
+
+def sheet(data: Path, work: Path, out: Path, steps: int, guidance: float) -> None:
+    """A contact sheet, a class to each row, and how often the tile classifier agrees."""
+    images = sample(trained_pipeline(data, work), [kind for kind in KINDS for _ in range(20)], steps, guidance)
+    grid(images, columns=20).save(out)
+    reference = load_reference()
+    with torch.no_grad():
+        found = reference.classifier(images).argmax(1).view(len(KINDS), 20)
+    right = (found == torch.arange(len(KINDS))[:, None]).float().mean(1)
+    print("recognised: " + ", ".join(f"{kind} {share:.2f}" for kind, share in zip(KINDS, right.tolist(), strict=True)))
+    print(f"Fréchet distance {reference.distance(images / 2 + 0.5):.2f}; saved {out}")
+
+
+@torch.no_grad()
+def export(data: Path, work: Path, out: Path) -> None:
+    """Write the pipeline in half precision, with the prompts that it is calibrated and judged on."""
+    folder = out / "tiles-unet"
+    trained_pipeline(data, work).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    (folder / "prompts.txt").write_text("".join(f"{kind}\n" for kind in KINDS), encoding="utf-8")
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    print(f"saved {folder}: {size / 1e6:.1f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["autoencoder", "unet", "export", "sheet"])
+    parser.add_argument("command", choices=["autoencoder", "unet", "decoder", "export", "sheet"])
     parser.add_argument("--data", type=Path, default=Path("tiles32.npz"), help="tiles32.npz")
     parser.add_argument("--work", type=Path, default=Path("runs/unet"), help="folder of the checkpoints")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long to train")
@@ -262,8 +347,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="sampler steps of the contact sheet")
     parser.add_argument("--guidance", type=float, default=2.5, help="guidance of the contact sheet")
     args = parser.parse_args()
-    run = {"autoencoder": train_autoencoder, "unet": train_unet}
-    run[args.command](args.data, args.work, args.minutes)
+    if args.command == "export":
+        export(args.data, args.work, args.out)
+    elif args.command == "sheet":
+        sheet(args.data, args.work, args.out, args.steps, args.guidance)
+    else:
+        run = {"autoencoder": train_autoencoder, "unet": train_unet, "decoder": train_decoder}
+        run[args.command](args.data, args.work, args.minutes)
 
 
 if __name__ == "__main__":

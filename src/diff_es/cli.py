@@ -43,7 +43,7 @@ from .settings import restore
 from .store import make_folder
 from .story import contact_sheet, picture, publish, tell
 from .study import prepare
-from .tiles import load_reference
+from .tiles import MODELS, load_reference
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
 
@@ -195,7 +195,7 @@ def evaluate_command(
     ready = prepare(pipe, settings, reporter)
     found = {budget: found_again(fast)}
     name = model or fast.about["origin"]["model"]
-    reference = load_reference() if name == "bundled" else None
+    reference = load_reference() if name in MODELS else None
     effort, target = Effort(noises, images, rounds, batch, random=random), out_folder or folder
     evaluation = evaluate(ready, found, reference, effort, target, reporter, fast.plans)
     notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]

@@ -111,7 +111,7 @@ def classes_of(pipe: Pipeline) -> tuple[int, ...]:
 
 @cache
 def bundled_prompts() -> tuple[str, ...]:
-    """The prompts that text pipelines are calibrated and judged on unless others are given."""
+    """The prompts that text pipelines are calibrated and judged on unless they bring their own or others are given."""
     return read_prompts(Path(__file__).with_name("prompts.txt"))
 
 
@@ -132,8 +132,15 @@ def read_prompts(file: Path) -> tuple[str, ...]:
     return prompts
 
 
+def own_prompts(pipe: Pipeline) -> tuple[str, ...]:
+    """Those of the ``prompts.txt`` in the folder that a pipeline was loaded from, else the bundled ones."""
+    source = pipe.config.get("_name_or_path")
+    file = Path(source, "prompts.txt") if source else None
+    return read_prompts(file) if file is not None and file.is_file() else bundled_prompts()
+
+
 def conditions_of(pipe: Pipeline, prompts: Sequence[str] | None = None) -> tuple[Condition, ...]:
-    """What can be asked of a pipeline: its classes, ``prompts`` (None: the bundled ones), or nothing.
+    """What can be asked of a pipeline: its classes, ``prompts`` (None: :func:`own_prompts`), or nothing.
 
     Raises:
         DiffESError: prompts for a pipeline that takes none, or an empty list of them.
@@ -142,7 +149,7 @@ def conditions_of(pipe: Pipeline, prompts: Sequence[str] | None = None) -> tuple
     if family is not None and family.asked is Asked.PROMPTS:
         if prompts is not None and not prompts:
             raise DiffESError("prompts", expected="at least one", found="none", remedy="Leave them out for ours.")
-        return tuple(bundled_prompts() if prompts is None else prompts)
+        return tuple(own_prompts(pipe) if prompts is None else prompts)
     if prompts is not None:
         found, remedy = f"{len(prompts)} for a {type(pipe).__name__}", "Leave them out."
         raise DiffESError("prompts", expected="none for a pipeline without text", found=found, remedy=remedy)

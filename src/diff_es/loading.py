@@ -1,4 +1,4 @@
-"""Where pipelines come from: the bundled one, a folder, a single file or the hub; and which Diff-ES can drive."""
+"""Where pipelines come from: the bundled ones, a folder, a single file or the hub; and which Diff-ES can drive."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from .conditioning import FAMILIES, Asked, family_of
 from .errors import DiffESError, UnsupportedModel
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
-from .tiles import MODEL as BUNDLED
+from .tiles import MODELS as BUNDLED
 
 SUPPORTED = tuple(FAMILIES)
 """The pipeline classes that Diff-ES drives: those of text, of classes and of neither, that begin with noise."""
@@ -50,10 +50,10 @@ def load(
     scheduler: str | None = None,
     config: str | None = None,
 ) -> Pipeline:
-    """A pipeline from ``"bundled"``, a folder, a single ``.safetensors`` file of Stable Diffusion or SDXL, or a hub id.
+    """A pipeline of ours, from a folder, a single ``.safetensors`` file of Stable Diffusion or SDXL, or a hub id.
 
     Args:
-        model: what to load.
+        model: what to load; ``"bundled"`` is our transformer, ``"bundled-unet"`` our U-Net.
         dtype: default float32 on the CPU, bfloat16 elsewhere.
         device: default CUDA, then MPS, then the CPU.
         scheduler: class name of one of ``SCHEDULERS`` to sample with; default the model's own.
@@ -67,7 +67,7 @@ def load(
     """
     device = _device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    source = str(BUNDLED) if model == "bundled" else model
+    source = str(BUNDLED.get(model, model))
     kind = _kind_of_file(source) if source.endswith(".safetensors") else _kind_of_model(model, source)
     _check_class(model, kind)
     _check_text(kind)
@@ -91,8 +91,9 @@ def load(
 
 
 _PLACES = (
-    "Give 'bundled', a folder with a model_index.json, a .safetensors file of Stable Diffusion or SDXL (offline with "
-    "--config, a folder that holds its configurations), or the id of a hub repository (and check the network)."
+    "Give 'bundled' or 'bundled-unet', a folder with a model_index.json, a .safetensors file of Stable Diffusion or "
+    "SDXL (offline with --config, a folder that holds its configurations), or the id of a hub repository (and check "
+    "the network)."
 )
 
 
@@ -150,8 +151,9 @@ def origin_of(pipe: Pipeline) -> dict[str, Any]:
     """Where a pipeline came from and how it samples, as JSON values for :func:`reopen`."""
     source = pipe.config.get("_name_or_path") or ""
     folder = Path(source)
+    ours = next((name for name, place in BUNDLED.items() if place == folder), None)
     return {
-        "model": "bundled" if folder == BUNDLED else str(folder.resolve()) if source and folder.exists() else source,
+        "model": ours or (str(folder.resolve()) if source and folder.exists() else source),
         "config": _CONFIGS.get(pipe),
         "dtype": str(denoiser_of(pipe).dtype).removeprefix("torch."),
         "scheduler": {"_class_name": type(pipe.scheduler).__name__, **json.loads(pipe.scheduler.to_json_string())},

@@ -86,13 +86,17 @@ PLACEMENTS: dict[PlacementName, Placement | None] = {
 }
 
 Model = Annotated[
-    str, typer.Argument(help="'bundled', a folder in diffusers format, a .safetensors file of SD or SDXL, or a hub id")
+    str,
+    typer.Argument(
+        help="'bundled', 'bundled-unet', a folder in diffusers format, a .safetensors file of SD or SDXL, or a hub id"
+    ),
 ]
 Config = Annotated[
     str | None, typer.Option("--config", help="for a .safetensors file: a folder with its configurations")
 ]
 Prompts = Annotated[
-    Path | None, typer.Option("--prompts", help="text file, one prompt a line; default 64 prompts of our own")
+    Path | None,
+    typer.Option("--prompts", help="text file, one prompt a line; default the model's prompts.txt or 64 of ours"),
 ]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="what guidance leads away from")]
 Height = Annotated[int | None, typer.Option("--height", help="in pixels; default the pipeline's own")]

@@ -48,7 +48,7 @@ class Settings:
     offspring: int = 8  # of each of them
     front: tuple[float, ...] = ()  # budgets that are searched beside the one asked for
     seed: int = 0
-    prompts: tuple[str, ...] | None = None  # of text pipelines, dealt to the noises; None: the bundled ones
+    prompts: tuple[str, ...] | None = None  # of text pipelines, dealt to the noises; None: the pipeline's own
 
     def __post_init__(self) -> None:
         remedy = "Leave it out to take the default."

@@ -1,7 +1,8 @@
-"""The bundled model: a class-conditional latent diffusion transformer trained on 32x32 game tiles.
+"""The bundled models, trained on 32x32 game tiles: a class-conditional transformer and a text-conditional U-Net.
 
-The recipe is ``examples/train_tiles.py``; the data are the CC0 tiles of Dungeon Crawl Stone Soup. Beside the pipeline
-lie a small classifier, whose features serve a Fréchet distance offline, and its statistics over the real tiles.
+The recipes are ``examples/train_tiles.py`` and ``examples/train_tiles_unet.py``; the data are the CC0 tiles of Dungeon
+Crawl Stone Soup. Beside the pipelines lie a small classifier, whose features serve a Fréchet distance offline, and its
+statistics over the real tiles.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from .metrics import frechet_distance, moments
 
 FOLDER = Path(__file__).parent / "bundled"
-MODEL = FOLDER / "tiles-dit"
+MODELS = {"bundled": FOLDER / "tiles-dit", "bundled-unet": FOLDER / "tiles-unet"}
+"""The names that the bundled models are loaded by."""
 CLASSES = ("floor", "wall", "feature", "monster", "weapon", "armour", "trinket", "icon")
 
 
@@ -59,7 +61,7 @@ class Reference:
 
 
 def load_reference() -> Reference:
-    """The statistics that ship with the bundled model."""
+    """The statistics that ship with the bundled models."""
     with safe_open(FOLDER / "tile-features.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         about = json.loads(file.metadata()["about"])
