@@ -12,14 +12,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from diff_es import Levers, Method, Sampling, Settings, Width, compress, load
+from diff_es import Levers, Method, Sampling, Settings, Width, compress
 from diff_es.artefact import fingerprint
 from diff_es.benchmark import Runner
 from diff_es.compress import found_again
 from diff_es.conditioning import Probe, bundled_prompts, conditions_of
 from diff_es.evaluate import Contender, contenders, sampled
 from diff_es.layers import DENSE, Kind, discover
-from diff_es.loading import origin_of, reopen
+from diff_es.loading import load, origin_of, reopen
 from diff_es.metrics import snr_db
 from diff_es.pipeline import decode, sample, trace
 from diff_es.placements import Resident
@@ -42,9 +42,8 @@ def pipe() -> Any:
 def shown(pipe: Any, prompts: list[str], sampling: Sampling = SAMPLING) -> Tensor:
     """Images in [0, 1], (prompts, 3, 32, 32), of the same noises whatever the prompts."""
     probes = [Probe(seed, prompt) for seed, prompt in enumerate(prompts)]
-    latents = torch.cat(
-        [sample(pipe, part, sampling) for part in (probes[i : i + 16] for i in range(0, len(probes), 16))]
-    )
+    parts = [probes[i : i + 16] for i in range(0, len(probes), 16)]
+    latents = torch.cat([sample(pipe, part, sampling) for part in parts])
     return decode(pipe, latents)
 
 
@@ -80,7 +79,7 @@ def test_a_folder_brings_its_own_prompts(pipe: Any, tmp_path: Path) -> None:
 
 
 def test_every_word_of_the_prompts_is_one_token(pipe: Any) -> None:
-    for prompt in (*conditions_of(pipe), "a potion", "a picture of a scroll", "a game tile of grass"):
+    for prompt in (*map(str, conditions_of(pipe)), "a potion", "a picture of a scroll", "a game tile of grass"):
         assert len(pipe.tokenizer.tokenize(prompt)) == len(prompt.split())
     assert pipe.tokenizer.tokenize("xyz") == ["x", "y", "z</w>"]
 
