@@ -49,7 +49,7 @@ def shown(pipe: Any, prompts: list[str], sampling: Sampling = SAMPLING) -> Tenso
 
 def test_it_is_a_small_stock_pipeline() -> None:
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 10e6
-    stock = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    stock = StableDiffusionPipeline.from_pretrained(FOLDER, dtype=torch.float32)
     assert type(stock) is StableDiffusionPipeline
     stock.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
