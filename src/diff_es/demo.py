@@ -30,8 +30,8 @@ SETTINGS = Settings(
     finalists=3,
     held_out=24,
     population=8,
-    generations=7,
-    placings=5,
+    generations=6,
+    placings=4,
 )
 
 

@@ -26,7 +26,7 @@ from .sensitivity import by_rule, with_timesteps
 from .study import Study
 
 Ranking = dict[Levels, float]
-"""Candidates that were not ruled out by their score, best first."""
+"""Candidates and their scores; from :func:`ranked`, best first."""
 
 
 class Scores(Protocol):

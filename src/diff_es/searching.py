@@ -77,9 +77,40 @@ def evolve(
         table: the sensitivities; one table serves all budgets.
     """
     by_budget = {budget: ready.costs.space(budget) for budget in sorted(set(budgets))}
-    spaces, settings = list(by_budget.values()), ready.settings
-    first, generations, purpose = starts(ready, spaces, table), settings.generations, "evolution"
-    alone, scores, history = dict[Levels, float](), dict[Levels, float](), tuple[Generation, ...]()
+    explored = _explore(ready, list(by_budget.values()), judge, table, reporter)
+    results, ran = dict[float, Found](), len(explored.scores.keys() | set(changed(ready)))
+    for (budget, space), start in zip(by_budget.items(), explored.knapsacks, strict=True):
+        best = {levels: score for levels, score in ranked(explored.scores).items() if space.feasible(levels)}
+        if ready.path is None:
+            best.setdefault(start, judge.score(start))  # it may have lost its heat
+            results[budget] = select(ready, best, [start], explored.history, ran, reporter)
+            continue
+        narrow = space.dense()
+        alone = [levels for levels in ranked(explored.alone) if narrow is not None and narrow.feasible(levels)]
+        placed = place_steps(ready, budget, alone, judge, reporter)
+        own = {widened(ready, levels): score for levels, score in placed.items()}
+        unpruned = list(own)[: ready.settings.finalists]
+        if any(_is_pruned(ready, levels) for levels in best):
+            first = [*list(best)[: ready.settings.survivors], *unpruned[:_EACH]]
+            own |= place_both(ready, budget, first, judge, reporter)
+        results[budget] = select(ready, ranked(own), unpruned, explored.history, ran + len(own), reporter)
+    return results
+
+
+@dataclass(frozen=True)
+class _Explored:
+    """What evolution has seen, before timesteps are moved."""
+
+    scores: Ranking  # of all candidates, those that lost a heat included
+    alone: Ranking  # of the search of steps alone, as `Space.dense` has them
+    knapsacks: tuple[Levels, ...]  # the first start of each budget
+    history: tuple[Generation, ...]  # of the last search
+
+
+def _explore(ready: Study, spaces: Sequence[Space], judge: Judge, table: Sensitivity, reporter: Reporter) -> _Explored:
+    settings, first = ready.settings, starts(ready, spaces, table)
+    knapsacks, generations, purpose = first[: len(spaces)], settings.generations, "evolution"
+    alone, scores, history = Ranking(), Ranking(), tuple[Generation, ...]()
     if dense := _dense(ready, spaces):
         begun, unpruned = starts(ready, dense, table.dense), Unpruned(ready, judge)
         steps = evolved(ready, dense, generations, purpose, begun, unpruned, reporter)
@@ -87,30 +118,13 @@ def evolve(
         scores = {widened(ready, levels): score for levels, score in alone.items()}
         if settings.levers is Levers.BOTH:
             generations, purpose = -(-generations // 2), "evolution of steps and levels"
-            wider = _beyond(ready, spaces[-1], alone, table, generations, unpruned, reporter)
-            thinned = [levels for space in spaces for levels in _pruned(ready, space, {**scores, **wider}, table)]
-            scores, first = {**scores, **wider}, (*first[: len(spaces)], *thinned)
+            scores |= _beyond(ready, spaces[-1], alone, table, generations, unpruned, reporter)
+            first = (*knapsacks, *(levels for space in spaces for levels in _pruned(ready, space, scores, table)))
     if settings.levers is not Levers.STEPS:
         before, search = len(scores), evolved(ready, spaces, generations, purpose, first, judge, reporter)
         scores = {**scores, **dict(search.ranking()), **ranked(scores)}  # who lost a later heat keeps its score
         history = tuple(replace(one, evaluations=before + one.evaluations) for one in search.history)
-    ran, results = len(scores) + len(set(changed(ready)) - scores.keys()), dict[float, Found]()
-    for (budget, space), start in zip(by_budget.items(), first, strict=False):
-        best = [levels for levels in ranked(scores) if space.feasible(levels)]
-        if ready.path is None:
-            own = {levels: scores[levels] for levels in best}
-            own.setdefault(start, judge.score(start))  # it may have lost its heat
-            results[budget] = select(ready, own, [start], history, ran, reporter)
-            continue
-        narrow = space.dense()
-        fitting = [levels for levels in ranked(alone) if narrow is not None and narrow.feasible(levels)]
-        placed = place_steps(ready, budget, fitting, judge, reporter)
-        own = {widened(ready, levels): score for levels, score in placed.items()}
-        extra = list(own)[: settings.finalists]
-        if any(_is_pruned(ready, levels) for levels in best):
-            own |= place_both(ready, budget, [*best[: settings.survivors], *extra[:_EACH]], judge, reporter)
-        results[budget] = select(ready, ranked(own), extra, history, ran + len(own), reporter)
-    return results
+    return _Explored(scores, alone, knapsacks, history)
 
 
 def _is_pruned(ready: Study, levels: Levels) -> bool:
