@@ -10,6 +10,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from tests.tiny import HEADS, HIDDEN, SIZE, denoiser
 from torch import Tensor, nn
 
 from diff_es.baselines import fewer_steps, middle_phase, mosaic, uniform_width
@@ -22,22 +23,7 @@ from diff_es.search import Levels
 from diff_es.units import Depth, Grain, Thin, Width, units_of
 
 laws = settings(max_examples=60, deadline=None)
-HEADS, SIZE, BLOCKS, HIDDEN, TOKENS, BATCH = 3, 8, 3, 24, 16, 2
-
-
-def tiny(activation: str = "gelu-approximate") -> DiTTransformer2DModel:
-    torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=HEADS,
-        attention_head_dim=SIZE,
-        in_channels=4,
-        num_layers=BLOCKS,
-        sample_size=8,
-        patch_size=2,
-        activation_fn=activation,
-        num_embeds_ada_norm=1000,
-    )
-    return model.eval().requires_grad_(False)
+TOKENS, BATCH = 16, 2
 
 
 def call(device: str) -> dict[str, Tensor]:
@@ -89,7 +75,7 @@ def cut_to(anatomy: Anatomy, kept: tuple[int, ...]) -> Plan:
 
 @pytest.mark.parametrize("activation", ["gelu-approximate", "geglu"])
 def test_macs_of_any_widths_equal_those_counted_by_hand(activation: str) -> None:
-    model = tiny(activation)
+    model = denoiser(activation)
     anatomy = discover(model)
     counter = MacCounter(model, anatomy, TRACE)
     assert counter.dense() == by_hand(model, anatomy, DENSE)
@@ -102,7 +88,7 @@ def test_macs_of_any_widths_equal_those_counted_by_hand(activation: str) -> None
 
 
 def test_the_hand_count_of_one_attention_layer_is_the_textbook_one() -> None:
-    model = tiny()
+    model = denoiser()
     anatomy = discover(model)
     dense, fewer = (
         by_hand(model, anatomy, DENSE),
@@ -113,7 +99,7 @@ def test_the_hand_count_of_one_attention_layer_is_the_textbook_one() -> None:
 
 @pytest.mark.parametrize("bypass", [False, True])
 def test_macs_of_skipped_blocks_equal_those_counted_by_hand_whichever_they_are(bypass: bool) -> None:
-    model = tiny()
+    model = denoiser()
     anatomy = discover(model)
     counter = MacCounter(model, anatomy, TRACE, bypass=bypass)
     linear = Bypass(torch.zeros(HIDDEN, HIDDEN), torch.zeros(HIDDEN)) if bypass else None
@@ -124,7 +110,7 @@ def test_macs_of_skipped_blocks_equal_those_counted_by_hand_whichever_they_are(b
 
 @pytest.mark.parametrize("ladder", [Width(5), Depth(), Depth(bypass=False), Width(4, depth=Depth())])
 def test_a_table_starts_dense_and_falls_strictly(ladder: Width | Depth) -> None:
-    model = tiny()
+    model = denoiser()
     anatomy = discover(model)
     bypass = not (isinstance(ladder, Depth) and not ladder.bypass)
     counter, units = MacCounter(model, anatomy, TRACE, bypass=bypass), units_of(anatomy, ladder, Grain.WHOLE)
@@ -273,7 +259,7 @@ def test_fewer_steps_are_as_many_as_fit(steps: int, thousandths: int) -> None:
 
 @pytest.mark.parametrize("fraction", [1.0, 0.91, 0.58])
 def test_uniform_width_takes_the_last_share_that_fits(fraction: float) -> None:
-    model = tiny()
+    model = denoiser()
     anatomy = discover(model)
     counter = MacCounter(model, anatomy, TRACE)
     finest = 4 * HIDDEN

@@ -10,33 +10,14 @@ from diffusers import DiTTransformer2DModel
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.transformers.transformer_bria import BriaAttention
+from tests.tiny import BLOCKS, HEADS, HIDDEN, SIZE, denoiser
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as Wrapped
 
 from diff_es.errors import ArtefactError
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Switch, Weights, discover, output_of, realise
 
-HEADS, SIZE, BLOCKS = 3, 8, 3
-HIDDEN = HEADS * SIZE
 ACTIVATIONS = ("gelu-approximate", "geglu", "geglu-approximate", "swiglu", "linear-silu")
-
-
-def tiny(activation: str = "gelu-approximate", bias: bool = True) -> DiTTransformer2DModel:
-    torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=HEADS,
-        attention_head_dim=SIZE,
-        in_channels=4,
-        num_layers=BLOCKS,
-        sample_size=8,
-        patch_size=2,
-        activation_fn=activation,
-        attention_bias=bias,
-        num_embeds_ada_norm=1000,
-    )
-    for parameter in model.parameters():  # fresh networks of this kind are near the identity
-        nn.init.normal_(parameter, std=0.25)
-    return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -102,7 +83,7 @@ def assert_same_state(model: nn.Module, before: dict[str, tuple[Any, ...]]) -> N
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_discovery_finds_heads_channels_and_blocks(activation: str) -> None:
-    model = tiny(activation)
+    model = denoiser(activation)
     anatomy = discover(model)
     expected = [
         part
@@ -122,7 +103,7 @@ def test_discovery_finds_heads_channels_and_blocks(activation: str) -> None:
 @pytest.mark.parametrize("solved", [False, True])
 @pytest.mark.parametrize(("activation", "bias"), [*((name, True) for name in ACTIVATIONS), ("geglu", False)])
 def test_slim_equals_masked(activation: str, bias: bool, solved: bool) -> None:
-    model = tiny(activation, bias)
+    model = denoiser(activation, bias)
     anatomy, switch, dense = discover(model), Switch(model), run(model)
     for seed in range(4):
         plan = random_plan(model, anatomy, seed, solved=solved)
@@ -138,7 +119,7 @@ def test_slim_equals_masked(activation: str, bias: bool, solved: bool) -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 5, 8])
 def test_realised_groups_and_bytes_are_the_nominal_ones(levels: int) -> None:
-    model = tiny("geglu")
+    model = denoiser("geglu")
     anatomy, switch = discover(model), Switch(model)
     for level in range(levels + 1):
         counts = [max(1, layer.kept(level, levels)) for layer in anatomy.layers]
@@ -167,7 +148,7 @@ def test_realised_groups_and_bytes_are_the_nominal_ones(levels: int) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_switching_back_leaves_no_trace(bias: bool) -> None:
-    model = tiny("geglu", bias)
+    model = denoiser("geglu", bias)
     anatomy, dense, before, switch = discover(model), run(model), state(model), Switch(model)
     plans = [random_plan(model, anatomy, seed, solved=bool(seed % 2)) for seed in range(4)]
     plans.append(Plan(bypasses={"transformer_blocks.0": None, "transformer_blocks.2": bypass()}))
@@ -190,7 +171,7 @@ def test_switching_back_leaves_no_trace(bias: bool) -> None:
 
 
 def test_projections_without_a_bias_gain_and_lose_the_compensated_one() -> None:
-    model = tiny()
+    model = denoiser()
     layer = discover(model).layers[1]
     linear = output_of(model, layer)
     linear.bias = None
@@ -219,7 +200,7 @@ def bypass(seed: int = 0) -> Bypass:
 @pytest.mark.parametrize("skipped", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_skipped_block_is_its_linear_map_or_the_identity(skipped: tuple[int, ...], plain: bool) -> None:
-    model = tiny()
+    model = denoiser()
     dense, switch = run(model), Switch(model)
     stand_ins = {f"transformer_blocks.{i}": None if plain else bypass(i) for i in skipped}
     switch.to(realise(model, discover(model), Plan(bypasses=stand_ins)))
@@ -258,7 +239,7 @@ ATTN, FF, BLOCK = "transformer_blocks.1.attn1", "transformer_blocks.1.ff", "tran
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_naming_the_layer(name: str, part: Cut | Bypass | None) -> None:
-    model, plan = tiny(), Plan({name: part}) if isinstance(part, Cut) else Plan(bypasses={name: part})
+    model, plan = denoiser(), Plan({name: part}) if isinstance(part, Cut) else Plan(bypasses={name: part})
     with pytest.raises(ArtefactError, match=f"base model, {name}: expected .* Load the pipeline that was compressed"):
         realise(model, discover(model), plan)
 

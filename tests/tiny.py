@@ -19,6 +19,8 @@ from diff_es.schedule import Stages
 from diff_es.settings import Levers
 from diff_es.units import Grain
 
+HEADS, SIZE, BLOCKS, HIDDEN = 3, 8, 3, 24
+"""Of a lone :func:`denoiser`."""
 CALL = Sampling(steps=6, guidance=2.0, batch=2)
 
 
@@ -38,6 +40,25 @@ class Shape:
     decoder: type = AutoencoderKL
     names: tuple[str, ...] = ()  # of the classes
     seed: int = 0
+
+
+def denoiser(activation: str = "gelu-approximate", bias: bool = True) -> DiTTransformer2DModel:
+    """Without a pipeline: (N, 4, 8, 8) in and out, 16 tokens, three blocks of three heads."""
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=SIZE,
+        in_channels=4,
+        num_layers=BLOCKS,
+        sample_size=8,
+        patch_size=2,
+        activation_fn=activation,
+        attention_bias=bias,
+        num_embeds_ada_norm=1000,
+    )
+    for parameter in model.parameters():  # fresh networks of this kind are near the identity
+        nn.init.normal_(parameter, std=0.25)
+    return model.eval().requires_grad_(False)
 
 
 def tiny(**changes: Any) -> DiTPipeline:
