@@ -94,7 +94,10 @@ def main() -> None:
                     judge(budget, "evenly fewer steps", fewer)
                     judge(budget, "uniform pruning", uniform)
                     for rule, levels in zip(RULES, by_rule(study, budget), strict=True):
-                        judge(budget, f"by hand, {rule}", scheduled(study, rule, budget, levels))
+                        by_hand = scheduled(study, rule, budget, levels, corrected=False)
+                        judge(budget, f"by hand, {rule}", by_hand)
+                    evenly = scheduled(study, "trailing", budget, by_rule(study, budget)[0])
+                    judge(budget, "by hand, trailing, corrected", evenly)
     show([json.loads(line) for line in args.results.read_text().splitlines()])
 
 

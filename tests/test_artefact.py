@@ -155,8 +155,8 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
     halve(manifest)
     with pytest.raises(ArtefactError, match=r"diff-es\.json: expected a readable manifest"):
         load(folder)
-    manifest.write_text(whole.replace('"format": 2', '"format": 99'))
-    with pytest.raises(ArtefactError, match=r"diff-es\.json: expected format 2, found format 99\. Compress again"):
+    manifest.write_text(whole.replace('"format": 3', '"format": 99'))
+    with pytest.raises(ArtefactError, match=r"diff-es\.json: expected format 3, found format 99\. Compress again"):
         load(folder)
     for key in ("schedule", "stages", "base", "sampling", "timesteps", "placement", "about"):
         harmed = json.loads(whole)

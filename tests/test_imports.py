@@ -16,9 +16,9 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress"},
+    {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress", "multistep"},
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning"},
-    {"pipeline", "loading", "stepping", "units"},
+    {"pipeline", "loading", "stepping", "published", "units"},
     {"obs", "calibrate", "lowrank", "measures", "library"},
     {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness", "budget"},
@@ -38,7 +38,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 SELF_CONTAINED = {"search", "report", "pruned_transformer"}
-KNOW_DIFFUSERS = {"layers", "conditioning", "pipeline", "loading", "stepping", "pruned_transformer"}
+KNOW_DIFFUSERS = {"layers", "conditioning", "pipeline", "loading", "stepping", "published", "pruned_transformer"}
 
 
 def imported(path: Path) -> Iterator[str]:

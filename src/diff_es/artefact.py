@@ -16,6 +16,7 @@ from torch import nn
 from .errors import ArtefactError, DiffESError
 from .layers import Plan, check_plan, discover, named_parameters
 from .loading import check_denoiser
+from .multistep import Correct, Corrections, fixed
 from .packing import left_out, pack, unpack
 from .pipeline import AnyPipeline, Sampling, family_of
 from .placements import Placement, Store, choose
@@ -53,6 +54,7 @@ class Compressed:
     about: Mapping[str, Any] = field(repr=False)
     placement: Placement | None = None  # where weights wait; None: by the memory that is free
     timesteps: tuple[float, ...] | None = None  # what the sampler takes in place of its own; None: its own
+    corrections: Corrections = ()  # of the steps to these timesteps
     others: tuple[Compressed, ...] = field(default=(), repr=False)  # the same search's results for other budgets
 
     def __post_init__(self) -> None:
@@ -75,15 +77,14 @@ class Compressed:
             DiffESError: the pipeline is routed already, or its scheduler takes no chosen timesteps.
         """
         routing = self._routing(pipe, placement)
-        steps = self.sampling.steps
-        chosen = nullcontext() if self.timesteps is None else stepped(pipe, self.timesteps, steps)
+        chosen = nullcontext() if self.timesteps is None else stepped(pipe, *self._steps(self.timesteps))
         with chosen, routed_denoiser(*routing):
             yield pipe
 
     def apply(self, pipe: AnyPipeline, placement: Placement | None = None) -> None:
         """Run ``pipe`` with this result until :meth:`remove`; raises as :meth:`routed` does."""
         routing = Routing(*self._routing(pipe, placement))
-        stepping = None if self.timesteps is None else Stepping(pipe, self.timesteps, self.sampling.steps)
+        stepping = None if self.timesteps is None else Stepping(pipe, *self._steps(self.timesteps))
         routing.attach()
         if stepping is not None:
             stepping.attach()
@@ -138,6 +139,10 @@ class Compressed:
         placement = placement or self.placement or choose(denoiser, anatomy, self.plans)
         return denoiser, self.schedule.stages, partial(placement.open, denoiser, anatomy, self.plans)
 
+    def _steps(self, timesteps: tuple[float, ...]) -> tuple[tuple[float, ...], int, Correct | None]:
+        """What stepping a matching pipeline takes."""
+        return timesteps, self.sampling.steps, fixed(self.corrections)
+
     def save(self, folder: str | Path) -> None:
         """Write the artefact: one safetensors file per distinct plan and a JSON manifest, whole or not at all.
 
@@ -159,6 +164,7 @@ class Compressed:
             "schedule": self.schedule.to_json(),
             "sampling": asdict(self.sampling),
             "timesteps": None if self.timesteps is None else list(self.timesteps),
+            "corrections": [list(weights) for weights in self.corrections],
             "base": self.base,
             "placement": None if self.placement is None else plain(self.placement),
             "about": dict(self.about),
@@ -199,6 +205,7 @@ def _restored(entry: Mapping[str, Any], plans: Iterator[Plan]) -> Compressed:
         about=entry["about"],
         placement=None if entry["placement"] is None else value_of(entry["placement"]),
         timesteps=None if entry["timesteps"] is None else tuple(entry["timesteps"]),
+        corrections=tuple(tuple(map(float, weights)) for weights in entry["corrections"]),
     )
 
 

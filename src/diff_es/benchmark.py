@@ -16,6 +16,7 @@ from torch import nn
 from .artefact import Compressed
 from .latency import finished
 from .layers import DENSE, Plan, discover
+from .multistep import Corrections, fixed
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
 from .placements import Compact, Placement, Resident, Stitched, Store, Streamed, parameter_bytes
 from .progress import Reporter
@@ -34,6 +35,7 @@ class Runner:
     plans: tuple[Plan, ...] | None = None
     placement: Placement = field(default_factory=Resident)
     timesteps: tuple[float, ...] | None = None  # in place of the sampler's own
+    corrections: Corrections = ()  # of the steps to these timesteps
 
     @property
     def steps(self) -> int:
@@ -43,7 +45,8 @@ class Runner:
     @contextmanager
     def context(self, pipe: Pipeline) -> Iterator[Store | None]:
         """Routed as this runner wants it; gives what holds the weights, which exists only inside."""
-        with nullcontext() if self.timesteps is None else stepped(pipe, self.timesteps, self.sampling.steps):
+        asked, correct = self.sampling.steps, fixed(self.corrections)
+        with nullcontext() if self.timesteps is None else stepped(pipe, self.timesteps, asked, correct):
             if self.stages is None or self.plans is None:
                 yield None
                 return
@@ -60,6 +63,13 @@ class Runner:
             for stage in range(len(self.plans)):
                 store.to(stage)
             return store.peak_bytes
+
+
+def running(name: str, fast: Compressed, sampling: Sampling, placement: Placement | None = None) -> Runner:
+    """A result, as it runs in a placement; default resident."""
+    return Runner(
+        name, sampling, fast.schedule.stages, fast.plans, placement or Resident(), fast.timesteps, fast.corrections
+    )
 
 
 @dataclass(frozen=True)
@@ -185,10 +195,7 @@ def compare(
         runners = [
             Runner("dense", sampling),
             Runner("routed at level 0", sampling, stages, (DENSE,) * len(stages)),
-            *(
-                Runner(f"diff-es, {name}", sampling, stages, fast.plans, placement, fast.timesteps)
-                for name, placement in places.items()
-            ),
+            *(running(f"diff-es, {name}", fast, sampling, placement) for name, placement in places.items()),
         ]
         for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
             ratio, peak = 1.0 if i < 2 else float(fast.about["macs_ratio"]), _peak_bytes(pipe, runner)

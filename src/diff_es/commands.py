@@ -76,6 +76,9 @@ def compress_command(
         Grain | None, typer.Option(help="what carries its own level; default block, or whole where blocks are ranked")
     ] = None,
     levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
+    corrections: Annotated[
+        int, typer.Option(help="directions along which chosen steps are corrected; 0: they stay the sampler's own")
+    ] = 4,
     compensate: Annotated[bool, typer.Option(help="re-solve the weights that stay")] = True,
     shared_order: Annotated[
         bool, typer.Option("--shared-order", help="one order of groups for all stages: less memory, less fidelity")
@@ -118,6 +121,7 @@ def compress_command(
         levers=levers,
         method=Method(ladders[prune], RANKINGS[ranking], ridge, shared_order=shared_order, grain=units),
         calibration=calibration,
+        corrections=corrections,
         probes=probes,
         heat=heat,
         held_out=held_out,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .artefact import Compressed, fingerprint, load
-from .benchmark import Runner, measure
+from .benchmark import Runner, measure, running
 from .budget import Budget
 from .compaction import Compaction
 from .journal import Journal
@@ -57,7 +57,7 @@ def finish(
     if isinstance(placement, Compact):
         plans, extra["compact_held_out_score"] = compacted(ready, levels, placement, reporter)
     if ready.path is not None:
-        extra["own_held_out_score"] = ready.held_out(ready.own)
+        extra["own_held_out_score"] = ready.held_out.plain(ready.own)
         extra["held_out_score_to_own"] = ready.held_out_to_own(levels)
     about: dict[str, Any] = {
         "budget": share,
@@ -80,7 +80,8 @@ def finish(
     }
     base = fingerprint(denoiser_of(ready.pipe))
     schedule = Schedule(ready.stages, rows)
-    return Compressed(schedule, plans, settings.sampling, base, about, placement, timesteps)
+    corrections = ready.held_out.corrections(levels)
+    return Compressed(schedule, plans, settings.sampling, base, about, placement, timesteps, corrections)
 
 
 def compress(
@@ -146,7 +147,7 @@ def compress(
     others = tuple(result for share, result in results.items() if share != ready.share)
     result = results[ready.share]
     if speedup is not None:
-        runner = Runner("diff-es", result.sampling, ready.stages, result.plans, timesteps=result.timesteps)
+        runner = running("diff-es", result, result.sampling)
         _, timing = measure(ready.pipe, [Runner("dense", result.sampling), runner], 7, reporter)
         result = replace(result, about={**result.about, "speedup": speedup, "measured_speedup": timing.speedup})
     return replace(result, others=others)

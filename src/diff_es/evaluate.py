@@ -78,11 +78,22 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     return select(study, scores, (), search.history, len(search.ranking()), reporter)
 
 
-def scheduled(study: Study, name: str, budget: float, levels: Levels, plans: Sequence[Plan] | None = None) -> Contender:
-    """A schedule of the study, by the library's own plans or by those given."""
+def scheduled(
+    study: Study,
+    name: str,
+    budget: float,
+    levels: Levels,
+    plans: Sequence[Plan] | None = None,
+    *,
+    corrected: bool = True,
+) -> Contender:
+    """A schedule of the study, by the library's own plans or by those given; a rival's may go without corrections of
+    its steps, which are ours."""
     own = plans or [study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels))]
-    timesteps = study.timesteps(levels)
-    runner = Runner(name, study.settings.sampling, study.stages, tuple(own), timesteps=timesteps)
+    timesteps, corrections = study.timesteps(levels), study.held_out.corrections(levels) if corrected else ()
+    runner = Runner(
+        name, study.settings.sampling, study.stages, tuple(own), timesteps=timesteps, corrections=corrections
+    )
     return Contender(name, budget, study.macs.ratio(levels), runner)
 
 
@@ -118,10 +129,11 @@ def contenders(
     steps, ratio = _affordable_steps(study, budget)
     fewer = Runner("fewer-steps", replace(sampling, steps=steps))
     rng = np.random.default_rng(derive_seed(study.settings.seed, "mosaic"))
+    like_mosaic = space.repair(mosaic(space, study.statistics.change), rng)
     return (
         Contender("fewer-steps", budget, ratio, fewer),
         _uniform(study, budget),
-        scheduled(study, "mosaicdiff", budget, space.repair(mosaic(space, study.statistics.change), rng)),
+        scheduled(study, "mosaicdiff", budget, like_mosaic, corrected=False),
         scheduled(study, "random", budget, random.levels),
         scheduled(study, "diff-es", budget, found.levels, plans),
     )

@@ -19,6 +19,7 @@ from .errors import DiffESError
 from .layers import Plan, Switch, realise
 from .library import Library
 from .measures import Measure
+from .multistep import Correct, Corrections, Fitting, Recording, fixed
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, intercepted, sample
 from .placements import Resident, Store, parameter_bytes
 from .route import routed
@@ -27,12 +28,12 @@ from .search import Levels
 from .stepping import stepped
 from .trajectory import Trajectory, placed
 
-Key = tuple[int, int, tuple[float, ...], Levels]
+Key = tuple[int, bool, int, tuple[float, ...], Levels]
 
 
 class PrefixCache:
-    """Denoiser outputs by (chunk of probes, number of the call, timesteps so far, levels of the stages so far), least
-    recently used out first.
+    """Denoiser outputs by (chunk of probes, whether steps are corrected, number of the call, timesteps so far, levels
+    of the stages so far), least recently used out first.
 
     Two candidates that agree on all of it receive the same latents, so the same outputs: reusing them is exact to the
     bit.
@@ -120,6 +121,9 @@ class Fitness:
         path: the user's own trajectory, where a row begins with the stage's number of steps; None: rows are levels.
         reference: timesteps of the dense run that results are compared with; None: the user's own.
         heat: probes of the first heat of a race, which are a part of their own; 0: no race.
+        corrections: the most directions that a step is corrected along (``multistep``); 0: steps stay as they are.
+        lessons: noises that corrections are fitted on; none: the first of the probes.
+        taught: gives the corrections of a schedule, where they are fitted elsewhere.
         memory: bytes of denoiser outputs to keep for prefix reuse; 0 reuses nothing.
         weights: bytes of realised weights to keep.
     """
@@ -136,6 +140,9 @@ class Fitness:
         path: Trajectory | None = None,
         reference: Sequence[float] | None = None,
         heat: int = 0,
+        corrections: int = 0,
+        lessons: Sequence[Probe] = (),
+        taught: Callable[[Levels], Corrections] | None = None,
         memory: int = 1 << 30,
         weights: int = 1 << 33,
     ) -> None:
@@ -145,17 +152,27 @@ class Fitness:
         self._chunks = [probes[i : min(i + size, heat)] for i in range(0, heat, size)]
         self._first = len(self._chunks) or 1  # chunks of the first heat
         self._chunks += [probes[i : i + size] for i in range(heat, len(probes), size)]
+        self._judged = len(self._chunks)
+        self._chunks += [lessons[:size]] if lessons else []
+        self._lesson, self._taught = self._judged if lessons else 0, taught
+        self._count, self._fitted = corrections, dict[Levels, Corrections]()
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
         self._encodings, self._each = Encodings(), 1  # calls of a timestep, once a run has shown it
-        if path is None:
-            dense = ((0,) * len(library.units),) * len(stages)
-            self._teacher = [measure.view(pipe, self._run(i, dense)) for i in range(len(self._chunks))]
-        else:
-            with nullcontext() if reference is None else stepped(pipe, reference, sampling.steps):
-                self._teacher = [measure.view(pipe, self._sample(chunk)) for chunk in self._chunks]
+        self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
         if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
             remedy = "Use float32 or bfloat16 arithmetic, or another sampler."
             raise DiffESError("the dense model's result", expected="numbers", found="NaN or infinity", remedy=remedy)
+
+    def _learn(self, chunk: int, reference: Sequence[float] | None) -> Tensor:
+        """What a chunk's results are compared with; on the way, what corrections are fitted to."""
+        if self._path is None:
+            dense = ((0,) * len(self._library.units),) * len(self._stages)
+            return self._measure.view(self._pipe, self._run(chunk, dense, corrected=False))
+        steps, path, kept = self._sampling.steps, self._path, None
+        if reference is not None and chunk == self._lesson and self._count:
+            kept = self._goal = Recording(reference, path.end)
+        with nullcontext() if reference is None else stepped(self._pipe, reference, steps, kept):
+            return self._measure.view(self._pipe, self._sample(self._chunks[chunk]))
 
     def __call__(self, levels: Levels) -> float:
         """Mean closeness over the probes; minus infinity where a result is not finite."""
@@ -169,41 +186,72 @@ class Fitness:
         """The score on all probes, for that of the first heat: none of it is run again."""
         count = sum(len(chunk) for chunk in self._chunks[: self._first])
         total = first * count
-        for i in range(self._first, len(self._chunks)):
+        for i in range(self._first, self._judged):
             scores = self._scores(i, levels)
             total, count = total + float(scores.sum()), count + len(scores)
         return _finite(total / count)
+
+    def plain(self, levels: Levels) -> float:
+        """The score on all probes of a schedule whose steps are not corrected."""
+        return _finite(float(torch.cat([self._scores(i, levels, corrected=False) for i in range(self._judged)]).mean()))
+
+    def corrections(self, levels: Levels) -> Corrections:
+        """What the steps of a schedule are corrected by; empty where they are not."""
+        if not self._count:
+            return ()
+        if self._taught is not None:
+            return self._taught(levels)
+        if levels not in self._fitted:
+            self._run(self._lesson, levels)
+        return self._fitted[levels]
 
     def of_plans(self, plans: Sequence[Plan], levels: Levels) -> float:
         """The score of plans that are not the library's own, such as factored ones, with the steps of ``levels``."""
         denoiser = denoiser_of(self._pipe)
         opened, scores = partial(Resident().open, denoiser, self._library.anatomy, plans), list[Tensor]()
-        with routed(denoiser, self._stages, opened), self._stepped(levels):
-            for chunk, teacher in zip(self._chunks, self._teacher, strict=True):
-                result = self._measure.view(self._pipe, self._sample(chunk))
-                scores.append(self._measure.closeness(teacher, result))
+        correct = fixed(self.corrections(levels))
+        with routed(denoiser, self._stages, opened), self._stepped(levels, correct):
+            for i in range(self._judged):
+                result = self._measure.view(self._pipe, self._sample(self._chunks[i]))
+                scores.append(self._measure.closeness(self._teacher[i], result))
         return _finite(float(torch.cat(scores).mean()))
 
-    def _scores(self, chunk: int, levels: Levels) -> Tensor:
+    def _scores(self, chunk: int, levels: Levels, *, corrected: bool = True) -> Tensor:
         """(N,): the closeness of each probe of a chunk."""
-        result = self._measure.view(self._pipe, self._run(chunk, levels))
+        result = self._measure.view(self._pipe, self._run(chunk, levels, corrected=corrected))
         return self._measure.closeness(self._teacher[chunk], result)
 
     @contextmanager
-    def _stepped(self, levels: Levels) -> Iterator[None]:
+    def _stepped(self, levels: Levels, correct: Correct | None) -> Iterator[None]:
         """With the sampler steps of a schedule, where they are a choice."""
         if self._path is None:
             yield
             return
-        with stepped(self._pipe, timesteps_of(self._path, self._stages, levels), self._sampling.steps):
+        with stepped(self._pipe, timesteps_of(self._path, self._stages, levels), self._sampling.steps, correct):
             yield
 
     def _sample(self, probes: Sequence[Probe]) -> Tensor:
         with encoded_once(self._pipe, self._encodings):
             return sample(self._pipe, probes, self._sampling)
 
-    def _run(self, chunk: int, levels: Levels) -> Tensor:
-        """Final latents of one chunk of probes; steps whose prefix is known are replayed, not run."""
+    def _run(self, chunk: int, levels: Levels, *, corrected: bool = True) -> Tensor:
+        """Final latents of one chunk of probes; steps whose prefix is known are replayed, not run.
+
+        Corrections are fitted on the lesson while it runs. Those of a step depend on what the step's own prefix holds
+        and on the next timestep, so they make no difference to what may be reused.
+        """
+        if not corrected or not self._count:
+            return self._replayed(chunk, levels, None)
+        if chunk != self._lesson or self._taught is not None:
+            return self._replayed(chunk, levels, fixed(self.corrections(levels)))
+        assert self._path is not None
+        timesteps = timesteps_of(self._path, self._stages, levels)
+        fitting = Fitting(self._goal, timesteps, self._path.end, self._count)
+        result = self._replayed(chunk, levels, fitting)
+        self._fitted[levels] = fitting.corrections
+        return result
+
+    def _replayed(self, chunk: int, levels: Levels, correct: Correct | None) -> Tensor:
         denoiser, reached, taken = denoiser_of(self._pipe), list[int](), list[float]()
         # samplers of third order lower it towards the end, so that the steps to come matter as well
         depends = self._path is not None and int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
@@ -218,7 +266,7 @@ class Fitness:
                 if not taken:  # the scheduler's, because what the denoiser receives may be rounded
                     taken.extend(self._pipe.scheduler.timesteps.tolist())
                 past = tuple(taken[: -(-len(reached) // self._each)])
-                key = (chunk, len(reached), (*ahead, *past), rows[: max(reached) + 1])
+                key = (chunk, correct is not None, len(reached), (*ahead, *past), rows[: max(reached) + 1])
                 return self.cache.fetch(key, lambda: run(*args, **kwargs))
 
             return known
@@ -226,7 +274,8 @@ class Fitness:
         rows = levels if self._path is None else tuple(row[1:] for row in levels[: len(self._stages)])
         bank, handle = self._bank.choose(rows), on_stage(denoiser, self._stages, reached.append)
         try:
-            with routed(denoiser, self._stages, lambda: bank), intercepted(denoiser, reuse), self._stepped(levels):
+            routing, stepping = routed(denoiser, self._stages, lambda: bank), self._stepped(levels, correct)
+            with routing, intercepted(denoiser, reuse), stepping:
                 result = self._sample(self._chunks[chunk])
             self._each = len(reached) // len(taken)
             return result

@@ -15,6 +15,7 @@ from .errors import DiffESError
 from .journal import Scale
 from .judge import Judge
 from .progress import Reporter
+from .published import published
 from .rng import derive_seed
 from .search import Levels, Point, Space, branches, knapsack_best, prunings
 from .settings import describe
@@ -88,7 +89,7 @@ def _facts(ready: Survey) -> dict[str, Any]:
     """What a table depends on."""
     described = describe(ready.settings)
     names = ["sampling", "stages", "levers", "method", "measure", "calibration", "seed"]
-    names += ["heat" if ready.settings.heat else "probes", *([] if ready.path is None else ["fine"])]
+    names += ["heat" if ready.settings.heat else "probes", *([] if ready.path is None else ["fine", "corrections"])]
     return {**{name: described[name] for name in names}, **identity(ready.pipe)}
 
 
@@ -187,13 +188,13 @@ def _offered(ready: Study, levels: Levels, units: int) -> Levels:
 
 def by_rule(ready: Study, share: float) -> tuple[Levels, ...]:
     """The dense model, if it may run at all, with as many steps as a share of the cost holds, where rules of hand put
-    them; with timesteps."""
+    them, and where they were published for the model; with timesteps."""
     path, dense = ready.path, ready.own[0][1:]
     total, found = math.floor(share * sum(ready.costs.steps) + 1e-9), list[Levels]()
     if path is None or 0 in ready.costs.barred or not total:
         return ()
-    for rule in (trailing, karras, exponential, quadratic):
-        timesteps = rule(path, total)
+    lists = [rule(path, total) for rule in (trailing, karras, exponential, quadratic)]
+    for timesteps in [*lists, *filter(None, [published(ready.pipe, path, total)])]:
         counts = ready.stages.steps(timesteps)
         found.append((*((n, *dense) for n in counts), as_row(timesteps)))
     return tuple(found)

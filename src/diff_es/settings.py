@@ -35,6 +35,7 @@ class Settings:
     measure: Measure = field(default_factory=LatentSNR)
     calibration: int = 128  # samples that calibration runs
     fine: int = 4  # where steps are a choice, results are compared with so many times the user's own steps
+    corrections: int = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
     probes: int = 16  # noises that candidates are judged on
     heat: int = 4  # the first of them, on which every candidate runs and the worse half drops out; 0: no such heat
     finalists: int = 5  # best candidates that are judged again ...
@@ -56,6 +57,8 @@ class Settings:
         for name in (*counts, "placings", "offspring"):
             if getattr(self, name) < 1:
                 raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
+        if self.corrections < 0:
+            raise DiffESError("corrections", expected="0 or more", found=str(self.corrections), remedy=remedy)
         if not 0 <= self.heat < self.probes:
             expected = f"a number from 0, below the {self.probes} probes"
             raise DiffESError("heat", expected=expected, found=str(self.heat), remedy=remedy)

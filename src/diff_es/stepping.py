@@ -11,11 +11,10 @@ their order when few steps are left.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from enum import Enum
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import wraps
 from inspect import signature
@@ -36,12 +35,12 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from diffusers.schedulers import AysSchedules
 from torch import Tensor
 
 from .errors import DiffESError
+from .multistep import Correct, corrected
 from .pipeline import AnyPipeline
-from .trajectory import Timesteps, Trajectory, at_sigmas, check_descending
+from .trajectory import Timesteps, Trajectory, check_descending
 
 Scheduler: TypeAlias = SchedulerMixin
 
@@ -74,44 +73,6 @@ def trajectory(scheduler: Scheduler, timesteps: Iterable[float]) -> Trajectory:
     return Trajectory(tuple(float(t) for t in dict.fromkeys(timesteps)), _end(scheduler), whole, noise)
 
 
-def even(scheduler: Scheduler, steps: int) -> Timesteps:
-    """The timesteps that the scheduler itself gives for a number of steps; it is left as it was.
-
-    Raises:
-        DiffESError: it gives none for this number.
-    """
-    copy = deepcopy(scheduler)
-    try:
-        copy.set_timesteps(steps)
-    except (ValueError, IndexError) as error:
-        where, remedy = f"{steps} steps with {type(scheduler).__name__}", "Take another number of steps."
-        raise DiffESError(where, expected="a trajectory", found=str(error), remedy=remedy) from error
-    return tuple(float(t) for t in dict.fromkeys(copy.timesteps.tolist()))
-
-
-class Ays(Enum):
-    """The models of images for which Align Your Steps (arXiv 2404.14507) has published ten steps."""
-
-    STABLE_DIFFUSION = "StableDiffusion"  # 1.5
-    STABLE_DIFFUSION_XL = "StableDiffusionXL"
-
-
-def ays(path: Trajectory, model: Ays, steps: int) -> Timesteps:
-    """The published steps of a model; other numbers than ten by interpolating the logarithm of sigma, as published.
-
-    Raises:
-        DiffESError: a scheduler with another noise schedule than Stable Diffusion's, or as ``trajectory.karras``.
-    """
-    timesteps, sigmas = AysSchedules[f"{model.value}Timesteps"], AysSchedules[f"{model.value}Sigmas"][:-1]
-    if not math.isclose(path.noise[-1], sigmas[0], rel_tol=1e-3):
-        expected, remedy = f"Stable Diffusion's noise schedule, up to sigma {sigmas[0]}", "Use another placement."
-        raise DiffESError("noise schedule", expected=expected, found=f"up to {path.noise[-1]:.3f}", remedy=remedy)
-    if steps == len(timesteps):
-        return tuple(map(float, timesteps))
-    places = np.linspace(0, 1, max(steps, 0)), np.linspace(0, 1, len(sigmas))
-    return at_sigmas(path, np.exp(np.interp(*places, np.log(sigmas))))
-
-
 def check_scheduler(scheduler: Scheduler) -> None:
     """Whether a scheduler can run other timesteps than its own.
 
@@ -127,6 +88,15 @@ def check_scheduler(scheduler: Scheduler) -> None:
             raise DiffESError(name, expected=f"another {setting}", found=f"{value}", remedy=remedy)
     if isinstance(scheduler, UniPCMultistepScheduler) and scheduler.solver_p is not None:
         raise DiffESError(name, expected="no solver_p", found=type(scheduler.solver_p).__name__, remedy=remedy)
+
+
+def is_deterministic(scheduler: Scheduler) -> bool:
+    """Whether a sampler adds no noise on the way; DDIM adds none unless a pipeline is called with an ``eta``."""
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        return not scheduler.config.algorithm_type.startswith("sde")
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return not scheduler.config.stochastic_sampling
+    return not isinstance(scheduler, EulerAncestralDiscreteScheduler)
 
 
 def _is_flow(scheduler: Scheduler) -> bool:
@@ -163,14 +133,19 @@ class Stepping:
         asked: the user's own number of steps, which the pipeline goes on being called with. The number of
             ``timesteps`` is understood too, any other is refused with a :class:`DiffESError` when the pipeline is
             called.
+        correct: what each step's result is corrected by (``multistep``), of samplers that call the denoiser once a
+            step; None: nothing.
 
     Raises:
         DiffESError: a scheduler that takes no other timesteps, or timesteps that it cannot take.
     """
 
-    def __init__(self, pipe: AnyPipeline, timesteps: Sequence[float], asked: int) -> None:
+    def __init__(
+        self, pipe: AnyPipeline, timesteps: Sequence[float], asked: int, correct: Correct | None = None
+    ) -> None:
         check_scheduler(pipe.scheduler)
         self._pipe, self._timesteps, self._asked = pipe, tuple(map(float, timesteps)), asked
+        self._correct, self._runs = correct, WeakKeyDictionary[Scheduler, _Run]()
         check_descending(self._timesteps)
         kind, most, least = type(pipe.scheduler), len(_noise(pipe.scheduler)) - 1, max(_end(pipe.scheduler), 0)
         inside = self._timesteps[0] <= most and self._timesteps[-1] >= least
@@ -206,6 +181,7 @@ class Stepping:
         def set_timesteps(scheduler: Scheduler, *args: Any, **kwargs: Any) -> None:
             given = signature(kind.set_timesteps).bind(scheduler, *args, **kwargs).arguments
             self._check_call(given)
+            self._runs[scheduler] = _Run()
             if given.get("num_inference_steps") is not None:
                 given["num_inference_steps"] = self._asked
             kind.set_timesteps(**given)
@@ -219,18 +195,35 @@ class Stepping:
             scheduler.num_inference_steps = len(self._timesteps)
 
         @wraps(kind.step)
-        def step(scheduler: Scheduler, model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-            # DDIM goes from t to t - trained // num_inference_steps: as a fraction, that makes any whole stride
-            scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, strides[int(timestep)])
+        def step(scheduler: Scheduler, *args: Any, **kwargs: Any) -> Any:
+            given = signature(kind.step).bind(scheduler, *args, **kwargs).arguments
+            if kind is DDIMScheduler:
+                # it goes from t to t - trained // num_inference_steps: as a fraction, that makes any whole stride
+                stride = strides[int(given["timestep"])]
+                scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, stride)
             try:
-                return kind.step(scheduler, model_output, timestep, *args, **kwargs)
+                result = kind.step(scheduler, *args, **kwargs)
             finally:
                 scheduler.num_inference_steps = len(self._timesteps)
+            return result if self._correct is None else self._corrected(scheduler, given["sample"], result)
 
         copy.set_timesteps = MethodType(set_timesteps, copy)  # bound, so that a deep copy of the copy gets its own
-        if kind is DDIMScheduler:
+        if kind is DDIMScheduler or self._correct is not None:
             copy.step = MethodType(step, copy)
         return copy
+
+    def _corrected(self, scheduler: Scheduler, start: Tensor, result: Any) -> Any:
+        """What a step returned, from its start, with the correction."""
+        assert self._correct is not None
+        run, whole = self._runs[scheduler], isinstance(result, tuple)
+        states = [result[0] if whole else result.prev_sample, start, *run.starts]
+        weights = self._correct(run.steps, states)
+        moved = corrected(states, weights)
+        run.steps, run.starts = run.steps + 1, [start, *run.starts][: len(weights)]  # the next has one weight more
+        if whole:
+            return (moved, *result[1:])
+        result.prev_sample = moved
+        return result
 
     def _check_call(self, given: dict[str, Any]) -> None:
         remedy = f"Call the pipeline with num_inference_steps={self._asked}."
@@ -243,6 +236,14 @@ class Stepping:
             raise DiffESError("num_inference_steps", expected=expected, found=str(steps), remedy=remedy)
 
 
+@dataclass
+class _Run:
+    """How far a pipeline's call has come."""
+
+    steps: int = 0
+    starts: list[Tensor] = field(default_factory=list)  # of the last steps, as many as corrections reach back
+
+
 _STEPPED: WeakKeyDictionary[Scheduler, ref[Stepping]] = WeakKeyDictionary()
 
 
@@ -253,9 +254,11 @@ def stepping_of(pipe: AnyPipeline) -> Stepping | None:
 
 
 @contextmanager
-def stepped(pipe: AnyPipeline, timesteps: Sequence[float], asked: int) -> Iterator[Stepping]:
+def stepped(
+    pipe: AnyPipeline, timesteps: Sequence[float], asked: int, correct: Correct | None = None
+) -> Iterator[Stepping]:
     """Run chosen timesteps inside a ``with`` block, as :class:`Stepping` does; its end restores everything."""
-    stepping = Stepping(pipe, timesteps, asked)
+    stepping = Stepping(pipe, timesteps, asked, correct)
     stepping.attach()
     try:
         yield stepping

@@ -20,7 +20,7 @@ from torch import Tensor
 from .errors import ArtefactError, StorageError
 
 MANIFEST = "diff-es.json"
-FORMAT = 2
+FORMAT = 3
 _REPLACE = "Choose another folder, or free some space and run the same command again."
 
 

@@ -25,7 +25,7 @@ from .route import routing_of
 from .schedule import Stages
 from .search import Levels
 from .settings import Levers, Settings, value_of
-from .stepping import trajectory
+from .stepping import is_deterministic, trajectory
 from .trajectory import Trajectory, placed
 from .units import Depth, Grain, Unit, Width, never_thinned, units_of, usual_grain
 
@@ -64,13 +64,20 @@ class Study(Survey):
 
     @cached_property
     def held_out(self) -> Fitness:
-        """Closeness to the reference on probes that no search sees."""
-        return self.fitness("held-out", self.settings.held_out)
+        """Closeness to the reference on probes that no search sees; steps are corrected by what the search's show."""
+        settings = self.settings
+        lessons = make_probes(self.pipe, settings.probes, settings.seed, "search", settings.prompts)
+        return self._fitness("held-out", settings.held_out, self.reference, lessons=lessons if self.corrected else ())
 
     @cached_property
     def held_out_to_own(self) -> Fitness:
         """The same to the user's own setting."""
-        return self._fitness("held-out", self.settings.held_out, None)
+        return self._fitness("held-out", self.settings.held_out, None, taught=self.held_out.corrections)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether steps are corrected: where they are a choice, and the sampler adds no noise of its own."""
+        return self.path is not None and self.settings.corrections > 0 and is_deterministic(self.pipe.scheduler)
 
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""
@@ -78,11 +85,14 @@ class Study(Survey):
         reference = placed(self.path, self.stages, [row[0] for row in self.base])
         return self._fitness("search", self.settings.heat or self.settings.probes, reference)
 
-    def _fitness(self, purpose: str, count: int, reference: Sequence[float] | None, heat: int = 0) -> Fitness:
+    def _fitness(
+        self, purpose: str, count: int, reference: Sequence[float] | None, heat: int = 0, **lessons: Any
+    ) -> Fitness:
         settings = self.settings
         probes = make_probes(self.pipe, count, settings.seed, purpose, settings.prompts)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
-        return Fitness(*own, path=self.path, reference=reference, heat=heat)
+        corrections = settings.corrections if self.corrected else 0
+        return Fitness(*own, path=self.path, reference=reference, heat=heat, corrections=corrections, **lessons)
 
     def rows(self, levels: Levels) -> Levels:
         """The levels of a schedule's units, without the numbers of steps."""

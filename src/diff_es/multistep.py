@@ -1,0 +1,112 @@
+"""Steps that are corrected by the states before them, so that large ones end where small ones would.
+
+A sampler's step from x_i leads to x^, which is off by what the trajectory bends on the way. That error lies, for the
+most part, in directions that the sampler has seen: with the states so far,
+
+    x_{i+1} = x^ + w_0 x_i + w_1 (x^ - x_i) + w_2 (x_i - x_{i-1}) + w_3 (x_{i-1} - x_{i-2}) + ...
+
+The weights of every step are fitted by ridge regression to the states of a finely stepped run, one step after the
+other, each from where the corrected steps before it have led. It is the compensation of a projection's weights
+(``obs``), for steps: what is left out is made up for by what stays. Multistep samplers (DPM-Solver++, arXiv 2211.01095)
+derive such weights from the noise schedule alone; fitted ones know the model, its guidance and its pruning as well.
+A correction costs a few sums of latents and no call of the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Corrections: TypeAlias = tuple[tuple[float, ...], ...]
+"""The weights w of every step; of a step that is not corrected, none."""
+
+Correct: TypeAlias = Callable[[int, Sequence[Tensor]], Sequence[float]]
+"""Gives the weights of a step, for its number and the states so far, the newest, its own result, first."""
+
+_RIDGE = 1e-6
+
+
+def directions(states: Sequence[Tensor], count: int) -> list[Tensor]:
+    """What a step may be corrected along, at most ``count``: where it started, its increment, and those before it.
+
+    Args:
+        states: at least two, the newest first: the step's result, where it started, and the states before.
+    """
+    return [states[1], *(new - old for new, old in pairwise(states))][:count]
+
+
+def corrected(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The result of a step, ``states[0]``, with its correction, summed in float32; without weights, itself."""
+    if not weights:
+        return states[0]
+    exact = [state.float() for state in states]
+    total = exact[0]
+    for weight, direction in zip(weights, directions(exact, len(weights)), strict=True):
+        total = total + weight * direction
+    return total.to(states[0].dtype)
+
+
+def fixed(corrections: Corrections) -> Correct | None:
+    """Corrections that were fitted before; None where there are none."""
+    return (lambda step, states: corrections[step]) if corrections else None
+
+
+class Recording:
+    """Writes down the states of a run that it leaves as it is, and gives those in between.
+
+    Args:
+        timesteps: of the run, descending.
+        end: the timestep that the last step leads to.
+    """
+
+    def __init__(self, timesteps: Sequence[float], end: float) -> None:
+        self._times, self._states = (*timesteps, end), list[Tensor]()
+
+    def __call__(self, step: int, states: Sequence[Tensor]) -> Sequence[float]:
+        if step == 0:
+            self._states = [states[1]]
+        self._states.append(states[0])
+        return ()
+
+    def at(self, timestep: float) -> Tensor:
+        """The state at a timestep, between two of the run's own by linear interpolation."""
+        after = int(np.searchsorted([-t for t in self._times], -timestep))
+        if self._times[after] == timestep:
+            return self._states[after]
+        early, late = self._times[after - 1], self._times[after]
+        return torch.lerp(self._states[after - 1], self._states[after], (early - timestep) / (early - late))
+
+
+class Fitting:
+    """Fits the corrections of a run while it goes on, for the noises that it runs on.
+
+    Args:
+        goal: the finely stepped run of the same noises.
+        timesteps: of the run that is corrected, descending, within those of ``goal``.
+        end: the timestep that the last step leads to.
+        count: the most directions of a step's correction.
+    """
+
+    def __init__(self, goal: Recording, timesteps: Sequence[float], end: float, count: int) -> None:
+        self._goal, self._next, self._count = goal, (*timesteps[1:], end), count
+        self._weights = list[tuple[float, ...]]()
+
+    def __call__(self, step: int, states: Sequence[Tensor]) -> Sequence[float]:
+        along = torch.stack([d.flatten() for d in directions([s.cpu().double() for s in states], self._count)], 1)
+        missing = (self._goal.at(self._next[step]).cpu().double() - states[0].cpu().double()).flatten()
+        gram = along.T @ along
+        gram.diagonal().mul_(1 + _RIDGE)
+        solved = torch.linalg.lstsq(gram, along.T @ missing, driver="gelsd").solution
+        finite = bool(torch.isfinite(solved).all())
+        self._weights[step:] = [tuple(solved.tolist()) if finite else ()]
+        return self._weights[step]
+
+    @property
+    def corrections(self) -> Corrections:
+        """Of all steps so far."""
+        return tuple(self._weights)
