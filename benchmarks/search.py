@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from library_search import cma_search
 
 from diff_es.fitness import Fitness
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--noises", type=int, default=64, help="held-out noises")
     parser.add_argument("--rivals", nargs="+", choices=tuple(RIVALS), default=tuple(RIVALS))
     args = parser.parse_args()
-    pipe, reporter, rows = load("bundled"), Reporter(), dict[str, list[tuple[float, float]]]()
+    pipe, reporter, rows = load("bundled", dtype=torch.float32), Reporter(), dict[str, list[tuple[float, float]]]()
     for seed in args.seeds:
         work, studies = math.inf, dict[Grain, Study]()
         for name in sorted(args.rivals, key=lambda name: name != REFERENCE):

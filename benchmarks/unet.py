@@ -15,6 +15,8 @@ import statistics
 import time
 from dataclasses import replace
 
+import torch
+
 from diff_es.benchmark import Runner
 from diff_es.evaluate import Contender, contenders, sampled
 from diff_es.journal import Journal
@@ -51,7 +53,7 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=8)
     parser.add_argument("--generations", type=int, default=7)
     args = parser.parse_args()
-    pipe, real, reporter = load("bundled-unet"), load_reference(), Reporter()
+    pipe, real, reporter = load("bundled-unet", dtype=torch.float32), load_reference(), Reporter()
     scores, distances = dict[str, list[float]](), dict[str, list[float]]()
     for seed in args.seeds:
         start = time.monotonic()
