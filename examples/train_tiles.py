@@ -38,7 +38,6 @@ from diff_es.tiles import CLASSES, TileClassifier
 NULL_CLASS = 1000  # the class that DiTPipeline hard-codes for the unconditional branch
 BACKGROUND = (22, 20, 26)  # what transparent pixels are composited on
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-BATCH = 512 if DEVICE.type == "cuda" else 64  # of a denoiser; a GPU is not filled by fewer
 
 
 # ---------------------------------------------------------------------------------------------------------- data
@@ -122,7 +121,6 @@ def train(
     rate: float,
     decay: float,
     evaluate: Callable[[nn.Module], float],
-    dropout: float = 0.0,
     autocast: bool = True,  # bfloat16 arithmetic; it is slow for small convolutions on the CPU
 ) -> None:
     """AdamW with an exponential moving average until the minutes are spent; resumes from, and writes, ``path``.
@@ -131,12 +129,7 @@ def train(
     """
     params = dict(model.named_parameters())
     average = {k: v.detach().clone() for k, v in params.items()}
-    fused = DEVICE.type == "cuda"
-    optimiser = torch.optim.AdamW(params.values(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
-    drops = [part for part in model.modules() if dropout and isinstance(part, nn.Dropout)]
-    for part in drops:
-        part.p = dropout
-        part.train()
+    optimiser = torch.optim.AdamW(params.values(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     step = 0
     if path.exists():
         state = load_file(path, device=str(DEVICE))
@@ -145,7 +138,7 @@ def train(
             param.data.copy_(state[f"model.{name}"])
             average[name].copy_(state[f"average.{name}"])
             optimiser.state[param] = {
-                "step": torch.tensor(float(step), device=DEVICE if fused else None),
+                "step": torch.tensor(float(step)),
                 "exp_avg": state[f"m.{i}"].clone(),
                 "exp_avg_sq": state[f"v.{i}"].clone(),
             }
@@ -162,17 +155,13 @@ def train(
         backup = {k: v.detach().clone() for k, v in params.items()}
         for name, param in params.items():
             param.data.copy_(average[name])
-        for part in drops:
-            part.eval()
         figure = evaluate(model)
-        for part in drops:
-            part.train()
         for name, param in params.items():
             param.data.copy_(backup[name])
         print(f"{spent:6.1f} min  step {step:6d}  loss {running:.4f}  held-out {figure:.3f}  {note}", flush=True)
 
     start = last_log = last_save = time.monotonic()
-    running, apart = torch.zeros((), device=DEVICE), min(60.0, 60 * minutes / 12)
+    running = 0.0
     try:
         while (spent := (time.monotonic() - start) / 60) < minutes:
             warm, cool = min(1.0, (step + 1) / 300), min(1.0, (minutes - spent) / (0.3 * minutes))
@@ -188,8 +177,9 @@ def train(
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.values()), [p.data for p in params.values()], 1 - keep)
             step += 1
-            running.lerp_(loss.detach().float(), max(0.02, 1 / step))
-            if time.monotonic() - last_log > apart:
+            value = float(loss.detach())
+            running = value if running == 0.0 else 0.98 * running + 0.02 * value
+            if time.monotonic() - last_log > 60:
                 log("")
                 last_log = time.monotonic()
             if time.monotonic() - last_save > 300:
@@ -310,18 +300,6 @@ def train_autoencoder(data: Path, work: Path, minutes: float) -> None:
     train(work / "autoencoder.safetensors", model, loss_of, minutes=minutes, rate=2e-3, decay=0.998, evaluate=psnr)
 
 
-VARIANTS = 18
-"""How many of each tile a denoiser sees."""
-
-
-def varied(images: Tensor) -> Iterator[Tensor]:
-    """The images and their mirror images, where they are and moved by a pixel each way."""
-    for flipped in (images, images.flip(-1)):
-        for down in (-1, 0, 1):
-            for right in (-1, 0, 1):
-                yield flipped.roll((down, right), (2, 3))
-
-
 @torch.no_grad()
 def encode_all(autoencoder: AutoencoderDC, images: Tensor) -> Tensor:
     return torch.cat([autoencoder.encode(chunk.to(DEVICE)).latent for chunk in images.split(256)])
@@ -342,14 +320,15 @@ def new_scheduler() -> DDIMScheduler:
 def train_diffusion(data: Path, work: Path, minutes: float) -> None:
     tiles, held_out = load_tiles(data)
     autoencoder = averaged(work / "autoencoder.safetensors", new_autoencoder())
-    latents = torch.cat([encode_all(autoencoder, images) for images in varied(tiles.images)])
-    scale, labels = 1 / latents.std(), tiles.labels.repeat(VARIANTS).to(DEVICE)
+    mirrored = encode_all(autoencoder, tiles.images.flip(-1))
+    latents = torch.cat([encode_all(autoencoder, tiles.images), mirrored])
+    scale, labels = 1 / latents.std(), torch.cat([tiles.labels, tiles.labels]).to(DEVICE)
     latents, unseen = latents * scale, encode_all(autoencoder, held_out.images) * scale
     scheduler = new_scheduler()
     alphas = scheduler.alphas_cumprod.to(DEVICE)
     torch.manual_seed(int(time.time()))  # a resumed run draws new noise
     # evaluation mode throughout: in training mode every block would drop its label by itself
-    model, index = new_transformer().eval(), batches(len(latents), BATCH, seed=int(time.time()))
+    model, index = new_transformer().eval(), batches(len(latents), 64, seed=int(time.time()))
 
     def loss_at(model: nn.Module, x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         a = alphas[t].view(-1, 1, 1, 1)
@@ -372,7 +351,7 @@ def train_diffusion(data: Path, work: Path, minutes: float) -> None:
         return loss_at(model, unseen, held_out.labels.to(DEVICE), t, noise).item()
 
     path = work / "diffusion.safetensors"
-    train(path, model, loss_of, minutes=minutes, rate=5e-4, decay=0.9995, evaluate=held_out_loss, dropout=0.1)
+    train(path, model, loss_of, minutes=minutes, rate=5e-4, decay=0.9995, evaluate=held_out_loss)
 
 
 # ------------------------------------------------------------------------------------------------------- results

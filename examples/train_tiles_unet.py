@@ -27,19 +27,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from train_tiles import (
-    BATCH,
-    DEVICE,
-    VARIANTS,
-    averaged,
-    batches,
-    grid,
-    load_tiles,
-    new_scheduler,
-    save_tensors,
-    train,
-    varied,
-)
+from train_tiles import DEVICE, averaged, batches, grid, load_tiles, new_scheduler, train
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diff_es.tiles import CLASSES, load_reference
@@ -250,7 +238,8 @@ def encode_all(autoencoder: AutoencoderTiny, images: Tensor) -> Tensor:
 def train_unet(data: Path, work: Path, minutes: float) -> None:
     tiles, held_out = load_tiles(data)
     autoencoder = averaged(work / "autoencoder.safetensors", new_autoencoder())
-    latents = torch.cat([encode_all(autoencoder, images) for images in varied(tiles.images)])
+    mirrored = encode_all(autoencoder, tiles.images.flip(-1))
+    latents = torch.cat([encode_all(autoencoder, tiles.images), mirrored])
     scale = 1 / latents.std()
     latents, unseen = latents * scale, encode_all(autoencoder, held_out.images) * scale
     tokenizer, scheduler = new_tokenizer(), new_scheduler()
@@ -258,12 +247,12 @@ def train_unet(data: Path, work: Path, minutes: float) -> None:
     captions = [
         tokens_of(tokenizer, [shape.format(noun) for noun in nouns_of(name, label) for shape in TEMPLATES])
         for name, label in zip(tiles.names, tiles.labels.tolist(), strict=True)
-    ] * VARIANTS
+    ] * 2
     plain = [KINDS[label] for label in held_out.labels.tolist()]
     asked = tokens_of(tokenizer, plain).to(DEVICE)
     alphas = scheduler.alphas_cumprod.to(DEVICE)
     torch.manual_seed(int(time.time()))  # a resumed run draws new noise
-    draw, index = random.Random(int(time.time())), batches(len(latents), BATCH, seed=int(time.time()))
+    draw, index = random.Random(int(time.time())), batches(len(latents), 64, seed=int(time.time()))
     model = Denoiser(tokenizer).to(DEVICE).eval()
 
     def loss_at(model: nn.Module, x0: Tensor, tokens: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -289,7 +278,7 @@ def train_unet(data: Path, work: Path, minutes: float) -> None:
         return loss_at(model, unseen, asked, t, noise).item()
 
     path = work / "unet.safetensors"
-    train(path, model, loss_of, minutes=minutes, rate=8e-4, decay=0.9995, evaluate=held_out_loss, dropout=0.1)
+    train(path, model, loss_of, minutes=minutes, rate=8e-4, decay=0.9995, evaluate=held_out_loss)
 
 
 # ------------------------------------------------------------------------------------------------------- results
@@ -348,30 +337,18 @@ def export(data: Path, work: Path, out: Path) -> None:
     print(f"saved {folder}: {size / 1e6:.1f} MB")
 
 
-def unpack(bundle: Path, work: Path) -> None:
-    """Turn the autoencoder of an exported folder back into a checkpoint, to train another U-Net for it."""
-    model = AutoencoderTiny.from_pretrained(bundle / "tiles-unet", subfolder="vae", torch_dtype=torch.float32)
-    values = {f"average.{name}": value.data for name, value in model.named_parameters()}
-    save_tensors(work / "autoencoder.safetensors", values, {"step": 0})
-    print(f"saved {work / 'autoencoder.safetensors'}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["autoencoder", "unet", "decoder", "export", "sheet", "unpack"])
+    parser.add_argument("command", choices=["autoencoder", "unet", "decoder", "export", "sheet"])
     parser.add_argument("--data", type=Path, default=Path("tiles32.npz"), help="tiles32.npz")
     parser.add_argument("--work", type=Path, default=Path("runs/unet"), help="folder of the checkpoints")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long to train")
-    parser.add_argument(
-        "--out", type=Path, default=Path("sheet.png"), help="where export and sheet write, unpack reads"
-    )
+    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="where export and sheet write")
     parser.add_argument("--steps", type=int, default=20, help="sampler steps of the contact sheet")
     parser.add_argument("--guidance", type=float, default=2.5, help="guidance of the contact sheet")
     args = parser.parse_args()
     if args.command == "export":
         export(args.data, args.work, args.out)
-    elif args.command == "unpack":
-        unpack(args.out, args.work)
     elif args.command == "sheet":
         sheet(args.data, args.work, args.out, args.steps, args.guidance)
     else:
