@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import accelerate
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
@@ -27,7 +26,7 @@ from tests.tiny import images, settings, stages_of, tiny
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from diff_es import ArtefactError, Compressed, DiffESError, Method, Streamed, UnsupportedModel, Width, compress
+from diff_es import ArtefactError, Compressed, DiffESError, Method, Streamed, Width, compress
 from diff_es.layers import DENSE, Cut, Plan, discover
 from diff_es.pipeline import denoiser_of, make_probes, sample, trace
 from diff_es.placements import Placement, Resident
@@ -177,13 +176,6 @@ def test_weights_of_stages_move_along_with_an_offloaded_model() -> None:
         assert torch.allclose(images(pipe), dense, atol=1e-5)
         pipe.transformer.to(torch.float32)
     assert not torch.allclose(pruned, dense, atol=1e-3)
-
-
-def test_sequential_offload_is_refused() -> None:
-    pipe = tiny()
-    accelerate.cpu_offload(pipe.transformer, execution_device=CPU)
-    with pytest.raises(UnsupportedModel, match=r"pipe\.transformer: expected weights in memory, .*model or group off"):
-        compress(pipe, 0.7, settings())
 
 
 def lora() -> LoraConfig:

@@ -22,7 +22,8 @@ class Routing:
 
     The stage is read off the timestep of every denoiser call, so the sampler, the number of steps, the batch, the
     guidance and the start of the trajectory may change from call to call. Where accelerate's hooks move the denoiser in
-    and out (``enable_model_cpu_offload``), they move the weights of the stage that runs along with it.
+    and out (``enable_model_cpu_offload``), they move the weights of the stage that runs along with it; where they do
+    so with each of its modules (``enable_sequential_cpu_offload``), they bring in the stage's.
 
     Args:
         denoiser: what is routed.
@@ -72,15 +73,18 @@ class Routing:
         del _ROUTED[self._denoiser]
         self._store.close()
         now = self._placement()
-        if now != self._placed or self._offloaded():  # moved or cast meanwhile: the dense tensors follow
-            nn.Module.to(self._denoiser, *now)
+        if now[0].type != "meta" and (now != self._placed or self._offloaded()):
+            nn.Module.to(self._denoiser, *now)  # moved or cast meanwhile: the dense tensors follow
 
     def _enter(self, stage: int) -> None:
         if (loaded := self._loaded()) != self._adapters:
             self._check_adapters()
             self._adapters = loaded
-        if (now := self._placement()) != self._placed and not self._offloaded():
-            expected, found = (" ".join(map(str, place)) for place in (self._placed, now))
+        now = self._placement()
+        sequential = "meta" in (self._placed[0].type, now[0].type)  # where each module's weights wait elsewhere
+        if now != self._placed and (sequential or not self._offloaded()):
+            places = [" ".join(map(str, place)) for place in (self._placed, now)]
+            expected, found = (place.replace("meta", "sequentially offloaded") for place in places)
             remedy = "Leave the `routed` context or call `remove(pipe)`, move the pipeline, and route it again."
             raise DiffESError("denoiser", expected=f"{expected}, as when it was routed", found=found, remedy=remedy)
         self._store.to(stage)
@@ -108,7 +112,10 @@ class Routing:
         return "_hf_hook" in vars(self._denoiser)
 
     def _refuse_saving(self, *args: object) -> None:
-        remedy = "Leave the `routed` context or call `remove(pipe)` first; the result itself is saved by its `save`."
+        remedy = (
+            "Leave the `routed` context or call `remove(pipe)` first, to save the denoiser or to offload it "
+            "sequentially; the result itself is saved by its `save`."
+        )
         expected, found = "a dense denoiser", "one stage's slim weights"
         raise DiffESError("state dict", expected=expected, found=found, remedy=remedy)
 

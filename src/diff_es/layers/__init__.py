@@ -25,6 +25,7 @@ from .contract import (
     from_matrix,
 )
 from .declared import Channels, Heads, Residual, declare
+from .offload import lost, sequentially
 from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
 from .standin import shortcut_of
 from .switch import Switch
@@ -55,6 +56,7 @@ __all__ = [
     "discover",
     "fed_by",
     "from_matrix",
+    "lost",
     "merge",
     "named_parameters",
     "output_of",
@@ -63,6 +65,7 @@ __all__ = [
     "placed_picks",
     "realise",
     "row_picks",
+    "sequentially",
     "shortcut_of",
     "state_dict",
     "submodule",
