@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from .clock import on_stage
-from .errors import DiffESError
-from .layers import RoomToCompile, discover, named_parameters, owned_by
+from .errors import DiffESError, several
+from .layers import RoomToCompile, base_parameters, discover, owned_by
 from .layers.compiled import submodule
 from .placements import Store
 from .schedule import Stages
@@ -36,8 +36,8 @@ class Routing:
         exchanged = {name for layer in discover(denoiser).layers for name in owned_by(denoiser, layer)}
         paths = dict.fromkeys(name.rpartition(".")[0] for name in sorted(exchanged))
         self._owners = {path: submodule(denoiser, path) for path in paths}
-        # the first parameter that stays: where it lies tells whether the pipeline was moved
-        self._witness = next(name for name, _ in named_parameters(denoiser) if name not in exchanged)
+        # the first parameter that stays, adapters or not: where it lies tells whether the pipeline was moved
+        self._witness = next(name for name, _ in base_parameters(denoiser) if name not in exchanged)
 
     @property
     def store(self) -> Store:
@@ -104,8 +104,7 @@ class Routing:
             remedy = (
                 "Leave the `routed` context or call `remove(pipe)`, and unload them; or fuse them and compress anew."
             )
-            expected, found = "layers as they were when it was routed", f"adapters on {', '.join(wrapped[:3])}"
-            found += f" and {len(wrapped) - 3} more" if len(wrapped) > 3 else ""
+            expected, found = "layers as they were when it was routed", f"adapters on {several(wrapped)}"
             raise DiffESError("denoiser", expected=expected, found=found, remedy=remedy)
 
     def _offloaded(self) -> bool:
@@ -113,8 +112,8 @@ class Routing:
 
     def _refuse_saving(self, *args: object) -> None:
         remedy = (
-            "Leave the `routed` context or call `remove(pipe)` first, to save the denoiser or to offload it "
-            "sequentially; the result itself is saved by its `save`."
+            "Leave the `routed` context or call `remove(pipe)` first, to save the denoiser, to load adapters into it "
+            "or to offload it sequentially; the result itself is saved by its `save`."
         )
         expected, found = "a dense denoiser", "one stage's slim weights"
         raise DiffESError("state dict", expected=expected, found=found, remedy=remedy)

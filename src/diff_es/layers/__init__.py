@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import attention, block, feedforward, fused, gluconv, joint, multihead, normed, resnet
+from .adapters import adapted, base_parameters
 from .compiled import RoomToCompile, named_parameters, plain_name, state_dict, submodule
 from .contract import (
     DENSE,
@@ -49,7 +50,9 @@ __all__ = [
     "Rows",
     "Switch",
     "Weights",
+    "adapted",
     "as_matrix",
+    "base_parameters",
     "check_plan",
     "common",
     "declare",
