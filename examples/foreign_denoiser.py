@@ -29,7 +29,7 @@ from diff_es.progress import Reporter
 from diff_es.route import routed
 from diff_es.schedule import Stages
 from diff_es.search import Evolution, Levels, evolutionary_search
-from diff_es.units import Thin
+from diff_es.units import Grain, Thin
 
 LENGTH, WIDTH, BLOCKS, STEPS = 24, 32, 4, 12
 TIMES = [1 - i / STEPS for i in range(STEPS)]  # from noise, 1, to signal, 0
@@ -164,7 +164,8 @@ def main() -> None:
         for seed in range(4):
             gatherer.begin()
             sample(denoiser, seed)
-    library = Library(denoiser, anatomy, gatherer.statistics(), Method(Width(8)), Reporter(quiet=True))
+    method = Method(Width(8), grain=Grain.WHOLE)
+    library = Library(denoiser, anatomy, gatherer.statistics(), method, Reporter(quiet=True))
 
     # what levels cost, and the schedules that keep the budget
     levels = [option.kept for option in library.units[0].options if isinstance(option, Thin)]

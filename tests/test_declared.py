@@ -154,6 +154,13 @@ def test_a_declared_denoiser_is_calibrated_ranked_and_routed_with_its_own_loop()
     assert_same(before, snapshot(model))
 
 
+def test_the_example_runs_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["foreign_denoiser.py", "--train", "2", "--generations", "1"])
+    EXAMPLE.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["declared:", "uniform", "found"]
+
+
 class Mixing(nn.Module):
     """An attention-like layer whose groups are laid out, normalised or counted in a way of choice."""
 

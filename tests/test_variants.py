@@ -1,4 +1,4 @@
-"""Routing hangs on the denoiser: other pipelines that share it, offloading, and adapters."""
+"""Routing hangs on the denoiser: other pipelines that share it, and offloading."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import accelerate
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
@@ -16,18 +15,16 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
 )
-from peft import LoraConfig
 from tests.pipelines import CASES, made, randomise
 from tests.tiny import images, settings, stages_of, tiny
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from diff_es import ArtefactError, Compressed, DiffESError, Method, Streamed, UnsupportedModel, Width, compress
+from diff_es import Compressed, DiffESError, Method, Streamed, Width, compress
 from diff_es.layers import DENSE, Cut, Plan, discover
 from diff_es.pipeline import denoiser_of, make_probes, sample, trace
 from diff_es.placements import Placement, Resident
@@ -51,7 +48,7 @@ def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | N
 
 @pytest.fixture(scope="module")
 def compressed() -> Compressed:
-    small = {"sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4))}
+    small = {"sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4, dense=()))}
     return compress(made(CASES["SD"].make), 0.95, settings(**small))
 
 
@@ -177,77 +174,3 @@ def test_weights_of_stages_move_along_with_an_offloaded_model() -> None:
         assert torch.allclose(images(pipe), dense, atol=1e-5)
         pipe.transformer.to(torch.float32)
     assert not torch.allclose(pruned, dense, atol=1e-3)
-
-
-def test_sequential_offload_is_refused() -> None:
-    pipe = tiny()
-    accelerate.cpu_offload(pipe.transformer, execution_device=CPU)
-    with pytest.raises(UnsupportedModel, match=r"pipe\.transformer: expected weights in memory, .*model or group off"):
-        compress(pipe, 0.7, settings())
-
-
-def lora() -> LoraConfig:
-    targets = ["to_q", "to_k", "to_v", "to_out.0", "proj"]
-    return LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False)
-
-
-def test_adapters_are_refused_by_the_layers_that_they_wrap(compressed: Compressed) -> None:
-    pipe = made(CASES["SD"].make)
-    torch.manual_seed(0)
-    pipe.unet.add_adapter(lora())
-    found = discover(pipe.unet)
-    wrapped = {refusal.name: refusal.reason for refusal in found.refusals}
-    assert {part.name for part in found.layers}.isdisjoint(wrapped)
-    assert any("attn1" in name for name in wrapped)
-    assert all("unload or merge adapters first" in reason for reason in wrapped.values())
-    message = r"attn1: expected a layer that can be pruned.*unload adapters"
-    with pytest.raises(ArtefactError, match=message), compressed.routed(pipe):
-        pass
-
-
-def test_a_fused_adapter_is_a_model_like_any_other(compressed: Compressed) -> None:
-    case = CASES["SD"]
-    pipe = made(case.make)
-    probes = make_probes(pipe, 2, 0, "test")
-    before = sample(pipe, probes, case.sampling)
-    torch.manual_seed(0)
-    pipe.unet.add_adapter(lora())
-    adapted = sample(pipe, probes, case.sampling)
-    pipe.fuse_lora(components=["unet"])
-    pipe.unload_lora_weights()
-    fused = sample(pipe, probes, case.sampling)
-    assert torch.allclose(fused, adapted, atol=1e-2 * float(adapted.abs().max()))
-    assert not torch.equal(fused, before)
-    with pytest.raises(ArtefactError, match="hash of the base model"), compressed.routed(pipe):
-        pass
-    small = {"sampling": case.sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4))}
-    with compress(pipe, 0.95, settings(**small)).routed(pipe):
-        assert not torch.equal(sample(pipe, probes, case.sampling), fused)
-    assert torch.equal(sample(pipe, probes, case.sampling), fused)
-
-
-def test_an_adapter_that_comes_while_routed_is_refused_by_its_layers(compressed: Compressed) -> None:
-    case, pipe = CASES["SD"], made(CASES["SD"].make)
-    probes = make_probes(pipe, 2, 0, "test")
-    dense = sample(pipe, probes, case.sampling)
-    with compressed.routed(pipe):
-        torch.manual_seed(0)
-        pipe.unet.add_adapter(lora())
-        for _ in range(2):
-            with pytest.raises(DiffESError, match=r"adapters on down_blocks.*\.to_\w+.* and \d+ more"):
-                sample(pipe, probes, case.sampling)
-        pipe.unet.delete_adapters("default")
-        pipe.unload_lora_weights()
-        assert not torch.equal(sample(pipe, probes, case.sampling), dense)
-    assert torch.equal(sample(pipe, probes, case.sampling), dense)
-
-
-def test_an_adapter_on_other_layers_runs_routed(compressed: Compressed) -> None:
-    case, pipe = CASES["SD"], made(CASES["SD"].make)
-    assert isinstance(pipe, StableDiffusionPipeline)
-    probes = make_probes(pipe, 2, 0, "test")
-    with compressed.routed(pipe):
-        pruned = sample(pipe, probes, case.sampling)
-        torch.manual_seed(0)
-        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["linear_1"], init_lora_weights=False))
-        assert not torch.equal(sample(pipe, probes, case.sampling), pruned)

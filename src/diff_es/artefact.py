@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import ArtefactError, DiffESError
-from .layers import Plan, check_plan, discover, named_parameters
+from .errors import ArtefactError, DiffESError, several
+from .layers import Plan, adapted, base_parameters, check_plan, discover
 from .loading import check_denoiser
 from .multistep import Correct, Corrections, fixed
 from .packing import left_out, pack, unpack
@@ -31,9 +31,10 @@ _SAMPLED = 512  # values of each parameter that the fingerprint reads
 
 
 def fingerprint(denoiser: nn.Module) -> str:
-    """A hash of a denoiser's parameter names, shapes and evenly sampled values, the same in float32 and bfloat16."""
+    """A hash of a denoiser's parameter names, shapes and evenly sampled values, the same in float32 and bfloat16, and
+    with adapters that are not fused."""
     digest = hashlib.sha256()
-    for name, parameter in named_parameters(denoiser):
+    for name, parameter in base_parameters(denoiser):
         flat = parameter.detach().flatten()
         values = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].bfloat16().cpu().view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + values.numpy().tobytes())
@@ -117,13 +118,15 @@ class Compressed:
             raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
         anatomy, plans = discover(denoiser), {id(plan): plan for plan in self.plans}.values()
         pruned = {name for plan in plans for name in plan.cuts}
-        for refusal in anatomy.refusals:  # which were none when it was compressed
-            if refusal.name in pruned:
-                remedy = "Undo what changed it: unload adapters before routing, or fuse them and compress again."
-                expected = "a layer that can be pruned"
-                raise ArtefactError(
-                    f"base model, {refusal.name}", expected=expected, found=refusal.reason, remedy=remedy
-                )
+        skipped = tuple({f"{block}." for plan in plans for block in plan.bypasses})
+        refused = {refusal.name: refusal.reason for refusal in anatomy.refusals if refusal.name in pruned}
+        inside = "an adapter in a block that is skipped"
+        refused |= {name: inside for name in adapted(denoiser) if name.startswith(skipped)}
+        if refused:  # which were none when it was compressed
+            remedy = "Undo what changed them: unload adapters before routing, or fuse them and compress again."
+            where, found = f"base model, {several(list(refused))}", next(iter(refused.values()))
+            expected = "layers as they were when it was compressed"
+            raise ArtefactError(where, expected=expected, found=found, remedy=remedy)
         for plan in plans:
             check_plan(denoiser, anatomy, plan)
         if (found := fingerprint(denoiser)) != self.base:

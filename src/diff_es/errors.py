@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class DiffESError(ValueError):
     """Bad input. The message always has the same four parts.
@@ -32,3 +34,8 @@ class ArtefactError(DiffESError):
 
 class StorageError(DiffESError):
     """The disk refused: full, read-only, or a folder that is not ours to replace."""
+
+
+def several(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -24,7 +24,8 @@ from diffusers import (
 from safetensors import SafetensorError, safe_open
 
 from .conditioning import FAMILIES, Asked, family_of
-from .errors import DiffESError, UnsupportedModel
+from .errors import DiffESError, UnsupportedModel, several
+from .layers import adapted, lost, sequentially
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
 from .tiles import MODELS as BUNDLED
 
@@ -209,11 +210,18 @@ def check(pipe: AnyPipeline) -> Pipeline:
     """The pipeline itself, if Diff-ES can drive it.
 
     Raises:
-        UnsupportedModel: another pipeline class, two denoisers, or as :func:`check_denoiser`.
+        UnsupportedModel: another pipeline class, two denoisers, sequential offload, adapters on the denoiser, or as
+            :func:`check_denoiser`.
     """
     if family_of(pipe) is None:
         _check_class("pipe", type(pipe).__name__)
-    check_denoiser(pipe)
+    if sequentially(check_denoiser(pipe)):
+        remedy = "Call pipe.remove_all_hooks(), and offload again to run a result; or take model or group offload."
+        raise UnsupportedModel("pipe", expected="weights in memory", found="sequential offload", remedy=remedy)
+    if wrapped := adapted(denoiser_of(pipe)):
+        expected, found = "the model's own layers", f"adapters on {several(wrapped)}"
+        remedy = "Unload them; or fuse them first (pipe.fuse_lora(), pipe.unload_lora_weights()) to keep what they add."
+        raise UnsupportedModel(f"pipe.{denoiser_name(pipe)}", expected=expected, found=found, remedy=remedy)
     if pipe.components.get("transformer_2") is not None:
         remedy = "Wan 2.1 and Wan 2.2 5B have one denoiser; take one of them."
         raise UnsupportedModel("pipe", expected="one denoiser", found="transformer and transformer_2", remedy=remedy)
@@ -224,8 +232,7 @@ def check_denoiser(pipe: AnyPipeline) -> Denoiser:
     """The denoiser of a pipeline, if it can be routed: any pipeline will do.
 
     Raises:
-        UnsupportedModel: there is none, it is wrapped, its weights are elsewhere (sequential offload), or it is in
-            training mode.
+        UnsupportedModel: there is none, it is wrapped, it has no weights, or it is in training mode.
     """
     name = denoiser_name(pipe)
     if name is None:
@@ -239,7 +246,7 @@ def check_denoiser(pipe: AnyPipeline) -> Denoiser:
     if denoiser.training:
         found = "training mode, in which labels and activations are dropped at random"
         raise UnsupportedModel(where, expected="evaluation mode", found=found, remedy=f"Call {where}.eval() first.")
-    if any(parameter.is_meta for parameter in denoiser.parameters()):
-        found, remedy = "some on the meta device", "In place of sequential offload take model or group offload."
+    if missing := lost(denoiser):
+        found, remedy = f"{missing[0]} on the meta device", "Load it with its weights, or offload it as diffusers does."
         raise UnsupportedModel(where, expected="weights in memory", found=found, remedy=remedy)
     return denoiser

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from .clock import on_stage
-from .errors import DiffESError
-from .layers import RoomToCompile, discover, named_parameters, owned_by
+from .errors import DiffESError, several
+from .layers import RoomToCompile, base_parameters, discover, owned_by
 from .layers.compiled import submodule
 from .placements import Store
 from .schedule import Stages
@@ -22,7 +22,8 @@ class Routing:
 
     The stage is read off the timestep of every denoiser call, so the sampler, the number of steps, the batch, the
     guidance and the start of the trajectory may change from call to call. Where accelerate's hooks move the denoiser in
-    and out (``enable_model_cpu_offload``), they move the weights of the stage that runs along with it.
+    and out (``enable_model_cpu_offload``), they move the weights of the stage that runs along with it; where they do
+    so with each of its modules (``enable_sequential_cpu_offload``), they bring in the stage's.
 
     Args:
         denoiser: what is routed.
@@ -35,8 +36,8 @@ class Routing:
         exchanged = {name for layer in discover(denoiser).layers for name in owned_by(denoiser, layer)}
         paths = dict.fromkeys(name.rpartition(".")[0] for name in sorted(exchanged))
         self._owners = {path: submodule(denoiser, path) for path in paths}
-        # the first parameter that stays: where it lies tells whether the pipeline was moved
-        self._witness = next(name for name, _ in named_parameters(denoiser) if name not in exchanged)
+        # the first parameter that stays, adapters or not: where it lies tells whether the pipeline was moved
+        self._witness = next(name for name, _ in base_parameters(denoiser) if name not in exchanged)
 
     @property
     def store(self) -> Store:
@@ -72,15 +73,18 @@ class Routing:
         del _ROUTED[self._denoiser]
         self._store.close()
         now = self._placement()
-        if now != self._placed or self._offloaded():  # moved or cast meanwhile: the dense tensors follow
-            nn.Module.to(self._denoiser, *now)
+        if now[0].type != "meta" and (now != self._placed or self._offloaded()):
+            nn.Module.to(self._denoiser, *now)  # moved or cast meanwhile: the dense tensors follow
 
     def _enter(self, stage: int) -> None:
         if (loaded := self._loaded()) != self._adapters:
             self._check_adapters()
             self._adapters = loaded
-        if (now := self._placement()) != self._placed and not self._offloaded():
-            expected, found = (" ".join(map(str, place)) for place in (self._placed, now))
+        now = self._placement()
+        sequential = "meta" in (self._placed[0].type, now[0].type)  # where each module's weights wait elsewhere
+        if now != self._placed and (sequential or not self._offloaded()):
+            places = [" ".join(map(str, place)) for place in (self._placed, now)]
+            expected, found = (place.replace("meta", "sequentially offloaded") for place in places)
             remedy = "Leave the `routed` context or call `remove(pipe)`, move the pipeline, and route it again."
             raise DiffESError("denoiser", expected=f"{expected}, as when it was routed", found=found, remedy=remedy)
         self._store.to(stage)
@@ -100,15 +104,17 @@ class Routing:
             remedy = (
                 "Leave the `routed` context or call `remove(pipe)`, and unload them; or fuse them and compress anew."
             )
-            expected, found = "layers as they were when it was routed", f"adapters on {', '.join(wrapped[:3])}"
-            found += f" and {len(wrapped) - 3} more" if len(wrapped) > 3 else ""
+            expected, found = "layers as they were when it was routed", f"adapters on {several(wrapped)}"
             raise DiffESError("denoiser", expected=expected, found=found, remedy=remedy)
 
     def _offloaded(self) -> bool:
         return "_hf_hook" in vars(self._denoiser)
 
     def _refuse_saving(self, *args: object) -> None:
-        remedy = "Leave the `routed` context or call `remove(pipe)` first; the result itself is saved by its `save`."
+        remedy = (
+            "Leave the `routed` context or call `remove(pipe)` first, to save the denoiser, to load adapters into it "
+            "or to offload it sequentially; the result itself is saved by its `save`."
+        )
         expected, found = "a dense denoiser", "one stage's slim weights"
         raise DiffESError("state dict", expected=expected, found=found, remedy=remedy)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import attention, block, feedforward, fused, gluconv, joint, multihead, normed, resnet
+from .adapters import adapted, base_parameters
 from .compiled import RoomToCompile, named_parameters, plain_name, state_dict, submodule
 from .contract import (
     DENSE,
@@ -25,6 +26,7 @@ from .contract import (
     from_matrix,
 )
 from .declared import Channels, Heads, Residual, declare
+from .offload import lost, sequentially
 from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
 from .standin import shortcut_of
 from .switch import Switch
@@ -48,13 +50,16 @@ __all__ = [
     "Rows",
     "Switch",
     "Weights",
+    "adapted",
     "as_matrix",
+    "base_parameters",
     "check_plan",
     "common",
     "declare",
     "discover",
     "fed_by",
     "from_matrix",
+    "lost",
     "merge",
     "named_parameters",
     "output_of",
@@ -63,6 +68,7 @@ __all__ = [
     "placed_picks",
     "realise",
     "row_picks",
+    "sequentially",
     "shortcut_of",
     "state_dict",
     "submodule",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config
 
+from .offload import valued
+
 _WRAPPED = "_orig_mod"  # where torch.compile(module) keeps the module
 
 
@@ -30,9 +32,10 @@ def plain_name(name: str) -> str:
 
 
 def named_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """All parameters, under their names in the uncompiled model."""
+    """All parameters with their values, under their names in the uncompiled model."""
     for name, parameter in root.named_parameters():
-        yield plain_name(name), parameter
+        owner, _, leaf = name.rpartition(".")
+        yield plain_name(name), valued(root.get_submodule(owner), leaf) if parameter.is_meta else parameter
 
 
 def state_dict(root: nn.Module) -> dict[str, Tensor]:

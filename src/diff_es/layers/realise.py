@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArtefactError
 from .compiled import submodule
 from .contract import Anatomy, Block, Bypass, Cut, Layer, Plan, Rows, Weights, as_matrix, expanded
+from .offload import device_of, valued
 
 
 def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
@@ -38,8 +39,9 @@ def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
 def fed_by(denoiser: nn.Module, layer: Layer) -> Iterator[tuple[Rows, str, nn.Parameter]]:
     """The parameters whose rows belong to a layer's groups: (rows, name below their module, parameter)."""
     for rows in layer.rows:
-        for leaf, parameter in submodule(denoiser, rows.module).named_parameters(recurse=False):
-            yield rows, leaf, parameter
+        module = submodule(denoiser, rows.module)
+        for leaf, _ in module.named_parameters(recurse=False):
+            yield rows, leaf, valued(module, leaf)
 
 
 def owned_by(denoiser: nn.Module, layer: Layer) -> tuple[str, ...]:
@@ -62,26 +64,27 @@ def merge(denoiser: nn.Module, layers: Sequence[Layer], plan: Plan) -> dict[str,
     if not cuts:
         return {}
     output, end, parts = output_of(denoiser, layers[0]), 0, list[Tensor]()
+    dense = valued(output, "weight").detach()
     for layer, cut in cuts:
         parts += [
-            output.weight.detach()[:, end : layer.start],
-            cut.merged(layer.part(output.weight), layer.columns(cut.kept)),
+            dense[:, end : layer.start],
+            cut.merged(layer.part(dense), layer.columns(cut.kept)),
         ]
         end = layer.start + layer.size
-    parts = [part for part in (*parts, output.weight.detach()[:, end:]) if part.shape[1]]
+    parts = [part for part in (*parts, dense[:, end:]) if part.shape[1]]
     tensors = {f"{layers[0].output}.weight": parts[0] if len(parts) == 1 else torch.cat(parts, 1)}
-    biases = [cut.bias.to(output.weight) for _, cut in cuts if cut.bias is not None]
+    biases = [cut.bias.to(dense) for _, cut in cuts if cut.bias is not None]
     if biases:
         first, *others = biases
         for bias in others:  # each is the dense one with a change of its own
-            first = first + (bias if output.bias is None else bias - output.bias.detach())
+            first = first + (bias if output.bias is None else bias - valued(output, "bias").detach())
         tensors[f"{layers[0].output}.bias"] = first
     return tensors
 
 
 def placed_picks(denoiser: nn.Module, layer: Layer, cut: Cut) -> dict[str, Tensor]:
     """What is gathered of arguments, on the denoiser's device."""
-    device = output_of(denoiser, layer).weight.device
+    device = device_of(output_of(denoiser, layer), "weight")
     return {name: picks.to(device) for name, picks in layer.picks(cut.kept).items()}
 
 
@@ -95,7 +98,8 @@ def placed_bypasses(denoiser: nn.Module, plan: Plan) -> dict[str, Bypass | None]
 
 
 def _placed(block: nn.Module, tensor: Tensor) -> Tensor:
-    return tensor.to(next(part.weight for part in block.modules() if isinstance(part, nn.Linear | nn.Conv2d)))
+    part = next(part for part in block.modules() if isinstance(part, nn.Linear | nn.Conv2d))
+    return tensor.to(device_of(part, "weight"), part.weight.dtype)
 
 
 def check_plan(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from .compiled import submodule
 from .contract import Weights
+from .offload import hook_of
 from .standin import picking, stand_in
 
 
@@ -24,7 +26,8 @@ class Switch:
     """Puts a denoiser's weights for one stage in place, and the dense ones back.
 
     Nothing is copied or gathered: a switch exchanges references. ``put({})`` and ``to(Weights())`` restore the dense
-    state to the bit. The module keeps no trace of it afterwards.
+    state to the bit. The module keeps no trace of it afterwards. Of a module that is offloaded sequentially, what is
+    exchanged is the map that its hook reads from, and the shapes of its parameters on the meta device.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -50,14 +53,21 @@ class Switch:
 
     def prepare(self, weights: Weights) -> Mapping[str, Any]:
         """The content of every slot that the weights name, ready for :meth:`put`, any number of times."""
-        content = dict[str, Any]()
+        content, waiting = dict[str, Any](), dict[str, dict[str, Tensor]]()
         for name, tensor in weights.tensors.items():
+            path, _, leaf = name.rpartition(".")
             slot = self._parameter_slot(name)
             # as the dense one says, because compiled code asks: a copy of a dense weight then runs the dense code
             dense = self._slots[slot].dense  # None: a bias that the dense layer does not have
             trained = dense is not None and dense.requires_grad and not tensor.is_inference()
+            if hook_of(submodule(self._denoiser, path)) is not None:
+                waiting.setdefault(path, {})[leaf] = tensor
+                tensor = tensor.to("meta")
             content[slot] = nn.Parameter(tensor, requires_grad=trained)
             content |= self._sizes(name, tensor, weights.counts)
+        for path, tensors in waiting.items():
+            slot = self._map_slot(path)
+            content[slot] = ChainMap(tensors, self._slots[slot].dense)
         for name, value in weights.counts.items():
             content[self._attribute_slot(name)] = value
         for name, picks in weights.picks.items():
@@ -71,8 +81,24 @@ class Switch:
     def _parameter_slot(self, name: str) -> str:
         if name not in self._slots:
             path, _, leaf = name.rpartition(".")
-            owner = submodule(self._denoiser, path)._parameters
-            self._slots[name] = _Slot(partial(owner.__setitem__, leaf), owner[leaf])
+            module = submodule(self._denoiser, path)
+            owner, hook = module._parameters, hook_of(module)
+            values = None if hook is None else hook.weights_map
+
+            def put(parameter: nn.Parameter | None) -> None:
+                if parameter is not None and values is not None and hook_of(module) is not hook:
+                    # the hook went away meanwhile, and with it what brings the dense values in
+                    parameter = nn.Parameter(values[leaf], requires_grad=parameter.requires_grad)
+                owner[leaf] = parameter
+
+            self._slots[name] = _Slot(put, owner[leaf])
+        return name
+
+    def _map_slot(self, path: str) -> str:
+        name = f"{path}|weights_map"
+        if name not in self._slots:
+            own = vars(hook_of(submodule(self._denoiser, path)))
+            self._slots[name] = _Slot(partial(own.__setitem__, "weights_map"), own["weights_map"])
         return name
 
     def _attribute_slot(self, name: str) -> str:

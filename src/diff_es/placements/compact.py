@@ -23,8 +23,10 @@ from ..layers import (
     merge,
     placed_picks,
     row_picks,
+    sequentially,
 )
 from .contract import Store, distinct, parameter_bytes
+from .resident import Resident
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Compact:
                     remedy = "Compress again with --placement compact, or run it resident or streamed."
                     expected = "a factored correction"
                     raise ArtefactError(f"plan, {name}", expected=expected, found="a whole weight", remedy=remedy)
+        if sequentially(denoiser):  # its dense rows are nowhere to be put in order
+            return Resident().open(denoiser, anatomy, plans)
         return CompactStore(denoiser, anatomy, plans)
 
 

@@ -15,7 +15,8 @@ class Store(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes on the device now: the denoiser's parameters and everything that waits beside them."""
+        """Bytes on the device now (in host memory under sequential offload): the denoiser's parameters and everything
+        that waits beside them."""
 
     @property
     def peak_bytes(self) -> int:
@@ -29,7 +30,11 @@ class Store(Protocol):
 
 
 class Placement(Protocol):
-    """Where weights wait."""
+    """Where weights wait.
+
+    Of a denoiser that is offloaded sequentially, the weights of all stages wait beside the dense ones in host memory,
+    whatever the placement, and the hooks that bring in the dense ones of each module bring in a stage's.
+    """
 
     def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
         """Lay out the weights of every stage.

@@ -13,7 +13,8 @@ from .contract import Store, distinct, parameter_bytes
 
 @dataclass(frozen=True)
 class Resident:
-    """Every stage's weights stay on the device beside the dense ones; stages of the same plan share theirs."""
+    """Every stage's weights stay beside the dense ones, on the device unless these are offloaded; stages of the same
+    plan share theirs."""
 
     def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
         made = {id(plan): realise(denoiser, anatomy, plan) for plan in distinct(plans)}

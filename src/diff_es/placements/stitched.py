@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from ..layers import Anatomy, Plan, Switch, realise
+from ..errors import DiffESError
+from ..layers import Anatomy, Plan, Switch, realise, sequentially
 from .contract import Store, distinct, parameter_bytes
 
 
@@ -18,6 +19,9 @@ class Stitched:
     """One whole network per distinct plan, all on the device; for comparison."""
 
     def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
+        if sequentially(denoiser):
+            found, remedy = "sequential offload", "Compare without it: call pipe.remove_all_hooks()."
+            raise DiffESError("Stitched", expected="weights on one device", found=found, remedy=remedy)
         return StitchedStore(denoiser, anatomy, plans)
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DiffESError
-from ..layers import Anatomy, Bypass, Plan, Switch, Weights, named_parameters, owned_by, realise
+from ..layers import Anatomy, Bypass, Plan, Switch, Weights, named_parameters, owned_by, realise, sequentially
 from .contract import Store, distinct, parameter_bytes
+from .resident import Resident
 
 _ALIGNMENT = 64  # bytes
 
@@ -36,6 +37,8 @@ class Streamed:
             raise DiffESError("Streamed.limit", expected="a number above 0", found=str(self.limit), remedy=remedy)
 
     def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
+        if sequentially(denoiser):  # its hooks stream already
+            return Resident().open(denoiser, anatomy, plans)
         return StreamedStore(denoiser, anatomy, plans, self.limit)
 
 

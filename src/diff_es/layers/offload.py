@@ -1,0 +1,51 @@
+"""Sequential offload: parameters that accelerate keeps in host memory, and brings in for each module's call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def hook_of(module: nn.Module) -> Any | None:
+    """accelerate's hook that brings a module's own parameters in and takes them out again; None where they stay.
+
+    Between calls such parameters are on the meta device. Their values are in the hook's ``weights_map``, by their names
+    below the module.
+    """
+    hook = vars(module).get("_hf_hook")
+    if hook is None:
+        return None
+    from accelerate.hooks import AlignDevicesHook, SequentialHook  # not a requirement; here it has put the hook there
+
+    hooks = hook.hooks if isinstance(hook, SequentialHook) else (hook,)
+    return next((one for one in hooks if isinstance(one, AlignDevicesHook) and one.offload), None)
+
+
+def valued(module: nn.Module, leaf: str) -> nn.Parameter:
+    """A parameter of a module's own, with its values also where they wait elsewhere."""
+    parameter = module.get_parameter(leaf)
+    hook = hook_of(module) if parameter.is_meta else None
+    return parameter if hook is None else nn.Parameter(hook.weights_map[leaf], requires_grad=False)
+
+
+def device_of(module: nn.Module, leaf: str) -> torch.device:
+    """Where a module computes with a parameter of its own."""
+    hook = hook_of(module)
+    return module.get_parameter(leaf).device if hook is None else torch.device(hook.execution_device)
+
+
+def sequentially(denoiser: nn.Module) -> bool:
+    """Whether any parameter waits in a map in host memory."""
+    return any(hook_of(module) is not None for module in denoiser.modules())
+
+
+def lost(denoiser: nn.Module) -> list[str]:
+    """The parameters on the meta device that no hook brings in."""
+    return [
+        f"{name}.{leaf}" if name else leaf
+        for name, module in denoiser.named_modules()
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if parameter.is_meta and hook_of(module) is None
+    ]
