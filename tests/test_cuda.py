@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.tiny import images, joint, opened, random_plan, settings, snapshot, stages_of, tiny
+from torch import Tensor
 
-from diff_es import Compressed, Resident, Streamed, compress, load
+from diff_es import Compact, Compressed, Depth, DiffESError, Method, Resident, Streamed, Width, compress, load
 from diff_es.layers import DENSE
 from diff_es.placements import Placement, Stitched
 from diff_es.route import routed
 from diff_es.settings import Settings
+from diff_es.units import Grain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,13 +70,63 @@ def test_a_result_is_saved_and_loaded_and_gives_the_same_images(
         assert torch.equal(images(other), pruned)
 
 
-def test_an_offloaded_model_gives_what_the_one_on_the_device_gives() -> None:
+def model_offload(pipe: Any) -> None:
+    pipe.enable_model_cpu_offload()
+
+
+def sequential_offload(pipe: Any) -> None:
+    pipe.enable_sequential_cpu_offload()
+
+
+def block_offload(pipe: Any) -> None:
+    pipe.enable_group_offload(torch.device("cuda"), offload_type="block_level", num_blocks_per_group=1)
+
+
+def leaf_offload(pipe: Any) -> None:
+    pipe.enable_group_offload(torch.device("cuda"), offload_type="leaf_level")
+
+
+@pytest.fixture(scope="module")
+def thinned() -> Compressed:
+    return compress(
+        on_gpu(torch.float32), 0.6, settings(method=Method(Width(8, dense=(), depth=Depth()), grain=Grain.WHOLE))
+    )
+
+
+@pytest.mark.parametrize("offload", [model_offload, sequential_offload, block_offload, leaf_offload])
+@pytest.mark.parametrize("placement", [Resident(), Streamed()])
+def test_an_offloaded_model_gives_what_the_one_on_the_device_gives(
+    offload: Callable[[Any], None], placement: Placement, thinned: Compressed
+) -> None:
     pipe = on_gpu(torch.float32)
-    result = compress(pipe, 0.6, settings())
-    with result.routed(pipe):
+    dense = images(pipe)
+    with thinned.routed(pipe):
         expected = images(pipe)
-    for placement in (Resident(), Streamed()):
-        other = tiny()
-        other.enable_model_cpu_offload()
-        with result.routed(other, placement=placement):
-            assert torch.allclose(images(other), expected, atol=1e-5)
+    other = tiny()
+    offload(other)
+    for _ in range(2):
+        with thinned.routed(other, placement=placement):
+            for _ in range(2):
+                assert torch.allclose(images(other), expected, atol=1e-5)
+        assert torch.allclose(images(other), dense, atol=1e-5)
+
+
+def test_group_offload_with_streams_is_refused(thinned: Compressed) -> None:
+    pipe = tiny()
+    pipe.enable_group_offload(torch.device("cuda"), offload_type="leaf_level", use_stream=True)
+    message = r"denoiser: expected parameters .*, found group offloading with streams.*Enable it without use_stream"
+    with pytest.raises(DiffESError, match=message), thinned.routed(pipe):
+        pass
+    assert images(pipe).isfinite().all()
+
+
+@pytest.mark.parametrize("placement", [Resident(), Compact()])
+def test_factors_are_merged_where_the_weights_lie(placement: Placement) -> None:
+    """Into what the CPU gives, but for rounding."""
+    result = compress(tiny(), 0.6, settings(), placement=Compact())
+    assert any(cut.factors for plan in result.plans for cut in plan.cuts.values())
+    shown = list[Tensor]()
+    for pipe in (tiny(), on_gpu(torch.float32)):
+        with result.routed(pipe, placement=placement):
+            shown.append(images(pipe).cpu())
+    assert torch.allclose(shown[0], shown[1], atol=1e-4)

@@ -11,7 +11,7 @@ from torch import nn
 
 from .clock import on_stage
 from .errors import DiffESError, several
-from .layers import RoomToCompile, base_parameters, discover, owned_by
+from .layers import RoomToCompile, base_parameters, discover, owned_by, streaming_groups
 from .layers.compiled import submodule
 from .placements import Store
 from .schedule import Stages
@@ -48,13 +48,17 @@ class Routing:
         """Route from now on.
 
         Raises:
-            DiffESError: the denoiser is routed already.
+            DiffESError: the denoiser is routed already, or offloaded in groups with streams.
         """
         denoiser = self._denoiser
         if denoiser in _ROUTED:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             found = "one that is routed already"
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
+        if streaming_groups(denoiser):
+            remedy = "Enable it without use_stream; or leave it out and take `Streamed()`, which copies ahead as well."
+            expected, found = "parameters that may be exchanged", "group offloading with streams, which lists them"
+            raise DiffESError("denoiser", expected=expected, found=found, remedy=remedy)
         self._placed, self._adapters = self._placement(), self._loaded()
         self._store = self._open()
         self._handles = (
@@ -88,6 +92,9 @@ class Routing:
             remedy = "Leave the `routed` context or call `remove(pipe)`, move the pipeline, and route it again."
             raise DiffESError("denoiser", expected=f"{expected}, as when it was routed", found=found, remedy=remedy)
         self._store.to(stage)
+        if now != self._placed:  # accelerate's hook moves nothing where the first parameter is there already
+            for module in self._owners.values():
+                nn.Module.to(module, *now)
 
     def _placement(self) -> tuple[torch.device, torch.dtype]:
         parameter = self._denoiser.get_parameter(self._witness)

@@ -248,7 +248,7 @@ class Cut:
             return kept.contiguous()
         total = kept.float()
         for factor in self.factors:
-            total += from_matrix(factor.product(), dense)
+            total += from_matrix(factor.product().to(total.device), dense)
         return total.to(dense.dtype)
 
 

@@ -1,4 +1,5 @@
-"""Sequential offload: parameters that accelerate keeps in host memory, and brings in for each module's call."""
+"""Offloading that knows parameters one by one: accelerate's sequential one, which keeps them in host memory and brings
+them in for each module's call, and diffusers' group offloading with streams."""
 
 from __future__ import annotations
 
@@ -39,6 +40,14 @@ def device_of(module: nn.Module, leaf: str) -> torch.device:
 def sequentially(denoiser: nn.Module) -> bool:
     """Whether any parameter waits in a map in host memory."""
     return any(hook_of(module) is not None for module in denoiser.modules())
+
+
+def streaming_groups(denoiser: nn.Module) -> bool:
+    """Whether diffusers' group offloading copies on a stream: from host copies of the parameters that it found when it
+    was enabled, and no others."""
+    registries = (vars(module).get("_diffusers_hook") for module in denoiser.modules())
+    hooks = (registry.hooks.get("group_offloading") for registry in registries if registry is not None)
+    return any(hook is not None and hook.group.stream is not None for hook in hooks)
 
 
 def lost(denoiser: nn.Module) -> list[str]:

@@ -53,9 +53,9 @@ class _Picking(nn.Module):
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         whole = given.get(self.argument)
         if isinstance(whole, Tensor):
-            given[self.argument] = whole[..., self.picks]
+            given[self.argument] = whole[..., self.picks.to(whole.device)]
         elif whole is not None:
-            given[self.argument] = tuple(part[..., self.picks] for part in whole)
+            given[self.argument] = tuple(part[..., self.picks.to(part.device)] for part in whole)
         return self.own(**given)
 
 
@@ -75,7 +75,8 @@ class _StandIn(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return hidden_states + linear(hidden_states, self.weight, self.bias)
+        # offloading moves what hangs on the denoiser's modules, which this does not
+        return hidden_states + linear(hidden_states, self.weight.to(hidden_states), self.bias.to(hidden_states))
 
 
 class _Pixels(_StandIn):
@@ -89,7 +90,8 @@ class _Pixels(_StandIn):
         carried = hidden_states if self.shortcut is None else self.shortcut(hidden_states)
         if not self.parts:
             return carried
-        return carried + conv2d(hidden_states, self.weight[:, :, None, None], self.bias)
+        weight = self.weight[:, :, None, None].to(hidden_states)
+        return carried + conv2d(hidden_states, weight, self.bias.to(hidden_states))
 
 
 class _Streams(_StandIn):
@@ -102,9 +104,10 @@ class _Streams(_StandIn):
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any) -> Any:
         streams = {"hidden_states": hidden_states, "encoder_hidden_states": encoder_hidden_states}
         if self.parts:
-            streams["hidden_states"] = hidden_states + linear(hidden_states, self.weight, self.bias)
+            streams["hidden_states"] = super().forward(hidden_states)
         if "context_weight" in self.parts:
-            added = linear(encoder_hidden_states, self.context_weight, self.context_bias)
+            weight, bias = (part.to(encoder_hidden_states) for part in (self.context_weight, self.context_bias))
+            added = linear(encoder_hidden_states, weight, bias)
             streams["encoder_hidden_states"] = encoder_hidden_states + added
         return tuple(streams[name] for name in self.returns)
 
