@@ -165,7 +165,7 @@ def sdxl() -> StableDiffusionXLPipeline:
     return StableDiffusionXLPipeline(kl(), *texts, clip_tokenizer(), clip_tokenizer(), unet, scheduler)
 
 
-def sd3() -> StableDiffusion3Pipeline:
+def sd3(**changes: Any) -> StableDiffusion3Pipeline:
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -177,7 +177,7 @@ def sd3() -> StableDiffusion3Pipeline:
         joint_attention_dim=32,
         pooled_projection_dim=32,
         out_channels=4,
-        qk_norm="rms_norm",
+        **changes,
     )
     texts = [CLIPTextModelWithProjection(clip_config()) for _ in range(2)]
     return StableDiffusion3Pipeline(
@@ -191,6 +191,10 @@ def sd3() -> StableDiffusion3Pipeline:
         t5_encoder(32),
         t5_tokenizer(),
     )
+
+
+def sd35() -> StableDiffusion3Pipeline:
+    return sd3(qk_norm="rms_norm", dual_attention_layers=(0,))
 
 
 def flux(guidance_embeds: bool = True) -> FluxPipeline:
@@ -418,6 +422,7 @@ CASES: dict[str, Case] = {
     "SD": Case(stable_diffusion, _FIVE, {"guidance_scale": 4.0}),
     "SDXL": Case(sdxl, _FIVE, {"guidance_scale": 4.0}),
     "SD3": Case(sd3, _FIVE, {"guidance_scale": 4.0}),
+    "SD3.5": Case(sd35, _FIVE, {"guidance_scale": 4.0}),
     "FLUX": Case(flux, Sampling(5, 4.0, 2, height=16, width=16), {"guidance_scale": 4.0, "height": 16, "width": 16}),
     "PixArt-alpha": Case(pixart_alpha, _FIVE, {"guidance_scale": 4.0}),
     "PixArt-Sigma": Case(pixart_sigma, _FIVE, {"guidance_scale": 4.0}),

@@ -213,7 +213,7 @@ def watched(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], list[Any]]:
     return shapes, handles
 
 
-@pytest.mark.parametrize("make", [sd, unconditional])
+@every_model
 def test_norms_keep_their_groups_and_skip_connections_their_widths_at_every_level(make: Make) -> None:
     model = make()
     shapes, handles = watched(model)
