@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.pipelines import CASES, made
 from tests.tiny import images, joint, opened, random_plan, settings, snapshot, stages_of, tiny
 from torch import Tensor
 
 from diff_es import Compact, Compressed, Depth, DiffESError, Method, Resident, Streamed, Width, compress, load
 from diff_es.layers import DENSE
+from diff_es.pipeline import make_probes, sample
 from diff_es.placements import Placement, Stitched
 from diff_es.route import routed
 from diff_es.settings import Settings
@@ -78,14 +80,6 @@ def sequential_offload(pipe: Any) -> None:
     pipe.enable_sequential_cpu_offload()
 
 
-def block_offload(pipe: Any) -> None:
-    pipe.enable_group_offload(torch.device("cuda"), offload_type="block_level", num_blocks_per_group=1)
-
-
-def leaf_offload(pipe: Any) -> None:
-    pipe.enable_group_offload(torch.device("cuda"), offload_type="leaf_level")
-
-
 @pytest.fixture(scope="module")
 def thinned() -> Compressed:
     return compress(
@@ -93,7 +87,7 @@ def thinned() -> Compressed:
     )
 
 
-@pytest.mark.parametrize("offload", [model_offload, sequential_offload, block_offload, leaf_offload])
+@pytest.mark.parametrize("offload", [model_offload, sequential_offload])
 @pytest.mark.parametrize("placement", [Resident(), Streamed()])
 def test_an_offloaded_model_gives_what_the_one_on_the_device_gives(
     offload: Callable[[Any], None], placement: Placement, thinned: Compressed
@@ -111,22 +105,47 @@ def test_an_offloaded_model_gives_what_the_one_on_the_device_gives(
         assert torch.allclose(images(other), dense, atol=1e-5)
 
 
-def test_group_offload_with_streams_is_refused(thinned: Compressed) -> None:
-    pipe = tiny()
-    pipe.enable_group_offload(torch.device("cuda"), offload_type="leaf_level", use_stream=True)
+def in_groups(**kind: Any) -> Any:
+    pipe = made(CASES["SD"].make)
+    for part in (pipe.vae, pipe.text_encoder):
+        part.to("cuda")
+    pipe.unet.enable_group_offload(torch.device("cuda"), **kind)
+    return pipe
+
+
+BY_BLOCK, BY_LEAF = {"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}
+
+
+@pytest.mark.parametrize("kind", [BY_BLOCK, BY_LEAF])
+@pytest.mark.parametrize("placement", [Resident(), Streamed()])
+def test_group_offload_gives_what_the_model_on_the_device_gives(kind: dict[str, Any], placement: Placement) -> None:
+    case = CASES["SD"]
+    chosen = settings(sampling=case.sampling, prompts=("a fox", "a hat"), method=Method(Width(4, dense=())))
+    pipe = made(case.make).to("cuda")
+    result, probes = compress(pipe, 0.95, chosen), make_probes(pipe, 2, 0, "test")
+    dense = sample(pipe, probes, case.sampling)
+    with result.routed(pipe):
+        expected = sample(pipe, probes, case.sampling)
+    assert not torch.allclose(expected, dense, atol=1e-3)
+    other = in_groups(**kind)
+    for _ in range(2):
+        with result.routed(other, placement=placement):
+            assert torch.allclose(sample(other, probes, case.sampling), expected, atol=1e-3)
+        assert torch.allclose(sample(other, probes, case.sampling), dense, atol=1e-3)
+    streams = in_groups(use_stream=True, **kind)
     message = r"denoiser: expected parameters .*, found group offloading with streams.*Enable it without use_stream"
-    with pytest.raises(DiffESError, match=message), thinned.routed(pipe):
+    with pytest.raises(DiffESError, match=message), result.routed(streams):
         pass
-    assert images(pipe).isfinite().all()
+    assert torch.allclose(sample(streams, probes, case.sampling), dense, atol=1e-3)
 
 
 @pytest.mark.parametrize("placement", [Resident(), Compact()])
 def test_factors_are_merged_where_the_weights_lie(placement: Placement) -> None:
-    """Into what the CPU gives, but for rounding."""
+    """Into what the CPU gives, but for the rounding of convolutions in TF32."""
     result = compress(tiny(), 0.6, settings(), placement=Compact())
     assert any(cut.factors for plan in result.plans for cut in plan.cuts.values())
     shown = list[Tensor]()
     for pipe in (tiny(), on_gpu(torch.float32)):
         with result.routed(pipe, placement=placement):
             shown.append(images(pipe).cpu())
-    assert torch.allclose(shown[0], shown[1], atol=1e-4)
+    assert torch.allclose(shown[0], shown[1], atol=2e-3)

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from diff_es import Compressed, DiffESError, Method, Streamed, Width, compress
 from diff_es.layers import DENSE, Cut, Plan, discover
+from diff_es.layers.offload import group_of
 from diff_es.pipeline import denoiser_of, make_probes, sample, trace
 from diff_es.placements import Placement, Resident
 from diff_es.route import routed
@@ -155,6 +156,28 @@ def test_offloading_changes_no_result(
             offload(pipe)
         assert torch.equal(sample(pipe, probes, case.sampling), pruned)
     assert torch.equal(sample(pipe, probes, case.sampling), dense)
+
+
+@pytest.mark.parametrize("offload", [block_offload, leaf_offload])
+@pytest.mark.parametrize("name", ["SD", "FLUX"])
+def test_groups_move_every_parameter_of_every_stage(name: str, offload: Callable[[Any], None]) -> None:
+    pipe = made(CASES[name].make)
+    denoiser, stages = denoiser_of(pipe), Stages.split(trace(pipe, CASES[name].sampling).timesteps, 3)
+    offload(pipe)
+    groups = [group for group in map(group_of, denoiser.modules()) if group is not None]
+
+    def moved() -> set[nn.Parameter]:
+        held = {parameter for group in groups for module in group.modules for parameter in module.parameters()}
+        return held | {parameter for group in groups for parameter in group.parameters}
+
+    before = moved()
+    assert before == set(denoiser.parameters())
+    with under(pipe, stages, some_plans(pipe)) as routing:
+        for stage in (0, 1, 2, 0):
+            routing.store.to(stage)
+            assert moved() == set(denoiser.parameters())
+            assert (moved() == before) == (stage == 1)
+    assert moved() == before
 
 
 class Elsewhere(ModelHook):

@@ -42,12 +42,28 @@ def sequentially(denoiser: nn.Module) -> bool:
     return any(hook_of(module) is not None for module in denoiser.modules())
 
 
+def group_of(module: nn.Module) -> Any | None:
+    """diffusers' group of modules and parameters that this module's call brings in, where it leads one."""
+    registry = vars(module).get("_diffusers_hook")
+    hook = None if registry is None else registry.hooks.get("group_offloading")
+    return None if hook is None else hook.group
+
+
 def streaming_groups(denoiser: nn.Module) -> bool:
-    """Whether diffusers' group offloading copies on a stream: from host copies of the parameters that it found when it
-    was enabled, and no others."""
-    registries = (vars(module).get("_diffusers_hook") for module in denoiser.modules())
-    hooks = (registry.hooks.get("group_offloading") for registry in registries if registry is not None)
-    return any(hook is not None and hook.group.stream is not None for hook in hooks)
+    """Whether group offloading copies on a stream: from host copies of the parameters that it found when it was
+    enabled, and no others."""
+    groups = (group_of(module) for module in denoiser.modules())
+    return any(group is not None and group.stream is not None for group in groups)
+
+
+def listed_by_groups(denoiser: nn.Module) -> dict[nn.Parameter | None, tuple[list[nn.Parameter | None], int]]:
+    """Where groups list parameters by themselves, as they do those of norms between layers that are modules of a group:
+    the list and the place in it."""
+    found = dict[nn.Parameter | None, tuple[list[nn.Parameter | None], int]]()
+    for group in map(group_of, denoiser.modules()):
+        if group is not None:
+            found |= {parameter: (group.parameters, place) for place, parameter in enumerate(group.parameters)}
+    return found
 
 
 def lost(denoiser: nn.Module) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .compiled import submodule
 from .contract import Weights
-from .offload import hook_of
+from .offload import hook_of, listed_by_groups
 from .standin import picking, stand_in
 
 
@@ -27,12 +27,14 @@ class Switch:
 
     Nothing is copied or gathered: a switch exchanges references. ``put({})`` and ``to(Weights())`` restore the dense
     state to the bit. The module keeps no trace of it afterwards. Of a module that is offloaded sequentially, what is
-    exchanged is the map that its hook reads from, and the shapes of its parameters on the meta device.
+    exchanged is the map that its hook reads from, and the shapes of its parameters on the meta device; where group
+    offloading lists parameters, they are exchanged in its lists too.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._denoiser = denoiser
         self._slots = dict[str, _Slot]()
+        self._listed = listed_by_groups(denoiser)
         self._active: Mapping[str, Any] = {}
 
     def to(self, weights: Weights) -> None:
@@ -84,12 +86,16 @@ class Switch:
             module = submodule(self._denoiser, path)
             owner, hook = module._parameters, hook_of(module)
             values = None if hook is None else hook.weights_map
+            listed = self._listed.get(owner[leaf])
 
             def put(parameter: nn.Parameter | None) -> None:
                 if parameter is not None and values is not None and hook_of(module) is not hook:
                     # the hook went away meanwhile, and with it what brings the dense values in
                     parameter = nn.Parameter(values[leaf], requires_grad=parameter.requires_grad)
                 owner[leaf] = parameter
+                if listed is not None:
+                    entries, place = listed
+                    entries[place] = parameter
 
             self._slots[name] = _Slot(put, owner[leaf])
         return name
