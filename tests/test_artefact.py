@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.fresh import images_of
-from tests.tiny import assert_same, assert_same_plans, images, settings, snapshot, tiny
+from tests.tiny import assert_same, assert_same_plans, images, joint, settings, snapshot, tiny
 
 from diff_es import ArtefactError, Compressed, Depth, DiffESError, Method, compress, load
 
@@ -19,6 +19,15 @@ from diff_es import ArtefactError, Compressed, Depth, DiffESError, Method, compr
 @pytest.fixture(scope="module")
 def skipping() -> Compressed:
     return compress(tiny(), 0.8, settings(method=Method(Depth())))
+
+
+@pytest.fixture(scope="module")
+def corrected() -> Compressed:
+    found = compress(tiny(), 0.6, joint())
+    assert found.timesteps is not None
+    assert len(found.corrections) == len(found.timesteps)
+    assert any(found.corrections)
+    return found
 
 
 @pytest.fixture
@@ -30,11 +39,11 @@ def folder(fast: Compressed, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_fresh_process_gives_bitwise_the_same_images(
-    fast: Compressed, skipping: Compressed, model_folder: Path, tmp_path: Path
+    fast: Compressed, skipping: Compressed, corrected: Compressed, model_folder: Path, tmp_path: Path
 ) -> None:
     pipe, expected, folders = tiny(), dict[str, torch.Tensor](), []
     expected["dense"] = images(pipe)
-    for name, result in (("width", fast), ("depth", skipping)):
+    for name, result in (("width", fast), ("depth", skipping), ("corrected", corrected)):
         folders.append(str(tmp_path / name))
         result.save(folders[-1])
         with result.routed(pipe):
@@ -46,11 +55,14 @@ def test_a_fresh_process_gives_bitwise_the_same_images(
         assert torch.equal(found[name], expected[name]), name
 
 
-def test_load_gives_back_what_was_saved(fast: Compressed, skipping: Compressed, tmp_path: Path) -> None:
-    for result in (fast, skipping):
+def test_load_gives_back_what_was_saved(
+    fast: Compressed, skipping: Compressed, corrected: Compressed, tmp_path: Path
+) -> None:
+    for result in (fast, skipping, corrected):
         result.save(tmp_path / "out")  # the second replaces the first
         loaded = load(tmp_path / "out")
         assert (loaded.schedule, loaded.sampling, loaded.base) == (result.schedule, result.sampling, result.base)
+        assert (loaded.timesteps, loaded.corrections) == (result.timesteps, result.corrections)
         assert loaded.about == json.loads(json.dumps(result.about))
         assert_same_plans(loaded.plans, result.plans)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

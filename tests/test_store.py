@@ -92,13 +92,19 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path, folder: str) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b'{"format": 2, "files": {', "expected a readable manifest"),
+        (b'{"format": 3, "files": {', "expected a readable manifest"),
         (b"", "expected a readable manifest"),
         (b"\xff\xfe\x00", "expected a readable manifest"),
-        (b"[1, 2]", "expected format 2, found other JSON"),
-        (b"{}", "expected format 2, found format None"),
-        (b'{"format": 1, "files": {}}', "expected format 2, found format 1. Compress again with this version, or"),
-        (b'{"format": 3, "files": {}}', "expected format 2, found format 3. Compress again with this version, or"),
+        (b"[1, 2]", f"expected format {FORMAT}, found other JSON"),
+        (b"{}", f"expected format {FORMAT}, found format None"),
+        (
+            b'{"format": 1, "files": {}}',
+            f"expected format {FORMAT}, found format 1. Compress again with this version, or",
+        ),
+        (
+            b'{"format": 99, "files": {}}',
+            f"expected format {FORMAT}, found format 99. Compress again with this version, or",
+        ),
     ],
 )
 def test_a_cut_short_foreign_older_or_newer_manifest_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
