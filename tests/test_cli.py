@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -297,7 +298,9 @@ def test_ctrl_c_keeps_the_journal_and_resume_finishes(run: Run, model_folder: Pa
     call = ["compress", str(model_folder), "--macs", "0.6", *CALL, "--generations", "24", "--out"]
     python = [sys.executable, "-m", "diff_es", *call, str(out)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process, to the same scores
-    child = subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell runs in the background ignores Ctrl-C
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(python, stdout=pipe, stderr=pipe, text=True, env=one_thread, preexec_fn=heard)
     journal, deadline = out / "journal.jsonl", time.monotonic() + 120
     while not (journal.exists() and len(journal.read_bytes().splitlines()) > 4):
         assert child.poll() is None, "it ended before it could be stopped"
