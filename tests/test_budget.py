@@ -219,7 +219,13 @@ def test_prices_come_back_from_json(found: Prices) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [Method(Width(4, dense=())), Method(Depth()), Method(Width(3, dense=()), grain=Grain.BLOCK)]
+    "method",
+    [
+        Method(Width(4, dense=())),
+        Method(Depth()),
+        Method(Width(3, dense=()), grain=Grain.BLOCK),
+        Method(Width(3, dense=(), depth=Depth()), grain=Grain.BLOCK),
+    ],
 )
 def test_measured_prices_are_positive_and_leave_no_trace(method: Method) -> None:
     pipe = tiny()

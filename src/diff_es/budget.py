@@ -16,7 +16,7 @@ from .latency import nanoseconds
 from .layers import Anatomy, Cut, Plan, Switch, realise
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, intercepted, make_probes, sample
 from .progress import Reporter
-from .units import Option, Thin, Unit
+from .units import Thin, Unit
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,10 @@ def measured_prices(
 ) -> Prices:
     """Time a denoiser call at every level of every unit, interleaved with the dense one, and what else a pipeline does.
 
-    Of units that cost the same one is timed. What a call takes inside of the pipeline is the pipeline's time less that
-    of a run whose denoiser answers at once; what the rest of a step takes is that run's time less the decoder's. The
-    weights' values do not matter, and the pipeline is as it was afterwards.
+    Units that cost the same are timed together: what one of them saves may be lost in the noise of a whole call, and
+    its error would count as often as there are units. What a call takes inside of the pipeline is the pipeline's time
+    less that of a run whose denoiser answers at once; what the rest of a step takes is that run's time less the
+    decoder's. The weights' values do not matter, and the pipeline is as it was afterwards.
     """
     denoiser, switch = denoiser_of(pipe), Switch(denoiser_of(pipe))
     args, kwargs = first_call(pipe, sampling)
@@ -105,15 +106,18 @@ def measured_prices(
             return nanoseconds(denoiser.device, lambda: denoiser(*args, **kwargs))
 
         try:
-            for index, (unit, first) in enumerate(zip(units, alike, strict=True)):
+            for index, first in enumerate(alike):
                 if first < index:
                     ratios.append(ratios[first])
                     continue
+                same = [unit for unit, other in zip(units, alike, strict=True) if other == index]
                 ratios.append([1.0])
-                for option in unit.options[1:]:
-                    content = switch.prepare(realise(denoiser, counter.anatomy, bare(counter.anatomy, unit, option)))
+                for level in range(1, len(same[0].options)):
+                    plan = bare(counter.anatomy, same, level)
+                    content = switch.prepare(realise(denoiser, counter.anatomy, plan))
                     pairs = [(call({}), call(content)) for _ in range(rounds)]
-                    ratios[-1].append(statistics.median(slim / dense for dense, slim in pairs))
+                    saved = 1 - statistics.median(slim / dense for dense, slim in pairs)
+                    ratios[-1].append(1 - saved / len(same))
                     task.advance()
         finally:
             switch.put({})
@@ -138,16 +142,20 @@ def measured_prices(
     return Prices(costs, statistics.median(decoding[1:]))
 
 
-def bare(anatomy: Anatomy, unit: Unit, option: Option) -> Plan:
-    """A plan of the shapes of an option, whose weights mean nothing."""
-    if isinstance(option, Thin):
-        pairs = zip(unit.layers, option.kept, strict=True)
-        return Plan({layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups})
-    names = option.blocks
-    if isinstance(names, int):
-        names = tuple(block.name for block in anatomy.blocks[:names])
-    blocks = {block.name: block for block in anatomy.blocks}
-    return Plan(bypasses={name: blocks[name].blank() for name in names})
+def bare(anatomy: Anatomy, units: Sequence[Unit], level: int) -> Plan:
+    """A plan of the shapes of units at a level, whose weights mean nothing."""
+    blocks, cuts, bypasses = {block.name: block for block in anatomy.blocks}, dict[str, Cut](), dict[str, Any]()
+    for unit in units:
+        option = unit.options[level]
+        if isinstance(option, Thin):
+            pairs = zip(unit.layers, option.kept, strict=True)
+            cuts |= {layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups}
+        else:
+            names = option.blocks
+            if isinstance(names, int):
+                names = tuple(block.name for block in anatomy.blocks[:names])
+            bypasses |= {name: blocks[name].blank() for name in names}
+    return Plan(cuts, bypasses)
 
 
 def within_memory(costs: Costs, counter: MacCounter, units: Sequence[Unit], limit: float) -> Costs:

@@ -115,8 +115,10 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
         first += steps
     console.print(table)
     scores = f"{about['score']:.2f} on the search's probes, {about['held_out_score']:.2f} on held-out ones"
-    console.print(f"MACs {about['macs_ratio']:.4f} of dense (asked: at most {about['budget']:g}); closeness {scores}.")
-    if "measured_speedup" in about:
+    timed = "measured_speedup" in about
+    asked = "" if timed else f" (asked: at most {about['budget']:g})"
+    console.print(f"MACs {about['macs_ratio']:.4f} of dense{asked}; closeness {scores}.")
+    if timed:
         console.print(f"Measured: {about['measured_speedup']:.2f}x as fast (asked: {about['speedup']:g}x).")
     if "own_held_out_score" in about:
         own, to_own = about["own_held_out_score"], about["held_out_score_to_own"]
