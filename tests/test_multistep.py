@@ -31,6 +31,11 @@ def drawn(count: int, seed: int, dtype: torch.dtype = torch.float32) -> list[Ten
     return list(torch.randn(count, 3, 4, 4, 4, generator=torch.Generator().manual_seed(seed)).to(dtype))
 
 
+def each(states: Tensor) -> Tensor:
+    """(N,): the length of every noise's own."""
+    return states.flatten(1).norm(dim=1)
+
+
 def recorded(states: list[Tensor]) -> Recording:
     """A run from timestep 100 down, ten a step, through these states."""
     recording = Recording([100.0 - 10 * i for i in range(len(states) - 1)], 110.0 - 10 * len(states))
@@ -60,7 +65,17 @@ def test_a_fitted_step_is_never_further_from_its_goal(count: int, taken: int, se
     *states, goal = drawn(count + 1, seed)
     weights = Fitting(recorded([states[1], goal]), [100.0], 90.0, taken)(0, states)
     assert len(weights) == len(directions(states, taken)) == min(count, taken)
-    assert (corrected(states, weights) - goal).norm() <= (states[0] - goal).norm() * (1 + 1e-6)
+    missed, missing = (each(state - goal) for state in (corrected(states, weights), states[0]))
+    assert (missed / missing).square().mean() <= 1 + 1e-6
+
+
+def test_every_noise_counts_alike() -> None:
+    *states, goal = drawn(4, 0)
+    far = torch.tensor([1.0, 30.0, 0.1]).view(-1, 1, 1, 1)
+    weights = Fitting(recorded([states[1], goal]), [100.0], 90.0, 3)(0, states)
+    scaled = [state * far for state in states]
+    found = Fitting(recorded([scaled[1], goal * far]), [100.0], 90.0, 3)(0, scaled)
+    assert found == pytest.approx(weights, rel=1e-4)
 
 
 def test_a_step_that_misses_nothing_is_not_moved() -> None:

@@ -6,10 +6,10 @@ most part, in directions that the sampler has seen: with the states so far,
     x_{i+1} = x^ + w_0 x_i + w_1 (x^ - x_i) + w_2 (x_i - x_{i-1}) + w_3 (x_{i-1} - x_{i-2}) + ...
 
 The weights of every step are fitted by ridge regression to the states of a finely stepped run, one step after the
-other, each from where the corrected steps before it have led. It is the compensation of a projection's weights
-(``obs``), for steps: what is left out is made up for by what stays. Multistep samplers (DPM-Solver++, arXiv 2211.01095)
-derive such weights from the noise schedule alone; fitted ones know the model, its guidance and its pruning as well.
-A correction costs a few sums of latents and no call of the denoiser.
+other, each from where the corrected steps before it have led; every noise counts alike, however far it went astray. It
+is the compensation of a projection's weights (``obs``), for steps: what is left out is made up for by what stays.
+Multistep samplers (DPM-Solver++, arXiv 2211.01095) derive such weights from the noise schedule alone; fitted ones know
+the model, its guidance and its pruning as well. A correction costs a few sums of latents and no call of the denoiser.
 """
 
 from __future__ import annotations
@@ -97,8 +97,13 @@ class Fitting:
         self._weights = list[tuple[float, ...]]()
 
     def __call__(self, step: int, states: Sequence[Tensor]) -> Sequence[float]:
-        along = torch.stack([d.flatten() for d in directions([s.cpu().double() for s in states], self._count)], 1)
-        missing = (self._goal.at(self._next[step]).cpu().double() - states[0].cpu().double()).flatten()
+        exact = [state.cpu().double() for state in states]
+        missing = self._goal.at(self._next[step]).cpu().double() - exact[0]
+        # closeness is judged in dB, so that a noise which went far astray must not outweigh the others
+        distance = missing.flatten(1).norm(dim=1)
+        alike = distance.clamp_min(1e-3 * float(distance.max()) or 1.0).view(-1, *(1,) * (missing.dim() - 1))
+        along = torch.stack([(d / alike).flatten() for d in directions(exact, self._count)], 1)
+        missing = (missing / alike).flatten()
         gram = along.T @ along
         gram.diagonal().mul_(1 + _RIDGE)
         solved = torch.linalg.lstsq(gram, along.T @ missing, driver="gelsd").solution
