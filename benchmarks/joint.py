@@ -97,7 +97,7 @@ def main() -> None:
                     judge(budget, "evenly fewer steps", fewer)
                     judge(budget, "uniform pruning", uniform)
                     for rule, levels in zip(RULES, by_rule(study, budget), strict=True):
-                        by_hand = scheduled(study, rule, budget, levels, corrected=False)
+                        by_hand = scheduled(study, rule, budget, levels, corrections=())
                         judge(budget, f"by hand, {rule}", by_hand)
                     evenly = scheduled(study, "trailing", budget, by_rule(study, budget)[0])
                     judge(budget, "by hand, trailing, corrected", evenly)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 from tests.fresh import images_of
 from tests.tiny import assert_same, assert_same_plans, images, joint, settings, snapshot, tiny
@@ -66,6 +68,20 @@ def test_load_gives_back_what_was_saved(
         assert loaded.about == json.loads(json.dumps(result.about))
         assert_same_plans(loaded.plans, result.plans)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_corrected_steps_are_refused_under_another_sampler(corrected: Compressed) -> None:
+    pipe = tiny(scheduler=DPMSolverMultistepScheduler)
+    message = r"scheduler: expected DDIMScheduler, for which steps are corrected, found DPMSolverMultistepScheduler"
+    with pytest.raises(ArtefactError, match=message), corrected.routed(pipe):
+        pass
+    with replace(corrected, corrections=()).routed(pipe):
+        pass
+
+
+def test_corrections_of_another_number_of_steps_are_refused(corrected: Compressed) -> None:
+    with pytest.raises(ArtefactError, match=r"expected corrections of \d+ steps, found 1\. Compress again"):
+        replace(corrected, corrections=corrected.corrections[:1])
 
 
 def test_an_artefact_holds_no_base_weights_and_no_pickle(skipping: Compressed, folder: Path, tmp_path: Path) -> None:
@@ -170,7 +186,7 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
     manifest.write_text(whole.replace('"format": 3', '"format": 99'))
     with pytest.raises(ArtefactError, match=r"diff-es\.json: expected format 3, found format 99\. Compress again"):
         load(folder)
-    for key in ("schedule", "stages", "base", "sampling", "timesteps", "placement", "about"):
+    for key in ("schedule", "stages", "base", "sampling", "timesteps", "corrections", "placement", "about"):
         harmed = json.loads(whole)
         del harmed["points"][0][key]
         manifest.write_text(json.dumps(harmed))

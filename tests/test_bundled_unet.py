@@ -137,7 +137,7 @@ def test_evolved_beats_uniform_and_compensation_helps(pipe: Any) -> None:
         assert contender.macs_ratio <= 0.7
         return float(snr_db(goal, sampled(ready, contender, 16, QUIET)[0]).mean())
 
-    _, uniform, *_, evolved = contenders(ready, 0.7, found, found, fast.plans)
+    _, uniform, *_, evolved = contenders(ready, 0.7, found, found, fast)
     _, uncompensated, *_ = contenders(bare, 0.7, found, found)
     assert snr(evolved) >= snr(uniform)
     assert snr(uniform) > snr(uncompensated) + 1

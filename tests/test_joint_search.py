@@ -111,6 +111,23 @@ def fitness_of(study: Study, count: int = 3, **changes: Any) -> Fitness:
     return Fitness(study.pipe, study.library, study.stages, probes, sampling, LatentSNR(), **{**own, **changes})
 
 
+def test_held_out_probes_are_not_what_steps_are_fitted_to(study: Study) -> None:
+    """But one batch of the search's own."""
+    for levels in drawn(study, 2):
+        lessons = fitness_of(study, study.settings.probes, sampling=study.settings.sampling).corrections(levels)
+        assert any(lessons)
+        assert study.held_out.corrections(levels) == lessons
+        assert study.held_out.plain(levels) != study.held_out(levels)
+
+
+def test_a_sampler_that_draws_noise_has_no_step_corrected() -> None:
+    pipe = tiny(scheduler=DPMSolverMultistepScheduler, options={"algorithm_type": "sde-dpmsolver++"})
+    ready = prepare(pipe, joint())
+    assert not ready.corrected
+    assert ready.held_out.corrections(ready.own) == ()
+    assert ready.held_out(ready.own) == ready.held_out.plain(ready.own)
+
+
 def test_reusing_prefixes_changes_no_score(study: Study) -> None:
     plain, reusing, little = (fitness_of(study, memory=memory) for memory in (0, 1 << 30, 40_000))
     asked = drawn(study, 5)

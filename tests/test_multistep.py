@@ -20,6 +20,7 @@ from tests.tiny import tiny
 from torch import Tensor
 
 from diff_es import metrics
+from diff_es.errors import DiffESError
 from diff_es.loading import load
 from diff_es.multistep import Fitting, Recording, corrected, directions, fixed
 from diff_es.pipeline import Sampling, make_probes, sample, trace
@@ -99,9 +100,18 @@ def test_directions_that_depend_on_each_other_give_finite_weights() -> None:
     assert (corrected([state] * 4, weights) - goal).norm() <= (state - goal).norm() * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_state_that_is_not_finite_is_not_corrected(broken: float) -> None:
+    state, goal = drawn(2, 0)
+    fitting = Fitting(recorded([state, goal]), [100.0], 90.0, 4)
+    assert fitting(0, [torch.full_like(state, broken), state]) == ()
+    assert fitting.corrections == ((),)
+
+
 def test_states_between_two_of_a_run_are_interpolated() -> None:
     states = drawn(4, 0)
     recording = recorded(states)
+    assert torch.equal(recording.at(150.0), states[0])
     assert all(torch.equal(recording.at(100.0 - 10 * i), state) for i, state in enumerate(states))
     torch.testing.assert_close(recording.at(87.5), 0.75 * states[1] + 0.25 * states[2])
 
@@ -150,7 +160,18 @@ def test_copies_of_a_sampler_do_not_share_states() -> None:
         output, latents = drawn(2, 0)
         for scheduler in (one, other, one):
             scheduler.step(output, int(TIMESTEPS[0]), latents)
-    assert numbers == [0, 0, 1]
+        deepcopy(one).step(output, int(TIMESTEPS[1]), latents)  # one that has begun goes on where it was
+        one.step(output, int(TIMESTEPS[1]), latents)
+    assert numbers == [0, 0, 1, 2, 2]
+
+
+def test_a_run_that_begins_late_is_refused() -> None:
+    pipe, (output, latents) = tiny(), drawn(2, 0)
+    with stepped(pipe, TIMESTEPS, CALL.steps, fixed(WEIGHTS)):
+        pipe.scheduler.set_timesteps(CALL.steps)
+        message = r"pipe: expected a run from timestep 833 on, found one that begins at 333\. Call a pipeline"
+        with pytest.raises(DiffESError, match=message):
+            pipe.scheduler.step(output, 333, latents)
 
 
 def test_what_a_step_returns_keeps_its_kind() -> None:

@@ -91,7 +91,7 @@ def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     ready = prepare(pipe, restore(fast.about["settings"]))
     effort = Effort(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)
     found = {0.8: found_again(fast)}
-    judged = evaluate(ready, found, None, effort, None, QUIET, fast.plans)
+    judged = evaluate(ready, found, None, effort, None, QUIET, fast)
     assert judged.rows[0].contender == "dense"
     assert all(row.snr_db is None or np.isfinite(row.snr_db) for row in judged.rows)
     assert judged.images[0].shape == (1, 3, 256, 256)

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from diff_es import Compressed, DiffESError, Method, Streamed, Width, compress
 from diff_es.layers import DENSE, Cut, Plan, discover
-from diff_es.layers.offload import group_of
+from diff_es.layers.offload import group_of, leads_others
 from diff_es.pipeline import denoiser_of, make_probes, sample, trace
 from diff_es.placements import Placement, Resident
 from diff_es.route import routed
@@ -156,6 +156,35 @@ def test_offloading_changes_no_result(
             offload(pipe)
         assert torch.equal(sample(pipe, probes, case.sampling), pruned)
     assert torch.equal(sample(pipe, probes, case.sampling), dense)
+
+
+def test_parts_in_another_precision_keep_it_when_a_model_is_offloaded() -> None:
+    """Wan's tables stay in float32 in a bfloat16 model."""
+    pipe = made(CASES["Wan"].make)
+    denoiser, stages = denoiser_of(pipe), Stages.split(trace(pipe, CASES["Wan"].sampling).timesteps, 3)
+    denoiser.to(torch.bfloat16)
+    table = next(name for name, _ in denoiser.named_parameters() if name.endswith("scale_shift_table"))
+    parameter = denoiser.get_parameter(table)
+    parameter.data = parameter.data.float()
+    before = {name: parameter.dtype for name, parameter in denoiser.named_parameters()}
+    model_offload(pipe)
+    with under(pipe, stages, some_plans(pipe)):
+        pass
+    assert {name: parameter.dtype for name, parameter in denoiser.named_parameters()} == before
+
+
+def test_a_skipped_block_that_brings_in_others_is_refused() -> None:
+    pipe = made(CASES["SD3"].make)
+    denoiser, stages = denoiser_of(pipe), Stages.split(trace(pipe, CASES["SD3"].sampling).timesteps, 3)
+    where = {"onload_device": CPU, "offload_device": CPU, "offload_type": "block_level"}
+    denoiser.enable_group_offload(**where, num_blocks_per_group=2)
+    leader = next(block for block in discover(denoiser).blocks if leads_others(denoiser.get_submodule(block.name)))
+    message = rf"{leader.name}: expected a block that may be skipped, .*num_blocks_per_group=1"
+    plans = [DENSE, DENSE, Plan(bypasses={leader.name: leader.blank()})]
+    with pytest.raises(DiffESError, match=message), under(pipe, stages, plans):
+        pass
+    with under(pipe, stages, some_plans(pipe)):
+        pass
 
 
 @pytest.mark.parametrize("offload", [block_offload, leaf_offload])

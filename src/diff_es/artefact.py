@@ -62,6 +62,11 @@ class Compressed:
         if len(self.plans) != len(self.schedule.stages):
             expected, found = f"{len(self.schedule.stages)} plans, one for each stage", f"{len(self.plans)}"
             raise ArtefactError("artefact", expected=expected, found=found, remedy="Compress again.")
+        if self.corrections and len(self.corrections) != len(self.timesteps or ()):
+            expected = f"corrections of {len(self.timesteps or ())} steps"
+            raise ArtefactError(
+                "artefact", expected=expected, found=f"{len(self.corrections)}", remedy="Compress again."
+            )
 
     @contextmanager
     def routed(self, pipe: AnyPipeline, placement: Placement | None = None) -> Iterator[AnyPipeline]:
@@ -112,6 +117,12 @@ class Compressed:
             found = type(pipe).__name__
             raise DiffESError(
                 "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
+            )
+        made, own = self.about["origin"]["scheduler"]["_class_name"], type(pipe.scheduler).__name__
+        if self.corrections and stepping_of(pipe) is None and own != made:
+            remedy = "Give the pipeline the scheduler that it was compressed with, or compress it with this one."
+            raise ArtefactError(
+                "scheduler", expected=f"{made}, for which steps are corrected", found=own, remedy=remedy
             )
         if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."

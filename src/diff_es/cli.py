@@ -197,7 +197,7 @@ def evaluate_command(
     name = model or fast.about["origin"]["model"]
     reference = load_reference() if name in MODELS else None
     effort, target = Effort(noises, images, rounds, batch, random=random), out_folder or folder
-    evaluation = evaluate(ready, found, reference, effort, target, reporter, fast.plans)
+    evaluation = evaluate(ready, found, reference, effort, target, reporter, fast)
     notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]
     story = tell(ready, name, found, evaluation, effort, time.monotonic() - start, notes)
     result = publish(target, story)

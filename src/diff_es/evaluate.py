@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from . import metrics
+from .artefact import Compressed
 from .baselines import fewer_steps, mosaic, uniform_width
-from .benchmark import Runner, measure
+from .benchmark import Runner, measure, running
 from .budget import Budget
 from .compress import open_journal
 from .conditioning import Encodings, encoded_once
 from .driving import run_search
 from .judge import Judge
-from .layers import Plan
+from .multistep import Corrections
 from .pipeline import decode, make_probes, sample, trace
 from .progress import Reporter
 from .report import Row
@@ -79,28 +80,21 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
 
 
 def scheduled(
-    study: Study,
-    name: str,
-    budget: float,
-    levels: Levels,
-    plans: Sequence[Plan] | None = None,
-    *,
-    corrected: bool = True,
+    study: Study, name: str, budget: float, levels: Levels, corrections: Corrections | None = None
 ) -> Contender:
-    """A schedule of the study, by the library's own plans or by those given; a rival's may go without corrections of
-    its steps, which are ours."""
-    own = plans or [study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels))]
-    timesteps, corrections = study.timesteps(levels), study.held_out.corrections(levels) if corrected else ()
-    runner = Runner(
-        name, study.settings.sampling, study.stages, tuple(own), timesteps=timesteps, corrections=corrections
-    )
+    """A schedule of the study, by its own library; ``corrections`` of its steps, by default those fitted to it."""
+    plans = tuple(study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels)))
+    fitted = study.held_out.corrections(levels) if corrections is None else corrections
+    timesteps, sampling = study.timesteps(levels), study.settings.sampling
+    runner = Runner(name, sampling, study.stages, plans, timesteps=timesteps, corrections=fitted)
     return Contender(name, budget, study.macs.ratio(levels), runner)
 
 
 def _uniform(study: Study, budget: float) -> Contender:
     if not isinstance(study.settings.method.ladder, Width) or study.settings.levers is Levers.STEPS:
         space, rng = study.costs.space(budget), np.random.default_rng(derive_seed(study.settings.seed, "uniform"))
-        return scheduled(study, "uniform", budget, space.repair(space.uniform(), rng))  # filled up to equal cost
+        filled = space.repair(space.uniform(), rng)  # up to equal cost
+        return scheduled(study, "uniform", budget, filled, corrections=())
     kept = uniform_width(study.counter, study.anatomy, budget)
     plans = tuple(study.library.thinned(stage, kept) for stage in range(len(study.stages)))
     ratio = study.counter.thinned(kept) / study.counter.dense()
@@ -119,23 +113,25 @@ def _affordable_steps(study: Study, budget: float) -> tuple[int, float]:
 
 
 def contenders(
-    study: Study, budget: float, found: Found, random: Found, plans: Sequence[Plan] | None = None
+    study: Study, budget: float, found: Found, random: Found, saved: Compressed | None = None
 ) -> tuple[Contender, ...]:
-    """All rivals at one budget, in the order of the table.
+    """All rivals at one budget, in the order of the table; none of them has its steps corrected, which is ours, but for
+    random search, whose scores say what it would find.
 
-    ``plans`` are those of a saved result; None makes them anew from the study's own library.
+    ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
     sampling, space = study.settings.sampling, study.costs.space(budget)
     steps, ratio = _affordable_steps(study, budget)
     fewer = Runner("fewer-steps", replace(sampling, steps=steps))
     rng = np.random.default_rng(derive_seed(study.settings.seed, "mosaic"))
     like_mosaic = space.repair(mosaic(space, study.statistics.change), rng)
+    ours = scheduled(study, "diff-es", budget, found.levels, () if saved else None)
     return (
         Contender("fewer-steps", budget, ratio, fewer),
         _uniform(study, budget),
-        scheduled(study, "mosaicdiff", budget, like_mosaic, corrected=False),
+        scheduled(study, "mosaicdiff", budget, like_mosaic, corrections=()),
         scheduled(study, "random", budget, random.levels),
-        scheduled(study, "diff-es", budget, found.levels, plans),
+        ours if saved is None else replace(ours, runner=running("diff-es", saved, sampling)),
     )
 
 
@@ -146,7 +142,7 @@ def evaluate(
     effort: Effort,
     journals: Path | None,
     reporter: Reporter,
-    plans: Sequence[Plan] | None = None,
+    saved: Compressed | None = None,
 ) -> Evaluation:
     """Run every contender at every budget on the same held-out noises, and time them side by side.
 
@@ -154,7 +150,7 @@ def evaluate(
         found: the search's result for each budget.
         real: statistics of real data for the Fréchet distance; None leaves it out.
         journals: where the random search keeps its scores, if anywhere.
-        plans: of a saved result, which is then judged as it was saved.
+        saved: a result, which is then judged as it was saved.
     """
     random = {
         budget: random_rival(study, budget, effort.random or result.evaluations, journals, reporter)
@@ -162,7 +158,7 @@ def evaluate(
     }
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for budget, result in found.items():
-        field += contenders(study, budget, result, random[budget], plans)
+        field += contenders(study, budget, result, random[budget], saved)
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if real else 0, effort.strip)

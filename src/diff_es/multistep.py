@@ -69,12 +69,15 @@ class Recording:
 
     def __call__(self, step: int, states: Sequence[Tensor]) -> Sequence[float]:
         if step == 0:
-            self._states = [states[1]]
-        self._states.append(states[0])
+            self._states = [states[1].cpu()]
+        self._states.append(states[0].cpu())
         return ()
 
     def at(self, timestep: float) -> Tensor:
-        """The state at a timestep, between two of the run's own by linear interpolation."""
+        """The state at a timestep, on the CPU, between two of the run's own by linear interpolation; before the first,
+        the noise."""
+        if timestep >= self._times[0]:
+            return self._states[0]
         after = int(np.searchsorted([-t for t in self._times], -timestep))
         if self._times[after] == timestep:
             return self._states[after]
@@ -98,17 +101,17 @@ class Fitting:
 
     def __call__(self, step: int, states: Sequence[Tensor]) -> Sequence[float]:
         exact = [state.cpu().double() for state in states]
-        missing = self._goal.at(self._next[step]).cpu().double() - exact[0]
+        missing = self._goal.at(self._next[step]).double() - exact[0]
         # closeness is judged in dB, so that a noise which went far astray must not outweigh the others
         distance = missing.flatten(1).norm(dim=1)
         alike = distance.clamp_min(1e-3 * float(distance.max()) or 1.0).view(-1, *(1,) * (missing.dim() - 1))
         along = torch.stack([(d / alike).flatten() for d in directions(exact, self._count)], 1)
         missing = (missing / alike).flatten()
-        gram = along.T @ along
+        gram, seen = along.T @ along, along.T @ missing
         gram.diagonal().mul_(1 + _RIDGE)
-        solved = torch.linalg.lstsq(gram, along.T @ missing, driver="gelsd").solution
-        finite = bool(torch.isfinite(solved).all())
-        self._weights[step:] = [tuple(solved.tolist()) if finite else ()]
+        self._weights[step:] = [()]  # also where a state is not finite, which LAPACK would not bear
+        if bool(torch.isfinite(gram).all() and torch.isfinite(seen).all()):
+            self._weights[step:] = [tuple(torch.linalg.lstsq(gram, seen, driver="gelsd").solution.tolist())]
         return self._weights[step]
 
     @property

@@ -36,6 +36,7 @@ class Routing:
         exchanged = {name for layer in discover(denoiser).layers for name in owned_by(denoiser, layer)}
         paths = dict.fromkeys(name.rpartition(".")[0] for name in sorted(exchanged))
         self._owners = {path: submodule(denoiser, path) for path in paths}
+        self._dtypes = {path: next(module.parameters()).dtype for path, module in self._owners.items()}
         # the first parameter that stays, adapters or not: where it lies tells whether the pipeline was moved
         self._witness = next(name for name, _ in base_parameters(denoiser) if name not in exchanged)
 
@@ -78,7 +79,7 @@ class Routing:
         self._store.close()
         now = self._placement()
         if now[0].type != "meta" and (now != self._placed or self._offloaded()):
-            nn.Module.to(self._denoiser, *now)  # moved or cast meanwhile: the dense tensors follow
+            self._follow(*now)  # moved or cast meanwhile
 
     def _enter(self, stage: int) -> None:
         if (loaded := self._loaded()) != self._adapters:
@@ -93,8 +94,12 @@ class Routing:
             raise DiffESError("denoiser", expected=f"{expected}, as when it was routed", found=found, remedy=remedy)
         self._store.to(stage)
         if now != self._placed:  # accelerate's hook moves nothing where the first parameter is there already
-            for module in self._owners.values():
-                nn.Module.to(module, *now)
+            self._follow(*now)
+
+    def _follow(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move what is exchanged where the rest went, and cast it if that was: some models keep parts in float32."""
+        for path, module in self._owners.items():
+            nn.Module.to(module, device, self._dtypes[path] if dtype == self._placed[1] else dtype)
 
     def _placement(self) -> tuple[torch.device, torch.dtype]:
         parameter = self._denoiser.get_parameter(self._witness)

@@ -145,7 +145,7 @@ class Stepping:
     ) -> None:
         check_scheduler(pipe.scheduler)
         self._pipe, self._timesteps, self._asked = pipe, tuple(map(float, timesteps)), asked
-        self._correct, self._runs = correct, WeakKeyDictionary[Scheduler, _Run]()
+        self._correct = correct
         check_descending(self._timesteps)
         kind, most, least = type(pipe.scheduler), len(_noise(pipe.scheduler)) - 1, max(_end(pipe.scheduler), 0)
         inside = self._timesteps[0] <= most and self._timesteps[-1] >= least
@@ -181,7 +181,7 @@ class Stepping:
         def set_timesteps(scheduler: Scheduler, *args: Any, **kwargs: Any) -> None:
             given = signature(kind.set_timesteps).bind(scheduler, *args, **kwargs).arguments
             self._check_call(given)
-            self._runs[scheduler] = _Run()
+            scheduler.corrected_run = _Run()  # its own, which a copy of it takes along
             if given.get("num_inference_steps") is not None:
                 given["num_inference_steps"] = self._asked
             kind.set_timesteps(**given)
@@ -205,25 +205,35 @@ class Stepping:
                 result = kind.step(scheduler, *args, **kwargs)
             finally:
                 scheduler.num_inference_steps = len(self._timesteps)
-            return result if self._correct is None else self._corrected(scheduler, given["sample"], result)
+            return result if self._correct is None else self._corrected(scheduler, given, result)
 
         copy.set_timesteps = MethodType(set_timesteps, copy)  # bound, so that a deep copy of the copy gets its own
         if kind is DDIMScheduler or self._correct is not None:
             copy.step = MethodType(step, copy)
         return copy
 
-    def _corrected(self, scheduler: Scheduler, start: Tensor, result: Any) -> Any:
-        """What a step returned, from its start, with the correction."""
+    def _corrected(self, scheduler: Scheduler, given: dict[str, Any], result: Any) -> Any:
+        """What a step returned, for what it was given, with the correction."""
         assert self._correct is not None
-        run, whole = self._runs[scheduler], isinstance(result, tuple)
+        start: Tensor = given["sample"]
+        run, whole = scheduler.corrected_run, isinstance(result, tuple)
+        if run.steps == 0:
+            self._check_start(float(given["timestep"]))
         states = [result[0] if whole else result.prev_sample, start, *run.starts]
         weights = self._correct(run.steps, states)
         moved = corrected(states, weights)
-        run.steps, run.starts = run.steps + 1, [start, *run.starts][: len(weights)]  # the next has one weight more
+        run.steps, run.starts = run.steps + 1, [start, *run.starts][: max(len(weights) - 1, 0)]
         if whole:
             return (moved, *result[1:])
         result.prev_sample = moved
         return result
+
+    def _check_start(self, timestep: float) -> None:
+        """Corrections belong to the steps from the first one on."""
+        if min(self._timesteps, key=lambda own: abs(own - timestep)) != self._timesteps[0]:
+            remedy = "Call a pipeline that begins with noise, or leave the routed context first."
+            expected, found = f"a run from timestep {self._timesteps[0]:g} on", f"one that begins at {timestep:g}"
+            raise DiffESError("pipe", expected=expected, found=found, remedy=remedy)
 
     def _check_call(self, given: dict[str, Any]) -> None:
         remedy = f"Call the pipeline with num_inference_steps={self._asked}."

@@ -49,6 +49,12 @@ def group_of(module: nn.Module) -> Any | None:
     return None if hook is None else hook.group
 
 
+def leads_others(module: nn.Module) -> bool:
+    """Whether the call of a module brings in a group of several, or takes it out."""
+    group = group_of(module)
+    return group is not None and len(group.modules) > 1 and module in (group.onload_leader, group.offload_leader)
+
+
 def streaming_groups(denoiser: nn.Module) -> bool:
     """Whether group offloading copies on a stream: from host copies of the parameters that it found when it was
     enabled, and no others."""

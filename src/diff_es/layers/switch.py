@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import DiffESError
 from .compiled import submodule
 from .contract import Weights
-from .offload import hook_of, listed_by_groups
+from .offload import hook_of, leads_others, listed_by_groups
 from .standin import picking, stand_in
 
 
@@ -77,6 +78,10 @@ class Switch:
             slot = self._forward_slot(path)
             content[slot] = picking(submodule(self._denoiser, path), self._slots[slot].dense, argument, picks)
         for name, bypass in weights.bypasses.items():
+            if leads_others(submodule(self._denoiser, name)):
+                remedy = "Enable group offloading with num_blocks_per_group=1, or with leaf_level."
+                found = "one that brings in or takes out a group of several"
+                raise DiffESError(name, expected="a block that may be skipped", found=found, remedy=remedy)
             content[self._forward_slot(name)] = stand_in(self._denoiser, weights.blocks[name], bypass)
         return content
 
