@@ -118,12 +118,12 @@ class Compressed:
             raise DiffESError(
                 "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
             )
-        made, own = self.about["origin"]["scheduler"]["_class_name"], type(pipe.scheduler).__name__
-        if self.corrections and stepping_of(pipe) is None and own != made:
-            remedy = "Give the pipeline the scheduler that it was compressed with, or compress it with this one."
-            raise ArtefactError(
-                "scheduler", expected=f"{made}, for which steps are corrected", found=own, remedy=remedy
-            )
+        if self.corrections and stepping_of(pipe) is None:
+            made, own = self.about["origin"]["scheduler"]["_class_name"], type(pipe.scheduler).__name__
+            if own != made:
+                expected = f"{made}, for which steps are corrected"
+                remedy = "Give the pipeline the scheduler that it was compressed with, or compress it with this one."
+                raise ArtefactError("scheduler", expected=expected, found=own, remedy=remedy)
         if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
