@@ -49,7 +49,7 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
     found = evolve(ready, BUDGETS, judge, table, reporter)
     for budget in BUDGETS:
         finish(ready, budget, found[budget], table).save(folder / f"macs-{budget:g}")
-    effort = Effort(rounds=2)
+    effort = Effort(rounds=2, random=150)
     evaluation = evaluate(ready, found, load_reference(), effort, journals, reporter)
     story = tell(ready, "bundled tiles DiT", found, evaluation, effort, time.monotonic() - start, [])
     return publish(folder, story), story
