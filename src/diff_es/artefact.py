@@ -118,15 +118,15 @@ class Compressed:
             raise DiffESError(
                 "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
             )
-        if self.corrections and stepping_of(pipe) is None:
+        if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
+            remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
+            raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
+        if self.corrections:
             made, own = self.about["origin"]["scheduler"]["_class_name"], type(pipe.scheduler).__name__
             if own != made:
                 expected = f"{made}, for which steps are corrected"
                 remedy = "Give the pipeline the scheduler that it was compressed with, or compress it with this one."
                 raise ArtefactError("scheduler", expected=expected, found=own, remedy=remedy)
-        if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
-            remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
-            raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
         anatomy, plans = discover(denoiser), {id(plan): plan for plan in self.plans}.values()
         pruned = {name for plan in plans for name in plan.cuts}
         skipped = tuple({f"{block}." for plan in plans for block in plan.bypasses})

@@ -176,6 +176,7 @@ class Stepping:
     def _stand_in(self) -> Scheduler:
         """A copy, of the same class and settings, whose ``set_timesteps`` gives the chosen timesteps."""
         kind, copy, strides = type(self._before), deepcopy(self._before), dict[int, int]()
+        arguments = signature(kind.step)
 
         @wraps(kind.set_timesteps)  # pipelines look which arguments it takes
         def set_timesteps(scheduler: Scheduler, *args: Any, **kwargs: Any) -> None:
@@ -196,7 +197,7 @@ class Stepping:
 
         @wraps(kind.step)
         def step(scheduler: Scheduler, *args: Any, **kwargs: Any) -> Any:
-            given = signature(kind.step).bind(scheduler, *args, **kwargs).arguments
+            given = arguments.bind(scheduler, *args, **kwargs).arguments
             if kind is DDIMScheduler:
                 # it goes from t to t - trained // num_inference_steps: as a fraction, that makes any whole stride
                 stride = strides[int(given["timestep"])]

@@ -11,7 +11,7 @@ from typing import Any
 from .artefact import fingerprint
 from .budget import Budget, Prices, measured_prices, within_memory
 from .calibrate import Statistics, calibrate, parts_of
-from .conditioning import conditions_of
+from .conditioning import Probe, conditions_of
 from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .fitness import Fitness, timesteps_of
@@ -65,9 +65,8 @@ class Study(Survey):
     @cached_property
     def held_out(self) -> Fitness:
         """Closeness to the reference on probes that no search sees; steps are corrected by what the search's show."""
-        settings = self.settings
-        lessons = make_probes(self.pipe, settings.probes, settings.seed, "search", settings.prompts)
-        return self._fitness("held-out", settings.held_out, self.reference, lessons=lessons if self.corrected else ())
+        lessons = self._probes("search", self.settings.probes) if self.corrected else ()
+        return self._fitness("held-out", self.settings.held_out, self.reference, lessons=lessons)
 
     @cached_property
     def held_out_to_own(self) -> Fitness:
@@ -88,11 +87,13 @@ class Study(Survey):
     def _fitness(
         self, purpose: str, count: int, reference: Sequence[float] | None, heat: int = 0, **lessons: Any
     ) -> Fitness:
-        settings = self.settings
-        probes = make_probes(self.pipe, count, settings.seed, purpose, settings.prompts)
+        settings, probes = self.settings, self._probes(purpose, count)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
         corrections = settings.corrections if self.corrected else 0
         return Fitness(*own, path=self.path, reference=reference, heat=heat, corrections=corrections, **lessons)
+
+    def _probes(self, purpose: str, count: int) -> tuple[Probe, ...]:
+        return make_probes(self.pipe, count, self.settings.seed, purpose, self.settings.prompts)
 
     def rows(self, levels: Levels) -> Levels:
         """The levels of a schedule's units, without the numbers of steps."""
