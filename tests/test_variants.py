@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,6 +186,22 @@ def test_a_skipped_block_that_brings_in_others_is_refused() -> None:
         pass
     with under(pipe, stages, some_plans(pipe)):
         pass
+
+
+@pytest.mark.parametrize(
+    "kind", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]
+)
+def test_groups_that_wait_in_a_folder_are_refused(kind: dict[str, Any], tmp_path: Path) -> None:
+    pipe = made(CASES["SD"].make)
+    denoiser, stages = denoiser_of(pipe), Stages.split(trace(pipe, CASES["SD"].sampling).timesteps, 3)
+    plans = some_plans(pipe)
+    where = {"onload_device": CPU, "offload_device": CPU, "offload_to_disk_path": str(tmp_path)}
+    denoiser.enable_group_offload(**where, **kind)
+    message = r"denoiser: expected .*, found group offloading to a folder.*Enable it without offload_to_disk_path"
+    with pytest.raises(DiffESError, match=message), under(pipe, stages, plans):
+        pass
+    with pytest.raises(DiffESError, match=message):
+        compress(pipe, settings=settings())
 
 
 @pytest.mark.parametrize("offload", [block_offload, leaf_offload])

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,22 +14,29 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .clock import on_stage
 from .conditioning import Encodings, encoded_once
 from .errors import DiffESError
 from .layers import Plan, Switch, realise
 from .library import Library
 from .measures import Measure
-from .multistep import Correct, Corrections, Fitting, Recording, fixed
+from .multistep import Correct, Corrections, Fits, Fitting, Recording, fixed
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, intercepted, sample
-from .placements import Resident, Store, parameter_bytes
-from .route import routed
+from .placements import Resident, parameter_bytes
+from .route import Routing, attached, routed
 from .schedule import Stages
 from .search import Levels
 from .stepping import stepped
 from .trajectory import Trajectory, placed
 
 Key = tuple[int, bool, int, tuple[float, ...], Levels]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What one denoiser call gave, and the corrections of the step that it belongs to."""
+
+    output: Any
+    fits: Fits = field(default_factory=dict)
 
 
 class PrefixCache:
@@ -40,22 +48,22 @@ class PrefixCache:
     """
 
     def __init__(self, limit: int) -> None:
-        self._outputs = OrderedDict[Key, Any]()
+        self._outputs = OrderedDict[Key, Known]()
         self._limit, self._held = limit, 0
         self.hits = self.misses = 0
 
-    def fetch(self, key: Key, run: Callable[[], Any]) -> Any:
-        """The output under ``key``, from ``run()`` if it is not held."""
+    def fetch(self, key: Key, run: Callable[[], Any]) -> Known:
+        """What is known under ``key``, the output from ``run()`` if it is not held."""
         if key in self._outputs:
             self.hits += 1
             self._outputs.move_to_end(key)
             return self._outputs[key]
         self.misses += 1
-        self._outputs[key] = output = run()
-        self._held += _bytes(output)
+        self._outputs[key] = known = Known(run())
+        self._held += _bytes(known.output)
         while self._held > self._limit:
-            self._held -= _bytes(self._outputs.popitem(last=False)[1])
-        return output
+            self._held -= _bytes(self._outputs.popitem(last=False)[1].output)
+        return known
 
 
 def _bytes(output: Any) -> int:
@@ -63,17 +71,20 @@ def _bytes(output: Any) -> int:
 
 
 class _Bank:
-    """The realised weights of every (stage, unit, level) that candidates use, as a store that routing runs from."""
+    """The realised weights of every (stage, unit, level) that candidates use, as a store that routing runs from.
+
+    ``entered`` are the stages of the denoiser calls of the candidate that runs, so far.
+    """
 
     def __init__(self, pipe: Pipeline, library: Library, limit: int) -> None:
         self._denoiser, self._library, self._limit = denoiser_of(pipe), library, limit
         self._switch, self._held = Switch(self._denoiser), 0
         self._parts = OrderedDict[tuple[int, int, int], tuple[Mapping[str, Any], int]]()
-        self._contents = list[Mapping[str, Any]]()
+        self._contents, self.entered = list[Mapping[str, Any]](), list[int]()
 
-    def choose(self, rows: Levels) -> Store:
+    def choose(self, rows: Levels) -> None:
         """Have the weights of a candidate ready, for one row of levels a stage."""
-        self._contents = []
+        self._contents, self.entered = [], []
         for stage, row in enumerate(rows):
             content = dict[str, Any]()
             for unit, level in enumerate(row):
@@ -82,7 +93,6 @@ class _Bank:
             self._contents.append(content)
         while self._held > self._limit and len(self._parts) > 1:
             self._held -= self._parts.popitem(last=False)[1][1]
-        return self
 
     def _part(self, source: int, unit: int, level: int) -> Mapping[str, Any]:
         key = (source, unit, level)
@@ -102,6 +112,7 @@ class _Bank:
         return self.weight_bytes
 
     def to(self, stage: int) -> None:
+        self.entered.append(stage)
         self._switch.put(self._contents[stage])
 
     def close(self) -> None:
@@ -148,6 +159,7 @@ class Fitness:
     ) -> None:
         self._pipe, self._library, self._stages, self._measure = pipe, library, stages, measure
         self._sampling, self._path, self._bank = sampling, path, _Bank(pipe, library, weights)
+        self._routing = Routing(denoiser_of(pipe), stages, lambda: self._bank)
         size = sampling.batch
         self._chunks = [probes[i : min(i + size, heat)] for i in range(0, heat, size)]
         self._first = len(self._chunks) or 1  # chunks of the first heat
@@ -246,13 +258,13 @@ class Fitness:
             return self._replayed(chunk, levels, fixed(self.corrections(levels)))
         assert self._path is not None
         timesteps = timesteps_of(self._path, self._stages, levels)
-        fitting = Fitting(self._goal, timesteps, self._path.end, self._count)
+        fitting = Fitting(self._goal, timesteps, self._path.end, self._count, lambda: self._latest.fits)
         result = self._replayed(chunk, levels, fitting)
         self._fitted[levels] = fitting.corrections
         return result
 
     def _replayed(self, chunk: int, levels: Levels, correct: Correct | None) -> Tensor:
-        denoiser, reached, taken = denoiser_of(self._pipe), list[int](), list[float]()
+        bank, taken = self._bank, list[float]()
         # samplers of third order lower it towards the end, so that the steps to come matter as well
         depends = self._path is not None and int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
         ahead = timesteps_of(self._path, self._stages, levels) if depends and self._path is not None else ()
@@ -265,22 +277,20 @@ class Fitness:
             def known(*args: Any, **kwargs: Any) -> Any:
                 if not taken:  # the scheduler's, because what the denoiser receives may be rounded
                     taken.extend(self._pipe.scheduler.timesteps.tolist())
-                past = tuple(taken[: -(-len(reached) // self._each)])
-                key = (chunk, correct is not None, len(reached), (*ahead, *past), rows[: max(reached) + 1])
-                return self.cache.fetch(key, lambda: run(*args, **kwargs))
+                count = len(bank.entered)
+                past, so_far = tuple(taken[: -(-count // self._each)]), rows[: max(bank.entered) + 1]
+                key = (chunk, correct is not None, count, (*ahead, *past), so_far)
+                self._latest = self.cache.fetch(key, lambda: run(*args, **kwargs))
+                return self._latest.output
 
             return known
 
         rows = levels if self._path is None else tuple(row[1:] for row in levels[: len(self._stages)])
-        bank, handle = self._bank.choose(rows), on_stage(denoiser, self._stages, reached.append)
-        try:
-            routing, stepping = routed(denoiser, self._stages, lambda: bank), self._stepped(levels, correct)
-            with routing, intercepted(denoiser, reuse), stepping:
-                result = self._sample(self._chunks[chunk])
-            self._each = len(reached) // len(taken)
-            return result
-        finally:
-            handle.remove()
+        bank.choose(rows)
+        with attached(self._routing), intercepted(denoiser_of(self._pipe), reuse), self._stepped(levels, correct):
+            result = self._sample(self._chunks[chunk])
+        self._each = len(bank.entered) // len(taken)
+        return result
 
 
 def timesteps_of(path: Trajectory, stages: Stages, levels: Levels) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from .conditioning import FAMILIES, Asked, family_of
 from .errors import DiffESError, UnsupportedModel, several
-from .layers import adapted, lost, sequentially
+from .layers import adapted, check_groups, lost, sequentially
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
 from .tiles import MODELS as BUNDLED
 
@@ -212,12 +212,14 @@ def check(pipe: AnyPipeline) -> Pipeline:
     Raises:
         UnsupportedModel: another pipeline class, two denoisers, sequential offload, adapters on the denoiser, or as
             :func:`check_denoiser`.
+        DiffESError: group offloading that brings in copies of parameters.
     """
     if family_of(pipe) is None:
         _check_class("pipe", type(pipe).__name__)
     if sequentially(check_denoiser(pipe)):
         remedy = "Call pipe.remove_all_hooks(), and offload again to run a result; or take model or group offload."
         raise UnsupportedModel("pipe", expected="weights in memory", found="sequential offload", remedy=remedy)
+    check_groups(denoiser_of(pipe))
     if wrapped := adapted(denoiser_of(pipe)):
         expected, found = "the model's own layers", f"adapters on {several(wrapped)}"
         remedy = "Unload them; or fuse them first (pipe.fuse_lora(), pipe.unload_lora_weights()) to keep what they add."

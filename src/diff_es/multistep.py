@@ -14,13 +14,17 @@ the model, its guidance and its pruning as well. A correction costs a few sums o
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+State = TypeVar("State", Tensor, NDArray[Any])
 
 Corrections: TypeAlias = tuple[tuple[float, ...], ...]
 """The weights w of every step; of a step that is not corrected, none."""
@@ -28,16 +32,21 @@ Corrections: TypeAlias = tuple[tuple[float, ...], ...]
 Correct: TypeAlias = Callable[[int, Sequence[Tensor]], Sequence[float]]
 """Gives the weights of a step, for its number and the states so far, the newest, its own result, first."""
 
+Fits: TypeAlias = dict[float, tuple[float, ...]]
+"""The weights of one step by the timestep that it leads to."""
+
 _RIDGE = 1e-6
 
 
-def directions(states: Sequence[Tensor], count: int) -> list[Tensor]:
+def directions(states: Sequence[State], count: int) -> list[State]:
     """What a step may be corrected along, at most ``count``: where it started, its increment, and those before it.
 
     Args:
         states: at least two, the newest first: the step's result, where it started, and the states before.
     """
-    return [states[1], *(new - old for new, old in pairwise(states))][:count]
+    found = [states[1]]
+    found += [new - old for new, old in pairwise(states)]
+    return found[:count]
 
 
 def corrected(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -66,6 +75,7 @@ class Recording:
 
     def __init__(self, timesteps: Sequence[float], end: float) -> None:
         self._times, self._states = (*timesteps, end), list[Tensor]()
+        self._ascending = [-timestep for timestep in self._times]
 
     def __call__(self, step: int, states: Sequence[Tensor]) -> Sequence[float]:
         if step == 0:
@@ -78,11 +88,32 @@ class Recording:
         the noise."""
         if timestep >= self._times[0]:
             return self._states[0]
-        after = int(np.searchsorted([-t for t in self._times], -timestep))
+        after = bisect_left(self._ascending, -timestep)
         if self._times[after] == timestep:
             return self._states[after]
         early, late = self._times[after - 1], self._times[after]
         return torch.lerp(self._states[after - 1], self._states[after], (early - timestep) / (early - late))
+
+
+def fitted(goal: Tensor, states: Sequence[Tensor], count: int) -> tuple[float, ...]:
+    """The weights that bring a step's result nearest to ``goal``; none where a state is not finite.
+
+    Args:
+        goal: (N, ...), on the CPU.
+        states: as :func:`directions` takes them, (N, ...) each.
+        count: the most directions.
+    """
+    exact = [state.double().flatten(1).cpu().numpy() for state in states]
+    if not all(np.isfinite(state).all() for state in exact):  # which LAPACK would not bear
+        return ()
+    missing = goal.double().flatten(1).numpy() - exact[0]
+    # closeness is judged in dB, so that a noise which went far astray must not outweigh the others
+    distance = np.linalg.norm(missing, axis=1)
+    alike = np.maximum(distance, 1e-3 * distance.max() or 1.0)[:, None]
+    along = np.stack([(direction / alike).ravel() for direction in directions(exact, count)])
+    gram, seen = along @ along.T, along @ (missing / alike).ravel()
+    gram[np.diag_indices_from(gram)] *= 1 + _RIDGE
+    return tuple(np.linalg.lstsq(gram, seen)[0].tolist())
 
 
 class Fitting:
@@ -93,26 +124,27 @@ class Fitting:
         timesteps: of the run that is corrected, descending, within those of ``goal``.
         end: the timestep that the last step leads to.
         count: the most directions of a step's correction.
+        held: gives where the fits of the step under way are kept, by the timestep that it leads to; what is there
+            already is taken.
     """
 
-    def __init__(self, goal: Recording, timesteps: Sequence[float], end: float, count: int) -> None:
-        self._goal, self._next, self._count = goal, (*timesteps[1:], end), count
+    def __init__(
+        self,
+        goal: Recording,
+        timesteps: Sequence[float],
+        end: float,
+        count: int,
+        held: Callable[[], Fits] = dict,
+    ) -> None:
+        self._goal, self._next, self._count, self._held = goal, (*timesteps[1:], end), count, held
         self._weights = list[tuple[float, ...]]()
 
     def __call__(self, step: int, states: Sequence[Tensor]) -> Sequence[float]:
-        exact = [state.cpu().double() for state in states]
-        missing = self._goal.at(self._next[step]).double() - exact[0]
-        # closeness is judged in dB, so that a noise which went far astray must not outweigh the others
-        distance = missing.flatten(1).norm(dim=1)
-        alike = distance.clamp_min(1e-3 * float(distance.max()) or 1.0).view(-1, *(1,) * (missing.dim() - 1))
-        along = torch.stack([(d / alike).flatten() for d in directions(exact, self._count)], 1)
-        missing = (missing / alike).flatten()
-        gram, seen = along.T @ along, along.T @ missing
-        gram.diagonal().mul_(1 + _RIDGE)
-        self._weights[step:] = [()]  # also where a state is not finite, which LAPACK would not bear
-        if bool(torch.isfinite(gram).all() and torch.isfinite(seen).all()):
-            self._weights[step:] = [tuple(torch.linalg.lstsq(gram, seen, driver="gelsd").solution.tolist())]
-        return self._weights[step]
+        fits, after = self._held(), self._next[step]
+        if after not in fits:
+            fits[after] = fitted(self._goal.at(after), states, self._count)
+        self._weights[step:] = [fits[after]]
+        return fits[after]
 
     @property
     def corrections(self) -> Corrections:

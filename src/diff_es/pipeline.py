@@ -82,12 +82,15 @@ def with_denoiser(pipe: Pipeline, denoiser: Denoiser) -> Pipeline:
 def hushed() -> Iterator[None]:
     """Without diffusers' bars and remarks, which would come with every call of many."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    quiet = verbosity >= logging.ERROR  # a change of it empties the caches of all loggers
+    if not quiet:
+        logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        if not quiet:
+            logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from .clock import on_stage
 from .errors import DiffESError, several
-from .layers import RoomToCompile, base_parameters, discover, owned_by, streaming_groups
+from .layers import RoomToCompile, base_parameters, check_groups, discover, owned_by
 from .layers.compiled import submodule
 from .placements import Store
 from .schedule import Stages
@@ -49,17 +49,14 @@ class Routing:
         """Route from now on.
 
         Raises:
-            DiffESError: the denoiser is routed already, or offloaded in groups with streams.
+            DiffESError: the denoiser is routed already, or offloaded in groups with streams or to a folder.
         """
         denoiser = self._denoiser
         if denoiser in _ROUTED:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             found = "one that is routed already"
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
-        if streaming_groups(denoiser):
-            remedy = "Enable it without use_stream; or leave it out and take `Streamed()`, which copies ahead as well."
-            expected, found = "parameters that may be exchanged", "group offloading with streams, which lists them"
-            raise DiffESError("denoiser", expected=expected, found=found, remedy=remedy)
+        check_groups(denoiser)
         self._placed, self._adapters = self._placement(), self._loaded()
         self._store = self._open()
         self._handles = (
@@ -141,11 +138,18 @@ def routing_of(denoiser: nn.Module) -> Routing | None:
 
 
 @contextmanager
-def routed(denoiser: nn.Module, stages: Stages, open_store: Callable[[], Store]) -> Iterator[Routing]:
+def attached(routing: Routing) -> Iterator[None]:
     """Route inside a ``with`` block; everything is restored at its end, also after an exception."""
-    routing = Routing(denoiser, stages, open_store)
     routing.attach()
     try:
-        yield routing
+        yield
     finally:
         routing.detach()
+
+
+@contextmanager
+def routed(denoiser: nn.Module, stages: Stages, open_store: Callable[[], Store]) -> Iterator[Routing]:
+    """:func:`attached` with a routing of its own."""
+    routing = Routing(denoiser, stages, open_store)
+    with attached(routing):
+        yield routing

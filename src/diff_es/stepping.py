@@ -176,7 +176,6 @@ class Stepping:
     def _stand_in(self) -> Scheduler:
         """A copy, of the same class and settings, whose ``set_timesteps`` gives the chosen timesteps."""
         kind, copy, strides = type(self._before), deepcopy(self._before), dict[int, int]()
-        arguments = signature(kind.step)
 
         @wraps(kind.set_timesteps)  # pipelines look which arguments it takes
         def set_timesteps(scheduler: Scheduler, *args: Any, **kwargs: Any) -> None:
@@ -196,30 +195,30 @@ class Stepping:
             scheduler.num_inference_steps = len(self._timesteps)
 
         @wraps(kind.step)
-        def step(scheduler: Scheduler, *args: Any, **kwargs: Any) -> Any:
-            given = arguments.bind(scheduler, *args, **kwargs).arguments
+        def step(
+            scheduler: Scheduler, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
             if kind is DDIMScheduler:
                 # it goes from t to t - trained // num_inference_steps: as a fraction, that makes any whole stride
-                stride = strides[int(given["timestep"])]
+                stride = strides[int(timestep)]
                 scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, stride)
             try:
-                result = kind.step(scheduler, *args, **kwargs)
+                result = kind.step(scheduler, model_output, timestep, sample, *args, **kwargs)
             finally:
                 scheduler.num_inference_steps = len(self._timesteps)
-            return result if self._correct is None else self._corrected(scheduler, given, result)
+            return result if self._correct is None else self._corrected(scheduler, timestep, sample, result)
 
         copy.set_timesteps = MethodType(set_timesteps, copy)  # bound, so that a deep copy of the copy gets its own
         if kind is DDIMScheduler or self._correct is not None:
             copy.step = MethodType(step, copy)
         return copy
 
-    def _corrected(self, scheduler: Scheduler, given: dict[str, Any], result: Any) -> Any:
-        """What a step returned, for what it was given, with the correction."""
+    def _corrected(self, scheduler: Scheduler, timestep: Any, start: Tensor, result: Any) -> Any:
+        """What the step from ``start`` at a timestep returned, with the correction."""
         assert self._correct is not None
-        start: Tensor = given["sample"]
         run, whole = scheduler.corrected_run, isinstance(result, tuple)
         if run.steps == 0:
-            self._check_start(float(given["timestep"]))
+            self._check_start(float(timestep))
         states = [result[0] if whole else result.prev_sample, start, *run.starts]
         weights = self._correct(run.steps, states)
         moved = corrected(states, weights)

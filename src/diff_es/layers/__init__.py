@@ -26,7 +26,7 @@ from .contract import (
     from_matrix,
 )
 from .declared import Channels, Heads, Residual, declare
-from .offload import lost, sequentially, streaming_groups
+from .offload import check_groups, lost, sequentially
 from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
 from .standin import shortcut_of
 from .switch import Switch
@@ -53,6 +53,7 @@ __all__ = [
     "adapted",
     "as_matrix",
     "base_parameters",
+    "check_groups",
     "check_plan",
     "common",
     "declare",
@@ -71,7 +72,6 @@ __all__ = [
     "sequentially",
     "shortcut_of",
     "state_dict",
-    "streaming_groups",
     "submodule",
 ]
 

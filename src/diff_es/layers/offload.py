@@ -1,5 +1,5 @@
 """Offloading that knows parameters one by one: accelerate's sequential one, which keeps them in host memory and brings
-them in for each module's call, and diffusers' group offloading with streams."""
+them in for each module's call, and diffusers' group offloading."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from ..errors import DiffESError
 
 
 def hook_of(module: nn.Module) -> Any | None:
@@ -55,11 +57,22 @@ def leads_others(module: nn.Module) -> bool:
     return group is not None and len(group.modules) > 1 and module in (group.onload_leader, group.offload_leader)
 
 
-def streaming_groups(denoiser: nn.Module) -> bool:
-    """Whether group offloading copies on a stream: from host copies of the parameters that it found when it was
-    enabled, and no others."""
-    groups = (group_of(module) for module in denoiser.modules())
-    return any(group is not None and group.stream is not None for group in groups)
+def check_groups(denoiser: nn.Module) -> None:
+    """Whether group offloading moves the parameters themselves.
+
+    Raises:
+        DiffESError: it brings in copies instead, made when it was enabled: host memory's, with streams, or a folder's.
+    """
+    for group in map(group_of, denoiser.modules()):
+        if group is None or (group.stream is None and group.offload_to_disk_path is None):
+            continue
+        if group.stream is None:
+            found, remedy = "group offloading to a folder", "Enable it without offload_to_disk_path."
+        else:
+            found = "group offloading with streams"
+            remedy = "Enable it without use_stream; or leave it out and take `Streamed()`, which copies ahead as well."
+        found += ", which brings in copies of them"
+        raise DiffESError("denoiser", expected="parameters that may be exchanged", found=found, remedy=remedy)
 
 
 def listed_by_groups(denoiser: nn.Module) -> dict[nn.Parameter | None, tuple[list[nn.Parameter | None], int]]:
