@@ -103,7 +103,7 @@ def fitted(goal: Tensor, states: Sequence[Tensor], count: int) -> tuple[float, .
         states: as :func:`directions` takes them, (N, ...) each.
         count: the most directions.
     """
-    exact = [state.double().flatten(1).cpu().numpy() for state in states]
+    exact = [state.cpu().double().flatten(1).numpy() for state in states]
     if not all(np.isfinite(state).all() for state in exact):  # which LAPACK would not bear
         return ()
     missing = goal.double().flatten(1).numpy() - exact[0]
@@ -113,7 +113,7 @@ def fitted(goal: Tensor, states: Sequence[Tensor], count: int) -> tuple[float, .
     along = np.stack([(direction / alike).ravel() for direction in directions(exact, count)])
     gram, seen = along @ along.T, along @ (missing / alike).ravel()
     gram[np.diag_indices_from(gram)] *= 1 + _RIDGE
-    return tuple(np.linalg.lstsq(gram, seen)[0].tolist())
+    return tuple(np.linalg.lstsq(gram, seen, rcond=None)[0].tolist())
 
 
 class Fitting:
