@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from .cost import Costs, MacCounter
 from .errors import BudgetOutOfReach, DiffESError
-from .latency import nanoseconds
+from .latency import nanoseconds, paired
 from .layers import Anatomy, Cut, Plan, Switch, realise
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, intercepted, make_probes, sample
 from .progress import Reporter
@@ -109,14 +109,6 @@ def measured_prices(
             switch.put(content)
             return nanoseconds(denoiser.device, lambda: denoiser(*args, **kwargs))
 
-        def ratio(content: Mapping[str, Any]) -> float:
-            """To the dense call, of as many pairs as there is time for: on a shared machine a few mislead."""
-            seen, began = list[float](), time.perf_counter()
-            while len(seen) < rounds or (time.perf_counter() - began < _PATIENCE and len(seen) < 5 * rounds):
-                dense = call({})
-                seen.append(call(content) / dense)
-            return statistics.median(seen)
-
         try:
             for index, first in enumerate(alike):
                 if first < index:
@@ -127,7 +119,8 @@ def measured_prices(
                 for level in range(1, len(same[0].options)):
                     plan = bare(counter.anatomy, same, level)
                     content = switch.prepare(realise(denoiser, counter.anatomy, plan))
-                    ratios[-1].append(1 - (1 - ratio(content)) / len(same))
+                    seen = paired(lambda: call({}), partial(call, content), rounds, _PATIENCE)
+                    ratios[-1].append(1 - (1 - statistics.median(seen)) / len(same))
                     task.advance()
         finally:
             switch.put({})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,20 +117,26 @@ def _ratios(
     module, switch, args, kwargs = _home(denoiser, layer), Switch(denoiser), *call
     cuts = {one.name: Cut(torch.arange(count)) for one in anatomy.family(layer)}
     slim = switch.prepare(realise(denoiser, anatomy, Plan(cuts)))
-    device, ratios, began = next(denoiser.parameters()).device, list[float](), time.perf_counter()
+    device = next(denoiser.parameters()).device
 
-    def once() -> float:
+    def once(content: Mapping[str, Any]) -> float:
+        switch.put(content)
         return nanoseconds(device, lambda: module(*args, **kwargs))
 
     try:
-        while len(ratios) < 10 or (time.perf_counter() - began < 0.05 and len(ratios) < 50):
-            switch.put({})
-            dense = once()
-            switch.put(slim)
-            ratios.append(once() / dense)
+        ratios = paired(lambda: once({}), lambda: once(slim), 10, 0.05)
     finally:
         switch.put({})
     return ratios[2:]  # the first rounds warm up
+
+
+def paired(dense: Callable[[], float], slim: Callable[[], float], rounds: int, seconds: float) -> list[float]:
+    """Slim times over dense ones, timed in turn: of so many pairs, and up to five times as many within the seconds."""
+    ratios, began = list[float](), time.perf_counter()
+    while len(ratios) < rounds or (time.perf_counter() - began < seconds and len(ratios) < 5 * rounds):
+        before = dense()
+        ratios.append(slim() / before)
+    return ratios
 
 
 def nanoseconds(device: torch.device, run: Callable[[], object]) -> float:
