@@ -81,12 +81,12 @@ def test_reusing_prefixes_changes_no_score(any_study: Study) -> None:
     plain = fitness_of(any_study, memory=0)
     denoiser = any_study.pipe.transformer
     output = 4 * 8 * 8 * denoiser.config.out_channels * denoiser.dtype.itemsize
-    reusing = [fitness_of(any_study, memory=memory) for memory in (1 << 30, 1, 3 * output, 20 * output)]
+    reusing = [fitness_of(any_study, memory=memory) for memory in (1 << 30, 1, 25 * output, 50 * output)]
     for levels in schedules(any_study, 5):
         expected = plain(levels)
         assert [fitness(levels) for fitness in reusing] == [expected] * len(reusing)
     assert plain.cache.hits == reusing[1].cache.hits == 0
-    assert reusing[0].cache.hits > reusing[3].cache.hits > 0
+    assert any(reusing[0].cache.hits > partly.cache.hits > 0 for partly in reusing[2:])
 
 
 def test_scores_do_not_depend_on_what_was_asked_before(any_study: Study) -> None:
@@ -130,7 +130,7 @@ def test_known_steps_are_not_run(study: Study) -> None:
 def test_the_cache_keeps_its_limit(study: Study) -> None:
     output = 4 * 4 * 8 * 8 * 4  # a batch of 2, twice for guidance; float32
     with counted(study.pipe) as runs:
-        fitness = fitness_of(study, memory=6 * output, count=2)
+        fitness = fitness_of(study, memory=12 * output, count=2)  # and the result of each step
         before = runs[0]
         fitness(DENSE)
         assert runs[0] == before  # all six steps are held

@@ -129,7 +129,7 @@ def test_a_sampler_that_draws_noise_has_no_step_corrected() -> None:
 
 
 def test_reusing_prefixes_changes_no_score(study: Study) -> None:
-    plain, reusing, little = (fitness_of(study, memory=memory) for memory in (0, 1 << 30, 40_000))
+    plain, reusing, little = (fitness_of(study, memory=memory) for memory in (0, 1 << 30, 80_000))
     asked = drawn(study, 5)
     expected = {levels: plain(levels) for levels in asked}
     assert {levels: reusing(levels) for levels in asked} == expected

@@ -22,7 +22,7 @@ from torch import Tensor
 from diff_es import metrics
 from diff_es.errors import DiffESError
 from diff_es.loading import load
-from diff_es.multistep import Fitting, Recording, corrected, directions, fixed
+from diff_es.multistep import Recording, corrected, directions, fitting, fixed
 from diff_es.pipeline import Sampling, make_probes, sample, trace
 from diff_es.stepping import is_deterministic, stepped, trajectory
 from diff_es.trajectory import trailing
@@ -55,16 +55,15 @@ def recorded(states: list[Tensor]) -> Recording:
 def test_a_miss_along_the_directions_is_found_again(count: int, taken: int, weights: list[float], seed: int) -> None:
     states, taken = drawn(count, seed), min(taken, count)
     goal = corrected(states, weights[:taken])
-    fitting = Fitting(recorded([states[1], goal]), [100.0], 90.0, taken)
-    assert fitting(0, states) == pytest.approx(weights[:taken], abs=1e-3)
-    assert fitting.corrections == (fitting(0, states),)
+    found = fitting(recorded([states[1], goal]), [100.0], 90.0, taken)(0, states)
+    assert found == pytest.approx(weights[:taken], abs=1e-3)
 
 
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(2, 5), taken=st.integers(1, 5), seed=st.integers(0, 99))
 def test_a_fitted_step_is_never_further_from_its_goal(count: int, taken: int, seed: int) -> None:
     *states, goal = drawn(count + 1, seed)
-    weights = Fitting(recorded([states[1], goal]), [100.0], 90.0, taken)(0, states)
+    weights = fitting(recorded([states[1], goal]), [100.0], 90.0, taken)(0, states)
     assert len(weights) == len(directions(states, taken)) == min(count, taken)
     missed, missing = (each(state - goal) for state in (corrected(states, weights), states[0]))
     assert (missed / missing).square().mean() <= 1 + 1e-6
@@ -73,15 +72,15 @@ def test_a_fitted_step_is_never_further_from_its_goal(count: int, taken: int, se
 def test_every_noise_counts_alike() -> None:
     *states, goal = drawn(4, 0)
     far = torch.tensor([1.0, 30.0, 0.1]).view(-1, 1, 1, 1)
-    weights = Fitting(recorded([states[1], goal]), [100.0], 90.0, 3)(0, states)
+    weights = fitting(recorded([states[1], goal]), [100.0], 90.0, 3)(0, states)
     scaled = [state * far for state in states]
-    found = Fitting(recorded([scaled[1], goal * far]), [100.0], 90.0, 3)(0, scaled)
+    found = fitting(recorded([scaled[1], goal * far]), [100.0], 90.0, 3)(0, scaled)
     assert found == pytest.approx(weights, rel=1e-4)
 
 
 def test_a_step_that_misses_nothing_is_not_moved() -> None:
     states = drawn(4, 0)
-    weights = Fitting(recorded([states[1], states[0]]), [100.0], 90.0, 4)(0, states)
+    weights = fitting(recorded([states[1], states[0]]), [100.0], 90.0, 4)(0, states)
     assert torch.equal(corrected(states, weights), states[0])
     assert corrected(states, ()) is states[0]
 
@@ -95,7 +94,7 @@ def test_corrections_are_summed_in_float32(dtype: torch.dtype) -> None:
 
 def test_directions_that_depend_on_each_other_give_finite_weights() -> None:
     state, goal = drawn(2, 0)
-    weights = Fitting(recorded([state, goal]), [100.0], 90.0, 4)(0, [state, state, state, torch.zeros_like(state)])
+    weights = fitting(recorded([state, goal]), [100.0], 90.0, 4)(0, [state, state, state, torch.zeros_like(state)])
     assert all(abs(weight) < 1e3 for weight in weights)
     assert (corrected([state] * 4, weights) - goal).norm() <= (state - goal).norm() * (1 + 1e-6)
 
@@ -103,9 +102,8 @@ def test_directions_that_depend_on_each_other_give_finite_weights() -> None:
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_a_state_that_is_not_finite_is_not_corrected(broken: float) -> None:
     state, goal = drawn(2, 0)
-    fitting = Fitting(recorded([state, goal]), [100.0], 90.0, 4)
-    assert fitting(0, [torch.full_like(state, broken), state]) == ()
-    assert fitting.corrections == ((),)
+    fit = fitting(recorded([state, goal]), [100.0], 90.0, 4)
+    assert fit(0, [torch.full_like(state, broken), state]) == ()
 
 
 def test_states_between_two_of_a_run_are_interpolated() -> None:
@@ -212,13 +210,13 @@ def test_on_the_bundled_model_half_of_the_steps_lead_nearer_with_corrections(kin
     recording = Recording(fine, path.end)
     with stepped(pipe, fine, call.steps, recording):
         sample(pipe, lessons, call)
-    fitting = Fitting(recording, few, path.end, 4)
-    with stepped(pipe, few, call.steps, fitting):
+    with stepped(pipe, few, call.steps, fitting(recording, few, path.end, 4)) as stepping:
         sample(pipe, lessons, call)
+        fitted = stepping.corrections
     with stepped(pipe, fine, call.steps):
         goal = sample(pipe, held_out, call)
     results = []
-    for corrections in ((), fitting.corrections):
+    for corrections in ((), fitted):
         with stepped(pipe, few, call.steps, fixed(corrections)):
             results.append(float(metrics.snr_db(goal, sample(pipe, held_out, call)).mean()))
     assert results[1] > results[0] + 3

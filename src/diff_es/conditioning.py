@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .errors import DiffESError
+from .exchange import exchanged
 from .rng import derive_seed
 
 Pipeline: TypeAlias = DiffusionPipeline  # what Diff-ES can drive
@@ -249,12 +250,6 @@ def encoded_once(pipe: Pipeline, encodings: Encodings) -> Iterator[None]:
     if family is None or family.asked is not Asked.PROMPTS:
         yield
         return
-    before, encode = vars(pipe).get("encode_prompt"), pipe.encode_prompt
-    pipe.encode_prompt = lambda *args, **kwargs: encodings.fetch(encode, args, kwargs)
-    try:
+    encode = pipe.encode_prompt
+    with exchanged(pipe, "encode_prompt", lambda *args, **kwargs: encodings.fetch(encode, args, kwargs)):
         yield
-    finally:
-        if before is None:
-            del pipe.encode_prompt
-        else:
-            pipe.encode_prompt = before

@@ -4,87 +4,43 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .conditioning import Encodings, encoded_once
 from .errors import DiffESError
 from .layers import Plan, Switch, realise
 from .library import Library
 from .measures import Measure
-from .multistep import Correct, Corrections, Fits, Fitting, Recording, fixed
-from .pipeline import Pipeline, Probe, Sampling, denoiser_of, intercepted, sample
+from .multistep import Correct, Corrections, Recording, fitting, fixed
+from .pipeline import Pipeline, Probe, Sampling, denoiser_of, sample
 from .placements import Resident, parameter_bytes
+from .prefix import PrefixCache, Replay
 from .route import Routing, attached, routed
 from .schedule import Stages
 from .search import Levels
-from .stepping import stepped
-from .trajectory import Trajectory, placed
-
-Key = tuple[int, bool, int, tuple[float, ...], Levels]
-
-
-@dataclass(frozen=True)
-class Known:
-    """What one denoiser call gave, and the corrections of the step that it belongs to."""
-
-    output: Any
-    fits: Fits = field(default_factory=dict)
-
-
-class PrefixCache:
-    """Denoiser outputs by (chunk of probes, whether steps are corrected, number of the call, timesteps so far, levels
-    of the stages so far), least recently used out first.
-
-    Two candidates that agree on all of it receive the same latents, so the same outputs: reusing them is exact to the
-    bit.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._outputs = OrderedDict[Key, Known]()
-        self._limit, self._held = limit, 0
-        self.hits = self.misses = 0
-
-    def fetch(self, key: Key, run: Callable[[], Any]) -> Known:
-        """What is known under ``key``, the output from ``run()`` if it is not held."""
-        if key in self._outputs:
-            self.hits += 1
-            self._outputs.move_to_end(key)
-            return self._outputs[key]
-        self.misses += 1
-        self._outputs[key] = known = Known(run())
-        self._held += _bytes(known.output)
-        while self._held > self._limit:
-            self._held -= _bytes(self._outputs.popitem(last=False)[1].output)
-        return known
-
-
-def _bytes(output: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tree_leaves(output) if isinstance(t, Tensor))
+from .stepping import Stepping, stepped
+from .trajectory import Timesteps, Trajectory, placed
 
 
 class _Bank:
-    """The realised weights of every (stage, unit, level) that candidates use, as a store that routing runs from.
-
-    ``entered`` are the stages of the denoiser calls of the candidate that runs, so far.
-    """
+    """The realised weights of every (stage, unit, level) that candidates use, as a store that routing runs from."""
 
     def __init__(self, pipe: Pipeline, library: Library, limit: int) -> None:
         self._denoiser, self._library, self._limit = denoiser_of(pipe), library, limit
         self._switch, self._held = Switch(self._denoiser), 0
         self._parts = OrderedDict[tuple[int, int, int], tuple[Mapping[str, Any], int]]()
-        self._contents, self.entered = list[Mapping[str, Any]](), list[int]()
+        self._contents = list[Mapping[str, Any]]()
 
-    def choose(self, rows: Levels) -> None:
-        """Have the weights of a candidate ready, for one row of levels a stage."""
-        self._contents, self.entered = [], []
+    def choose(self, rows: Levels, entered: Callable[[int], None]) -> None:
+        """Have the weights of a candidate ready, for one row of levels a stage; ``entered`` hears the stage of every
+        denoiser call."""
+        self._contents, self._entered = [], entered
         for stage, row in enumerate(rows):
             content = dict[str, Any]()
             for unit, level in enumerate(row):
@@ -112,7 +68,7 @@ class _Bank:
         return self.weight_bytes
 
     def to(self, stage: int) -> None:
-        self.entered.append(stage)
+        self._entered(stage)
         self._switch.put(self._contents[stage])
 
     def close(self) -> None:
@@ -135,7 +91,7 @@ class Fitness:
         corrections: the most directions that a step is corrected along (``multistep``); 0: steps stay as they are.
         lessons: noises that corrections are fitted on; none: the first of the probes.
         taught: gives the corrections of a schedule, where they are fitted elsewhere.
-        memory: bytes of denoiser outputs to keep for prefix reuse; 0 reuses nothing.
+        memory: bytes of known steps to keep for prefix reuse; 0 reuses nothing.
         weights: bytes of realised weights to keep.
     """
 
@@ -154,7 +110,7 @@ class Fitness:
         corrections: int = 0,
         lessons: Sequence[Probe] = (),
         taught: Callable[[Levels], Corrections] | None = None,
-        memory: int = 1 << 30,
+        memory: int = 1 << 31,
         weights: int = 1 << 33,
     ) -> None:
         self._pipe, self._library, self._stages, self._measure = pipe, library, stages, measure
@@ -169,7 +125,7 @@ class Fitness:
         self._lesson, self._taught = self._judged if lessons else 0, taught
         self._count, self._fitted = corrections, dict[Levels, Corrections]()
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
-        self._encodings, self._each = Encodings(), 1  # calls of a timestep, once a run has shown it
+        self._encodings, self._stage_of = Encodings(), dict[float, int]()  # of timesteps that were run
         self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
         if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
             remedy = "Use float32 or bfloat16 arithmetic, or another sampler."
@@ -234,63 +190,58 @@ class Fitness:
         return self._measure.closeness(self._teacher[chunk], result)
 
     @contextmanager
-    def _stepped(self, levels: Levels, correct: Correct | None) -> Iterator[None]:
+    def _stepped(self, levels: Levels, correct: Correct | None) -> Iterator[Stepping | None]:
         """With the sampler steps of a schedule, where they are a choice."""
         if self._path is None:
-            yield
+            yield None
             return
-        with stepped(self._pipe, timesteps_of(self._path, self._stages, levels), self._sampling.steps, correct):
-            yield
+        timesteps = timesteps_of(self._path, self._stages, levels)
+        with stepped(self._pipe, timesteps, self._sampling.steps, correct) as stepping:
+            yield stepping
 
     def _sample(self, probes: Sequence[Probe]) -> Tensor:
         with encoded_once(self._pipe, self._encodings):
             return sample(self._pipe, probes, self._sampling)
 
     def _run(self, chunk: int, levels: Levels, *, corrected: bool = True) -> Tensor:
-        """Final latents of one chunk of probes; steps whose prefix is known are replayed, not run.
+        """Final latents of one chunk of probes; steps whose prefix is known are not run.
 
         Corrections are fitted on the lesson while it runs. Those of a step depend on what the step's own prefix holds
-        and on the next timestep, so they make no difference to what may be reused.
+        and on the next timestep, as its result does, so they make no difference to what may be reused.
         """
         if not corrected or not self._count:
-            return self._replayed(chunk, levels, None)
+            return self._replayed(chunk, levels, None)[0]
         if chunk != self._lesson or self._taught is not None:
-            return self._replayed(chunk, levels, fixed(self.corrections(levels)))
+            return self._replayed(chunk, levels, fixed(self.corrections(levels)))[0]
         assert self._path is not None
         timesteps = timesteps_of(self._path, self._stages, levels)
-        fitting = Fitting(self._goal, timesteps, self._path.end, self._count, lambda: self._latest.fits)
-        result = self._replayed(chunk, levels, fitting)
-        self._fitted[levels] = fitting.corrections
+        fit = fitting(self._goal, timesteps, self._path.end, self._count)
+        result, self._fitted[levels] = self._replayed(chunk, levels, fit)
         return result
 
-    def _replayed(self, chunk: int, levels: Levels, correct: Correct | None) -> Tensor:
-        bank, taken = self._bank, list[float]()
-        # samplers of third order lower it towards the end, so that the steps to come matter as well
-        depends = self._path is not None and int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
-        ahead = timesteps_of(self._path, self._stages, levels) if depends and self._path is not None else ()
-
-        def reuse(forward: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                self.calls += len(self._chunks[chunk])
-                return forward(*args, **kwargs)
-
-            def known(*args: Any, **kwargs: Any) -> Any:
-                if not taken:  # the scheduler's, because what the denoiser receives may be rounded
-                    taken.extend(self._pipe.scheduler.timesteps.tolist())
-                count = len(bank.entered)
-                past, so_far = tuple(taken[: -(-count // self._each)]), rows[: max(bank.entered) + 1]
-                key = (chunk, correct is not None, count, (*ahead, *past), so_far)
-                self._latest = self.cache.fetch(key, lambda: run(*args, **kwargs))
-                return self._latest.output
-
-            return known
-
+    def _replayed(self, chunk: int, levels: Levels, correct: Correct | None) -> tuple[Tensor, Corrections]:
+        """Final latents, and what steps were corrected by."""
         rows = levels if self._path is None else tuple(row[1:] for row in levels[: len(self._stages)])
-        bank.choose(rows)
-        with attached(self._routing), intercepted(denoiser_of(self._pipe), reuse), self._stepped(levels, correct):
-            result = self._sample(self._chunks[chunk])
-        self._each = len(bank.entered) // len(taken)
-        return result
+        # samplers of third order lower it towards the end, so that the steps to come matter as well
+        depends = int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
+
+        def key(past: Timesteps, whole: Timesteps) -> Hashable | None:
+            if any(timestep not in self._stage_of for timestep in past):
+                return None
+            reached = max(self._stage_of[timestep] for timestep in past)
+            return chunk, correct is not None, past, whole if depends else (), rows[: reached + 1]
+
+        def entered(stage: int) -> None:
+            self._stage_of[replay.timestep] = stage
+
+        self._bank.choose(rows, entered)
+        with self._stepped(levels, correct) as stepping:
+            replay = Replay(self._pipe, self.cache, key)
+            with attached(self._routing), replay.attached():
+                result = self._sample(self._chunks[chunk])
+            corrections = () if stepping is None else stepping.corrections
+        self.calls += replay.runs * len(self._chunks[chunk])
+        return result, corrections
 
 
 def timesteps_of(path: Trajectory, stages: Stages, levels: Levels) -> tuple[float, ...]:

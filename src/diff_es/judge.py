@@ -20,7 +20,7 @@ import torch
 from .errors import DiffESError
 from .fitness import Fitness
 from .journal import Journal, Scale
-from .pipeline import denoiser_of
+from .pipeline import denoiser_of, hushed
 from .search import Levels
 from .study import Study
 
@@ -94,9 +94,10 @@ class Judge(AbstractContextManager["Judge"]):
         for _ in range(len(candidates) - len(new)):
             done()
         jobs = [Job(levels, scale, heats.get(levels) if scale is Scale.ALL else None) for levels in new]
-        for job, score in self._scored(jobs):
-            self.journal.add(job.levels, score, scale)
-            done()
+        with hushed():  # once, because it takes its time
+            for job, score in self._scored(jobs):
+                self.journal.add(job.levels, score, scale)
+                done()
         return {levels: known[levels] for levels in candidates}
 
     def score(self, levels: Levels) -> float:

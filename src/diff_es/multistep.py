@@ -16,15 +16,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-State = TypeVar("State", Tensor, NDArray[Any])
 
 Corrections: TypeAlias = tuple[tuple[float, ...], ...]
 """The weights w of every step; of a step that is not corrected, none."""
@@ -32,13 +30,10 @@ Corrections: TypeAlias = tuple[tuple[float, ...], ...]
 Correct: TypeAlias = Callable[[int, Sequence[Tensor]], Sequence[float]]
 """Gives the weights of a step, for its number and the states so far, the newest, its own result, first."""
 
-Fits: TypeAlias = dict[float, tuple[float, ...]]
-"""The weights of one step by the timestep that it leads to."""
-
 _RIDGE = 1e-6
 
 
-def directions(states: Sequence[State], count: int) -> list[State]:
+def directions(states: Sequence[Tensor], count: int) -> list[Tensor]:
     """What a step may be corrected along, at most ``count``: where it started, its increment, and those before it.
 
     Args:
@@ -53,10 +48,14 @@ def corrected(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The result of a step, ``states[0]``, with its correction, summed in float32; without weights, itself."""
     if not weights:
         return states[0]
-    exact = [state.float() for state in states]
-    total = exact[0]
-    for weight, direction in zip(weights, directions(exact, len(weights)), strict=True):
-        total = total + weight * direction
+    shares = [1.0] + [0.0] * max(len(weights) - 1, 1)  # of the states, as :func:`directions` puts them together
+    shares[1] += weights[0]
+    for i, weight in enumerate(weights[1:]):
+        shares[i] += weight
+        shares[i + 1] -= weight
+    total = shares[0] * states[0].float()
+    for state, share in zip(states[1:], shares[1:], strict=False):
+        total.add_(state, alpha=share)
     return total.to(states[0].dtype)
 
 
@@ -103,20 +102,28 @@ def fitted(goal: Tensor, states: Sequence[Tensor], count: int) -> tuple[float, .
         states: as :func:`directions` takes them, (N, ...) each.
         count: the most directions.
     """
-    exact = [state.cpu().double().flatten(1).numpy() for state in states]
-    if not all(np.isfinite(state).all() for state in exact):  # which LAPACK would not bear
+    exact = torch.stack((goal, *(state.cpu() for state in states[: count + 1]))).double()
+    along = (_differences(len(exact) - 1, count) @ exact.flatten(1)).numpy().reshape(-1, len(goal), exact[0, 0].numel())
+    with np.errstate(all="ignore"):
+        grams = along.transpose(1, 0, 2) @ along.transpose(1, 2, 0)  # of each noise, what is missing first
+        # closeness is judged in dB, so that a noise which went far astray must not outweigh the others
+        missing = grams[:, 0, 0]
+        gram = (grams / np.maximum(missing, 1e-6 * missing.max() or 1.0)[:, None, None]).sum(0)
+    if not np.isfinite(gram).all():
         return ()
-    missing = goal.double().flatten(1).numpy() - exact[0]
-    # closeness is judged in dB, so that a noise which went far astray must not outweigh the others
-    distance = np.linalg.norm(missing, axis=1)
-    alike = np.maximum(distance, 1e-3 * distance.max() or 1.0)[:, None]
-    along = np.stack([(direction / alike).ravel() for direction in directions(exact, count)])
-    gram, seen = along @ along.T, along @ (missing / alike).ravel()
-    gram[np.diag_indices_from(gram)] *= 1 + _RIDGE
-    return tuple(np.linalg.lstsq(gram, seen, rcond=None)[0].tolist())
+    gram, seen = gram[1:, 1:], gram[0, 1:]
+    gram.flat[:: len(gram) + 1] += _RIDGE * gram.diagonal() + np.finfo(float).tiny  # a direction may be nothing
+    return tuple(np.linalg.solve(gram, seen).tolist())
 
 
-class Fitting:
+@cache
+def _differences(states: int, count: int) -> Tensor:
+    """What makes of a goal and that many states what is missing and the :func:`directions`."""
+    goal, *one = torch.eye(states + 1, dtype=torch.float64)
+    return torch.stack([goal - one[0], *directions(one, count)])
+
+
+def fitting(goal: Recording, timesteps: Sequence[float], end: float, count: int) -> Correct:
     """Fits the corrections of a run while it goes on, for the noises that it runs on.
 
     Args:
@@ -124,29 +131,6 @@ class Fitting:
         timesteps: of the run that is corrected, descending, within those of ``goal``.
         end: the timestep that the last step leads to.
         count: the most directions of a step's correction.
-        held: gives where the fits of the step under way are kept, by the timestep that it leads to; what is there
-            already is taken.
     """
-
-    def __init__(
-        self,
-        goal: Recording,
-        timesteps: Sequence[float],
-        end: float,
-        count: int,
-        held: Callable[[], Fits] = dict,
-    ) -> None:
-        self._goal, self._next, self._count, self._held = goal, (*timesteps[1:], end), count, held
-        self._weights = list[tuple[float, ...]]()
-
-    def __call__(self, step: int, states: Sequence[Tensor]) -> Sequence[float]:
-        fits, after = self._held(), self._next[step]
-        if after not in fits:
-            fits[after] = fitted(self._goal.at(after), states, self._count)
-        self._weights[step:] = [fits[after]]
-        return fits[after]
-
-    @property
-    def corrections(self) -> Corrections:
-        """Of all steps so far."""
-        return tuple(self._weights)
+    following = (*timesteps[1:], end)
+    return lambda step, states: fitted(goal.at(following[step]), states, count)

@@ -24,6 +24,7 @@ from .conditioning import classes_of as classes_of
 from .conditioning import family_of as family_of
 from .conditioning import make_probes as make_probes
 from .errors import DiffESError
+from .exchange import exchanged
 
 AnyPipeline: TypeAlias = DiffusionPipeline  # what a user may bring
 
@@ -98,22 +99,15 @@ def hushed() -> Iterator[None]:
 @contextmanager
 def intercepted(denoiser: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Run with ``wrap(forward)`` in place of the denoiser's forward; what was there before comes back at the end."""
-    before, forward = vars(denoiser).get("forward"), denoiser.forward
-    denoiser.forward = torch.compiler.disable(wrap(forward))
-    try:
+    with exchanged(denoiser, "forward", torch.compiler.disable(wrap(denoiser.forward))):
         yield
-    finally:
-        if before is None:
-            del denoiser.forward
-        else:
-            denoiser.forward = before
 
 
 @contextmanager
 def _latents_only(pipe: Pipeline, captured: list[Tensor]) -> Iterator[None]:
     """No pipeline gives its latents as the decoder receives them: the decoder is made to keep what it is given, and
     hands back a small blank image, which no safety checker sees."""
-    before, parts = vars(pipe.vae).get("decode"), vars(pipe)
+    parts = vars(pipe)
     checker = parts.get("safety_checker")
 
     def keep(latents: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
@@ -121,31 +115,14 @@ def _latents_only(pipe: Pipeline, captured: list[Tensor]) -> Iterator[None]:
         blank = latents.new_zeros(len(latents), 3, *latents.shape[2:-2], 8, 8)
         return _Decoded(blank) if return_dict else (blank,)
 
-    pipe.vae.decode = keep
     if checker is not None:
         parts["safety_checker"] = None  # not by setattr, which would write it into the configuration
     try:
-        yield
+        with exchanged(pipe.vae, "decode", keep):
+            yield
     finally:
-        if before is None:
-            del pipe.vae.decode
-        else:
-            pipe.vae.decode = before
         if checker is not None:
             parts["safety_checker"] = checker
-
-
-@contextmanager
-def _without_bar(pipe: Pipeline) -> Iterator[None]:
-    config = vars(pipe).get("_progress_bar_config")
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        yield
-    finally:
-        if config is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = config
 
 
 @dataclass(frozen=True)
@@ -164,7 +141,11 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
         DiffESError: the sampling asks for something that this pipeline does not take.
     """
     results = list[Tensor]()
-    with hushed(), _without_bar(pipe), torch.random.fork_rng(_cuda(denoiser_of(pipe))):
+    with (
+        hushed(),
+        exchanged(pipe, "_progress_bar_config", {"disable": True}),
+        torch.random.fork_rng(_cuda(denoiser_of(pipe))),
+    ):
         for start in range(0, len(probes), sampling.batch):
             part = probes[start : start + sampling.batch]
             torch.manual_seed(part[0].seed)  # for samplers that add noise: many pipelines give them no generator
@@ -181,9 +162,9 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
 
 def _cuda(denoiser: Denoiser) -> list[torch.device | int]:
     """The CUDA device whose random state a run changes; an offloaded denoiser waits elsewhere."""
-    if denoiser.device.type == "cuda":
-        return [denoiser.device]
-    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    if not torch.cuda.is_initialized():
+        return []
+    return [denoiser.device if denoiser.device.type == "cuda" else torch.cuda.current_device()]
 
 
 @torch.no_grad()

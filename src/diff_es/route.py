@@ -38,7 +38,9 @@ class Routing:
         self._owners = {path: submodule(denoiser, path) for path in paths}
         self._dtypes = {path: next(module.parameters()).dtype for path, module in self._owners.items()}
         # the first parameter that stays, adapters or not: where it lies tells whether the pipeline was moved
-        self._witness = next(name for name, _ in base_parameters(denoiser) if name not in exchanged)
+        witness = next(name for name, _ in base_parameters(denoiser) if name not in exchanged)
+        owner, _, self._witness = witness.rpartition(".")
+        self._witness_owner = submodule(denoiser, owner)
 
     @property
     def store(self) -> Store:
@@ -59,10 +61,11 @@ class Routing:
         check_groups(denoiser)
         self._placed, self._adapters = self._placement(), self._loaded()
         self._store = self._open()
+        self._room = RoomToCompile(denoiser)
         self._handles = (
             on_stage(denoiser, self._stages, self._enter),
             denoiser.register_state_dict_pre_hook(self._refuse_saving),
-            RoomToCompile(denoiser),
+            self._room,
         )
         _ROUTED[denoiser] = ref(self)
 
@@ -79,6 +82,7 @@ class Routing:
             self._follow(*now)  # moved or cast meanwhile
 
     def _enter(self, stage: int) -> None:
+        self._room.enter()
         if (loaded := self._loaded()) != self._adapters:
             self._check_adapters()
             self._adapters = loaded
@@ -99,7 +103,7 @@ class Routing:
             nn.Module.to(module, device, self._dtypes[path] if dtype == self._placed[1] else dtype)
 
     def _placement(self) -> tuple[torch.device, torch.dtype]:
-        parameter = self._denoiser.get_parameter(self._witness)
+        parameter = getattr(self._witness_owner, self._witness)
         return parameter.device, parameter.dtype
 
     def _loaded(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import wraps
 from inspect import signature
@@ -38,7 +38,7 @@ from diffusers import (
 from torch import Tensor
 
 from .errors import DiffESError
-from .multistep import Correct, corrected
+from .multistep import Correct, Corrections, corrected
 from .pipeline import AnyPipeline
 from .trajectory import Timesteps, Trajectory, check_descending
 
@@ -154,6 +154,12 @@ class Stepping:
             where, remedy = f"timesteps for {kind.__name__}", "Take them from `trajectory`."
             raise DiffESError(where, expected=expected, found=str(list(timesteps)), remedy=remedy)
 
+    @property
+    def corrections(self) -> Corrections:
+        """Of the steps of the pipeline's last call, so far."""
+        found: Corrections = self._pipe.scheduler.corrected_run.corrections
+        return found
+
     def attach(self) -> None:
         """Run these timesteps from now on.
 
@@ -198,6 +204,7 @@ class Stepping:
         def step(
             scheduler: Scheduler, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
         ) -> Any:
+            own = scheduler.num_inference_steps
             if kind is DDIMScheduler:
                 # it goes from t to t - trained // num_inference_steps: as a fraction, that makes any whole stride
                 stride = strides[int(timestep)]
@@ -205,7 +212,7 @@ class Stepping:
             try:
                 result = kind.step(scheduler, model_output, timestep, sample, *args, **kwargs)
             finally:
-                scheduler.num_inference_steps = len(self._timesteps)
+                scheduler.num_inference_steps = own
             return result if self._correct is None else self._corrected(scheduler, timestep, sample, result)
 
         copy.set_timesteps = MethodType(set_timesteps, copy)  # bound, so that a deep copy of the copy gets its own
@@ -217,12 +224,12 @@ class Stepping:
         """What the step from ``start`` at a timestep returned, with the correction."""
         assert self._correct is not None
         run, whole = scheduler.corrected_run, isinstance(result, tuple)
-        if run.steps == 0:
+        if not run.corrections:
             self._check_start(float(timestep))
         states = [result[0] if whole else result.prev_sample, start, *run.starts]
-        weights = self._correct(run.steps, states)
+        weights = tuple(self._correct(len(run.corrections), states))
         moved = corrected(states, weights)
-        run.steps, run.starts = run.steps + 1, [start, *run.starts][: max(len(weights) - 1, 0)]
+        scheduler.corrected_run = _Run((*run.corrections, weights), [start, *run.starts][: max(len(weights) - 1, 0)])
         if whole:
             return (moved, *result[1:])
         result.prev_sample = moved
@@ -246,12 +253,12 @@ class Stepping:
             raise DiffESError("num_inference_steps", expected=expected, found=str(steps), remedy=remedy)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Run:
-    """How far a pipeline's call has come."""
+    """What the corrected steps of a pipeline's call leave to those that follow."""
 
-    steps: int = 0
-    starts: list[Tensor] = field(default_factory=list)  # of the last steps, as many as corrections reach back
+    corrections: Corrections = ()  # of all of them
+    starts: Sequence[Tensor] = ()  # of the last ones, as many as corrections reach back
 
 
 _STEPPED: WeakKeyDictionary[Scheduler, ref[Stepping]] = WeakKeyDictionary()

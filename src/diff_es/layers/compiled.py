@@ -12,6 +12,10 @@ from torch._dynamo import config
 from .offload import valued
 
 _WRAPPED = "_orig_mod"  # where torch.compile(module) keeps the module
+# PyTorch 2.6 has the older names only, which are slow to look up where they are aliases
+_NAMED_ANEW = torch.__version__ >= "2.7"
+_LIMIT = "recompile_limit" if _NAMED_ANEW else "cache_size_limit"
+_MOST = f"accumulated_{_LIMIT}"
 
 
 def submodule(root: nn.Module, name: str) -> nn.Module:
@@ -57,23 +61,20 @@ class RoomToCompile:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._before: int | None = None
-        self._handles = (
-            denoiser.register_forward_pre_hook(torch.compiler.disable(self._raise)),
-            denoiser.register_forward_hook(torch.compiler.disable(self._restore), always_call=True),
-        )
+        self._handle = denoiser.register_forward_hook(torch.compiler.disable(self._restore), always_call=True)
+
+    def enter(self) -> None:
+        """Raise the limit; to be called in a hook before each forward, which lowers it again."""
+        if self._before is None:
+            self._before = before = getattr(config, _LIMIT)
+            setattr(config, _LIMIT, max(before, getattr(config, _MOST)))
 
     def remove(self) -> None:
-        """Take the hooks away, and restore the limit if an interrupt has kept it raised."""
-        for handle in self._handles:
-            handle.remove()
+        """Take the hook away, and restore the limit if an interrupt has kept it raised."""
+        self._handle.remove()
         self._restore()
-
-    def _raise(self, *_: Any) -> None:
-        # by the older names of the limits, which PyTorch 2.6 has too
-        if self._before is None:
-            self._before = config.cache_size_limit
-            config.cache_size_limit = max(config.cache_size_limit, config.accumulated_cache_size_limit)
 
     def _restore(self, *_: Any) -> None:
         if self._before is not None:
-            config.cache_size_limit, self._before = self._before, None
+            setattr(config, _LIMIT, self._before)
+            self._before = None
