@@ -34,6 +34,7 @@ from diff_es.settings import Levers, Settings
 from diff_es.study import Study, prepare
 from diff_es.tiles import load_reference
 
+RIVALS = {"fewer-steps": "evenly fewer steps", "uniform": "uniform pruning"}
 RULES = ("trailing", "karras", "exponential", "quadratic")
 
 
@@ -93,9 +94,9 @@ def main() -> None:
                 name = {Levers.PRUNE: "pruning alone", Levers.STEPS: "steps alone"}.get(levers, "steps and pruning")
                 judge(budget, name, scheduled(study, name, budget, result.levels), study=study, levels=result.levels)
                 if levers is Levers.BOTH:
-                    fewer, uniform, *_ = contenders(study, budget, result, result)
-                    judge(budget, "evenly fewer steps", fewer)
-                    judge(budget, "uniform pruning", uniform)
+                    for rival in contenders(study, budget, result, result):
+                        if rival.name in RIVALS:
+                            judge(budget, RIVALS[rival.name], rival)
                     for rule, levels in zip(RULES, by_rule(study, budget), strict=True):
                         by_hand = scheduled(study, rule, budget, levels, corrections=())
                         judge(budget, f"by hand, {rule}", by_hand)

@@ -19,7 +19,7 @@ from diff_es.errors import BudgetOutOfReach
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, discover, realise
 from diff_es.pipeline import Trace
 from diff_es.progress import Reporter
-from diff_es.search import Levels
+from diff_es.search import Levels, NoneFits
 from diff_es.units import Depth, Grain, Thin, Width, units_of
 
 laws = settings(max_examples=60, deadline=None)
@@ -269,6 +269,8 @@ def test_uniform_width_takes_the_last_share_that_fits(fraction: float) -> None:
     assert counter.thinned(kept) <= fraction * counter.dense()
     assert position == 0 or counter.thinned(shares[position - 1]) > fraction * counter.dense()
     assert (position == 0) == (fraction == 1)
+    with pytest.raises(NoneFits, match=r"uniform_width: expected .* found 0.01; raise the budget"):
+        uniform_width(counter, anatomy, 0.01)
 
 
 @pytest.mark.parametrize(

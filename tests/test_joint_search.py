@@ -24,6 +24,7 @@ from tests.tiny import CALL, assert_same_plans, joint, opened, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Depth, DiffESError, Method, Sampling, Width, compress, load
+from diff_es.evaluate import contenders
 from diff_es.fitness import Fitness
 from diff_es.journal import Journal, Scale
 from diff_es.judge import Judge
@@ -34,7 +35,7 @@ from diff_es.pipeline import Probe, make_probes
 from diff_es.progress import Reporter
 from diff_es.route import routed
 from diff_es.search import Levels, Space, Steps
-from diff_es.searching import evolve
+from diff_es.searching import Found, evolve
 from diff_es.sensitivity import Sensitivity, _filled, as_row, sensitivity
 from diff_es.settings import Levers
 from diff_es.stepping import stepped
@@ -161,6 +162,16 @@ def test_the_weights_kept_change_no_score(study: Study) -> None:
     few, all_of_them = fitness_of(study, weights=1), fitness_of(study)
     for levels in drawn(study, 4):
         assert few(levels) == all_of_them(levels)
+
+
+def test_rivals_that_cannot_be_made_so_cheap_are_left_out(study: Study) -> None:
+    for budget, left_out in ((0.9, set[str]()), (0.4, None), (0.1, {"uniform", "mosaicdiff"})):
+        levels = study.costs.space(budget).cheapest()
+        found = Found(levels, 0.0, 0.0, (), (), 0)
+        rivals = {rival.name: rival for rival in contenders(study, budget, found, found)}
+        assert {"fewer-steps", "random", "diff-es"} <= set(rivals)
+        assert all(rival.macs_ratio <= budget for rival in rivals.values() if rival.name != "fewer-steps")
+        assert left_out is None or {"uniform", "mosaicdiff"} - set(rivals) == left_out
 
 
 # ----------------------------------------------------------------------------------------------------------- racing

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .cost import MacCounter
 from .layers import Anatomy
-from .search import Levels, Space
+from .search import Levels, NoneFits, Space
 
 
 def fewer_steps(steps: int, fraction: float) -> int:
@@ -20,6 +20,9 @@ def uniform_width(counter: MacCounter, anatomy: Anatomy, fraction: float) -> tup
 
     The share is not bound to the ladder's levels, so that uniform pruning gets the same compute as its rivals to
     within one feed-forward channel.
+
+    Raises:
+        NoneFits: one group of each layer is above the budget.
     """
     dense, finest = counter.dense(), max(layer.groups for layer in anatomy.layers)
 
@@ -33,6 +36,9 @@ def uniform_width(counter: MacCounter, anatomy: Anatomy, fraction: float) -> tup
             high = middle
         else:
             low = middle + 1
+    if counter.thinned(kept(high)) > fraction * dense:
+        least = counter.thinned(kept(finest)) / dense
+        raise NoneFits(f"uniform_width: expected {least:g} of the cost or more, found {fraction:g}; raise the budget")
     return kept(high)
 
 
@@ -50,5 +56,9 @@ def middle_phase(change: Sequence[float]) -> range:
 
 
 def mosaic(space: Space, change: Sequence[float], gap: int = 2) -> Levels:
-    """Three phases, the middle one ``gap`` levels less pruned than the others, nearest to the budget."""
+    """Three phases, the middle one ``gap`` levels less pruned than the others, nearest to the budget.
+
+    Raises:
+        NoneFits: no schedule of this shape keeps the budget.
+    """
     return space.protect(middle_phase(change), gap)

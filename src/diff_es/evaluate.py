@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from .pipeline import decode, make_probes, sample, trace
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
-from .search import Levels, Search, random_search
+from .search import Levels, NoneFits, Search, random_search
 from .searching import Found, select
 from .settings import Levers
 from .study import Study
@@ -112,24 +113,29 @@ def _affordable_steps(study: Study, budget: float) -> tuple[int, float]:
     return 1, len(trace(study.pipe, replace(sampling, steps=1)).timesteps) / calls
 
 
+def _like_mosaic(study: Study, budget: float) -> Contender:
+    space, rng = study.costs.space(budget), np.random.default_rng(derive_seed(study.settings.seed, "mosaic"))
+    filled = space.repair(mosaic(space, study.statistics.change), rng)
+    return scheduled(study, "mosaicdiff", budget, filled, corrections=())
+
+
 def contenders(
     study: Study, budget: float, found: Found, random: Found, saved: Compressed | None = None
 ) -> tuple[Contender, ...]:
-    """All rivals at one budget, in the order of the table; none of them has its steps corrected, which is ours, but for
-    random search, whose scores say what it would find.
+    """All rivals at one budget, in the order of the table, without those that cannot be made so cheap; none of them has
+    its steps corrected, which is ours, but for random search, whose scores say what it would find.
 
     ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
-    sampling, space = study.settings.sampling, study.costs.space(budget)
+    sampling = study.settings.sampling
     steps, ratio = _affordable_steps(study, budget)
-    fewer = Runner("fewer-steps", replace(sampling, steps=steps))
-    rng = np.random.default_rng(derive_seed(study.settings.seed, "mosaic"))
-    like_mosaic = space.repair(mosaic(space, study.statistics.change), rng)
+    rivals = [Contender("fewer-steps", budget, ratio, Runner("fewer-steps", replace(sampling, steps=steps)))]
+    for pruned in (_uniform, _like_mosaic):
+        with suppress(NoneFits):
+            rivals.append(pruned(study, budget))
     ours = scheduled(study, "diff-es", budget, found.levels, () if saved else None)
     return (
-        Contender("fewer-steps", budget, ratio, fewer),
-        _uniform(study, budget),
-        scheduled(study, "mosaicdiff", budget, like_mosaic, corrections=()),
+        *rivals,
         scheduled(study, "random", budget, random.levels),
         ours if saved is None else replace(ours, runner=running("diff-es", saved, sampling)),
     )

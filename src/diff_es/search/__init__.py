@@ -20,7 +20,7 @@ from diff_es.search.pareto import FrontPoint, best_within, front, tier
 from diff_es.search.placing import Placing, placing_search
 from diff_es.search.racing import Judge, promoted, race
 from diff_es.search.slots import Steps
-from diff_es.search.space import Levels, Space
+from diff_es.search.space import Levels, NoneFits, Space
 
 __all__ = [
     "Branch",
@@ -30,6 +30,7 @@ __all__ = [
     "Generation",
     "Judge",
     "Levels",
+    "NoneFits",
     "Placing",
     "Point",
     "Propose",

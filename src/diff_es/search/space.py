@@ -28,6 +28,10 @@ Levels = tuple[tuple[int, ...], ...]
 number of steps: `(n, level, ...)`."""
 
 
+class NoneFits(ValueError):
+    """No schedule of a shape keeps the budget."""
+
+
 @dataclass(frozen=True)
 class Space:
     """All schedules that cost at most `budget`.
@@ -145,7 +149,7 @@ class Space:
         """The dearest single level for all (stage, unit) that keeps the budget; rows that end sooner give their last.
 
         Exactly that shape, as a baseline needs it: slack may be left, which `repair` spends. Stages take their own
-        steps, here and in `ramp` and `protect`. ValueError where no uniform schedule fits.
+        steps, here and in `ramp` and `protect`. NoneFits where no uniform schedule does.
         """
         return self._dearest("uniform", self._own(protections(self._deepest, (), 0)))
 
@@ -233,7 +237,7 @@ class Space:
     def _dearest(self, name: str, family: Sequence[Levels]) -> Levels:
         fits = list(filter(self.feasible, family))
         if not fits:
-            raise ValueError(
+            raise NoneFits(
                 f"Space.{name}: expected a schedule of this shape within the budget of {self.budget}, but the cheapest "
                 f"one costs {min(map(self.cost, family))}; raise the budget, or start from cheapest() or random()"
             )
