@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py --steps 20 --generations 5
 
-Runs the table of sensitivities and a search for two budgets on the bundled model, journal on disk, and prints the time
-inside of the denoiser's and the decoder's forward and the rest, with the functions that take most of it.
+Runs the table of sensitivities and a search for two budgets, journal on disk, and prints how much of the time is spent
+neither in the denoiser's forward nor in the decoder's, with the functions that take most of it.
 """
 
 from __future__ import annotations
@@ -59,12 +59,13 @@ class Stopwatch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--levers", type=Levers, default=Levers.BOTH)
     parser.add_argument("--functions", type=int, default=0, help="how many functions of the rest to print; slows all")
     args = parser.parse_args()
-    pipe, reporter = load("bundled"), Reporter()
+    pipe, reporter = load(args.model), Reporter()
     settings = Settings(
         sampling=Sampling(args.steps, 2.0), levers=args.levers, calibration=32, generations=args.generations, placings=3
     )
@@ -75,19 +76,29 @@ def main() -> None:
         denoiser.on(type(denoiser_of(pipe)), "forward"),
         decoder.on(type(pipe.vae), "decode"),
     ):
-        judge = Judge(ready, open_journal(ready, Budget(0.5), Path(folder) / "journal.jsonl", resume=False))
-        began = time.perf_counter()
+        judge, inside = Judge(ready, open_journal(ready, Budget(0.5), Path(folder) / "journal", resume=False)), 0.0
+
+        def show(part: str, began: float) -> None:
+            nonlocal inside
+            total, spent = time.perf_counter() - began, denoiser.seconds + decoder.seconds - inside
+            inside += spent
+            print(
+                f"{part}: {total:.1f} s, {total - spent:.2f} s or {(total - spent) / total:.1%} of it elsewhere",
+                flush=True,
+            )
+
         if args.functions:
             profile.enable()
+        began = time.perf_counter()
         table = sensitivity(ready, judge, reporter)
-        measured = time.perf_counter()
+        show("table of sensitivities", began)
+        searching = time.perf_counter()
         evolve(ready, (0.5, 0.7), judge, table, reporter)
         profile.disable()
-        total = time.perf_counter() - began
-    rest = total - denoiser.seconds - decoder.seconds
-    print(f"in all {total:.1f} s, of them the table of sensitivities {measured - began:.1f} s")
-    print(f"denoiser {denoiser.seconds:.1f} s in {denoiser.calls} calls, decoder {decoder.seconds:.1f} s")
-    print(f"the rest {rest:.2f} s: {rest / total:.1%}")
+        show("search", searching)
+        inside = 0.0
+        show("both", began)
+    print(f"{denoiser.calls} calls of the denoiser")
     if args.functions:
         pstats.Stats(profile).sort_stats("tottime").print_stats(args.functions)
 
