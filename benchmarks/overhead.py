@@ -1,9 +1,10 @@
-"""What a search spends beside the denoiser: sampler steps, weight switches, asking and telling, the journal.
+"""What a search spends beside the denoiser: fits of corrections, weight switches, asking and telling, the journal.
 
-    python benchmarks/overhead.py --steps 20 --generations 5
+    python benchmarks/overhead.py --steps 20 --generations 20
 
-Runs the table of sensitivities and a search for two budgets, journal on disk, and prints how much of the time is spent
-neither in the denoiser's forward nor in the decoder's, with the functions that take most of it.
+Runs the table of sensitivities and a search for two budgets, journal on disk, and prints where the time goes: into the
+denoiser and the decoder; into what any run of the pipeline spends around them, its own loop and its sampler; and into
+Diff-ES, with the functions that take most of the time outside of the denoiser.
 """
 
 from __future__ import annotations
@@ -13,48 +14,81 @@ import cProfile
 import pstats
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from diff_es import prefix
 from diff_es.budget import Budget
 from diff_es.compress import open_journal
+from diff_es.exchange import exchanged
 from diff_es.judge import Judge
 from diff_es.loading import load
-from diff_es.pipeline import Sampling, denoiser_of
+from diff_es.pipeline import Pipeline, Sampling, denoiser_of
 from diff_es.progress import Reporter
 from diff_es.searching import evolve
 from diff_es.sensitivity import sensitivity
 from diff_es.settings import Levers, Settings
 from diff_es.study import prepare
 
+MODEL, STOCK, OURS = "denoiser and decoder", "pipeline and sampler", "Diff-ES"
 
-class Stopwatch:
-    """Seconds inside of a class's forward."""
+
+class Clock:
+    """Seconds by label, each without those of what it calls under another one."""
 
     def __init__(self) -> None:
-        self.seconds, self.calls = 0.0, 0
+        self.seconds, self._inner = Counter[str](), [0.0]
+
+    def timed(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            self._inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent = time.perf_counter() - began
+                self.seconds[label] += spent - self._inner.pop()
+                self._inner[-1] += spent
+
+        return run
 
     @contextmanager
-    def on(self, kind: type, method: str) -> Iterator[None]:
-        original = getattr(kind, method)
-
-        @wraps(original)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - began
-                self.calls += 1
-
-        setattr(kind, method, timed)
-        try:
+    def on(self, label: str, kind: type, *methods: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            for method in methods:
+                stack.enter_context(exchanged(kind, method, self.timed(label, getattr(kind, method))))
             yield
-        finally:
-            setattr(kind, method, original)
+
+    @contextmanager
+    def watching(self, pipe: Pipeline) -> Iterator[None]:
+        """What any call of the pipeline runs is its own, but for what Diff-ES has put into it."""
+
+        def ours(owner: Any, name: str, value: Callable[..., Any]) -> AbstractContextManager[None]:
+            return exchanged(owner, name, self.timed(OURS, value))
+
+        denoiser, scheduler = type(denoiser_of(pipe)), type(pipe.scheduler)
+        with (
+            self.on(STOCK, type(pipe), "__call__"),
+            self.on(STOCK, scheduler, "step", "set_timesteps"),
+            exchanged(prefix, "exchanged", ours),
+            self.on(OURS, denoiser, "__call__"),
+            self.on(MODEL, denoiser, "forward"),
+            self.on(MODEL, type(pipe.vae), "decode"),
+        ):
+            yield
+
+    def show(self, part: str, began: float, before: Counter[str]) -> None:
+        total, spent = time.perf_counter() - began, self.seconds - before
+        spent[OURS] = total - spent[MODEL] - spent[STOCK]
+        parts = ", ".join(
+            f"{label} {spent[label]:.1f} s or {spent[label] / total:.1%}" for label in (MODEL, STOCK, OURS)
+        )
+        print(f"{part}, {total:.0f} s: {parts}", flush=True)
 
 
 def main() -> None:
@@ -65,40 +99,23 @@ def main() -> None:
     parser.add_argument("--levers", type=Levers, default=Levers.BOTH)
     parser.add_argument("--functions", type=int, default=0, help="how many functions of the rest to print; slows all")
     args = parser.parse_args()
-    pipe, reporter = load(args.model), Reporter()
+    pipe, reporter, clock = load(args.model), Reporter(), Clock()
     settings = Settings(
         sampling=Sampling(args.steps, 2.0), levers=args.levers, calibration=32, generations=args.generations, placings=3
     )
     ready, profile = prepare(pipe, settings, reporter), cProfile.Profile()
-    denoiser, decoder = Stopwatch(), Stopwatch()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        denoiser.on(type(denoiser_of(pipe)), "forward"),
-        decoder.on(type(pipe.vae), "decode"),
-    ):
-        judge, inside = Judge(ready, open_journal(ready, Budget(0.5), Path(folder) / "journal", resume=False)), 0.0
-
-        def show(part: str, began: float) -> None:
-            nonlocal inside
-            total, spent = time.perf_counter() - began, denoiser.seconds + decoder.seconds - inside
-            inside += spent
-            print(
-                f"{part}: {total:.1f} s, {total - spent:.2f} s or {(total - spent) / total:.1%} of it elsewhere",
-                flush=True,
-            )
-
+    with tempfile.TemporaryDirectory() as folder, clock.watching(pipe):
+        judge = Judge(ready, open_journal(ready, Budget(0.5), Path(folder) / "journal", resume=False))
         if args.functions:
             profile.enable()
-        began = time.perf_counter()
+        began, none = time.perf_counter(), Counter[str]()
         table = sensitivity(ready, judge, reporter)
-        show("table of sensitivities", began)
-        searching = time.perf_counter()
+        clock.show("table of sensitivities", began, none)
+        searching, before = time.perf_counter(), clock.seconds.copy()
         evolve(ready, (0.5, 0.7), judge, table, reporter)
         profile.disable()
-        show("search", searching)
-        inside = 0.0
-        show("both", began)
-    print(f"{denoiser.calls} calls of the denoiser")
+        clock.show("search", searching, before)
+        clock.show("both", began, none)
     if args.functions:
         pstats.Stats(profile).sort_stats("tottime").print_stats(args.functions)
 
