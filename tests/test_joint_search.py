@@ -35,7 +35,7 @@ from diff_es.pipeline import Probe, make_probes
 from diff_es.progress import Reporter
 from diff_es.route import routed
 from diff_es.search import Levels, Space, Steps
-from diff_es.searching import Found, evolve
+from diff_es.searching import Found, _pruned, evolve
 from diff_es.sensitivity import Sensitivity, _filled, as_row, by_rule, sensitivity
 from diff_es.settings import Levers
 from diff_es.stepping import stepped
@@ -272,6 +272,30 @@ def test_steps_that_were_found_are_pruned_with_the_least_error(data: st.DataObje
     assert found.error == min(sum(errors[s][0][level] for s, (n, level) in enumerate(one) if n) for one in fits)
     assert tuple(row[0] for row in found.levels) == counts
     assert found.cost == sum(n * (1 + costs[s][0][level]) for s, (n, level) in enumerate(found.levels)) <= budget
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_none_of_the_most_promising_prunings_is_missed(seed: int) -> None:
+    """Most schedules of steps are passed over by what the bound of the knapsack tells."""
+    rng, ready = np.random.default_rng(seed), prepare(tiny(), joint())
+    choices, options = ready.costs.choices or (), ready.costs.options
+    errors = tuple(
+        tuple((0.0, *np.cumsum(rng.exponential(0.02, len(row) - 1)).tolist()) for row in options) for _ in choices
+    )
+    table, space = Sensitivity(errors, None), ready.costs.space(0.5)
+    counts = {tuple(int(rng.choice(n)) for n in choices) for _ in range(80)}
+    scores = {tuple((n, *(0 for _ in options)) for n in row): float(rng.uniform(0, 40)) for row in sorted(counts)}
+    known = {}
+    for levels, score in scores.items():
+        if space.pays([row[0] for row in levels]):
+            point = table.pruned(space, [row[0] for row in levels])
+            known[point.levels] = ready.settings.measure.error(score), point.error
+            assert table.pruned_at_least(space, [row[0] for row in levels]) <= point.error + 1e-12
+    expected = list[Levels]()
+    for doubt in (1.0, 2.0, 4.0):
+        foretold = sorted(known, key=lambda levels: (known[levels][0] + doubt * known[levels][1], levels))
+        expected += [levels for levels in foretold if levels not in expected][:2]
+    assert _pruned(ready, space, scores, table) == expected
 
 
 # ---------------------------------------------------------------------------------------------------------- resuming

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -176,12 +177,24 @@ def _pruned(ready: Study, space: Space, scores: Mapping[Levels, float], table: S
     Which are best is foretold: the error that was measured, and the table's for the levels, once as it is and then more
     and more of it, since errors of levels may reinforce each other.
     """
-    errors = dict[Levels, tuple[float, float]]()
+    errors, foreseen = dict[Levels, tuple[float, float]](), [list[float]() for _ in _DOUBTS]  # in ascending order
+    most = _EACH * len(_DOUBTS)
+
+    def hopeless(own: float, added: float) -> bool:
+        totals = (own + doubt * added for doubt in _DOUBTS)
+        return all(
+            len(known) >= most and total > known[most - 1] for total, known in zip(totals, foreseen, strict=True)
+        )
+
     for levels, score in ranked(scores).items():
-        counts = [row[0] for row in levels]
-        if space.pays(counts):
+        own, counts = ready.settings.measure.error(score), [row[0] for row in levels]
+        if hopeless(own, 0.0):
+            break
+        if space.pays(counts) and not hopeless(own, table.pruned_at_least(space, counts)):
             point = table.pruned(space, counts)
-            errors[point.levels] = ready.settings.measure.error(score), point.error
+            errors[point.levels] = own, point.error
+            for doubt, known in zip(_DOUBTS, foreseen, strict=True):
+                insort(known, own + doubt * point.error)
     found = list[Levels]()
     for doubt in _DOUBTS:
         foretold = sorted(errors, key=lambda levels: (errors[levels][0] + doubt * errors[levels][1], levels))

@@ -17,7 +17,7 @@ from .judge import Judge
 from .progress import Reporter
 from .published import published
 from .rng import derive_seed
-from .search import Levels, Point, Space, branches, knapsack_best, prunings
+from .search import Branch, Levels, Point, Space, branches, knapsack_best, knapsack_bound, prunings
 from .settings import describe
 from .study import Study, Survey, identity
 from .trajectory import exponential, karras, quadratic, trailing
@@ -82,7 +82,14 @@ class Sensitivity:
 
     def pruned(self, space: Space, counts: Sequence[int]) -> Point:
         """The schedule of least added error that takes these numbers of steps, within the budget; exact."""
-        return knapsack_best(branches(space.taking(counts), lambda stage, _: (0.0, self.levels[stage])), space.budget)
+        return knapsack_best(self._taking(space, counts), space.budget)
+
+    def pruned_at_least(self, space: Space, counts: Sequence[int]) -> float:
+        """An error that none of them is below, for less work."""
+        return knapsack_bound(self._taking(space, counts), space.budget)
+
+    def _taking(self, space: Space, counts: Sequence[int]) -> Sequence[Sequence[Branch]]:
+        return branches(space.taking(counts), lambda stage, _: (0.0, self.levels[stage]))
 
 
 def _facts(ready: Survey) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from diff_es.search.evolve import (
     random_search,
     usual_switches,
 )
-from diff_es.search.knapsack import joint_knapsack, knapsack, knapsack_best, knapsack_front
+from diff_es.search.knapsack import joint_knapsack, knapsack, knapsack_best, knapsack_bound, knapsack_front
 from diff_es.search.pareto import FrontPoint, best_within, front, tier
 from diff_es.search.placing import Placing, placing_search
 from diff_es.search.racing import Judge, promoted, race
@@ -47,6 +47,7 @@ __all__ = [
     "joint_knapsack",
     "knapsack",
     "knapsack_best",
+    "knapsack_bound",
     "knapsack_front",
     "knapsack_hull",
     "placing_search",

@@ -64,15 +64,9 @@ def knapsack_best(stages: Stages, budget: int) -> Point:
 
     ValueError where nothing fits, a stage has no branch, or an error is not finite.
     """
-    supported = knapsack_hull(stages)
-    k = sum(point.cost <= budget for point in supported) - 1
-    if k < 0:
-        raise ValueError(f"knapsack: expected a budget of {supported[0].cost} or more, found {budget}")
-    base = supported[k]
-    if k + 1 == len(supported) or base.cost == budget:
+    base, price = _supported(stages, budget)
+    if not price or base.cost == budget:
         return base
-    beyond = supported[k + 1]
-    price = (base.error - beyond.error) / (beyond.cost - base.cost)
     gap = price * (budget - base.cost)  # the optimum is at most this much better than `base`
     rounding = 1e-12 * (price * budget + abs(base.error))
     for part in (4.0**-k for k in range(6, -1, -1)):
@@ -82,6 +76,27 @@ def knapsack_best(stages: Stages, budget: int) -> Point:
         if found.error <= base.error - (1 - part) * gap:
             return found
     return min(found, base, key=lambda p: (p.error, p.cost))
+
+
+def knapsack_bound(stages: Stages, budget: int) -> float:
+    """An error that no schedule within a budget is below, for little more than sorting.
+
+    ValueError as in `knapsack_best`.
+    """
+    base, price = _supported(stages, budget)
+    return base.error - price * (budget - base.cost)
+
+
+def _supported(stages: Stages, budget: int) -> tuple[Point, float]:
+    """The dearest supported schedule within a budget, and the error that a unit of cost beyond it is worth."""
+    supported = knapsack_hull(stages)
+    k = sum(point.cost <= budget for point in supported) - 1
+    if k < 0:
+        raise ValueError(f"knapsack: expected a budget of {supported[0].cost} or more, found {budget}")
+    if k + 1 == len(supported):
+        return supported[k], 0.0
+    base, beyond = supported[k], supported[k + 1]
+    return base, (base.error - beyond.error) / (beyond.cost - base.cost)
 
 
 def knapsack_front(stages: Stages, budget: int, grain: int = 1) -> tuple[Point, ...]:
