@@ -69,7 +69,7 @@ def knapsack_best(stages: Stages, budget: int) -> Point:
         return base
     gap = price * (budget - base.cost)  # the optimum is at most this much better than `base`
     rounding = 1e-12 * (price * budget + abs(base.error))
-    for part in (4.0**-k for k in range(6, -1, -1)):
+    for part in (4.0**-4, 4.0**-2, 0.25, 1.0):
         found = min(
             _points(stages, budget, price, part * gap + rounding, 1), key=lambda p: (p.error, p.cost), default=base
         )
