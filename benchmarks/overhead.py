@@ -25,12 +25,13 @@ from diff_es import prefix
 from diff_es.budget import Budget
 from diff_es.compress import open_journal
 from diff_es.exchange import exchanged
+from diff_es.journal import Scale
 from diff_es.judge import Judge
 from diff_es.loading import load
 from diff_es.pipeline import Pipeline, Sampling, denoiser_of
 from diff_es.progress import Reporter
 from diff_es.searching import evolve
-from diff_es.sensitivity import sensitivity
+from diff_es.sensitivity import changed, sensitivity
 from diff_es.settings import Levers, Settings
 from diff_es.study import prepare
 
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--levers", type=Levers, default=Levers.BOTH)
+    parser.add_argument("--candidates", type=int, help="only so many of the table's, from all stages: for large models")
     parser.add_argument("--functions", type=int, default=0, help="how many functions of the rest to print; slows all")
     args = parser.parse_args()
     pipe, reporter, clock = load(args.model), Reporter(), Clock()
@@ -108,7 +110,11 @@ def main() -> None:
         judge = Judge(ready, open_journal(ready, Budget(0.5), Path(folder) / "journal", resume=False))
         if args.functions:
             profile.enable()
-        began, none = time.perf_counter(), Counter[str]()
+        began, none, single = time.perf_counter(), Counter[str](), changed(ready)
+        if args.candidates:
+            judge.scores(single[:: -(-len(single) // args.candidates)], Scale.ALONE)
+            clock.show(f"{args.candidates} candidates", began, none)
+            return
         table = sensitivity(ready, judge, reporter)
         clock.show("table of sensitivities", began, none)
         searching, before = time.perf_counter(), clock.seconds.copy()

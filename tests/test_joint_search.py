@@ -36,7 +36,7 @@ from diff_es.progress import Reporter
 from diff_es.route import routed
 from diff_es.search import Levels, Space, Steps
 from diff_es.searching import Found, _pruned, evolve
-from diff_es.sensitivity import Sensitivity, _filled, as_row, by_rule, sensitivity
+from diff_es.sensitivity import Sensitivity, _filled, as_row, sensitivity
 from diff_es.settings import Levers
 from diff_es.stepping import stepped
 from diff_es.study import Study, prepare
@@ -235,10 +235,7 @@ def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
 
 
 def test_steps_alone_are_a_part_of_steps_and_levels() -> None:
-    """Draw by draw: their finalists are among those of both, with the same scores, so both are never worse.
-
-    Nor is a result worse than one for less, or than a rule's placement with corrections.
-    """
+    """Draw by draw: their finalists are among those of both, with the same scores, so both are never worse."""
     found = {}
     for levers in (Levers.STEPS, Levers.BOTH):
         ready, quiet = prepare(tiny(), joint(levers=levers, population=8)), Reporter(quiet=True)
@@ -247,14 +244,10 @@ def test_steps_alone_are_a_part_of_steps_and_levels() -> None:
     for budget, alone in found[Levers.STEPS].items():
         both = found[Levers.BOTH][budget]
         scores = {levels: rest for levels, *rest in both.finalists}
-        units, least = len(both.levels[0]) - 1, found[Levers.STEPS][0.6].levels
+        units = len(both.levels[0]) - 1
         for levels, *rest in alone.finalists:
-            if budget == 0.6 or levels != least:
-                assert scores[(*((n, *(0,) * units) for n, _ in levels[:-1]), levels[-1])] == rest
+            assert scores[(*((n, *(0,) * units) for n, _ in levels[:-1]), levels[-1])] == rest
         assert both.held_out >= alone.held_out
-        assert both.held_out >= max(ready.held_out(levels) for levels in by_rule(ready, budget))
-    for levers in found:
-        assert found[levers][0.8].held_out >= found[levers][0.6].held_out
 
 
 @given(st.data())

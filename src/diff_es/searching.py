@@ -14,7 +14,7 @@ from .judge import Judge
 from .progress import Reporter
 from .rng import derive_seed
 from .search import Generation, Levels, Space
-from .sensitivity import Sensitivity, by_rule, changed, starts
+from .sensitivity import Sensitivity, changed, starts
 from .settings import Levers
 from .study import Study
 
@@ -69,9 +69,8 @@ def evolve(
     """The evolutionary search for the best schedule within each budget, all of them in one run.
 
     Where steps and levels are both a choice, steps are searched first, draw by draw as they are alone. What is found is
-    pruned down to each budget, and from there steps and levels are searched together. The finalists of steps alone, the
-    best for cheaper budgets and the placements that people use are judged again beside the others, so that on the
-    held-out probes the winner is no worse than any of them.
+    pruned down to each budget, and from there steps and levels are searched together. The finalists of steps alone are
+    judged again beside the others, so that the winner is no worse on the held-out probes than theirs.
 
     Args:
         budgets: shares of the dense cost.
@@ -95,20 +94,8 @@ def evolve(
         if any(_is_pruned(ready, levels) for levels in best):
             first = [*list(best)[: ready.settings.survivors], *unpruned[:_EACH]]
             own |= place_both(ready, budget, first, judge, reporter)
-        known = {levels: score for cheaper in results.values() for levels, score in _bests(ready, cheaper)}
-        ruled = by_rule(ready, budget)
-        with reporter.task(f"judge placements by rule at {budget:g}", len(ruled)) as task:
-            known |= judge.scores(ruled, done=task.advance)
-        alive = ranked(own | known)
-        beside = [levels for levels in (*unpruned, *known) if levels in alive]
-        results[budget] = select(ready, alive, beside, explored.history, ran + len(own | known), reporter)
+        results[budget] = select(ready, ranked(own), unpruned, explored.history, ran + len(own), reporter)
     return results
-
-
-def _bests(ready: Study, found: Found) -> list[tuple[Levels, float]]:
-    """The best on the held-out probes, and the best of steps alone, with their scores on the search's."""
-    unpruned = [entry for entry in found.finalists if not _is_pruned(ready, entry[0])]
-    return [(levels, score) for levels, score, _ in (found.finalists[0], *unpruned[:1])]
 
 
 @dataclass(frozen=True)
