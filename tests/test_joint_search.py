@@ -112,6 +112,18 @@ def fitness_of(study: Study, count: int = 3, **changes: Any) -> Fitness:
     return Fitness(study.pipe, study.library, study.stages, probes, sampling, LatentSNR(), **{**own, **changes})
 
 
+def test_a_stage_without_room_for_more_steps_takes_no_more() -> None:
+    """The last of three leading steps is at timestep 0, with none between it and the end."""
+    ready = prepare(tiny(), joint(sampling=Sampling(3, CALL.guidance, CALL.batch)))
+    assert ready.path is not None
+    assert ready.path.timesteps[-1] == 0
+    assert [counts[-1] for counts in ready.costs.choices or ()] == [ready.settings.fine] * 2 + [1]
+    assert [row[0] for row in ready.base] == [2, 2, 1]
+    judge, quiet = Judge(ready, Journal(None, {}, resume=False)), Reporter(quiet=True)
+    found = evolve(ready, (0.7,), judge, sensitivity(ready, judge, quiet), quiet)[0.7]
+    assert np.isfinite(found.held_out)
+
+
 def test_held_out_probes_are_not_what_steps_are_fitted_to(study: Study) -> None:
     """But one batch of the search's own."""
     for levels in drawn(study, 2):

@@ -121,9 +121,12 @@ class Study(Survey):
 
     @property
     def base(self) -> Levels:
-        """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own."""
-        own = self.costs.steps
-        return self.own if self.path is None else tuple((2 * n, *row[1:]) for n, row in zip(own, self.own, strict=True))
+        """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own as far
+        as there is room."""
+        if self.costs.choices is None:
+            return self.own
+        chosen = zip(self.costs.choices, self.own, strict=True)
+        return tuple((max(n for n in counts if n <= 2 * own), *dense) for counts, (own, *dense) in chosen)
 
     @property
     def finest(self) -> Levels:
@@ -194,7 +197,7 @@ def survey(
             raise DiffESError("scheduler", expected="one denoiser call a step", found=found, remedy=remedy)
         path = trajectory(pipe.scheduler, traced.timesteps)
         stages = path.stages(settings.stages)
-        choices = step_choices(stages.steps(path.timesteps), settings.fine)
+        choices = step_choices(stages.steps(path.timesteps), settings.fine, path.room(stages))
     if levers is Levers.STEPS:
         units = (replace(units[0], options=units[0].options[:1]),)
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
@@ -215,13 +218,14 @@ def survey(
     return Survey(pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path)
 
 
-def step_choices(own: Sequence[int], fine: int) -> tuple[tuple[int, ...], ...]:
-    """How many steps each stage may take, for its own number: all small numbers and some up to ``fine`` times its own;
-    none but in the first stage, which begins with the noise."""
+def step_choices(own: Sequence[int], fine: int, room: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """How many steps each stage may take, for its own number: all small numbers and some up to ``fine`` times its own,
+    as far as there is room; none but in the first stage, which begins with the noise."""
     numbers = [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128]
     found = list[tuple[int, ...]]()
-    for stage, steps in enumerate(own):
-        taken = {steps, 2 * steps, fine * steps, *(n for n in numbers if n <= fine * steps)}
+    for stage, (steps, fits) in enumerate(zip(own, room, strict=True)):
+        most = min(fine * steps, fits)
+        taken = {steps, *(n for n in (2 * steps, most, *numbers) if n <= most)}
         found.append(tuple(sorted(taken - {0} if stage == 0 else taken)))
     return tuple(found)
 

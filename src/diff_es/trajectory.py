@@ -7,6 +7,7 @@ the number of training steps.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,6 +43,13 @@ class Trajectory:
         :func:`placed` puts into a stage belongs to it; raises as ``Stages.split`` does."""
         split = Stages.split(self.timesteps, count)
         return Stages(tuple(next(t for t in self.timesteps if t <= boundary) for boundary in split.boundaries))
+
+    def room(self, stages: Stages) -> tuple[int, ...]:
+        """The most timesteps that :func:`placed` finds room for in each stage: where they are integers, few in one that
+        begins close to the end."""
+        firsts = [next(t for t in self.timesteps if stages.index(t) == s) for s in range(len(stages))]
+        span = [first - end for first, end in pairwise([*firsts, self.end])]
+        return tuple(math.floor(n) if self.whole else sys.maxsize for n in span)
 
     @property
     def lowest(self) -> int:
