@@ -121,8 +121,8 @@ class Study(Survey):
 
     @property
     def base(self) -> Levels:
-        """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own as far
-        as there is room."""
+        """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own, as
+        far as there is room."""
         if self.costs.choices is None:
             return self.own
         chosen = zip(self.costs.choices, self.own, strict=True)
