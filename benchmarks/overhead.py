@@ -114,14 +114,14 @@ def main() -> None:
         if args.candidates:
             judge.scores(single[:: -(-len(single) // args.candidates)], Scale.ALONE)
             clock.show(f"{args.candidates} candidates", began, none)
-            return
-        table = sensitivity(ready, judge, reporter)
-        clock.show("table of sensitivities", began, none)
-        searching, before = time.perf_counter(), clock.seconds.copy()
-        evolve(ready, (0.5, 0.7), judge, table, reporter)
+        else:
+            table = sensitivity(ready, judge, reporter)
+            clock.show("table of sensitivities", began, none)
+            searching, before = time.perf_counter(), clock.seconds.copy()
+            evolve(ready, (0.5, 0.7), judge, table, reporter)
+            clock.show("search", searching, before)
+            clock.show("both", began, none)
         profile.disable()
-        clock.show("search", searching, before)
-        clock.show("both", began, none)
     if args.functions:
         pstats.Stats(profile).sort_stats("tottime").print_stats(args.functions)
 

@@ -452,6 +452,16 @@ def made(make: Callable[[], Any], seed: int = 0) -> Any:
     return pipe
 
 
+BY_BLOCK, BY_LEAF = {"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}
+
+
+def in_groups(pipe: Any, device: str, **kind: Any) -> None:
+    """Offload the U-Net of a pipeline of Stable Diffusion in groups; the rest lies on the device."""
+    for part in (pipe.vae, pipe.text_encoder):
+        part.to(device)
+    pipe.unet.enable_group_offload(torch.device(device), **kind)
+
+
 def randomise(part: nn.Module, generator: torch.Generator) -> None:
     """Diffusers' own start leaves some gates shut."""
     for parameter in part.parameters():

@@ -17,7 +17,7 @@ from torch._lazy import ts_backend
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-SECOND = torch.device("lazy")
+SECOND = "lazy"
 _MAKERS = {torch.arange, torch.empty, torch.full, torch.linspace, torch.ones, torch.randn, torch.tensor, torch.zeros}
 _LEAVING = {"cpu", "to", "numpy", "tolist", "item", "__get__", "__set__"}
 
@@ -49,7 +49,7 @@ class _Mended(TorchFunctionMode):
             parameter = isinstance(own, torch.nn.Parameter)
             torch.utils.swap_tensors(own, torch.nn.Parameter(other, own.requires_grad) if parameter else other)
             return None
-        if func in _MAKERS and kwargs.get("device") is not None and torch.device(kwargs["device"]).type == SECOND.type:
+        if func in _MAKERS and kwargs.get("device") is not None and torch.device(kwargs["device"]).type == SECOND:
             return func(*args, **{**kwargs, "device": "cpu"}).to(SECOND)
         if func in (torch.chunk, Tensor.chunk) and _lies_there(args[0]):
             return _chunked(*args, **kwargs)
@@ -60,7 +60,7 @@ class _Mended(TorchFunctionMode):
 
 
 def _lies_there(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.device.type == SECOND.type
+    return isinstance(value, Tensor) and value.device.type == SECOND
 
 
 def _chunked(tensor: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:

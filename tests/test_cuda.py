@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.pipelines import CASES, made
+from tests.pipelines import BY_BLOCK, BY_LEAF, CASES, in_groups, made
 from tests.tiny import images, joint, opened, random_plan, settings, snapshot, stages_of, tiny
 from torch import Tensor
 
@@ -106,17 +106,6 @@ def test_an_offloaded_model_gives_what_the_one_on_the_device_gives(
         assert torch.allclose(images(other), dense, atol=1e-5)
 
 
-def in_groups(**kind: Any) -> Any:
-    pipe = made(CASES["SD"].make)
-    for part in (pipe.vae, pipe.text_encoder):
-        part.to("cuda")
-    pipe.unet.enable_group_offload(torch.device("cuda"), **kind)
-    return pipe
-
-
-BY_BLOCK, BY_LEAF = {"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}
-
-
 @pytest.mark.parametrize("kind", [BY_BLOCK, BY_LEAF])
 @pytest.mark.parametrize("placement", [Resident(), Streamed()])
 def test_group_offload_gives_what_the_model_on_the_device_gives(kind: dict[str, Any], placement: Placement) -> None:
@@ -128,12 +117,13 @@ def test_group_offload_gives_what_the_model_on_the_device_gives(kind: dict[str, 
     with result.routed(pipe):
         expected = sample(pipe, probes, case.sampling)
     assert not torch.allclose(expected, dense, atol=1e-3)
-    other = in_groups(**kind)
+    other, streams = made(case.make), made(case.make)
+    in_groups(other, "cuda", **kind)
     for _ in range(2):
         with result.routed(other, placement=placement):
             assert torch.allclose(sample(other, probes, case.sampling), expected, atol=1e-3)
         assert torch.allclose(sample(other, probes, case.sampling), dense, atol=1e-3)
-    streams = in_groups(use_stream=True, **kind)
+    in_groups(streams, "cuda", use_stream=True, **kind)
     message = r"denoiser: expected parameters .*, found group offloading with streams.*Enable it without use_stream"
     with pytest.raises(DiffESError, match=message), result.routed(streams):
         pass

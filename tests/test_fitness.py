@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from diffusers import DiTPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from tests.tiny import CALL, assert_same, opened, settings, snapshot, tiny
+from tests.tiny import CALL, assert_same, calls_of, opened, settings, snapshot, tiny
 from torch import Tensor
 
 from diff_es import Depth, Method, Sampling
@@ -48,21 +44,6 @@ def schedules(study: Study, count: int, seed: int = 0) -> list[Levels]:
     """Random ones, some of them twice."""
     draws = np.random.default_rng(seed).integers(0, len(study.units[0].options), (count, 3)).tolist()
     return [tuple((level,) for level in row) for row in [*draws, *draws[:2]]]
-
-
-@contextmanager
-def counted(pipe: DiTPipeline) -> Iterator[list[int]]:
-    """Counts how often the denoiser really runs, below everything that wraps its forward."""
-    runs = [0]
-
-    def hook(*_: Any) -> None:
-        runs[0] += 1
-
-    handle = pipe.transformer.pos_embed.register_forward_pre_hook(hook)
-    try:
-        yield runs
-    finally:
-        handle.remove()
 
 
 def user_images(pipe: DiTPipeline, probes: tuple[Probe, ...]) -> Tensor:
@@ -105,7 +86,7 @@ def test_the_dense_schedule_is_exact(any_study: Study) -> None:
 def test_known_steps_are_not_run(study: Study) -> None:
     """2 steps a stage; 3 probes in batches of 2 are 2 chunks."""
     chunks, steps = 2, 2
-    with counted(study.pipe) as runs:
+    with calls_of(study.pipe.transformer.pos_embed) as runs:
         fitness = fitness_of(study)
         assert runs[0] == 3 * steps * chunks  # the dense teacher
 
@@ -129,7 +110,7 @@ def test_known_steps_are_not_run(study: Study) -> None:
 
 def test_the_cache_keeps_its_limit(study: Study) -> None:
     output = 4 * 4 * 8 * 8 * 4  # a batch of 2, twice for guidance; float32
-    with counted(study.pipe) as runs:
+    with calls_of(study.pipe.transformer.pos_embed) as runs:
         fitness = fitness_of(study, memory=12 * output, count=2)  # and the result of each step
         before = runs[0]
         fitness(DENSE)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,7 +18,7 @@ from diffusers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tiny import CALL, tiny
+from tests.tiny import CALL, calls_of, tiny
 from torch import Tensor
 
 from diff_es.multistep import Recording, fitting
@@ -43,21 +41,6 @@ SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
-@contextmanager
-def heard(pipe: DiTPipeline) -> Iterator[list[int]]:
-    """How often the pipeline calls its denoiser, whether that runs or not."""
-    calls = [0]
-
-    def hook(*_: Any) -> None:
-        calls[0] += 1
-
-    handle = pipe.transformer.register_forward_pre_hook(hook)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
 def run(pipe: DiTPipeline, cache: PrefixCache, *, whole: bool = False) -> tuple[Tensor, int, int]:
     """Final latents, the denoiser's runs, and the pipeline's calls of it.
 
@@ -65,7 +48,7 @@ def run(pipe: DiTPipeline, cache: PrefixCache, *, whole: bool = False) -> tuple[
     """
     probes = make_probes(pipe, CALL.batch, 0, "test")
     replay = Replay(pipe, cache, lambda past, everything: (past, everything if whole else ()))
-    with heard(pipe) as calls, replay.attached():
+    with calls_of(pipe.transformer) as calls, replay.attached():
         latents = sample(pipe, probes, CALL)
     return latents, replay.runs, calls[0]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.pipelines import CASES, made
+from tests.pipelines import BY_BLOCK, BY_LEAF, CASES, in_groups, made
 from tests.second import SECOND, second_device
 from tests.tiny import settings
 from torch import Tensor
@@ -39,17 +39,11 @@ def in_sequence(pipe: Any) -> None:
 
 
 def by_block(pipe: Any) -> None:
-    _in_groups(pipe, offload_type="block_level", num_blocks_per_group=1)
+    in_groups(pipe, SECOND, **BY_BLOCK)
 
 
 def by_leaf(pipe: Any) -> None:
-    _in_groups(pipe, offload_type="leaf_level")
-
-
-def _in_groups(pipe: Any, **kind: Any) -> None:
-    for part in (pipe.vae, pipe.text_encoder):
-        part.to(SECOND)
-    pipe.unet.enable_group_offload(SECOND, **kind)
+    in_groups(pipe, SECOND, **BY_LEAF)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -281,3 +282,18 @@ def assert_same_plans(some: Sequence[Plan], others: Sequence[Plan]) -> None:
         for a, b in pairs:
             values = zip(vars(a).values(), vars(b).values(), strict=True) if a is not None else [(a, b)]
             assert all(x is y or torch.equal(x, y) for x, y in values)
+
+
+@contextmanager
+def calls_of(module: nn.Module) -> Iterator[list[int]]:
+    """How often a module is called. A denoiser is called whether it runs or not; what is within it tells if it did."""
+    calls = [0]
+
+    def hook(*_: Any) -> None:
+        calls[0] += 1
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield calls
+    finally:
+        handle.remove()

@@ -37,7 +37,7 @@ def uniform_width(counter: MacCounter, anatomy: Anatomy, fraction: float) -> tup
         else:
             low = middle + 1
     if counter.thinned(kept(high)) > fraction * dense:
-        least = counter.thinned(kept(finest)) / dense
+        least = counter.thinned(kept(high)) / dense
         raise NoneFits(f"uniform_width: expected {least:g} of the cost or more, found {fraction:g}; raise the budget")
     return kept(high)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from .pipeline import decode, make_probes, sample, trace
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
-from .search import Levels, NoneFits, Search, random_search
+from .search import Levels, NoneFits, Search, Space, random_search
 from .searching import Found, select
 from .settings import Levers
 from .study import Study
@@ -93,9 +93,7 @@ def scheduled(
 
 def _uniform(study: Study, budget: float) -> Contender:
     if not isinstance(study.settings.method.ladder, Width) or study.settings.levers is Levers.STEPS:
-        space, rng = study.costs.space(budget), np.random.default_rng(derive_seed(study.settings.seed, "uniform"))
-        filled = space.repair(space.uniform(), rng)  # up to equal cost
-        return scheduled(study, "uniform", budget, filled, corrections=())
+        return _shaped(study, "uniform", budget, "uniform", Space.uniform)
     kept = uniform_width(study.counter, study.anatomy, budget)
     plans = tuple(study.library.thinned(stage, kept) for stage in range(len(study.stages)))
     ratio = study.counter.thinned(kept) / study.counter.dense()
@@ -114,9 +112,13 @@ def _affordable_steps(study: Study, budget: float) -> tuple[int, float]:
 
 
 def _like_mosaic(study: Study, budget: float) -> Contender:
-    space, rng = study.costs.space(budget), np.random.default_rng(derive_seed(study.settings.seed, "mosaic"))
-    filled = space.repair(mosaic(space, study.statistics.change), rng)
-    return scheduled(study, "mosaicdiff", budget, filled, corrections=())
+    return _shaped(study, "mosaicdiff", budget, "mosaic", lambda space: mosaic(space, study.statistics.change))
+
+
+def _shaped(study: Study, name: str, budget: float, purpose: str, shape: Callable[[Space], Levels]) -> Contender:
+    """A schedule of one shape, filled up to equal cost."""
+    space, rng = study.costs.space(budget), np.random.default_rng(derive_seed(study.settings.seed, purpose))
+    return scheduled(study, name, budget, space.repair(shape(space), rng), corrections=())
 
 
 def contenders(

@@ -48,15 +48,20 @@ def corrected(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The result of a step, ``states[0]``, with its correction, summed in float32; without weights, itself."""
     if not weights:
         return states[0]
-    shares = [1.0] + [0.0] * max(len(weights) - 1, 1)  # of the states, as :func:`directions` puts them together
-    shares[1] += weights[0]
-    for i, weight in enumerate(weights[1:]):
-        shares[i] += weight
-        shares[i + 1] -= weight
-    total = shares[0] * states[0].float()
-    for state, share in zip(states[1:], shares[1:], strict=False):
+    used = states[: max(len(weights), 2)]
+    shares = [1.0, *[0.0] * (len(used) - 1)]  # of the states
+    for weight, direction in zip(weights, _mixed(len(used), len(weights)).tolist(), strict=True):
+        shares = [share + weight * part for share, part in zip(shares, direction, strict=True)]
+    total = shares[0] * used[0].float()
+    for state, share in zip(used[1:], shares[1:], strict=True):
         total.add_(state, alpha=share)
-    return total.to(states[0].dtype)
+    return total.to(used[0].dtype)
+
+
+@cache
+def _mixed(states: int, count: int) -> Tensor:
+    """The :func:`directions` as sums of that many states: [direction, state]."""
+    return torch.stack(directions(list(torch.eye(states, dtype=torch.float64)), count))
 
 
 def fixed(corrections: Corrections) -> Correct | None:
@@ -119,8 +124,8 @@ def fitted(goal: Tensor, states: Sequence[Tensor], count: int) -> tuple[float, .
 @cache
 def _differences(states: int, count: int) -> Tensor:
     """What makes of a goal and that many states what is missing and the :func:`directions`."""
-    goal, *one = torch.eye(states + 1, dtype=torch.float64)
-    return torch.stack([goal - one[0], *directions(one, count)])
+    goal, newest, *_ = torch.eye(states + 1, dtype=torch.float64)
+    return torch.vstack([goal - newest, torch.nn.functional.pad(_mixed(states, count), (1, 0))])
 
 
 def fitting(goal: Recording, timesteps: Sequence[float], end: float, count: int) -> Correct:

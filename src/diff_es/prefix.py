@@ -77,13 +77,13 @@ class PrefixCache:
         for tensor in _tensors(value):
             known.held.append(tensor)
             self._holders[id(tensor)] += 1
-            self._bytes += _bytes(tensor) if self._holders[id(tensor)] == 1 else 0
+            self._bytes += tensor.nbytes if self._holders[id(tensor)] == 1 else 0
         while self._bytes > self._limit:
             for tensor in self._steps.popitem(last=False)[1].held:
                 self._holders[id(tensor)] -= 1
                 if not self._holders[id(tensor)]:
                     del self._holders[id(tensor)]
-                    self._bytes -= _bytes(tensor)
+                    self._bytes -= tensor.nbytes
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -93,10 +93,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (dict, list, tuple)):
         for entry in value.values() if isinstance(value, dict) else value:
             yield from _tensors(entry)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 class Replay:
@@ -151,13 +147,13 @@ class Replay:
 
     def _find(self) -> None:
         """The last step of which is known what it left."""
-        for step in reversed(range(len(self._timesteps))):
-            key = self._key_of(step)
-            known = None if key is None else self._cache.find(key)
+        keys = [self._key_of(step) for step in range(len(self._timesteps))]
+        for step in reversed(range(len(keys))):
+            known = self._cache.find(keys[step])
             if known is not None and (after := known.after.get(self._next(step))) is not None:
                 self._cache.hits += step + 1
-                for earlier in range(step + 1):  # where others may branch off
-                    self._cache.touch(self._key_of(earlier))
+                for key in keys[: step + 1]:  # where others may branch off
+                    self._cache.touch(key)
                 self._step, self._from = step, (known, after)
                 return
 

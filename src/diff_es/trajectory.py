@@ -47,9 +47,9 @@ class Trajectory:
     def room(self, stages: Stages) -> tuple[int, ...]:
         """The most timesteps that :func:`placed` finds room for in each stage: where they are integers, few in one that
         begins close to the end."""
-        firsts = [next(t for t in self.timesteps if stages.index(t) == s) for s in range(len(stages))]
-        span = [first - end for first, end in pairwise([*firsts, self.end])]
-        return tuple(math.floor(n) if self.whole else sys.maxsize for n in span)
+        own = _own(self, stages)
+        spans = [first - end for (first, *_), end in zip(own, _ends(self, own), strict=True)]
+        return tuple(math.floor(span) if self.whole else sys.maxsize for span in spans)
 
     @property
     def lowest(self) -> int:
@@ -90,12 +90,22 @@ def placed(path: Trajectory, stages: Stages, counts: Sequence[int]) -> Timesteps
         expected = f"{len(stages)} numbers from 0 up, of which the first is at least 1"
         remedy = "Give every stage a number of steps; the first step is where the noise is scaled for."
         raise DiffESError("steps of the stages", expected=expected, found=str(list(counts)), remedy=remedy)
-    own = [[t for t in path.timesteps if stages.index(t) == s] for s in range(len(stages))]
+    own = _own(path, stages)
     if not all(own):
         remedy = "Take the stages of this trajectory: `path.stages(count)`."
         raise DiffESError("stages", expected="user timesteps in each", found=str(list(map(len, own))), remedy=remedy)
-    ends = [first for first, *_ in own[1:]] + [path.end]
+    ends = _ends(path, own)
     return tuple(t for s, n in enumerate(counts) for t in _spread(path, stages, s, own[s], ends[s], n))
+
+
+def _own(path: Trajectory, stages: Stages) -> list[list[float]]:
+    """The user's own timesteps in each stage."""
+    return [[t for t in path.timesteps if stages.index(t) == s] for s in range(len(stages))]
+
+
+def _ends(path: Trajectory, own: Sequence[Sequence[float]]) -> list[float]:
+    """Where each stage ends: with the first timestep of the next one, or with the sampler."""
+    return [*(first for first, *_ in own[1:]), path.end]
 
 
 def _spread(path: Trajectory, stages: Stages, stage: int, own: list[float], end: float, count: int) -> list[float]:

@@ -64,7 +64,7 @@ def knapsack_best(stages: Stages, budget: int) -> Point:
 
     ValueError where nothing fits, a stage has no branch, or an error is not finite.
     """
-    base, price = _supported(stages, budget)
+    base, price = _supported_within(stages, budget)
     if not price or base.cost == budget:
         return base
     gap = price * (budget - base.cost)  # the optimum is at most this much better than `base`
@@ -83,11 +83,11 @@ def knapsack_bound(stages: Stages, budget: int) -> float:
 
     ValueError as in `knapsack_best`.
     """
-    base, price = _supported(stages, budget)
+    base, price = _supported_within(stages, budget)
     return base.error - price * (budget - base.cost)
 
 
-def _supported(stages: Stages, budget: int) -> tuple[Point, float]:
+def _supported_within(stages: Stages, budget: int) -> tuple[Point, float]:
     """The dearest supported schedule within a budget, and the error that a unit of cost beyond it is worth."""
     supported = knapsack_hull(stages)
     k = sum(point.cost <= budget for point in supported) - 1
