@@ -4,7 +4,7 @@
 
 Runs the table of sensitivities and a search for two budgets, journal on disk, and prints where the time goes: into the
 denoiser and the decoder; into what any run of the pipeline spends around them, its own loop and its sampler; and into
-Diff-ES, with the functions that take most of the time outside of the denoiser.
+Diff-ES; on request also the functions that take most of all of it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--levers", type=Levers, default=Levers.BOTH)
     parser.add_argument("--candidates", type=int, help="only so many of the table's, from all stages: for large models")
-    parser.add_argument("--functions", type=int, default=0, help="how many functions of the rest to print; slows all")
+    parser.add_argument("--functions", type=int, default=0, help="how many functions to print; slows all")
     args = parser.parse_args()
     pipe, reporter, clock = load(args.model), Reporter(), Clock()
     settings = Settings(
