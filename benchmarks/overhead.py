@@ -1,10 +1,12 @@
 """What a search spends beside the denoiser: fits of corrections, weight switches, asking and telling, the journal.
 
     python benchmarks/overhead.py --steps 20 --generations 20
+    python benchmarks/overhead.py --model dit-s-4 --steps 10 --generations 1
 
 Runs the table of sensitivities and a search for two budgets, journal on disk, and prints where the time goes: into the
 denoiser and the decoder; into what any run of the pipeline spends around them, its own loop and its sampler; and into
-Diff-ES; on request also the functions that take most of all of it.
+Diff-ES; on request also the functions that take most of all of it. `dit-s-2` and `dit-s-4` are DiT-S of the published
+size, with patches of 2 or 4 latents, random weights and hardly any decoder: shapes decide the time.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from diff_es import prefix
 from diff_es.budget import Budget
@@ -101,7 +106,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, help="only so many of the table's, from all stages: for large models")
     parser.add_argument("--functions", type=int, default=0, help="how many functions to print; slows all")
     args = parser.parse_args()
-    pipe, reporter, clock = load(args.model), Reporter(), Clock()
+    pipe, reporter, clock = made(args.model), Reporter(), Clock()
     settings = Settings(
         sampling=Sampling(args.steps, 2.0), levers=args.levers, calibration=32, generations=args.generations, placings=3
     )
@@ -124,6 +129,32 @@ def main() -> None:
         profile.disable()
     if args.functions:
         pstats.Stats(profile).sort_stats("tottime").print_stats(args.functions)
+
+
+def made(name: str) -> Pipeline:
+    """A DiT-S, or the model of this name or in this folder."""
+    patch = {"dit-s-2": 2, "dit-s-4": 4}.get(name)
+    if patch is None:
+        return load(name)
+    torch.manual_seed(0)
+    denoiser = DiTTransformer2DModel(
+        num_layers=12,
+        num_attention_heads=6,
+        attention_head_dim=64,
+        patch_size=patch,
+        in_channels=4,
+        out_channels=8,
+        sample_size=32,
+        norm_elementwise_affine=False,
+        activation_fn="gelu-approximate",
+    )
+    for parameter in denoiser.parameters():
+        if parameter.dim() > 1:  # those that training begins with at 0 too
+            torch.nn.init.normal_(parameter, std=0.02)
+    ends = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    decoder = AutoencoderKL(latent_channels=4, block_out_channels=(4, 8), norm_num_groups=4, **ends)
+    pipe: Pipeline = DiTPipeline(denoiser.eval(), decoder.eval(), DDIMScheduler(clip_sample=False))
+    return pipe
 
 
 if __name__ == "__main__":
