@@ -111,7 +111,7 @@ def main() -> None:
                 studies[rival.grain] = prepare(pipe, settings_of(rival.grain, args.racing, seed), reporter)
             ready = studies[rival.grain]
             judge, space = ready.fitness("held-out", args.noises), ready.costs.space(args.macs)
-            heat = ready.settings.heat if rival.races else 0
+            heat = ready.settings.first_heat if rival.races else 0
             first: tuple[Levels, ...] = ()
             if not rival.table:
                 fitness = ready.fitness("search", args.racing if rival.races else args.probes, heat)

@@ -13,7 +13,7 @@ from diff_es import Depth, Method, Sampling
 from diff_es.fitness import Fitness
 from diff_es.measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
 from diff_es.metrics import EXACT_DB, ssim
-from diff_es.pipeline import Probe, make_probes
+from diff_es.pipeline import Probe, make_probes, sample
 from diff_es.route import routed
 from diff_es.search import Levels
 from diff_es.study import Study, prepare
@@ -183,14 +183,33 @@ def test_other_probes_or_settings_are_other_scores(study: Study) -> None:
 
 
 def test_the_pipeline_is_left_as_it_was(any_study: Study) -> None:
-    before = snapshot(any_study.pipe.transformer)
+    before, kind = snapshot(any_study.pipe.transformer), type(any_study.pipe)
     fitness = fitness_of(any_study)
     for levels in schedules(any_study, 3):
         fitness(levels)
     assert_same(before, snapshot(any_study.pipe.transformer))
+    assert type(any_study.pipe) is kind
     failing = fitness_of(any_study, memory=0)
     handle = any_study.pipe.transformer.transformer_blocks[0].norm1.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         failing(((1,), (1,), (2,)))
     handle.remove()
     assert_same(before, snapshot(any_study.pipe.transformer))
+    assert type(any_study.pipe) is kind
+
+
+def test_the_device_is_looked_up_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, own = list[torch.device](), DiTPipeline._execution_device.fget
+
+    def look(pipe: DiTPipeline) -> torch.device:
+        found.append(own(pipe))
+        return found[-1]
+
+    monkeypatch.setattr(DiTPipeline, "_execution_device", property(look))
+    sample(study.pipe, make_probes(study.pipe, 1, 0, "search"), CALL)
+    assert len(found) > 1  # what a pipeline does by itself
+    found.clear()
+    fitness = fitness_of(study)
+    for levels in schedules(study, 2):
+        fitness(levels)
+    assert found == [torch.device("cpu")]

@@ -215,7 +215,7 @@ def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -
     chosen = joint(levers=levers, population=8)
     fast = compress(tiny(), 0.6, chosen, journal=journal)
     ready = prepare(tiny(), chosen)
-    fitness = ready.fitness("search", chosen.probes, chosen.heat)
+    fitness = ready.fitness("search", chosen.probes, chosen.first_heat)
     alone = ready.fitness_alone() if ready.path else None
     judges: dict[Scale, Any] = {Scale.ALL: fitness, Scale.HEAT: fitness.first, Scale.ALONE: alone}
     found: dict[str, dict[Levels, float]] = {scale: {} for scale in judges}

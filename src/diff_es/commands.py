@@ -58,10 +58,12 @@ def compress_command(
     steps: Annotated[int, typer.Option(help="sampler steps, as you sample")] = 50,
     guidance: Annotated[float, typer.Option(help="guidance scale, as you sample")] = 4.0,
     batch: Annotated[int, typer.Option(help="samples per pipeline call")] = 16,
-    generations: Annotated[int, typer.Option(help="of the search")] = 100,
+    generations: Annotated[int, typer.Option(help="of the search")] = 60,
     population: Annotated[int, typer.Option(help="candidates per generation")] = 20,
-    probes: Annotated[int, typer.Option(help="noises candidates are judged on")] = 16,
-    heat: Annotated[int, typer.Option(help="the first of them, after which the worse half drops out; 0: none")] = 4,
+    probes: Annotated[int, typer.Option(help="noises candidates are judged on")] = 24,
+    heat: Annotated[
+        int | None, typer.Option(help="the first of them, after which the worse half drops out; default half, 0: none")
+    ] = None,
     held_out: Annotated[int, typer.Option(help="noises the finalists are judged on")] = 32,
     calibration: Annotated[int, typer.Option(help="samples of the calibration")] = 128,
     survivors: Annotated[int, typer.Option(help="best so far, from which offspring are drawn")] = 5,

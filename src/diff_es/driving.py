@@ -100,7 +100,7 @@ def evolved(
     )
     budgets = [space.budget for space in spaces]
     search = front_search(spaces[-1], budgets, evolution, first)
-    peers = tier(spaces[-1].cost, budgets) if settings.heat else None
+    peers = tier(spaces[-1].cost, budgets) if settings.first_heat else None
     run_search(search, judge, reporter, purpose, settings.population * generations, peers)
     return search
 
@@ -141,7 +141,7 @@ def _placed(
     )
     search = placing_search(space, ready.stages.boundaries, path.end, placing, first)
     total = len(first) + settings.offspring * (settings.placings - 1)
-    run_search(search, judge, reporter, title, total, (lambda _: 0) if settings.heat else None)
+    run_search(search, judge, reporter, title, total, (lambda _: 0) if settings.first_heat else None)
     return ranked(dict(search.ranking()))
 
 

@@ -74,7 +74,7 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     seed, space = derive_seed(study.settings.seed, "random search") % 2**32, study.costs.space(macs)
     search: Search = random_search(space, evaluations, seed=seed)
     judge = Judge(study, open_journal(study, Budget(macs), path, resume=True))
-    peers = (lambda _: 0) if study.settings.heat else None
+    peers = (lambda _: 0) if study.settings.first_heat else None
     run_search(search, judge, reporter, f"random search at {macs:g}", evaluations, peers)
     scores = {levels: score for levels, score in search.ranking() if score > -math.inf}
     return select(study, scores, (), search.history, len(search.ranking()), reporter)

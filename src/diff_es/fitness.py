@@ -18,7 +18,7 @@ from .layers import Plan, Switch, realise
 from .library import Library
 from .measures import Measure
 from .multistep import Correct, Corrections, Recording, fitting, fixed
-from .pipeline import Pipeline, Probe, Sampling, denoiser_of, sample
+from .pipeline import Pipeline, Probe, Sampling, denoiser_of, of_class, sample, settled
 from .placements import Resident, parameter_bytes
 from .prefix import PrefixCache, Replay
 from .route import Routing, attached, routed
@@ -126,6 +126,7 @@ class Fitness:
         self._count, self._fitted = corrections, dict[Levels, Corrections]()
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
         self._encodings, self._stage_of = Encodings(), dict[float, int]()  # of timesteps that were run
+        self._settled = settled(pipe)
         self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
         if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
             remedy = "Use float32 or bfloat16 arithmetic, or another sampler."
@@ -200,7 +201,7 @@ class Fitness:
             yield stepping
 
     def _sample(self, probes: Sequence[Probe]) -> Tensor:
-        with encoded_once(self._pipe, self._encodings):
+        with encoded_once(self._pipe, self._encodings), of_class(self._pipe, self._settled):
             return sample(self._pipe, probes, self._sampling)
 
     def _run(self, chunk: int, levels: Levels, *, corrected: bool = True) -> Tensor:

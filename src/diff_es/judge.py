@@ -42,7 +42,7 @@ class Scorer:
     @cached_property
     def fitness(self) -> Fitness:
         settings = self._ready.settings
-        return self._ready.fitness("search", settings.probes, settings.heat)
+        return self._ready.fitness("search", settings.probes, settings.first_heat)
 
     @cached_property
     def _alone(self) -> Fitness:

@@ -96,6 +96,25 @@ def hushed() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def settled(pipe: Pipeline) -> type[Pipeline]:
+    """The class of a pipeline that stays where it is, which knows its device: diffusers looks through all modules for
+    it, in some pipelines several times a call."""
+    kind = type(pipe)
+    known = {"__module__": kind.__module__, "_execution_device": pipe._execution_device}
+    return type(kind.__name__, (kind,), known)
+
+
+@contextmanager
+def of_class(pipe: Pipeline, kind: type[Pipeline]) -> Iterator[None]:
+    """With a pipeline of another class; the end restores its own."""
+    own = type(pipe)
+    pipe.__class__ = kind
+    try:
+        yield
+    finally:
+        pipe.__class__ = own
+
+
 @contextmanager
 def intercepted(denoiser: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Run with ``wrap(forward)`` in place of the denoiser's forward; what was there before comes back at the end."""

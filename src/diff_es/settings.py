@@ -36,12 +36,12 @@ class Settings:
     calibration: int = 128  # samples that calibration runs
     fine: int = 4  # where steps are a choice, results are compared with so many times the user's own steps
     corrections: int = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
-    probes: int = 16  # noises that candidates are judged on
-    heat: int = 4  # the first of them, on which every candidate runs and the worse half drops out; 0: no such heat
+    probes: int = 24  # noises that candidates are judged on
+    heat: int | None = None  # the first of them, after which the worse half drops out; None: half of them, 0: none
     finalists: int = 5  # best candidates that are judged again ...
     held_out: int = 32  # ... on so many noises that the search never saw
     population: int = 20
-    generations: int = 100  # and half as many more where steps and levels are both a choice
+    generations: int = 60  # and half as many more where steps and levels are both a choice
     survivors: int = 5  # of all so far, from which offspring are drawn
     crossover: float = 0.3  # share of offspring by crossover; the others are mutations
     switches: int | None = None  # most level switches of a mutation; None: by the number of choices
@@ -59,9 +59,14 @@ class Settings:
                 raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
         if self.corrections < 0:
             raise DiffESError("corrections", expected="0 or more", found=str(self.corrections), remedy=remedy)
-        if not 0 <= self.heat < self.probes:
+        if not 0 <= self.first_heat < self.probes:
             expected = f"a number from 0, below the {self.probes} probes"
             raise DiffESError("heat", expected=expected, found=str(self.heat), remedy=remedy)
+
+    @property
+    def first_heat(self) -> int:
+        """Probes of the first heat of a race; 0: candidates do not race."""
+        return self.probes // 2 if self.heat is None else self.heat
 
     def changed(self, **changes: Any) -> Settings:
         """The same with some values exchanged; steps, guidance and batch are those of ``sampling``.

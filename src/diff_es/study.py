@@ -82,7 +82,7 @@ class Study(Survey):
         """Closeness to the base of sensitivities, on the first of the search's probes."""
         assert self.path is not None
         reference = placed(self.path, self.stages, [row[0] for row in self.base])
-        return self._fitness("search", self.settings.heat or self.settings.probes, reference)
+        return self._fitness("search", self.settings.first_heat or self.settings.probes, reference)
 
     def _fitness(
         self, purpose: str, count: int, reference: Sequence[float] | None, heat: int = 0, **lessons: Any
