@@ -103,17 +103,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--levers", type=Levers, default=Levers.BOTH)
-    parser.add_argument("--heat", type=int, default=4, help="noises of the first heat, of four times as many in all")
+    parser.add_argument("--heat", type=int, default=10, help="noises of the first heat, of twice as many in all")
     parser.add_argument("--candidates", type=int, help="only so many of the table's, from all stages: for large models")
     parser.add_argument("--functions", type=int, default=0, help="how many functions to print; slows all")
     args = parser.parse_args()
     pipe, reporter, clock = made(args.model), Reporter(), Clock()
     settings = Settings(
-        sampling=Sampling(args.steps, 2.0, batch=max(16, 3 * args.heat)),
+        sampling=Sampling(args.steps, 2.0, batch=max(16, args.heat)),
         levers=args.levers,
         calibration=32,
-        probes=4 * args.heat,
-        heat=args.heat,
+        probes=2 * args.heat,
         generations=args.generations,
         placings=3,
     )

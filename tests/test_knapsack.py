@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from diff_es.search import (
     Branch,
     Point,
+    Relaxed,
     Space,
     Steps,
     branches,
@@ -193,6 +194,27 @@ def test_fourteen_units_of_ten_stages_are_solved_too() -> None:
     assert best.cost <= space.budget
     coarse = knapsack_front(problem, space.budget, space.budget // 1000)[-1]
     assert best.error <= coarse.error <= best.error * 1.2
+
+
+@laws
+@given(spaces(), st.data())
+def test_the_relaxation_bounds_every_knapsack_and_meets_the_supported_ones(
+    problem: tuple[Space, list[list[list[float]]]], data: st.DataObject
+) -> None:
+    thinned, errors = problem
+    numbers = tuple(tuple(range(0 if s else 1, 4)) for s in range(thinned.stages))
+    counts = tuple(data.draw(st.sampled_from(row)) for row in numbers)
+    space = Space(thinned.costs, 1000, Steps(numbers, counts, 2))
+    taking = branches(space.taking(counts), lambda s, _: (0.0, errors[s]))
+    supported = knapsack_hull(taking)
+    for point in supported:
+        assert Relaxed(space.within(point.cost), errors)(counts) == pytest.approx(point.error, abs=1e-9)
+    cheapest = 2 + sum(map(min, thinned.costs[0]))  # of all: one step of the first stage
+    space = space.within(max(cheapest, supported[0].cost + data.draw(st.integers(-9, 40))))
+    bound = Relaxed(space, errors)(counts)
+    least = min((point.error for point in everything(taking) if point.cost <= space.budget), default=inf)
+    assert bound <= least
+    assert (bound == inf) == (least == inf) == (not space.pays(counts))
 
 
 def test_a_budget_beyond_all_costs_gives_the_least_error() -> None:

@@ -60,7 +60,7 @@ def compress_command(
     batch: Annotated[int, typer.Option(help="samples per pipeline call")] = 16,
     generations: Annotated[int, typer.Option(help="of the search")] = 60,
     population: Annotated[int, typer.Option(help="candidates per generation")] = 20,
-    probes: Annotated[int, typer.Option(help="noises candidates are judged on")] = 24,
+    probes: Annotated[int, typer.Option(help="noises candidates are judged on")] = 20,
     heat: Annotated[
         int | None, typer.Option(help="the first of them, after which the worse half drops out; default half, 0: none")
     ] = None,

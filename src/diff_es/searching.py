@@ -165,7 +165,7 @@ def _pruned(ready: Study, space: Space, scores: Mapping[Levels, float], table: S
     and more of it, since errors of levels may reinforce each other.
     """
     errors, foreseen = dict[Levels, tuple[float, float]](), [list[float]() for _ in _DOUBTS]  # in ascending order
-    most = _EACH * len(_DOUBTS)
+    most, at_least = _EACH * len(_DOUBTS), table.relaxed(space)
 
     def hopeless(own: float, added: float) -> bool:
         totals = (own + doubt * added for doubt in _DOUBTS)
@@ -177,7 +177,7 @@ def _pruned(ready: Study, space: Space, scores: Mapping[Levels, float], table: S
         own, counts = ready.settings.measure.error(score), [row[0] for row in levels]
         if hopeless(own, 0.0):
             break
-        if space.pays(counts) and not hopeless(own, table.pruned_at_least(space, counts)):
+        if space.pays(counts) and not hopeless(own, at_least(counts)):
             point = table.pruned(space, counts)
             errors[point.levels] = own, point.error
             for doubt, known in zip(_DOUBTS, foreseen, strict=True):

@@ -17,7 +17,7 @@ from .judge import Judge
 from .progress import Reporter
 from .published import published
 from .rng import derive_seed
-from .search import Branch, Levels, Point, Space, branches, knapsack_best, knapsack_bound, prunings
+from .search import Levels, Point, Relaxed, Space, branches, knapsack_best, prunings
 from .settings import describe
 from .study import Study, Survey, identity
 from .trajectory import exponential, karras, quadratic, trailing
@@ -82,14 +82,12 @@ class Sensitivity:
 
     def pruned(self, space: Space, counts: Sequence[int]) -> Point:
         """The schedule of least added error that takes these numbers of steps, within the budget; exact."""
-        return knapsack_best(self._taking(space, counts), space.budget)
+        taking = branches(space.taking(counts), lambda stage, _: (0.0, self.levels[stage]))
+        return knapsack_best(taking, space.budget)
 
-    def pruned_at_least(self, space: Space, counts: Sequence[int]) -> float:
-        """An error that none of them is below, for less work."""
-        return knapsack_bound(self._taking(space, counts), space.budget)
-
-    def _taking(self, space: Space, counts: Sequence[int]) -> Sequence[Sequence[Branch]]:
-        return branches(space.taking(counts), lambda stage, _: (0.0, self.levels[stage]))
+    def relaxed(self, space: Space) -> Relaxed:
+        """An error that none of them is below, by the numbers of steps, for far less work."""
+        return Relaxed(space, self.levels)
 
 
 def _facts(ready: Survey) -> dict[str, Any]:
@@ -126,11 +124,12 @@ def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
 
 
 def _measured(ready: Study, unit: int) -> list[int]:
-    """The levels of a unit that are measured: with several units every other of those that thin, the deepest first."""
+    """The levels of a unit that are measured: with several units the first and every third up to the deepest of those
+    that thin."""
     options = ready.units[unit].options
     thin = [level for level, option in enumerate(options) if level and isinstance(option, Thin)]
     if len(ready.units) > 1:
-        thin = thin[::-2][::-1]
+        thin = sorted({*thin[:1], *thin[::-3]})
     return [*thin, *(level for level, option in enumerate(options) if not isinstance(option, Thin))]
 
 

@@ -36,7 +36,7 @@ class Settings:
     calibration: int = 128  # samples that calibration runs
     fine: int = 4  # where steps are a choice, results are compared with so many times the user's own steps
     corrections: int = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
-    probes: int = 24  # noises that candidates are judged on
+    probes: int = 20  # noises that candidates are judged on
     heat: int | None = None  # the first of them, after which the worse half drops out; None: half of them, 0: none
     finalists: int = 5  # best candidates that are judged again ...
     held_out: int = 32  # ... on so many noises that the search never saw

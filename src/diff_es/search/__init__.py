@@ -15,10 +15,11 @@ from diff_es.search.evolve import (
     random_search,
     usual_switches,
 )
-from diff_es.search.knapsack import joint_knapsack, knapsack, knapsack_best, knapsack_bound, knapsack_front
+from diff_es.search.knapsack import joint_knapsack, knapsack, knapsack_best, knapsack_front
 from diff_es.search.pareto import FrontPoint, best_within, front, tier
 from diff_es.search.placing import Placing, placing_search
 from diff_es.search.racing import Judge, promoted, race
+from diff_es.search.relaxed import Relaxed
 from diff_es.search.slots import Steps
 from diff_es.search.space import Levels, NoneFits, Space
 
@@ -34,6 +35,7 @@ __all__ = [
     "Placing",
     "Point",
     "Propose",
+    "Relaxed",
     "Scored",
     "Search",
     "Space",
@@ -47,7 +49,6 @@ __all__ = [
     "joint_knapsack",
     "knapsack",
     "knapsack_best",
-    "knapsack_bound",
     "knapsack_front",
     "knapsack_hull",
     "placing_search",

@@ -86,7 +86,7 @@ def knapsack_hull(stages: Stages) -> tuple[Point, ...]:
 
     ValueError where a stage has no branch, an error is not finite, or costs add up to 2**62 or more.
     """
-    paths = [_hull(_supported(branch) for branch in stage) for stage in check(stages)]
+    paths = [lower_hull(_supported(branch) for branch in stage) for stage in check(stages)]
     turns = sorted(
         (_slope(path[k], path[k + 1]), s, k + 1) for s, path in enumerate(paths) for k in range(len(path) - 1)
     )
@@ -121,7 +121,7 @@ _Vertex = tuple[int, float, tuple[int, ...]]  # cost, error, row
 def _supported(branch: Branch) -> list[_Vertex]:
     """The hull of a branch: each unit's own, whose edges are taken in the order of what they gain."""
     paths = [
-        _hull([[(cost, error, (level,)) for level, (cost, error) in enumerate(choice)]]) for choice in branch.units
+        lower_hull([[(cost, error, (level,)) for level, (cost, error) in enumerate(choice)]]) for choice in branch.units
     ]
     turns = sorted(
         (_slope(path[k], path[k + 1]), u, k + 1) for u, path in enumerate(paths) for k in range(len(path) - 1)
@@ -140,7 +140,7 @@ def _supported(branch: Branch) -> list[_Vertex]:
     return found
 
 
-def _hull(parts: Iterable[Sequence[_Vertex]]) -> list[_Vertex]:
+def lower_hull(parts: Iterable[Sequence[_Vertex]]) -> list[_Vertex]:
     """The lower left convex hull, cheapest first, its error falling."""
     kept = list[_Vertex]()
     for vertex in sorted(vertex for part in parts for vertex in part):

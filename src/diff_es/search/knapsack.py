@@ -78,15 +78,6 @@ def knapsack_best(stages: Stages, budget: int) -> Point:
     return min(found, base, key=lambda p: (p.error, p.cost))
 
 
-def knapsack_bound(stages: Stages, budget: int) -> float:
-    """An error that no schedule within a budget is below, for little more than sorting.
-
-    ValueError as in `knapsack_best`.
-    """
-    base, price = _supported_within(stages, budget)
-    return base.error - price * (budget - base.cost)
-
-
 def _supported_within(stages: Stages, budget: int) -> tuple[Point, float]:
     """The dearest supported schedule within a budget, and the error that a unit of cost beyond it is worth."""
     supported = knapsack_hull(stages)
