@@ -98,13 +98,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, default=2000, help="of the paper's search: 20 x 100")
     parser.add_argument("--probes", type=int, default=8, help="of searches that judge every candidate on all of them")
-    parser.add_argument("--racing", type=int, default=16, help="probes of those that judge the better half on all")
+    parser.add_argument("--racing", type=int, default=20, help="probes of those that judge the better half on all")
     parser.add_argument("--noises", type=int, default=64, help="held-out noises")
     parser.add_argument("--rivals", nargs="+", choices=tuple(RIVALS), default=tuple(RIVALS))
+    parser.add_argument("--work", type=int, help="of the paper's search, where it is known and not among the rivals")
     args = parser.parse_args()
+    if args.work is None and REFERENCE not in args.rivals:
+        parser.error(f"expected {REFERENCE!r} among --rivals, or the --work that it does, found neither")
     pipe, reporter, rows = load("bundled", dtype=torch.float32), Reporter(), dict[str, list[tuple[float, float]]]()
     for seed in args.seeds:
-        work, studies = math.inf, dict[Grain, Study]()
+        work, studies = math.inf if args.work is None else args.work, dict[Grain, Study]()
         for name in sorted(args.rivals, key=lambda name: name != REFERENCE):
             rival = RIVALS[name]
             if rival.grain not in studies:
@@ -126,7 +129,8 @@ def main() -> None:
             evaluations = args.evaluations if name == REFERENCE else None
             at_a_fifth, at_end, spent = run(rival.made(space, first, seed), fitness, rival.races, work, evaluations)
             work = spent if name == REFERENCE else work
-            rows.setdefault(name, []).append((judge(at_a_fifth), judge(at_end)))
+            early = math.nan if at_a_fifth is None else judge(at_a_fifth)
+            rows.setdefault(name, []).append((early, judge(at_end)))
             print(f"seed {seed}, {name}: {rows[name][-1]}, work {spent}, {at_end}", flush=True)
     print("\n| search | " + " | ".join(f"seed {seed}: a fifth, all" for seed in args.seeds) + " | mean |")
     print("|---" * (len(args.seeds) + 2) + "|")
@@ -145,12 +149,13 @@ def settings_of(grain: Grain, probes: int, seed: int) -> Settings:
 
 def run(
     search: Search, fitness: Fitness, races: bool, work: float, evaluations: int | None
-) -> tuple[Levels, Levels, int]:
-    """The best schedule when a fifth of the work was done, the best at its end, and the work in calls times samples.
+) -> tuple[Levels | None, Levels, int]:
+    """The best schedule when a fifth of the work was done, None if the table alone took more, the best at its end, and
+    the work in calls times samples.
 
     For a search of so many ``evaluations``, whose work is not known before, a fifth of these counts.
     """
-    best, count = {0: search.ask()[0]}, 0  # the first candidate, unseen
+    best, count = {0 if evaluations is not None else fitness.calls: search.ask()[0]}, 0  # the first candidate, unseen
     while (cohort := search.ask()) and (fitness.calls < work if evaluations is None else count < evaluations):
         if races:
             heats = dict[Levels, float]()
@@ -169,9 +174,9 @@ def run(
         count += len(cohort)
         best[count if evaluations is not None else fitness.calls] = search.best.levels
     limit = (evaluations if evaluations is not None else work) / 5
-    *_, early = (levels for spent, levels in best.items() if spent <= limit)
+    early = [None, *(levels for spent, levels in best.items() if spent <= limit)]
     *_, late = best.values()
-    return early, late, fitness.calls
+    return early[-1], late, fitness.calls
 
 
 if __name__ == "__main__":
