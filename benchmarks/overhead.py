@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--levers", type=Levers, default=Levers.BOTH)
-    parser.add_argument("--heat", type=int, default=10, help="noises of the first heat, of twice as many in all")
+    parser.add_argument("--heat", type=int, default=16, help="noises of the first heat, of twice as many in all")
     parser.add_argument("--candidates", type=int, help="only so many of the table's, from all stages: for large models")
     parser.add_argument("--functions", type=int, default=0, help="how many functions to print; slows all")
     args = parser.parse_args()

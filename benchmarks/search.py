@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, default=2000, help="of the paper's search: 20 x 100")
     parser.add_argument("--probes", type=int, default=8, help="of searches that judge every candidate on all of them")
-    parser.add_argument("--racing", type=int, default=20, help="probes of those that judge the better half on all")
+    parser.add_argument("--racing", type=int, default=32, help="probes of those that judge the better half on all")
     parser.add_argument("--noises", type=int, default=64, help="held-out noises")
     parser.add_argument("--rivals", nargs="+", choices=tuple(RIVALS), default=tuple(RIVALS))
     parser.add_argument("--work", type=int, help="of the paper's search, where it is known and not among the rivals")
@@ -121,6 +121,7 @@ def main() -> None:
             else:
                 scores = Judge(ready, Journal(None, {}, resume=False))
                 first, fitness = starts(ready, [space], sensitivity(ready, scores, reporter)), scores.scorer.fitness
+                fitness.calls += scores.scorer.alone.calls  # the table's
                 if rival.grain is Grain.WHOLE:
                     rows.setdefault("knapsack alone", []).append((judge(first[0]),) * 2)
                     print(

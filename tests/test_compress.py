@@ -308,7 +308,7 @@ def test_default_settings_come_back_and_senseless_ones_are_refused() -> None:
     for heat in (-1, 16):
         with pytest.raises(DiffESError, match=rf"heat: expected a number from 0, below the 16 probes, found {heat}"):
             Settings(probes=16, heat=heat)
-    assert [Settings(probes=n).first_heat for n in (1, 2, 9, 20)] == [0, 1, 4, 10]
+    assert [Settings(probes=n).first_heat for n in (1, 2, 9, 32)] == [0, 1, 4, 16]
     assert Settings(heat=0).first_heat == 0
     for field in ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations"):
         with pytest.raises(DiffESError, match=f"{field}: expected 1 or more, found 0"):

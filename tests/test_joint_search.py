@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diff_es import Compressed, Depth, DiffESError, Method, Sampling, Width, compress, load
 from diff_es.evaluate import contenders
-from diff_es.fitness import Fitness
+from diff_es.fitness import Bank, Fitness
 from diff_es.journal import Journal, Scale
 from diff_es.judge import Judge
 from diff_es.measures import ImageSSIM, LatentSNR
@@ -171,7 +171,7 @@ def test_timesteps_written_out_change_nothing(study: Study) -> None:
 
 
 def test_the_weights_kept_change_no_score(study: Study) -> None:
-    few, all_of_them = fitness_of(study, weights=1), fitness_of(study)
+    few, all_of_them = fitness_of(study, bank=Bank(study.pipe, study.library, limit=1)), fitness_of(study)
     for levels in drawn(study, 4):
         assert few(levels) == all_of_them(levels)
 
@@ -216,8 +216,11 @@ def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -
     fast = compress(tiny(), 0.6, chosen, journal=journal)
     ready = prepare(tiny(), chosen)
     fitness = ready.fitness("search", chosen.probes, chosen.first_heat)
-    alone = ready.fitness_alone() if ready.path else None
-    judges: dict[Scale, Any] = {Scale.ALL: fitness, Scale.HEAT: fitness.first, Scale.ALONE: alone}
+    judges: dict[Scale, Callable[[Levels], float]] = {
+        Scale.ALL: fitness,
+        Scale.HEAT: fitness.first,
+        Scale.ALONE: ready.fitness_alone(),
+    }
     found: dict[str, dict[Levels, float]] = {scale: {} for scale in judges}
     for line in lines_of(journal):
         levels = tuple(tuple(row) for row in line["levels"])
@@ -226,9 +229,7 @@ def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -
     assert found["all"].keys() < found["heat"].keys()  # the better half of each heat went on
     for scale, scores in found.items():
         for levels, score in list(scores.items())[:: max(1, len(scores) // 6)]:
-            judge = judges[Scale(scale)]
-            assert judge is not None
-            assert judge(levels) == pytest.approx(score, rel=1e-9)
+            assert judges[Scale(scale)](levels) == pytest.approx(score, rel=1e-9)
     for levels, score, _ in fast.about["finalists"]:
         assert score == found["all"][tuple(tuple(row) for row in levels)]
 

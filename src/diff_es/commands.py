@@ -58,9 +58,9 @@ def compress_command(
     steps: Annotated[int, typer.Option(help="sampler steps, as you sample")] = 50,
     guidance: Annotated[float, typer.Option(help="guidance scale, as you sample")] = 4.0,
     batch: Annotated[int, typer.Option(help="samples per pipeline call")] = 16,
-    generations: Annotated[int, typer.Option(help="of the search")] = 60,
+    generations: Annotated[int, typer.Option(help="of the search")] = 40,
     population: Annotated[int, typer.Option(help="candidates per generation")] = 20,
-    probes: Annotated[int, typer.Option(help="noises candidates are judged on")] = 20,
+    probes: Annotated[int, typer.Option(help="noises candidates are judged on")] = 32,
     heat: Annotated[
         int | None, typer.Option(help="the first of them, after which the worse half drops out; default half, 0: none")
     ] = None,

@@ -28,10 +28,14 @@ from .stepping import Stepping, stepped
 from .trajectory import Timesteps, Trajectory, placed
 
 
-class _Bank:
-    """The realised weights of every (stage, unit, level) that candidates use, as a store that routing runs from."""
+class Bank:
+    """The realised weights of every (stage, unit, level) that candidates use, as a store that routing runs from.
 
-    def __init__(self, pipe: Pipeline, library: Library, limit: int) -> None:
+    Args:
+        limit: bytes of them to keep.
+    """
+
+    def __init__(self, pipe: Pipeline, library: Library, limit: int = 1 << 33) -> None:
         self._denoiser, self._library, self._limit = denoiser_of(pipe), library, limit
         self._switch, self._held = Switch(self._denoiser), 0
         self._parts = OrderedDict[tuple[int, int, int], tuple[Mapping[str, Any], int]]()
@@ -92,7 +96,7 @@ class Fitness:
         lessons: noises that corrections are fitted on; none: the first of the probes.
         taught: gives the corrections of a schedule, where they are fitted elsewhere.
         memory: bytes of known steps to keep for prefix reuse; 0 reuses nothing.
-        weights: bytes of realised weights to keep.
+        bank: realised weights, where several share them; None: its own.
     """
 
     def __init__(
@@ -111,10 +115,11 @@ class Fitness:
         lessons: Sequence[Probe] = (),
         taught: Callable[[Levels], Corrections] | None = None,
         memory: int = 1 << 31,
-        weights: int = 1 << 33,
+        bank: Bank | None = None,
     ) -> None:
         self._pipe, self._library, self._stages, self._measure = pipe, library, stages, measure
-        self._sampling, self._path, self._bank = sampling, path, _Bank(pipe, library, weights)
+        self._sampling, self._path = sampling, path
+        self._bank = Bank(pipe, library) if bank is None else bank
         self._routing = Routing(denoiser_of(pipe), stages, lambda: self._bank)
         size = sampling.batch
         self._chunks = [probes[i : min(i + size, heat)] for i in range(0, heat, size)]

@@ -19,7 +19,7 @@ class Scale(StrEnum):
 
     ALL = "all"  # all probes of a search
     HEAT = "heat"  # those of its first heat
-    ALONE = "alone"  # single changes of a finer schedule, against that schedule
+    ALONE = "alone"  # single changes of one schedule, against that schedule
 
 
 class Journal:

@@ -45,12 +45,12 @@ class Scorer:
         return self._ready.fitness("search", settings.probes, settings.first_heat)
 
     @cached_property
-    def _alone(self) -> Fitness:
+    def alone(self) -> Fitness:
         return self._ready.fitness_alone()
 
     def __call__(self, job: Job) -> float:
         if job.scale is Scale.ALONE:
-            return self._alone(job.levels)
+            return self.alone(job.levels)
         if job.scale is Scale.HEAT:
             return self.fitness.first(job.levels)
         return self.fitness(job.levels) if job.heat is None else self.fitness.second(job.levels, job.heat)

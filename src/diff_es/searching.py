@@ -173,11 +173,13 @@ def _pruned(ready: Study, space: Space, scores: Mapping[Levels, float], table: S
             len(known) >= most and total > known[most - 1] for total, known in zip(totals, foreseen, strict=True)
         )
 
+    offered = list[tuple[float, float, list[int]]]()
     for levels, score in ranked(scores).items():
-        own, counts = ready.settings.measure.error(score), [row[0] for row in levels]
-        if hopeless(own, 0.0):
-            break
-        if space.pays(counts) and not hopeless(own, at_least(counts)):
+        counts = [row[0] for row in levels]
+        if space.pays(counts):
+            offered.append((ready.settings.measure.error(score), at_least(counts), counts))
+    for own, added, counts in sorted(offered, key=lambda one: one[0] + _DOUBTS[1] * one[1]):  # soon the best are known
+        if not hopeless(own, added):
             point = table.pruned(space, counts)
             errors[point.levels] = own, point.error
             for doubt, known in zip(_DOUBTS, foreseen, strict=True):

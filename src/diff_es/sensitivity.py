@@ -92,19 +92,17 @@ class Sensitivity:
 
 def _facts(ready: Survey) -> dict[str, Any]:
     """What a table depends on."""
-    described, heat = describe(ready.settings), ready.settings.first_heat
-    names = ["sampling", "stages", "levers", "method", "measure", "calibration", "seed"]
+    described = describe(ready.settings) | {"sensed": ready.settings.sensed_probes}
+    names = ["sampling", "stages", "levers", "method", "measure", "calibration", "sensed", "seed"]
     names += [] if ready.path is None else ["fine", "corrections"]
-    noises = {"heat": heat} if heat else {"probes": ready.settings.probes}
-    return {**{name: described[name] for name in names}, **noises, **identity(ready.pipe)}
+    return {**{name: described[name] for name in names}, **identity(ready.pipe)}
 
 
 def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
     """Measure the table by short runs: the prefix before a changed stage is known."""
     single = changed(ready)
-    scale = Scale.ALONE if ready.path is not None else Scale.HEAT if ready.settings.first_heat else Scale.ALL
     with reporter.task("measure sensitivity", len(single)) as task:
-        scores = judge.scores(single, scale, task.advance)
+        scores = judge.scores(single, Scale.ALONE, task.advance)
     error = ready.settings.measure.error
     errors = {ready.base: 0.0, **{levels: error(score) for levels, score in scores.items()}}
     by_level = tuple(

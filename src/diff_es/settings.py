@@ -36,12 +36,13 @@ class Settings:
     calibration: int = 128  # samples that calibration runs
     fine: int = 4  # where steps are a choice, results are compared with so many times the user's own steps
     corrections: int = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
-    probes: int = 20  # noises that candidates are judged on
+    probes: int = 32  # noises that candidates are judged on
     heat: int | None = None  # the first of them, after which the worse half drops out; None: half of them, 0: none
+    sensed: int = 10  # the first of them, on which sensitivities are measured
     finalists: int = 5  # best candidates that are judged again ...
     held_out: int = 32  # ... on so many noises that the search never saw
     population: int = 20
-    generations: int = 60  # and half as many more where steps and levels are both a choice
+    generations: int = 40  # and half as many more where steps and levels are both a choice
     survivors: int = 5  # of all so far, from which offspring are drawn
     crossover: float = 0.3  # share of offspring by crossover; the others are mutations
     switches: int | None = None  # most level switches of a mutation; None: by the number of choices
@@ -53,7 +54,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         remedy = "Leave it out to take the default."
-        counts = ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations")
+        counts = (
+            "stages",
+            "calibration",
+            "fine",
+            "probes",
+            "sensed",
+            "finalists",
+            "held_out",
+            "population",
+            "generations",
+        )
         for name in (*counts, "placings", "offspring"):
             if getattr(self, name) < 1:
                 raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
@@ -67,6 +78,11 @@ class Settings:
     def first_heat(self) -> int:
         """Probes of the first heat of a race; 0: candidates do not race."""
         return self.probes // 2 if self.heat is None else self.heat
+
+    @property
+    def sensed_probes(self) -> int:
+        """Probes that sensitivities are measured on."""
+        return min(self.sensed, self.probes)
 
     def changed(self, **changes: Any) -> Settings:
         """The same with some values exchanged; steps, guidance and batch are those of ``sampling``.

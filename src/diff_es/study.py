@@ -14,7 +14,7 @@ from .calibrate import Statistics, calibrate, parts_of
 from .conditioning import Probe, conditions_of
 from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
-from .fitness import Fitness, timesteps_of
+from .fitness import Bank, Fitness, timesteps_of
 from .latency import hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, discover
 from .library import Library
@@ -80,9 +80,13 @@ class Study(Survey):
 
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""
-        assert self.path is not None
-        reference = placed(self.path, self.stages, [row[0] for row in self.base])
-        return self._fitness("search", self.settings.first_heat or self.settings.probes, reference)
+        path = self.path
+        reference = None if path is None else placed(path, self.stages, [row[0] for row in self.base])
+        return self._fitness("search", self.settings.sensed_probes, reference)
+
+    @cached_property
+    def _bank(self) -> Bank:
+        return Bank(self.pipe, self.library)
 
     def _fitness(
         self, purpose: str, count: int, reference: Sequence[float] | None, heat: int = 0, **lessons: Any
@@ -90,7 +94,8 @@ class Study(Survey):
         settings, probes = self.settings, self._probes(purpose, count)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
         corrections = settings.corrections if self.corrected else 0
-        return Fitness(*own, path=self.path, reference=reference, heat=heat, corrections=corrections, **lessons)
+        lessons |= {"heat": heat, "corrections": corrections, "bank": self._bank}
+        return Fitness(*own, path=self.path, reference=reference, **lessons)
 
     def _probes(self, purpose: str, count: int) -> tuple[Probe, ...]:
         return make_probes(self.pipe, count, self.settings.seed, purpose, self.settings.prompts)
