@@ -59,6 +59,7 @@ def main() -> None:
             calibration=128,
             probes=args.probes,
             heat=args.probes // 3,
+            sensed=args.probes // 3,
             held_out=24,
             finalists=4,
             placings=8,

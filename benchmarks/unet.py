@@ -65,6 +65,7 @@ def main() -> None:
             calibration=args.calibration,
             probes=12,
             heat=4,
+            sensed=4,
             finalists=3,
             held_out=24,
             population=args.population,

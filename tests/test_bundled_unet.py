@@ -122,6 +122,7 @@ def test_evolved_beats_uniform_and_compensation_helps(pipe: Any) -> None:
         calibration=32,
         probes=8,
         heat=4,
+        sensed=4,
         finalists=2,
         held_out=16,
         population=6,

@@ -27,6 +27,7 @@ SETTINGS = Settings(
     calibration=128,
     probes=12,
     heat=4,
+    sensed=5,
     finalists=3,
     held_out=24,
     population=8,
