@@ -1,6 +1,6 @@
 """What a search spends beside the denoiser: fits of corrections, weight switches, asking and telling, the journal.
 
-    python benchmarks/overhead.py --steps 20 --generations 20
+    python benchmarks/overhead.py --steps 20 --generations 8
     python benchmarks/overhead.py --model dit-s-4 --steps 10 --generations 1
 
 Runs the table of sensitivities and a search for two budgets, journal on disk, and prints where the time goes: into the
@@ -103,16 +103,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--levers", type=Levers, default=Levers.BOTH)
-    parser.add_argument("--heat", type=int, default=16, help="noises of the first heat, of twice as many in all")
     parser.add_argument("--candidates", type=int, help="only so many of the table's, from all stages: for large models")
     parser.add_argument("--functions", type=int, default=0, help="how many functions to print; slows all")
     args = parser.parse_args()
     pipe, reporter, clock = made(args.model), Reporter(), Clock()
     settings = Settings(
-        sampling=Sampling(args.steps, 2.0, batch=max(16, args.heat)),
+        sampling=Sampling(args.steps, 2.0),
         levers=args.levers,
         calibration=32,
-        probes=2 * args.heat,
         generations=args.generations,
         placings=3,
     )
