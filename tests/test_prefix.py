@@ -145,4 +145,4 @@ def test_the_cache_holds_no_more_than_its_limit(added: list[tuple[int, int]], li
         tensors = {id(t): t for found in kept for t in (*found.outputs, *([shared] if found.after else []))}
         assert sum(len(t) for t in tensors.values()) <= limit
         if limit == 40 and sum(size for _, size in added) < 30:
-            assert known in kept
+            assert any(found is known for found in kept)
