@@ -156,8 +156,13 @@ def run(
 
     For a search of so many ``evaluations``, whose work is not known before, a fifth of these counts.
     """
-    best, count = {0 if evaluations is not None else fitness.calls: search.ask()[0]}, 0  # the first candidate, unseen
-    while (cohort := search.ask()) and (fitness.calls < work if evaluations is None else count < evaluations):
+    count, limit = 0, work if evaluations is None else evaluations
+
+    def done() -> int:
+        return fitness.calls if evaluations is None else count
+
+    best = {done(): search.ask()[0]}  # the first candidate, unseen
+    while (cohort := search.ask()) and done() < limit:
         if races:
             heats = dict[Levels, float]()
 
@@ -173,9 +178,8 @@ def run(
         else:
             search.tell({levels: fitness(levels) for levels in cohort})
         count += len(cohort)
-        best[count if evaluations is not None else fitness.calls] = search.best.levels
-    limit = (evaluations if evaluations is not None else work) / 5
-    early = [None, *(levels for spent, levels in best.items() if spent <= limit)]
+        best[done()] = search.best.levels
+    early = [None, *(levels for spent, levels in best.items() if spent <= limit / 5)]
     *_, late = best.values()
     return early[-1], late, fitness.calls
 

@@ -310,7 +310,8 @@ def test_default_settings_come_back_and_senseless_ones_are_refused() -> None:
             Settings(probes=16, heat=heat)
     assert [Settings(probes=n).first_heat for n in (1, 2, 9, 32)] == [0, 1, 4, 16]
     assert Settings(heat=0).first_heat == 0
-    for field in ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations"):
+    counts = ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations")
+    for field in (*counts, "sensed"):
         with pytest.raises(DiffESError, match=f"{field}: expected 1 or more, found 0"):
             Settings(**{field: 0})  # type: ignore[arg-type]
     for call in ({"steps": 0}, {"batch": 0}, {"guidance": -1.0}, {"guidance": float("nan")}):

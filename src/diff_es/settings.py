@@ -54,18 +54,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         remedy = "Leave it out to take the default."
-        counts = (
-            "stages",
-            "calibration",
-            "fine",
-            "probes",
-            "sensed",
-            "finalists",
-            "held_out",
-            "population",
-            "generations",
-        )
-        for name in (*counts, "placings", "offspring"):
+        counts = ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations")
+        for name in (*counts, "sensed", "placings", "offspring"):
             if getattr(self, name) < 1:
                 raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
         if self.corrections < 0:

@@ -60,7 +60,7 @@ class Study(Survey):
 
     def fitness(self, purpose: str, count: int, heat: int = 0) -> Fitness:
         """Closeness to the reference on ``count`` probes of this purpose, ``heat`` of them in a first heat."""
-        return self._fitness(purpose, count, self.reference, heat)
+        return self._fitness(purpose, count, self.reference, heat=heat)
 
     @cached_property
     def held_out(self) -> Fitness:
@@ -88,14 +88,12 @@ class Study(Survey):
     def _bank(self) -> Bank:
         return Bank(self.pipe, self.library)
 
-    def _fitness(
-        self, purpose: str, count: int, reference: Sequence[float] | None, heat: int = 0, **lessons: Any
-    ) -> Fitness:
+    def _fitness(self, purpose: str, count: int, reference: Sequence[float] | None, **others: Any) -> Fitness:
         settings, probes = self.settings, self._probes(purpose, count)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
         corrections = settings.corrections if self.corrected else 0
-        lessons |= {"heat": heat, "corrections": corrections, "bank": self._bank}
-        return Fitness(*own, path=self.path, reference=reference, **lessons)
+        others |= {"corrections": corrections, "bank": self._bank}
+        return Fitness(*own, path=self.path, reference=reference, **others)
 
     def _probes(self, purpose: str, count: int) -> tuple[Probe, ...]:
         return make_probes(self.pipe, count, self.settings.seed, purpose, self.settings.prompts)
