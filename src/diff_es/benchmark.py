@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .artefact import Compressed
+from .heap import Kept
 from .latency import finished
 from .layers import DENSE, Plan, discover
 from .multistep import Corrections, fixed
@@ -134,7 +135,7 @@ def _once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
 def measure(pipe: Pipeline, runners: Sequence[Runner], rounds: int, reporter: Reporter) -> list[Timing]:
     """Time every runner once a round, after one round of warming up; the first runner is the reference."""
     times = [list[tuple[float, float]]() for _ in runners]
-    with reporter.task("measure latency", (rounds + 1) * len(runners)) as task:
+    with closing(Kept(denoiser_of(pipe).device)), reporter.task("measure latency", (rounds + 1) * len(runners)) as task:
         for round_index in range(rounds + 1):
             for runner, seen in zip(runners, times, strict=True):
                 result = _once(pipe, runner)

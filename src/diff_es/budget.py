@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from .cost import Costs, MacCounter
 from .errors import BudgetOutOfReach, DiffESError
+from .heap import Kept
 from .latency import nanoseconds, paired
 from .layers import Anatomy, Cut, Plan, Switch, realise
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, intercepted, make_probes, sample
@@ -102,7 +104,7 @@ def measured_prices(
     args, kwargs = first_call(pipe, sampling)
     rounds, ratios, alike = 7, list[list[float]](), counter.alike(units)
     timed = sum(len(units[index].options) - 1 for index in set(alike))
-    with torch.no_grad(), reporter.task("time levels", rounds + timed) as task:
+    with closing(Kept(denoiser.device)), torch.no_grad(), reporter.task("time levels", rounds + timed) as task:
         answer = denoiser(*args, **kwargs)
 
         def call(content: Mapping[str, Any]) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .conditioning import Encodings, encoded_once
 from .errors import DiffESError
+from .heap import Kept
 from .layers import Plan, Switch, realise
 from .library import Library
 from .measures import Measure
@@ -131,7 +132,7 @@ class Fitness:
         self._count, self._fitted = corrections, dict[Levels, Corrections]()
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
         self._encodings, self._stage_of = Encodings(), dict[float, int]()  # of timesteps that were run
-        self._settled = settled(pipe)
+        self._settled, self._heap = settled(pipe), Kept(denoiser_of(pipe).device)
         self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
         if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
             remedy = "Use float32 or bfloat16 arithmetic, or another sampler."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from .heap import Kept
 from .layers import Anatomy, Cut, Layer, Plan, Switch, fed_by, realise
 from .pipeline import Pipeline, Sampling, denoiser_of, first_call
 from .progress import Reporter
@@ -47,7 +49,7 @@ def time_layers(
         key = (layer.kind, layer.groups, layer.width, tuple(shapes), _shape(inputs[layer.name]))
         classes.setdefault(key, []).append(layer)
     times = list[LayerTime]()
-    with reporter.task("time layers", len(classes) * (ladder.levels - 1)) as task:
+    with closing(Kept(denoiser.device)), reporter.task("time layers", len(classes) * (ladder.levels - 1)) as task:
         for layers in classes.values():
             first, kept = layers[0], [ladder.kept(layers[0], level) for level in range(ladder.levels)]
             ratios, slower = [1.0], [False]

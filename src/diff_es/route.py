@@ -11,6 +11,7 @@ from torch import nn
 
 from .clock import on_stage
 from .errors import DiffESError, several
+from .heap import Kept
 from .layers import RoomToCompile, base_parameters, check_groups, discover, owned_by
 from .layers.compiled import submodule
 from .placements import Store
@@ -60,7 +61,7 @@ class Routing:
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
         check_groups(denoiser)
         self._placed, self._adapters = self._placement(), self._loaded()
-        self._store = self._open()
+        self._store, self._heap = self._open(), Kept(self._placed[0])
         self._room = RoomToCompile(denoiser)
         self._handles = (
             on_stage(denoiser, self._stages, self._enter),
@@ -77,6 +78,7 @@ class Routing:
             handle.remove()
         del _ROUTED[self._denoiser]
         self._store.close()
+        self._heap.close()
         now = self._placement()
         if now[0].type != "meta" and (now != self._placed or self._offloaded()):
             self._follow(*now)  # moved or cast meanwhile
