@@ -86,7 +86,9 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def test_inspect_tells_what_can_be_pruned_and_what_it_costs(run: Run, model_folder: Path) -> None:
-    found = run("inspect", model_folder, "--levels", 4, "--json").result()
+    ended = run("inspect", model_folder, "--levels", 4, "--json")
+    found = ended.result()
+    assert "…" not in ended.out, "a table is cut at 80 columns"
     kinds = [row["kind"] for row in found["layers"]]
     assert {kind: kinds.count(kind) for kind in kinds} == {"attention": 3, "feedforward": 3, "block": 3}
     assert found["layers"][0]["kept_by_level"] == [4, 3, 2, 1]
@@ -163,7 +165,9 @@ def test_evaluate_compares_with_every_alternative(run: Run, made: Path, tmp_path
 
 
 def test_bench_times_dense_routed_and_pruned(run: Run, made: Path) -> None:
-    result = run("bench", made, "--batch", 1, "--rounds", 2, "--json").result()
+    ended = run("bench", made, "--batch", 1, "--rounds", 2, "--json")
+    result = ended.result()
+    assert "…" not in ended.out, "a table is cut at 80 columns"
     names = ["dense", "routed at level 0", "diff-es, resident", "diff-es, streamed", "diff-es, stitched"]
     assert [row["runner"] for row in result["rows"]] == names
     dense, routed, resident, streamed, stitched = result["rows"]

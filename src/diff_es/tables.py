@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,8 @@ _UNITS_IN_FULL = 16
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    """As narrow as can be, so that a terminal of 80 columns cuts no number short."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     return table
@@ -74,14 +76,18 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
     console.print(each)
     if found["timed"]:
         _show_times(console, found["timed"])
-    rest = _table("Left dense", "Where", "Parameters", "Why")
+    rest = dict[str, Table]()  # by reason
+
+    def left(name: str, parameters: str, reason: str) -> None:
+        rest.setdefault(reason, _table(f"Left dense: {reason}", "Where", "Parameters")).add_row(name, parameters)
+
     for part in found["left_dense"]:
-        rest.add_row(part["name"], f"{part['parameters'] / 1e6:.2f}M", part["reason"])
+        left(part["name"], f"{part['parameters'] / 1e6:.2f}M", part["reason"])
     for name in found["never_thinned"]:
-        rest.add_row(name, "–", "keeps all of its groups at every level: it runs no faster with fewer")
+        left(name, "–", "keeps all of its groups at every level: it runs no faster with fewer")
     for refusal in found["refused"]:
-        rest.add_row(refusal["name"], "–", f"refused: {refusal['reason']}")
-    console.print(rest)
+        left(refusal["name"], "–", f"refused: {refusal['reason']}")
+    console.print(*rest.values())
 
 
 def _show_times(console: Console, timed: Sequence[Mapping[str, Any]]) -> None:
@@ -146,16 +152,8 @@ def show_bench(console: Console, result: Mapping[str, Any]) -> None:
     """Latency and memory side by side; the spreads are in the JSON."""
     compiled = ", blocks compiled" if result["compiled"] else ""
     setting = f"{result['device']}, {result['dtype']}, {result['steps']} steps{compiled}"
-    columns = [
-        "Batch",
-        "Prom-\nised",
-        "Pipeline\nms",
-        "Speed-\nup",
-        "Denoiser\nms",
-        "Speed-\nup",
-        "Switch\nms",
-        "Weights\nMB",
-    ]
+    pipeline, denoiser = ["Pipe-\nline\nms", "Speed-\nup"], ["De-\nnoiser\nms", "Speed-\nup"]
+    columns = ["Batch", "Prom-\nised", *pipeline, *denoiser, "Switch\nms", "Weights\nMB"]
     peaks = all(row["peak_bytes"] is not None for row in result["rows"])
     table = _table(setting, "Runner", *columns, *(["Peak\nMB"] if peaks else []))
     for row in result["rows"]:
@@ -167,7 +165,7 @@ def show_bench(console: Console, result: Mapping[str, Any]) -> None:
             f"{row['denoiser_ms']:.0f}",
             f"{row['denoiser_speedup']:.2f}x",
             _number(row["switch_ms"], ".2f"),
-            f"{row['weight_bytes'] / 1e6:.1f}",
+            f"{row['weight_bytes'] / 1e6:.0f}",
         ]
-        table.add_row(row["runner"], *cells, *([f"{row['peak_bytes'] / 1e6:.1f}"] if peaks else []))
+        table.add_row(row["runner"], *cells, *([f"{row['peak_bytes'] / 1e6:.0f}"] if peaks else []))
     console.print(table)
