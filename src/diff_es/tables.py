@@ -93,8 +93,8 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
 def _show_times(console: Console, timed: Sequence[Mapping[str, Any]]) -> None:
     """How much faster than dense each shape of layer runs."""
     levels = len(timed[0]["ratios"])
-    columns = [f"Level {level}" for level in range(1, levels)]
-    table = _table("Speed-up of a layer, measured", "Layers of one shape", *columns)
+    columns = map(str, range(1, levels))
+    table = _table("Speed-up of a layer, measured, by level", "Layers of one shape", *columns)
     for shape in timed:
         pairs = list(zip(shape["ratios"], shape["slower"], strict=True))[1:]
         cells = ["left dense" if slower else f"{1 / ratio:.2f}x" for ratio, slower in pairs]
