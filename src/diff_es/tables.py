@@ -20,10 +20,10 @@ _UNITS_IN_FULL = 16
 
 
 def _table(title: str, *columns: str) -> Table:
-    """As narrow as can be, so that a terminal of 80 columns cuts no number short."""
+    """As narrow as can be, so that a terminal of 80 columns cuts no number short; names take several lines first."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(column, justify="left" if i == 0 else "right")
     return table
 
 
