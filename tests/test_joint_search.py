@@ -247,6 +247,23 @@ def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
     assert all(np.isfinite(score) for _, score, _ in found.finalists)
 
 
+@pytest.mark.parametrize("levers", Levers)
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_larger_budget_is_never_further_away_on_held_out_probes(levers: Levers, seed: int) -> None:
+    """Though what is found for it may be: it was searched on two noises, and is judged on two others."""
+    little = joint(levers=levers, seed=seed, probes=2, held_out=2, finalists=1, population=4, generations=1)
+    ready, quiet = prepare(tiny(), little), Reporter(quiet=True)
+    judge = Judge(ready, Journal(None, {}, resume=False))
+    found = evolve(ready, (1.0, 0.6, 0.8, 0.7, 0.9), judge, sensitivity(ready, judge, quiet), quiet)
+    assert list(found) == [0.6, 0.7, 0.8, 0.9, 1.0]
+    assert all(a.held_out <= b.held_out for a, b in itertools.pairwise(found.values()))
+    for budget, one in found.items():
+        assert ready.costs.ratio(one.levels) <= budget
+        assert one.finalists[0] == (one.levels, one.score, one.held_out)
+        assert one.held_out == max(held_out for _, _, held_out in one.finalists) == ready.held_out(one.levels)
+        assert one.score == judge.score(one.levels)
+
+
 def test_steps_alone_are_a_part_of_steps_and_levels() -> None:
     """Draw by draw: their finalists are among those of both, with the same scores, so both are never worse."""
     found = {}

@@ -70,7 +70,8 @@ def evolve(
 
     Where steps and levels are both a choice, steps are searched first, draw by draw as they are alone. What is found is
     pruned down to each budget, and from there steps and levels are searched together. The finalists of steps alone are
-    judged again beside the others, so that the winner is no worse on the held-out probes than theirs.
+    judged again beside the others, so that the winner is no worse on the held-out probes than theirs, nor than that of
+    a smaller budget.
 
     Args:
         budgets: shares of the dense cost.
@@ -95,7 +96,22 @@ def evolve(
             first = [*list(best)[: ready.settings.survivors], *unpruned[:_EACH]]
             own |= place_both(ready, budget, first, judge, reporter)
         results[budget] = select(ready, ranked(own), unpruned, explored.history, ran + len(own), reporter)
-    return results
+    return _rising(results)
+
+
+def _rising(results: Mapping[float, Found]) -> dict[float, Found]:
+    """The same but for a budget that comes out below a smaller one on held-out probes: that one's winner is its own.
+
+    Args:
+        results: smallest budget first.
+    """
+    rising, best = dict[float, Found](), next(iter(results.values()))
+    for budget, found in results.items():
+        if best.held_out > found.held_out:
+            finalists = (best.finalists[0], *found.finalists)
+            found = replace(found, levels=best.levels, score=best.score, held_out=best.held_out, finalists=finalists)
+        rising[budget] = best = found
+    return rising
 
 
 @dataclass(frozen=True)

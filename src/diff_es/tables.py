@@ -129,9 +129,10 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
     if "own_held_out_score" in about:
         own, to_own = about["own_held_out_score"], about["held_out_score_to_own"]
         console.print(f"The user's own setting is at {own:.2f}; the result is at {to_own:.2f} from that.")
-    for point in sorted(fast.others, key=lambda point: -float(point.about["macs_ratio"])):
-        times, closeness = 1 / point.about["macs_ratio"], point.about["held_out_score"]
-        console.print(f"Also saved: --point {math.floor(times * 100) / 100}, closeness {closeness:.2f}.")
+    for ratio, closeness in sorted(
+        {(p.about["macs_ratio"], p.about["held_out_score"]) for p in fast.others}, reverse=True
+    ):
+        console.print(f"Also saved: --point {math.floor(100 / ratio) / 100}, closeness {closeness:.2f}.")
     console.print(f"Weights: {_placed(fast)}.")
     console.print(f"{about['evaluations']} candidates in {seconds / 60:.1f} minutes. Saved in {folder}.")
 
