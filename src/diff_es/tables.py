@@ -129,9 +129,8 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
     if "own_held_out_score" in about:
         own, to_own = about["own_held_out_score"], about["held_out_score_to_own"]
         console.print(f"The user's own setting is at {own:.2f}; the result is at {to_own:.2f} from that.")
-    for ratio, closeness in sorted(
-        {(p.about["macs_ratio"], p.about["held_out_score"]) for p in fast.others}, reverse=True
-    ):
+    others = {(point.about["macs_ratio"], point.about["held_out_score"]) for point in fast.others}
+    for ratio, closeness in sorted(others, reverse=True):
         console.print(f"Also saved: --point {math.floor(100 / ratio) / 100}, closeness {closeness:.2f}.")
     console.print(f"Weights: {_placed(fast)}.")
     console.print(f"{about['evaluations']} candidates in {seconds / 60:.1f} minutes. Saved in {folder}.")
