@@ -20,10 +20,7 @@ from .pipeline import AnyPipeline, denoiser_of
 from .placements import Compact, Placement, Streamed, parameter_bytes
 from .progress import Reporter
 from .schedule import Schedule
-from .search import (
-    Generation,
-    Levels,
-)
+from .search import Generation, Levels
 from .searching import Found, evolve
 from .sensitivity import Sensitivity, sensitivity
 from .settings import Settings, describe
