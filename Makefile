@@ -4,6 +4,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3 python3.13 python3.12 python3.11
 TORCH ?= torch==2.13.0
+JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -19,7 +20,7 @@ demo: $(STAMP)  ## compress the bundled model and write the report to demo/
 	$(BIN)/diff-es demo --out demo
 
 test: lint  ## lint, types and every test, slow ones included
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	$(BIN)/ruff check .
