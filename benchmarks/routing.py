@@ -100,7 +100,7 @@ def measure(
                 times[name].append(seconds(call, timesteps))
                 private[name] = private_bytes() - before
                 if round_index == args.rounds:
-                    switches[name] = switch_ms(routing.store, len(plans), device)
+                    switches[name] = switch_ms(routing, len(plans), device)
                     weights[name] = routing.store.peak_bytes
             del routing  # and what it holds
     for name, seen in times.items():

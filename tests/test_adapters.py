@@ -156,9 +156,12 @@ def test_adapters_from_files_come_and_go(compressed: Compressed, files: Path) ->
     dense = drawn()
     with compressed.routed(pipe):
         pruned = drawn()
-        with pytest.raises(DiffESError, match=r"remove\(pipe\)` first, .*to load adapters into it"):
-            pipe.load_lora_weights(files / "both")
+        pipe.load_lora_weights(files / "both")
+        with pytest.raises(ArtefactError, match=r"attn1.*found adapters on .*attn1.*unload adapters before routing"):
+            drawn()
+        pipe.unload_lora_weights()
         assert torch.equal(drawn(), pruned)
+    assert torch.equal(drawn(), dense)
     for name in ("one", "two"):
         pipe.load_lora_weights(files / "both", adapter_name=name)
     pipe.set_adapters(["one", "two"], [0.5, 0.5])

@@ -93,8 +93,9 @@ def test_leaving_restores_everything_and_leaves_nothing() -> None:
     before, dense = snapshot(pipe.transformer), images(pipe)
     with routed(*arguments):
         assert not torch.equal(images(pipe), dense)
-        with pytest.raises(DiffESError, match=r"state dict: expected a dense denoiser, found one stage's slim weights"):
-            pipe.transformer.state_dict()
+        state = pipe.transformer.state_dict()
+    assert all(torch.equal(before[f"value of {name}"], value) for name, value in state.items())
+    assert len(state) == sum(name.startswith("value of ") for name in before)
     assert_same(before, snapshot(pipe.transformer))
     assert routing_of(pipe.transformer) is None
     assert torch.equal(images(pipe), dense)
@@ -273,14 +274,16 @@ def test_a_probe_does_not_depend_on_its_batch(study: Any) -> None:
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_a_pipeline_that_is_moved_while_routed_is_refused_and_comes_back_whole() -> None:
+def test_a_denoiser_that_changes_while_routed_is_refused_and_comes_back_whole() -> None:
+    """Where nobody can tell whether the weights still fit."""
     pipe = tiny()
     arguments = prepared(pipe)
     with routed(*arguments):
         images(pipe)
         pipe.to(torch.bfloat16)
-        with pytest.raises(DiffESError, match=r"float32, as when it was routed, found cpu torch\.bfloat16"):
-            images(pipe)
+        for _ in range(2):
+            with pytest.raises(DiffESError, match=r"expected one as it was when it was routed, found"):
+                images(pipe)
     assert {parameter.dtype for parameter in pipe.transformer.parameters()} == {torch.bfloat16}
     images(pipe)
 

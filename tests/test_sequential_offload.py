@@ -18,7 +18,7 @@ from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, discover, named_pa
 from diff_es.library import Method
 from diff_es.pipeline import denoiser_of, make_probes, sample, trace
 from diff_es.placements import Placement, Stitched
-from diff_es.route import Routing, routed
+from diff_es.route import routed
 from diff_es.schedule import Stages
 
 ALL = {"DiT": (tiny, CALL), **{name: (case.make, case.sampling) for name, case in CASES.items()}}
@@ -165,19 +165,19 @@ def test_another_base_model_is_refused(fast: Compressed) -> None:
         pass
 
 
-def test_it_is_switched_on_and_off_outside_of_routing(fast: Compressed) -> None:
+@pytest.mark.parametrize("placement", [Resident(), Streamed()])
+def test_it_is_switched_on_and_off_while_routed(fast: Compressed, placement: Placement) -> None:
     pipe, dense = tiny(), drawn(tiny())
-    with fast.routed(pipe):
+    with fast.routed(pipe, placement):
         pruned = drawn(pipe)
-        with pytest.raises(DiffESError, match=r"or call `remove\(pipe\)` first, .*to offload it sequentially"):
-            accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
+        offload(pipe)
+        assert all(parameter.is_meta for parameter in pipe.transformer.parameters())
         assert torch.equal(drawn(pipe), pruned)
-    offload(pipe)
-    with fast.routed(pipe):
+    assert torch.equal(drawn(pipe), dense)
+    with fast.routed(pipe, placement):
         assert torch.equal(drawn(pipe), pruned)
         pipe.remove_all_hooks()
-        with pytest.raises(DiffESError, match=r"expected sequentially offloaded torch\.float32, .* found cpu"):
-            drawn(pipe)
+        assert torch.equal(drawn(pipe), pruned)
     assert torch.equal(drawn(pipe), dense)
     assert not any(parameter.is_meta for parameter in pipe.transformer.parameters())
 
@@ -188,7 +188,7 @@ def test_what_cannot_run_is_refused_by_name(fast: Compressed) -> None:
     with pytest.raises(UnsupportedModel, match=r"pipe: .*found sequential offload\. Call pipe\.remove_all_hooks\(\)"):
         compress(pipe, 0.7, settings())
     with pytest.raises(DiffESError, match=r"Stitched: .*found sequential offload\. Compare without it"):
-        Routing(*fast._routing(pipe, Stitched())).attach()
+        fast.apply(pipe, Stitched())
     other = tiny()
     other.transformer.transformer_blocks[1].attn1.to("meta")
     message = r"expected weights in memory, found transformer_blocks\.1\.attn1\.to_q\.weight on the meta device"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,15 @@ from torch import nn
 
 from .errors import ArtefactError, DiffESError, several
 from .layers import Plan, adapted, base_parameters, check_plan, discover
-from .loading import check_denoiser
-from .multistep import Correct, Corrections, fixed
+from .loading import check_denoiser, check_module
+from .multistep import Corrections, fixed
 from .packing import left_out, pack, unpack
 from .pipeline import AnyPipeline, Sampling, family_of
 from .placements import Placement, Store, choose
 from .route import Routing, routing_of
-from .route import routed as routed_denoiser
-from .schedule import Schedule, Stages
+from .schedule import Schedule
 from .settings import plain, value_of
-from .stepping import Stepping, stepped, stepping_of
+from .stepping import Stepping, stepping_of
 from .store import read_folder, write_folder
 
 _SAMPLED = 512  # values of each parameter that the fingerprint reads
@@ -82,60 +81,64 @@ class Compressed:
             ArtefactError: made for another base model, or for another placement.
             DiffESError: the pipeline is routed already, or its scheduler takes no chosen timesteps.
         """
-        routing = self._routing(pipe, placement)
-        chosen = nullcontext() if self.timesteps is None else stepped(pipe, *self._steps(self.timesteps))
-        with chosen, routed_denoiser(*routing):
+        routing = self._begin(pipe, placement)
+        try:
             yield pipe
+        finally:
+            routing.detach()
 
     def apply(self, pipe: AnyPipeline, placement: Placement | None = None) -> None:
         """Run ``pipe`` with this result until :meth:`remove`; raises as :meth:`routed` does."""
-        routing = Routing(*self._routing(pipe, placement))
-        stepping = None if self.timesteps is None else Stepping(pipe, *self._steps(self.timesteps))
-        routing.attach()
-        if stepping is not None:
-            stepping.attach()
+        self._begin(pipe, placement)
 
     def remove(self, pipe: AnyPipeline) -> None:
-        """Undo :meth:`apply`.
+        """Undo :meth:`apply`, whichever of the pipelines that share the denoiser it was told of.
 
         Raises:
             DiffESError: nothing is applied to this pipeline.
         """
-        routing, stepping = routing_of(check_denoiser(pipe)), stepping_of(pipe)
+        routing = routing_of(check_denoiser(pipe))
         if routing is None:
             remedy = "Call apply(pipe) first; a `with routed(pipe)` block needs no remove."
             raise DiffESError("pipe", expected="a pipeline with a result applied", found="a dense one", remedy=remedy)
-        if stepping is not None:
-            stepping.detach()
         routing.detach()
 
     def check(self, pipe: AnyPipeline) -> nn.Module:
         """The denoiser of a dense pipeline that this was made for; raises as :meth:`routed` does."""
         denoiser: nn.Module = check_denoiser(pipe)
+        if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
+            remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
+            raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
         if self.timesteps is not None and family_of(pipe) is None:  # such as image to image, by a strength
             remedy = "Search levels alone (`--levers prune`): they hold wherever a pipeline starts."
             found = type(pipe).__name__
             raise DiffESError(
                 "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
             )
-        if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
-            remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
-            raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
         if self.corrections:
             made, own = self.about["origin"]["scheduler"]["_class_name"], type(pipe.scheduler).__name__
             if own != made:
                 expected = f"{made}, for which steps are corrected"
                 remedy = "Give the pipeline the scheduler that it was compressed with, or compress it with this one."
                 raise ArtefactError("scheduler", expected=expected, found=own, remedy=remedy)
+        self._check_denoiser(denoiser)
+        return denoiser
+
+    def _check_denoiser(self, denoiser: nn.Module) -> None:
+        """Whether a denoiser is the one that this was made for, all layers as they were."""
+        check_module(denoiser, "denoiser")
         anatomy, plans = discover(denoiser), {id(plan): plan for plan in self.plans}.values()
         pruned = {name for plan in plans for name in plan.cuts}
         skipped = tuple({f"{block}." for plan in plans for block in plan.bypasses})
         refused = {refusal.name: refusal.reason for refusal in anatomy.refusals if refusal.name in pruned}
         inside = "an adapter in a block that is skipped"
-        refused |= {name: inside for name in adapted(denoiser) if name.startswith(skipped)}
+        wrapped = adapted(denoiser)
+        refused |= {name: inside for name in wrapped if name.startswith(skipped)}
         if refused:  # which were none when it was compressed
             remedy = "Undo what changed them: unload adapters before routing, or fuse them and compress again."
-            where, found = f"base model, {several(list(refused))}", next(iter(refused.values()))
+            on = [name for name in wrapped if name.startswith(tuple(f"{layer}." for layer in refused))]
+            found = f"adapters on {several(on)}" if on else next(iter(refused.values()))
+            where = f"base model, {several(list(refused))}"
             expected = "layers as they were when it was compressed"
             raise ArtefactError(where, expected=expected, found=found, remedy=remedy)
         for plan in plans:
@@ -144,18 +147,27 @@ class Compressed:
             remedy = "Load the pipeline that was compressed, in float32 or bfloat16 as it was, or compress this one."
             expected = f"{self.base[:12]}..., the one that was compressed"
             raise ArtefactError("hash of the base model", expected=expected, found=f"{found[:12]}...", remedy=remedy)
-        return denoiser
 
-    def _routing(self, pipe: AnyPipeline, placement: Placement | None) -> tuple[nn.Module, Stages, Callable[[], Store]]:
-        """What routing a matching pipeline takes; raises as :meth:`routed`."""
+    def _begin(self, pipe: AnyPipeline, placement: Placement | None) -> Routing:
+        """Route a pipeline and choose its steps, both or nothing."""
         denoiser = self.check(pipe)
-        anatomy = discover(denoiser)
-        placement = placement or self.placement or choose(denoiser, anatomy, self.plans)
-        return denoiser, self.schedule.stages, partial(placement.open, denoiser, anatomy, self.plans)
+        anatomy, place, stepping = discover(denoiser), placement or self.placement, None
+        if self.timesteps is not None:
+            stepping = Stepping(pipe, self.timesteps, self.sampling.steps, fixed(self.corrections))
 
-    def _steps(self, timesteps: tuple[float, ...]) -> tuple[tuple[float, ...], int, Correct | None]:
-        """What stepping a matching pipeline takes."""
-        return timesteps, self.sampling.steps, fixed(self.corrections)
+        def opened() -> Store:
+            return (place or choose(denoiser, anatomy, self.plans)).open(denoiser, anatomy, self.plans)
+
+        check, ending = partial(self._check_denoiser, denoiser), None if stepping is None else stepping.detach
+        routing = Routing(denoiser, self.schedule.stages, opened, check, ending)
+        routing.attach()
+        try:
+            if stepping is not None:
+                stepping.attach()
+        except BaseException:
+            routing.detach()
+            raise
+        return routing
 
     def save(self, folder: str | Path) -> None:
         """Write the artefact: one safetensors file per distinct plan and a JSON manifest, whole or not at all.

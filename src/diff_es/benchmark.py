@@ -19,9 +19,9 @@ from .latency import finished
 from .layers import DENSE, Plan, discover
 from .multistep import Corrections, fixed
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
-from .placements import Compact, Placement, Resident, Stitched, Store, Streamed, parameter_bytes
+from .placements import Compact, Placement, Resident, Stitched, Streamed, parameter_bytes
 from .progress import Reporter
-from .route import routed
+from .route import Routing, routed
 from .schedule import Stages
 from .stepping import stepped
 
@@ -44,26 +44,28 @@ class Runner:
         return self.sampling.steps if self.timesteps is None else len(self.timesteps)
 
     @contextmanager
-    def context(self, pipe: Pipeline) -> Iterator[Store | None]:
-        """Routed as this runner wants it; gives what holds the weights, which exists only inside."""
+    def context(self, pipe: Pipeline) -> Iterator[Routing | None]:
+        """Routed as this runner wants it; gives the routing, whose weights are there only inside."""
         asked, correct = self.sampling.steps, fixed(self.corrections)
         with nullcontext() if self.timesteps is None else stepped(pipe, self.timesteps, asked, correct):
             if self.stages is None or self.plans is None:
                 yield None
                 return
             denoiser = denoiser_of(pipe)
-            opened = partial(self.placement.open, denoiser, discover(denoiser), self.plans)
+            anatomy = discover(denoiser)
+            opened = partial(self.placement.open, denoiser, anatomy, self.plans)
             with routed(denoiser, self.stages, opened) as routing:
-                yield routing.store
+                yield routing
 
     def weight_bytes(self, pipe: Pipeline) -> int:
         """The most bytes of weights on the device during a trajectory."""
-        with self.context(pipe) as store:
-            if store is None or self.plans is None:
+        with self.context(pipe) as routing:
+            if routing is None or self.plans is None:
                 return parameter_bytes(denoiser_of(pipe))
             for stage in range(len(self.plans)):
-                store.to(stage)
-            return store.peak_bytes
+                with routing.turn(stage):
+                    pass
+            return routing.store.peak_bytes
 
 
 def running(name: str, fast: Compressed, sampling: Sampling, placement: Placement | None = None) -> Runner:
@@ -159,14 +161,15 @@ def measure(pipe: Pipeline, runners: Sequence[Runner], rounds: int, reporter: Re
     return timings
 
 
-def switch_ms(store: Store, stages: int, device: torch.device) -> float:
+def switch_ms(routing: Routing, stages: int, device: torch.device) -> float:
     """Median milliseconds of going to the next stage, device work included, once everything has been seen."""
     times = list[float]()
     for round_index in range(3):
         for stage in range(stages):
             finished(device)
             began = time.perf_counter()
-            store.to(stage)
+            with routing.turn(stage):
+                pass
             finished(device)
             if round_index:
                 times.append((time.perf_counter() - began) * 1000)
@@ -201,9 +204,9 @@ def compare(
         for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
             ratio, peak = 1.0 if i < 2 else float(fast.about["macs_ratio"]), _peak_bytes(pipe, runner)
             row = {"runner": runner.name, "batch": batch, "macs_ratio": ratio, **asdict(timing), "peak_bytes": peak}
-            with runner.context(pipe) as store:  # going through all stages shows the peak too
-                row["switch_ms"] = None if store is None else switch_ms(store, len(stages), denoiser.device)
-                row["weight_bytes"] = parameter_bytes(denoiser) if store is None else store.peak_bytes
+            with runner.context(pipe) as routing:  # going through all stages shows the peak too
+                row["switch_ms"] = None if routing is None else switch_ms(routing, len(stages), denoiser.device)
+                row["weight_bytes"] = parameter_bytes(denoiser) if routing is None else routing.store.peak_bytes
             rows.append(row)
     device = denoiser.device
     return {

@@ -16,7 +16,7 @@ from .cost import Costs, MacCounter
 from .errors import BudgetOutOfReach, DiffESError
 from .heap import Kept
 from .latency import nanoseconds, paired
-from .layers import Anatomy, Cut, Plan, Switch, realise
+from .layers import Anatomy, Content, Cut, Plan, Switch, realise
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, intercepted, make_probes, sample
 from .progress import Reporter
 from .units import Thin, Unit
@@ -107,7 +107,7 @@ def measured_prices(
     with closing(Kept(denoiser.device)), torch.no_grad(), reporter.task("time levels", rounds + timed) as task:
         answer = denoiser(*args, **kwargs)
 
-        def call(content: Mapping[str, Any]) -> float:
+        def call(content: Content) -> float:
             switch.put(content)
             return nanoseconds(denoiser.device, lambda: denoiser(*args, **kwargs))
 

@@ -21,27 +21,43 @@ def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> Removable
     The timestep is the scheduler's, but for rounding where pipelines scale what they hand on.
     """
     unit = float(_handed(denoiser, torch.ones((), dtype=torch.float64)))
-    return _on_call(denoiser, lambda value: call(float(value) / unit))
+    timestep_of = _timestep_reader(denoiser)
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call(float(timestep_of(args, kwargs)) / unit)
+
+    return denoiser.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True)
 
 
 def on_stage(denoiser: nn.Module, stages: Stages, enter: Callable[[int], None]) -> RemovableHandle:
-    """Call ``enter(stage)`` before every forward of the denoiser.
+    """Call ``enter(stage)`` before every forward of the denoiser."""
+    stage_of = stage_reader(denoiser, stages)
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        enter(stage_of(args, kwargs))
+
+    return denoiser.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True)
+
+
+def stage_reader(denoiser: nn.Module, stages: Stages) -> Callable[[tuple[Any, ...], dict[str, Any]], int]:
+    """Gives the stage of a denoiser call, for its arguments.
 
     ``stages`` are cut in timesteps of the scheduler. Where pipelines scale and round what they hand on, the boundaries
     are scaled and rounded like it, so that a timestep at a boundary keeps to its side. Two timesteps that become one by
     rounding, which in bfloat16 are less than 4 of 1000 apart, are one to the denoiser and belong to the later stage.
     """
+    timestep_of, rounded = _timestep_reader(denoiser), dict[torch.dtype, list[float]]()
     if float(_handed(denoiser, torch.ones(()))) == 1:
-        return _on_call(denoiser, lambda value: enter(stages.index(float(value))))
-    rounded = dict[torch.dtype, list[float]]()
+        return lambda args, kwargs: stages.index(float(timestep_of(args, kwargs)))
 
-    def call(value: Tensor) -> None:
+    def stage_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        value = timestep_of(args, kwargs)
         if value.dtype not in rounded:
             boundaries = torch.tensor(stages.boundaries, dtype=torch.float32).to(value.dtype)
             rounded[value.dtype] = _handed(denoiser, boundaries).tolist()
-        enter(sum(float(value) <= boundary for boundary in rounded[value.dtype]))
+        return sum(float(value) <= boundary for boundary in rounded[value.dtype])
 
-    return _on_call(denoiser, call)
+    return stage_of
 
 
 def _handed(denoiser: nn.Module, timesteps: Tensor) -> Tensor:
@@ -55,13 +71,14 @@ def _handed(denoiser: nn.Module, timesteps: Tensor) -> Tensor:
     return timesteps
 
 
-def _on_call(denoiser: nn.Module, call: Callable[[Any], None]) -> RemovableHandle:
+def _timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """Gives the timestep among the arguments of a denoiser call, as it was handed on."""
     position = list(inspect.signature(type(denoiser).forward).parameters).index("timestep") - 1
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = kwargs["timestep"] if "timestep" in kwargs else args[position]
         if isinstance(value, Tensor):  # one for each sample, or for each token, where those of a given frame have 0
             value = value.max() if value.dim() > 1 else value.reshape(-1)[0]
-        call(value)
+        return value
 
-    return denoiser.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True)
+    return timestep_of

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from .conditioning import Encodings, encoded_once
 from .errors import DiffESError
 from .heap import Kept
-from .layers import Plan, Switch, realise
+from .layers import Content, Entry, Plan, Switch, realise
 from .library import Library
 from .measures import Measure
 from .multistep import Correct, Corrections, Recording, fitting, fixed
@@ -39,15 +38,15 @@ class Bank:
     def __init__(self, pipe: Pipeline, library: Library, limit: int = 1 << 33) -> None:
         self._denoiser, self._library, self._limit = denoiser_of(pipe), library, limit
         self._switch, self._held = Switch(self._denoiser), 0
-        self._parts = OrderedDict[tuple[int, int, int], tuple[Mapping[str, Any], int]]()
-        self._contents = list[Mapping[str, Any]]()
+        self._parts = OrderedDict[tuple[int, int, int], tuple[Content, int]]()
+        self._contents = list[Content]()
 
     def choose(self, rows: Levels, entered: Callable[[int], None]) -> None:
         """Have the weights of a candidate ready, for one row of levels a stage; ``entered`` hears the stage of every
         denoiser call."""
         self._contents, self._entered = [], entered
         for stage, row in enumerate(rows):
-            content = dict[str, Any]()
+            content = dict[str, Entry]()
             for unit, level in enumerate(row):
                 if level:
                     content |= self._part(self._library.source(stage), unit, level)
@@ -55,7 +54,7 @@ class Bank:
         while self._held > self._limit and len(self._parts) > 1:
             self._held -= self._parts.popitem(last=False)[1][1]
 
-    def _part(self, source: int, unit: int, level: int) -> Mapping[str, Any]:
+    def _part(self, source: int, unit: int, level: int) -> Content:
         key = (source, unit, level)
         if key not in self._parts:
             weights = realise(self._denoiser, self._library.anatomy, self._library.part(source, unit, level))
@@ -76,8 +75,14 @@ class Bank:
         self._entered(stage)
         self._switch.put(self._contents[stage])
 
-    def close(self) -> None:
+    def rest(self) -> None:
         self._switch.put({})
+
+    def settle(self) -> None:
+        """They have never been elsewhere."""
+
+    def close(self) -> None:
+        self.rest()
 
 
 class Fitness:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .heap import Kept
-from .layers import Anatomy, Cut, Layer, Plan, Switch, fed_by, realise
+from .layers import Anatomy, Content, Cut, Layer, Plan, Switch, fed_by, realise
 from .pipeline import Pipeline, Sampling, denoiser_of, first_call
 from .progress import Reporter
 from .units import Width
@@ -121,7 +121,7 @@ def _ratios(
     slim = switch.prepare(realise(denoiser, anatomy, Plan(cuts)))
     device = next(denoiser.parameters()).device
 
-    def once(content: Mapping[str, Any]) -> float:
+    def once(content: Content) -> float:
         switch.put(content)
         return nanoseconds(device, lambda: module(*args, **kwargs))
 

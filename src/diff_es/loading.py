@@ -22,6 +22,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from .conditioning import FAMILIES, Asked, family_of
 from .errors import DiffESError, UnsupportedModel, several
@@ -240,7 +241,13 @@ def check_denoiser(pipe: AnyPipeline) -> Denoiser:
     if name is None:
         found, remedy = ", ".join(pipe.components), "Give a diffusers pipeline that has one of them."
         raise UnsupportedModel("pipe", expected="a transformer or a unet", found=found, remedy=remedy)
-    denoiser, where = denoiser_of(pipe), f"pipe.{name}"
+    denoiser = denoiser_of(pipe)
+    check_module(denoiser, f"pipe.{name}")
+    return denoiser
+
+
+def check_module(denoiser: nn.Module, where: str) -> None:
+    """Whether a denoiser can be routed; raises as :func:`check_denoiser`."""
     if not isinstance(denoiser, ModelMixin):
         found = type(denoiser).__name__
         remedy = "Put the model itself there. To compile it, call `compile()` on its blocks, which keeps them in place."
@@ -251,4 +258,3 @@ def check_denoiser(pipe: AnyPipeline) -> Denoiser:
     if missing := lost(denoiser):
         found, remedy = f"{missing[0]} on the meta device", "Load it with its weights, or offload it as diffusers does."
         raise UnsupportedModel(where, expected="weights in memory", found=found, remedy=remedy)
-    return denoiser

@@ -1,19 +1,27 @@
-"""Weight routing: one denoiser whose active weights are switched at stage boundaries."""
+"""Weight routing: one denoiser whose active weights are switched for every call of a stage.
+
+Between calls all is dense: parameters, attributes, forwards. So whatever a user does to the denoiser then, copying,
+moving, casting, fusing, loading, he does to the dense model, and the next call sees what has changed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary, ref
+from dataclasses import dataclass
+from functools import partial
+from threading import RLock
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from .clock import on_stage
-from .errors import DiffESError, several
+from .clock import stage_reader
+from .errors import DiffESError
 from .heap import Kept
-from .layers import RoomToCompile, base_parameters, check_groups, discover, owned_by
-from .layers.compiled import submodule
+from .layers import Guard, Likeness, base_parameters, check_groups, discover, room_to_compile, submodule
 from .placements import Store
 from .schedule import Stages
 
@@ -22,31 +30,42 @@ class Routing:
     """A denoiser that runs each stage with its own weights, from :meth:`attach` to :meth:`detach`.
 
     The stage is read off the timestep of every denoiser call, so the sampler, the number of steps, the batch, the
-    guidance and the start of the trajectory may change from call to call. Where accelerate's hooks move the denoiser in
-    and out (``enable_model_cpu_offload``), they move the weights of the stage that runs along with it; where they do
-    so with each of its modules (``enable_sequential_cpu_offload``), they bring in the stage's.
+    guidance and the start of the trajectory may change from call to call. Calls from several threads take turns, and
+    every pipeline that holds the denoiser runs routed. Where accelerate's hooks move the denoiser in and out
+    (``enable_model_cpu_offload``), they move the weights of the stage that runs along with it; where they do so with
+    each of its modules (``enable_sequential_cpu_offload``), they bring in the stage's.
 
     Args:
         denoiser: what is routed.
         stages: the intervals of timesteps.
-        open_store: lays out the weights of all stages; called by :meth:`attach`.
+        open_store: lays out the weights of all stages for the dense denoiser as it is then.
+        check: raises where a denoiser that has changed is no longer the one that the weights are for; where it is, the
+            store is opened anew. None: the same modules with the same weights are, wherever they lie.
+        ending: called by :meth:`detach`.
     """
 
-    def __init__(self, denoiser: nn.Module, stages: Stages, open_store: Callable[[], Store]) -> None:
-        self._denoiser, self._stages, self._open = denoiser, stages, open_store
-        exchanged = {name for layer in discover(denoiser).layers for name in owned_by(denoiser, layer)}
-        paths = dict.fromkeys(name.rpartition(".")[0] for name in sorted(exchanged))
-        self._owners = {path: submodule(denoiser, path) for path in paths}
-        self._dtypes = {path: next(module.parameters()).dtype for path, module in self._owners.items()}
-        # the first parameter that stays, adapters or not: where it lies tells whether the pipeline was moved
-        witness = next(name for name, _ in base_parameters(denoiser) if name not in exchanged)
-        owner, _, self._witness = witness.rpartition(".")
-        self._witness_owner = submodule(denoiser, owner)
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        stages: Stages,
+        open_store: Callable[[], Store],
+        check: Callable[[], None] | None = None,
+        ending: Callable[[], None] | None = None,
+    ) -> None:
+        self._denoiser, self._open = denoiser, open_store
+        self._anatomy = discover(denoiser)
+        self._check, self._ending = check, ending
+        self._stage_of = stage_reader(denoiser, stages)
+        self._lock, self._turns = RLock(), list[int]()  # stages of the calls under way, one within another
+        self._opened: _Opened | None = None
+        self._heap: Kept | None = None
+        self._calls: Callable[..., Any] = MethodType(type(denoiser)._call_impl, denoiser)
 
     @property
     def store(self) -> Store:
-        """The weights of all stages, from :meth:`attach` on."""
-        return self._store
+        """The weights of all stages, from :meth:`attach` to :meth:`detach`."""
+        assert self._opened is not None
+        return self._opened.store
 
     def attach(self) -> None:
         """Route from now on.
@@ -55,92 +74,209 @@ class Routing:
             DiffESError: the denoiser is routed already, or offloaded in groups with streams or to a folder.
         """
         denoiser = self._denoiser
-        if denoiser in _ROUTED:
+        if routing_of(denoiser) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             found = "one that is routed already"
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
-        check_groups(denoiser)
-        self._placed, self._adapters = self._placement(), self._loaded()
-        self._store, self._heap = self._open(), Kept(self._placed[0])
-        self._room = RoomToCompile(denoiser)
-        self._handles = (
-            on_stage(denoiser, self._stages, self._enter),
-            denoiser.register_state_dict_pre_hook(self._refuse_saving),
-            self._room,
-        )
-        _ROUTED[denoiser] = ref(self)
+        self._opened = self._open_anew()
+        self._heap = Kept(self._opened.home[0])
+        self._rest()
+        own = vars(denoiser)
+        if (compiled := own.get(_COMPILED)) is not None:
+            self._calls = compiled
+            own[_COMPILED] = self
+        own[_CALL] = self
+        own["_state_dict_pre_hooks"][_CALL] = _refuse_in_a_call
 
     def detach(self) -> None:
-        """Restore the dense weights to the bit and leave nothing behind; a second time, do nothing."""
-        if routing_of(self._denoiser) is not self:
+        """Leave the dense denoiser and nothing else behind; a second time, do nothing."""
+        with self._lock:
+            if routing_of(self._denoiser) is not self:
+                return
+            if self._ending is not None:
+                self._ending()
+            self._close()
+            if self._heap is not None:
+                self._heap.close()
+            own = vars(self._denoiser)
+            del own[_CALL], own["_state_dict_pre_hooks"][_CALL]
+            if own.get(_COMPILED) is self:
+                own[_COMPILED] = self._calls
+
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A call of the denoiser, hooks included.
+
+        Raises:
+            DiffESError: the denoiser is no longer the one that the weights are for, or the call is being traced,
+                exported or captured, which would keep one stage's weights.
+        """
+        captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if is_tracing() or torch.compiler.is_exporting() or captured:
+            found, remedy = "a call that is traced, which would keep one stage's", "Leave the routed context first."
+            raise DiffESError("denoiser", expected="weights that are switched", found=found, remedy=remedy)
+        with self.turn(self._stage_of(args, kwargs)):
+            return self._calls(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        """What a copy of the denoiser, which is dense, is called by: its own class."""
+        if self.busy:
+            remedy = "Copy it between calls."
+            raise DiffESError("denoiser", expected="one at rest", found="a call in another thread", remedy=remedy)
+        copied: nn.Module = memo[id(self._denoiser)]
+        return MethodType(type(copied)._call_impl, copied)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        remedy = "Leave the `routed` context or call `remove(pipe)` first; copy.deepcopy gives a dense copy."
+        raise DiffESError("denoiser", expected="a dense one to pickle", found="a routed one", remedy=remedy)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return bool(self._turns)
+
+    @contextmanager
+    def turn(self, stage: int) -> Iterator[None]:
+        """With the weights of a stage in place; other threads wait.
+
+        Raises:
+            DiffESError: the denoiser is no longer the one that the weights are for.
+        """
+        with self._lock:
+            if routing_of(self._denoiser) is not self:  # which was left while this call waited
+                yield
+                return
+            if not self._turns:
+                self._ready()
+            self._turns.append(stage)
+            try:
+                self.store.to(stage)
+                self._follow()
+                with room_to_compile():
+                    yield
+            finally:
+                self._turns.pop()
+                self._after()
+
+    def _after(self) -> None:
+        """After a call: back to the stage of the call around it, or to rest."""
+        if self._turns:
+            self.store.to(self._turns[-1])
             return
-        for handle in self._handles:
-            handle.remove()
-        del _ROUTED[self._denoiser]
-        self._store.close()
-        self._heap.close()
-        now = self._placement()
-        if now[0].type != "meta" and (now != self._placed or self._offloaded()):
-            self._follow(*now)  # moved or cast meanwhile
+        try:
+            self._rest()
+        except BaseException:  # an interrupt: once more, whole
+            self._rest()
+            raise
 
-    def _enter(self, stage: int) -> None:
-        self._room.enter()
-        if (loaded := self._loaded()) != self._adapters:
-            self._check_adapters()
-            self._adapters = loaded
-        now = self._placement()
-        sequential = "meta" in (self._placed[0].type, now[0].type)  # where each module's weights wait elsewhere
-        if now != self._placed and (sequential or not self._offloaded()):
-            places = [" ".join(map(str, place)) for place in (self._placed, now)]
-            expected, found = (place.replace("meta", "sequentially offloaded") for place in places)
-            remedy = "Leave the `routed` context or call `remove(pipe)`, move the pipeline, and route it again."
-            raise DiffESError("denoiser", expected=f"{expected}, as when it was routed", found=found, remedy=remedy)
-        self._store.to(stage)
-        if now != self._placed:  # accelerate's hook moves nothing where the first parameter is there already
-            self._follow(*now)
+    def _rest(self) -> None:
+        assert self._opened is not None
+        self._opened.store.rest()
+        self._opened.guard.up()
 
-    def _follow(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move what is exchanged where the rest went, and cast it if that was: some models keep parts in float32."""
-        for path, module in self._owners.items():
-            nn.Module.to(module, device, self._dtypes[path] if dtype == self._placed[1] else dtype)
+    def _looked(self) -> None:
+        """Somebody looks at parameters between calls: they are to be dense in every respect."""
+        with self._lock:
+            self.store.settle()
 
-    def _placement(self) -> tuple[torch.device, torch.dtype]:
-        parameter = getattr(self._witness_owner, self._witness)
-        return parameter.device, parameter.dtype
+    def _ready(self) -> None:
+        """See what has changed since the last call; if anything has, check it, and lay out the weights anew."""
+        opened = self._opened
+        found: str | None = "one that was refused before"
+        if opened is not None:
+            looked_at = not opened.guard.watching
+            opened.guard.down()
+            found = opened.likeness.changed()
+            if found is None and looked_at:
+                found = opened.likeness.rewritten(moves=_offloaded(self._denoiser))
+        if found is None:
+            return
+        self._close()
+        if self._check is not None:
+            self._check()
+        elif opened is None or opened.likeness.rewritten(moves=True) or discover(self._denoiser) != self._anatomy:
+            remedy = "Leave the routed context first."
+            raise DiffESError("denoiser", expected="one as it was when it was routed", found=found, remedy=remedy)
+        self._anatomy = discover(self._denoiser)
+        self._opened = self._open_anew()
 
-    def _loaded(self) -> tuple[str, ...]:
-        """Names of the adapters that peft has put into the denoiser."""
-        return tuple(vars(self._denoiser).get("peft_config", ()))
+    def _open_anew(self) -> _Opened:
+        check_groups(self._denoiser)
+        likeness = Likeness(self._denoiser, self._anatomy)
+        witness = _witness(self._denoiser, likeness)
+        dtypes = {path: next(module.parameters()).dtype for path, module in likeness.owners.items()}
+        home, store = _where(witness()), self._open()
+        return _Opened(store, likeness, Guard(likeness.owners.values(), self._looked), witness, home, dtypes)
 
-    def _check_adapters(self) -> None:
-        owners = self._owners.items()
-        wrapped = [path for path, module in owners if submodule(self._denoiser, path) is not module]
-        if wrapped:
-            remedy = (
-                "Leave the `routed` context or call `remove(pipe)`, and unload them; or fuse them and compress anew."
-            )
-            expected, found = "layers as they were when it was routed", f"adapters on {several(wrapped)}"
-            raise DiffESError("denoiser", expected=expected, found=found, remedy=remedy)
+    def _close(self) -> None:
+        """All is dense, and lies where the rest of the denoiser does."""
+        opened, self._opened = self._opened, None
+        if opened is None:
+            return
+        opened.guard.down()
+        opened.store.close()
+        if _offloaded(self._denoiser):
+            opened.follow()
 
-    def _offloaded(self) -> bool:
-        return "_hf_hook" in vars(self._denoiser)
-
-    def _refuse_saving(self, *args: object) -> None:
-        remedy = (
-            "Leave the `routed` context or call `remove(pipe)` first, to save the denoiser, to load adapters into it "
-            "or to offload it sequentially; the result itself is saved by its `save`."
-        )
-        expected, found = "a dense denoiser", "one stage's slim weights"
-        raise DiffESError("state dict", expected=expected, found=found, remedy=remedy)
+    def _follow(self) -> None:
+        """Move what is in place where the rest went: accelerate's hook moves nothing where the first parameter is there
+        already."""
+        assert self._opened is not None
+        if _offloaded(self._denoiser) and _where(self._opened.witness()) != self._opened.home:
+            self._opened.follow()
 
 
-_ROUTED: WeakKeyDictionary[nn.Module, ref[Routing]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Opened:
+    """Weights that are laid out for a denoiser, and what it was like then."""
+
+    store: Store
+    likeness: Likeness
+    guard: Guard
+    witness: Callable[[], nn.Parameter]  # the first parameter that stays: where it lies, the denoiser lies
+    home: tuple[torch.device, torch.dtype]  # of the witness
+    dtypes: dict[str, torch.dtype]  # of the modules that are exchanged: some models keep parts in float32
+
+    def follow(self) -> None:
+        """Move what is in place where the witness lies, and cast it if that was."""
+        device, dtype = _where(self.witness())
+        if device.type != "meta":
+            for path, module in self.likeness.owners.items():
+                module.to(device, self.dtypes[path] if dtype == self.home[1] else dtype)
+
+
+_CALL, _COMPILED = "_call_impl", "_compiled_call_impl"
+"""What a module's call looks up, the second first: attributes of the class, which a routed denoiser has of its own."""
 
 
 def routing_of(denoiser: nn.Module) -> Routing | None:
     """The routing attached to a denoiser, if any."""
-    held = _ROUTED.get(denoiser)
-    return None if held is None else held()
+    held = vars(denoiser).get(_CALL)
+    return held if isinstance(held, Routing) else None
+
+
+def _refuse_in_a_call(denoiser: nn.Module, *args: object) -> None:
+    """Of a state dict: another thread's call has slim weights in place."""
+    routing = routing_of(denoiser)
+    if routing is not None and routing.busy:
+        remedy = "Save it between calls, or leave the routed context first."
+        expected, found = "a denoiser at rest", "one stage's slim weights, in a call that is under way"
+        raise DiffESError("state dict", expected=expected, found=found, remedy=remedy)
+
+
+def _witness(denoiser: nn.Module, likeness: Likeness) -> Callable[[], nn.Parameter]:
+    """The first parameter that is never exchanged, adapters or not."""
+    name = next(name for name, _ in base_parameters(denoiser) if name.rpartition(".")[0] not in likeness.owners)
+    path, _, leaf = name.rpartition(".")
+    return partial(submodule(denoiser, path).get_parameter, leaf)
+
+
+def _offloaded(denoiser: nn.Module) -> bool:
+    return "_hf_hook" in vars(denoiser)
+
+
+def _where(parameter: nn.Parameter) -> tuple[torch.device, torch.dtype]:
+    return parameter.device, parameter.dtype
 
 
 @contextmanager
@@ -154,8 +290,13 @@ def attached(routing: Routing) -> Iterator[None]:
 
 
 @contextmanager
-def routed(denoiser: nn.Module, stages: Stages, open_store: Callable[[], Store]) -> Iterator[Routing]:
+def routed(
+    denoiser: nn.Module,
+    stages: Stages,
+    open_store: Callable[[], Store],
+    check: Callable[[], None] | None = None,
+) -> Iterator[Routing]:
     """:func:`attached` with a routing of its own."""
-    routing = Routing(denoiser, stages, open_store)
+    routing = Routing(denoiser, stages, open_store, check)
     with attached(routing):
         yield routing

@@ -6,7 +6,8 @@ from torch import nn
 
 from . import attention, block, feedforward, fused, gluconv, joint, multihead, normed, resnet
 from .adapters import adapted, base_parameters
-from .compiled import RoomToCompile, named_parameters, plain_name, state_dict, submodule
+from .changes import Likeness
+from .compiled import named_parameters, plain_name, room_to_compile, state_dict, submodule
 from .contract import (
     DENSE,
     Anatomy,
@@ -26,10 +27,11 @@ from .contract import (
     from_matrix,
 )
 from .declared import Channels, Heads, Residual, declare
+from .guard import Guard
 from .offload import check_groups, lost, sequentially
 from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
 from .standin import shortcut_of
-from .switch import Switch
+from .switch import Content, Entry, Switch
 
 __all__ = [
     "DENSE",
@@ -37,16 +39,19 @@ __all__ = [
     "Block",
     "Bypass",
     "Channels",
+    "Content",
     "Cut",
+    "Entry",
     "Factor",
     "Found",
+    "Guard",
     "Heads",
     "Kind",
     "Layer",
+    "Likeness",
     "Plan",
     "Refusal",
     "Residual",
-    "RoomToCompile",
     "Rows",
     "Switch",
     "Weights",
@@ -68,6 +73,7 @@ __all__ = [
     "placed_bypasses",
     "placed_picks",
     "realise",
+    "room_to_compile",
     "row_picks",
     "sequentially",
     "shortcut_of",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
@@ -47,34 +48,31 @@ def state_dict(root: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): value for name, value in root.state_dict().items()}
 
 
-class RoomToCompile:
-    """Lets a denoiser's code be compiled once per level while it runs, until :meth:`remove`.
+_lock, _depth, _own = RLock(), 0, 0  # of denoiser calls under way, and the user's limit outside of them
+
+
+@contextmanager
+def room_to_compile() -> Iterator[None]:
+    """Lets a denoiser's code be compiled once per level while it runs.
 
     Blocks of one class share their compiled code, and PyTorch runs what comes after ``recompile_limit`` (8) variants
-    uncompiled. Inside the denoiser's forward, and nowhere else, that limit is raised to ``accumulated_recompile_limit``
+    uncompiled. Inside routed forwards, and nowhere else, that limit is raised to ``accumulated_recompile_limit``
     (256), PyTorch's bound on all variants of one function.
 
     The variants stay when the denoiser is dense again. If a dense call then needs one more (another batch size) and the
     user's own limit is used up, PyTorch gives up compiling that function until ``torch.compiler.reset()``: whoever goes
     on with dense calls of other shapes raises ``torch._dynamo.config.recompile_limit`` beforehand.
     """
-
-    def __init__(self, denoiser: nn.Module) -> None:
-        self._before: int | None = None
-        self._handle = denoiser.register_forward_hook(torch.compiler.disable(self._restore), always_call=True)
-
-    def enter(self) -> None:
-        """Raise the limit; to be called in a hook before each forward, which lowers it again."""
-        if self._before is None:
-            self._before = before = getattr(config, _LIMIT)
-            setattr(config, _LIMIT, max(before, getattr(config, _MOST)))
-
-    def remove(self) -> None:
-        """Take the hook away, and restore the limit if an interrupt has kept it raised."""
-        self._handle.remove()
-        self._restore()
-
-    def _restore(self, *_: Any) -> None:
-        if self._before is not None:
-            setattr(config, _LIMIT, self._before)
-            self._before = None
+    global _depth, _own
+    with _lock:
+        if not _depth:
+            _own = getattr(config, _LIMIT)
+            setattr(config, _LIMIT, max(_own, getattr(config, _MOST)))
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if not _depth:
+                setattr(config, _LIMIT, _own)

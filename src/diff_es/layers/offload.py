@@ -10,6 +10,8 @@ from torch import nn
 
 from ..errors import DiffESError
 
+_OFFLOADING = ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading")
+
 
 def hook_of(module: nn.Module) -> Any | None:
     """accelerate's hook that brings a module's own parameters in and takes them out again; None where they stay.
@@ -49,6 +51,12 @@ def group_of(module: nn.Module) -> Any | None:
     registry = vars(module).get("_diffusers_hook")
     hook = None if registry is None else registry.hooks.get("group_offloading")
     return None if hook is None else hook.group
+
+
+def other_hooks(module: nn.Module) -> tuple[str, ...]:
+    """The names of diffusers' hooks on a module but for those of offloading, such as those of caches."""
+    registry = vars(module).get("_diffusers_hook")
+    return () if registry is None else tuple(name for name in registry.hooks if name not in _OFFLOADING)
 
 
 def leads_others(module: nn.Module) -> bool:

@@ -2,124 +2,115 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections import ChainMap, deque
+from collections.abc import Mapping, Sequence
+from itertools import repeat
+from operator import setitem
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..errors import DiffESError
 from .compiled import submodule
 from .contract import Weights
-from .offload import hook_of, leads_others, listed_by_groups
+from .offload import hook_of, leads_others, listed_by_groups, other_hooks
 from .standin import picking, stand_in
 
 
-class _Slot:
-    """One place that a stage may change, its dense content, and how to put something there."""
+class Entry(NamedTuple):
+    """What a stage puts into one place: a dictionary of a module, or a list of parameters."""
 
-    def __init__(self, put: Callable[[Any], None], dense: Any) -> None:
-        self.put, self.dense = put, dense
+    place: Any
+    key: Any
+    value: Any
+
+
+class _Before(NamedTuple):
+    place: Any
+    key: Any
+    value: Any
+
+
+_NOTHING = object()
+Content = Mapping[str, Entry]
+"""Everything that a stage puts in place, by the name of the place."""
 
 
 class Switch:
-    """Puts a denoiser's weights for one stage in place, and the dense ones back.
+    """Puts a denoiser's weights for one stage in place, and gives back what was there.
 
-    Nothing is copied or gathered: a switch exchanges references. ``put({})`` and ``to(Weights())`` restore the dense
-    state to the bit. The module keeps no trace of it afterwards. Of a module that is offloaded sequentially, what is
-    exchanged is the map that its hook reads from, and the shapes of its parameters on the meta device; where group
-    offloading lists parameters, they are exchanged in its lists too.
+    Nothing is copied or gathered: a switch exchanges references, and ``put({})`` puts back what the switch before it
+    found, to the bit, whoever had put it there. The module keeps no trace. Of a module that is offloaded sequentially,
+    what is exchanged is the map that its hook reads from, and the shapes of its parameters on the meta device; where
+    group offloading lists parameters, they are exchanged in its lists too.
+
+    References change inside of one call of the interpreter's own code, so that no signal and no other thread finds
+    half of them.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._denoiser = denoiser
-        self._slots = dict[str, _Slot]()
         self._listed = listed_by_groups(denoiser)
-        self._active: Mapping[str, Any] = {}
+        self._active: Content = {}
+        self._before: Sequence[_Before] = ()  # of the places that are changed now
 
     def to(self, weights: Weights) -> None:
         """Run with these weights from now on."""
+        self.put({})
         self.put(self.prepare(weights))
 
-    def put(self, content: Mapping[str, Any]) -> None:
-        """Run with what :meth:`prepare` made from now on; every other place is dense."""
+    def put(self, content: Content) -> None:
+        """Run with what :meth:`prepare` made from now on; every other place is as it was."""
         if content is self._active:
             return
-        before, self._active = self._active, {**self._active, **content}  # what an interruption has to undo
-        for key in before.keys() - content.keys():
-            slot = self._slots[key]
-            slot.put(slot.dense)
-        for key, value in content.items():
-            self._slots[key].put(value)
+        _restore(self._before)
+        self._active, self._before = {}, ()
+        if not content:
+            return
+        entries = content.values()
+        self._before = [_Before(place, key, _found(place, key)) for place, key, _ in entries]
+        _exchange(*zip(*entries, strict=True))
         self._active = content
 
-    def prepare(self, weights: Weights) -> Mapping[str, Any]:
-        """The content of every slot that the weights name, ready for :meth:`put`, any number of times."""
-        content, waiting = dict[str, Any](), dict[str, dict[str, Tensor]]()
+    def prepare(self, weights: Weights) -> Content:
+        """What these weights put where, ready for :meth:`put`, any number of times; made while all is dense."""
+        content, waiting = dict[str, Entry](), dict[str, dict[str, Tensor]]()
         for name, tensor in weights.tensors.items():
             path, _, leaf = name.rpartition(".")
-            slot = self._parameter_slot(name)
+            module = submodule(self._denoiser, path)
+            dense = module._parameters[leaf]  # None: a bias that the dense layer does not have
             # as the dense one says, because compiled code asks: a copy of a dense weight then runs the dense code
-            dense = self._slots[slot].dense  # None: a bias that the dense layer does not have
             trained = dense is not None and dense.requires_grad and not tensor.is_inference()
-            if hook_of(submodule(self._denoiser, path)) is not None:
+            if hook_of(module) is not None:
                 waiting.setdefault(path, {})[leaf] = tensor
                 tensor = tensor.to("meta")
-            content[slot] = nn.Parameter(tensor, requires_grad=trained)
+            parameter = nn.Parameter(tensor, requires_grad=trained)
+            content[name] = Entry(module._parameters, leaf, parameter)
+            if (listed := self._listed.get(dense)) is not None:
+                content[f"{name}|group"] = Entry(*listed, parameter)
             content |= self._sizes(name, tensor, weights.counts)
         for path, tensors in waiting.items():
-            slot = self._map_slot(path)
-            content[slot] = ChainMap(tensors, self._slots[slot].dense)
+            own = vars(hook_of(submodule(self._denoiser, path)))
+            content[f"{path}|weights_map"] = Entry(own, "weights_map", ChainMap(tensors, own["weights_map"]))
         for name, value in weights.counts.items():
-            content[self._attribute_slot(name)] = value
+            content[name] = self._attribute(name, value)
         for name, picks in weights.picks.items():
             path, _, argument = name.rpartition(".")
-            slot = self._forward_slot(path)
-            content[slot] = picking(submodule(self._denoiser, path), self._slots[slot].dense, argument, picks)
+            module = submodule(self._denoiser, path)
+            forward = picking(module, vars(module).get("forward"), argument, picks)
+            content[f"{path}.forward"] = self._attribute(f"{path}.forward", forward)
         for name, bypass in weights.bypasses.items():
-            if leads_others(submodule(self._denoiser, name)):
-                remedy = "Enable group offloading with num_blocks_per_group=1, or with leaf_level."
-                found = "one that brings in or takes out a group of several"
-                raise DiffESError(name, expected="a block that may be skipped", found=found, remedy=remedy)
-            content[self._forward_slot(name)] = stand_in(self._denoiser, weights.blocks[name], bypass)
+            _check_skipped(name, submodule(self._denoiser, name))
+            forward = stand_in(self._denoiser, weights.blocks[name], bypass)
+            content[f"{name}.forward"] = self._attribute(f"{name}.forward", forward)
         return content
 
-    def _parameter_slot(self, name: str) -> str:
-        if name not in self._slots:
-            path, _, leaf = name.rpartition(".")
-            module = submodule(self._denoiser, path)
-            owner, hook = module._parameters, hook_of(module)
-            values = None if hook is None else hook.weights_map
-            listed = self._listed.get(owner[leaf])
+    def _attribute(self, name: str, value: Any) -> Entry:
+        """By the dictionary of the module: its own way of setting attributes would only be slower."""
+        path, _, leaf = name.rpartition(".")
+        return Entry(vars(submodule(self._denoiser, path)), leaf, value)
 
-            def put(parameter: nn.Parameter | None) -> None:
-                if parameter is not None and values is not None and hook_of(module) is not hook:
-                    # the hook went away meanwhile, and with it what brings the dense values in
-                    parameter = nn.Parameter(values[leaf], requires_grad=parameter.requires_grad)
-                owner[leaf] = parameter
-                if listed is not None:
-                    entries, place = listed
-                    entries[place] = parameter
-
-            self._slots[name] = _Slot(put, owner[leaf])
-        return name
-
-    def _map_slot(self, path: str) -> str:
-        name = f"{path}|weights_map"
-        if name not in self._slots:
-            own = vars(hook_of(submodule(self._denoiser, path)))
-            self._slots[name] = _Slot(partial(own.__setitem__, "weights_map"), own["weights_map"])
-        return name
-
-    def _attribute_slot(self, name: str) -> str:
-        if name not in self._slots:
-            path, _, leaf = name.rpartition(".")
-            own = vars(submodule(self._denoiser, path))  # an integer: nn.Module's own setattr would only be slower
-            self._slots[name] = _Slot(partial(own.__setitem__, leaf), own[leaf])
-        return name
-
-    def _sizes(self, name: str, tensor: Tensor, counts: Mapping[str, int]) -> dict[str, Any]:
+    def _sizes(self, name: str, tensor: Tensor, counts: Mapping[str, int]) -> dict[str, Entry]:
         """What a module says of its shape, where its weight has another."""
         path, _, leaf = name.rpartition(".")
         module, sizes = submodule(self._denoiser, path), dict[str, Any]()
@@ -133,19 +124,32 @@ class Switch:
                 sizes = {"num_channels": tensor.shape[0]}
             elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 sizes = {"normalized_shape": tuple(tensor.shape)}
-        return {self._attribute_slot(f"{path}.{key}"): value for key, value in sizes.items()}
+        return {f"{path}.{key}": self._attribute(f"{path}.{key}", value) for key, value in sizes.items()}
 
-    def _forward_slot(self, name: str) -> str:
-        key = f"{name}.forward"
-        if key not in self._slots:
-            module = submodule(self._denoiser, name)
-            before = vars(module).get("forward")  # an earlier wrapper of the user's, if any
 
-            def put(forward: Any) -> None:
-                if forward is None:
-                    del module.forward
-                else:
-                    module.forward = forward
+def _found(place: Any, key: Any) -> Any:
+    return place[key] if isinstance(place, list) else place.get(key, _NOTHING)
 
-            self._slots[key] = _Slot(put, before)
-        return key
+
+def _exchange(places: Sequence[Any], keys: Sequence[Any], values: Sequence[Any]) -> None:
+    deque(map(setitem, places, keys, values), maxlen=0)
+
+
+def _restore(before: Sequence[_Before]) -> None:
+    if there := [one for one in before if one.value is not _NOTHING]:
+        _exchange(*zip(*there, strict=True))
+    gone = [one for one in before if one.value is _NOTHING]
+    deque(map(dict.pop, [one.place for one in gone], [one.key for one in gone], repeat(None)), maxlen=0)
+
+
+def _check_skipped(name: str, block: nn.Module) -> None:
+    """Whether a block can be skipped although something hangs on it."""
+    expected = "a block that may be skipped"
+    if leads_others(block):
+        remedy = "Enable group offloading with num_blocks_per_group=1, or with leaf_level."
+        found = "one that brings in or takes out a group of several"
+        raise DiffESError(name, expected=expected, found=found, remedy=remedy)
+    if others := other_hooks(block):
+        remedy = "Take the hooks off (a cache: disable_cache()), or run a result that skips no blocks."
+        found = f"one with hooks of diffusers on it, {', '.join(others)}"
+        raise DiffESError(name, expected=expected, found=found, remedy=remedy)

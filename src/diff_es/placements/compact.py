@@ -12,6 +12,7 @@ from ..errors import ArtefactError, DiffESError
 from ..layers import (
     Anatomy,
     Bypass,
+    Content,
     Cut,
     Factor,
     Layer,
@@ -76,7 +77,8 @@ class CompactStore:
         held = {id(t): t for plan in self._plans for t in _tensors(plan)}
         self._base = parameter_bytes(denoiser) + sum(tensor.nbytes for tensor in held.values())
         self._active = 0  # bytes of the merged projections
-        self._current: Plan | None = None
+        self._current: Plan | None = None  # whose order the rows are in
+        self._content: Content = {}  # what it puts in place
         self._orders = dict[str, tuple[Tensor, Tensor]]()  # parameter: (its values reordered, the order of its rows)
         self._spare = dict[torch.Size, Tensor]()  # memory that reordering may write to; nobody else uses it
         self._peak = self._base
@@ -92,9 +94,9 @@ class CompactStore:
     def to(self, stage: int) -> None:
         plan, tensors, counts, picks = self._plans[stage], dict[str, Tensor](), dict[str, int](), dict[str, Tensor]()
         if plan is self._current:
+            self._switch.put(self._content)
             return
-        self._switch.put({})  # lets go of the merged projections of the stage before
-        self._current, self._active = None, 0
+        self._let_go()
         for layers in self._outputs:
             for layer in layers:
                 cut = plan.cuts.get(layer.name)
@@ -108,17 +110,29 @@ class CompactStore:
             merged = merge(self._denoiser, layers, plan)
             self._active += sum(tensor.nbytes for tensor in merged.values())
             tensors |= merged
-        self._switch.to(Weights(tensors, counts, plan.bypasses, self._blocks, picks))
+        self._content = self._switch.prepare(Weights(tensors, counts, plan.bypasses, self._blocks, picks))
+        self._switch.put(self._content)
         self._current = plan
         self._peak = max(self._peak, self.weight_bytes)
 
-    def close(self) -> None:
+    def rest(self) -> None:
         self._switch.put({})
+
+    def settle(self) -> None:
+        self._let_go()
         for layers in self._outputs:
             for layer in layers:
                 self._reorder(layer, torch.arange(layer.groups))
         self._orders.clear()
+
+    def close(self) -> None:
+        self.settle()
         self._spare.clear()
+
+    def _let_go(self) -> None:
+        """Of the merged projections of the stage before."""
+        self._switch.put({})
+        self._current, self._content, self._active = None, {}, 0
 
     def _reorder(self, layer: Layer, kept: Tensor) -> None:
         """Put the rows of the groups that stay first, each part of the others in its own order behind them."""

@@ -25,6 +25,13 @@ class Store(Protocol):
     def to(self, stage: int) -> None:
         """Run with this stage's weights from now on."""
 
+    def rest(self) -> None:
+        """Put the dense parameters back by reference, until the next ``to``; they may lie elsewhere, or in another
+        order."""
+
+    def settle(self) -> None:
+        """After ``rest``, before anyone looks at them: have the dense parameters where they belong, to the bit."""
+
     def close(self) -> None:
         """Put the dense weights back, to the bit, and leave nothing behind."""
 

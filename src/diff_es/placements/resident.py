@@ -42,5 +42,11 @@ class ResidentStore:
     def to(self, stage: int) -> None:
         self._switch.put(self._contents[stage])
 
-    def close(self) -> None:
+    def rest(self) -> None:
         self._switch.put({})
+
+    def settle(self) -> None:
+        """They have never been elsewhere."""
+
+    def close(self) -> None:
+        self.rest()

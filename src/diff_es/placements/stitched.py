@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from ..errors import DiffESError
+from ..exchange import exchanged
 from ..layers import Anatomy, Plan, Switch, realise, sequentially
 from .contract import Store, distinct, parameter_bytes
 
@@ -35,13 +36,8 @@ class StitchedStore:
             Switch(copy).to(realise(copy, anatomy, plan))
             networks[id(plan)] = copy
         self._bytes = sum(parameter_bytes(network) for network in networks.values())
-        self._networks, self._stage = [networks[id(plan)] for plan in plans], 0
-        self._before = vars(denoiser).get("forward")
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._networks[self._stage].forward(*args, **kwargs)
-
-        denoiser.forward = forward
+        self._networks = [networks[id(plan)] for plan in plans]
+        self._stack = ExitStack()  # of the call under way
 
     @property
     def weight_bytes(self) -> int:
@@ -52,10 +48,14 @@ class StitchedStore:
         return self._bytes
 
     def to(self, stage: int) -> None:
-        self._stage = stage
+        self.rest()
+        self._stack.enter_context(exchanged(self._denoiser, "forward", self._networks[stage].forward))
+
+    def rest(self) -> None:
+        self._stack.close()
+
+    def settle(self) -> None:
+        """The denoiser itself is never changed."""
 
     def close(self) -> None:
-        if self._before is None:
-            del self._denoiser.forward
-        else:
-            self._denoiser.forward = self._before
+        self.rest()

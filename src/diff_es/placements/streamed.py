@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DiffESError
-from ..layers import Anatomy, Bypass, Plan, Switch, Weights, named_parameters, owned_by, realise, sequentially
+from ..layers import Anatomy, Bypass, Content, Plan, Switch, Weights, named_parameters, owned_by, realise, sequentially
 from .contract import Store, distinct, parameter_bytes
 from .resident import Resident
 
@@ -98,8 +98,9 @@ class StreamedStore:
         self._held, self._peak = dict[int, list[Tensor]](), self._base  # shelf: copies of its chunks on the device
         self._free = list[Tensor]()  # of the stage before, at a switch
         self._stage, self._start, self._active = -1, 0, 0  # now; where the trajectory began; the shelf in use
-        for name, view in home.views(home.flat).items():
-            self._dense[name].data = view
+        self._content: Content = {}  # what the shelf in use puts in place
+        self._waiting, self._away = home.views(home.flat), False  # dense values; whether parameters have them there
+        self._send()
 
     @property
     def weight_bytes(self) -> int:
@@ -110,29 +111,55 @@ class StreamedStore:
         return self._peak
 
     def to(self, stage: int) -> None:
+        self._send()
         if stage == self._stage:
+            self._switch.put(self._content)
             return
         if stage < self._stage:  # a new trajectory, which begins here
             self._start = stage
         key, self._stage = self._keys[stage], -1
-        if key != self._active:
+        if key == self._active:
+            self._switch.put(self._content)
+        else:
             self._switch.put({})  # lets go of the stage before
-            self._active = 0
+            self._active, self._content = 0, {}
             self._free = [copy for shelf, copies in self._held.items() if shelf != key for copy in copies]
             self._held = {shelf: copies for shelf, copies in self._held.items() if shelf == key}
             self._fetch(key, len(self._shelves[key].chunks))
             self._join()
-            self._switch.to(self._weights(key))
+            self._content = self._switch.prepare(self._weights(key))
+            self._switch.put(self._content)
             self._active = key
         self._stage = stage
         if self._ahead:
             self._look_ahead(self._keys[stage + 1 if stage + 1 < len(self._keys) else self._start])
 
+    def rest(self) -> None:
+        self._switch.put({})
+
+    def settle(self) -> None:
+        if self._device.type != "cpu":  # whose own memory is the host's
+            self._bring_back()
+
     def close(self) -> None:
         self._switch.put({})
+        self._content = {}
         self._held.clear()
-        for parameter in self._dense.values():
-            parameter.data = parameter.data.to(self._device, copy=True)
+        self._bring_back()
+
+    def _send(self) -> None:
+        """Have the dense parameters wait in host memory."""
+        if not self._away:
+            self._away = True
+            for name, view in self._waiting.items():
+                self._dense[name].data = view
+
+    def _bring_back(self) -> None:
+        """Have them on the device again."""
+        if self._away:
+            for parameter in self._dense.values():
+                parameter.data = parameter.data.to(self._device, copy=True)
+            self._away = False
 
     def _shelve(self, denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> _Shelf:
         """Lay a plan's weights out in host memory, with the dense ones of whatever it leaves dense."""
