@@ -103,7 +103,6 @@ class Routing:
             if own.get(_COMPILED) is self:
                 own[_COMPILED] = self._calls
 
-    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A call of the denoiser, hooks included.
 
@@ -115,6 +114,10 @@ class Routing:
         if is_tracing() or torch.compiler.is_exporting() or captured:
             found, remedy = "a call that is traced, which would keep one stage's", "Leave the routed context first."
             raise DiffESError("denoiser", expected="weights that are switched", found=found, remedy=remedy)
+        return self._in_turn(args, kwargs)
+
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    def _in_turn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self.turn(self._stage_of(args, kwargs)):
             return self._calls(*args, **kwargs)
 
