@@ -22,7 +22,7 @@ from tests.in_use import (
     result_of,
     slim_of,
 )
-from tests.tiny import assert_same, snapshot
+from tests.tiny import assert_same, snapshot, tiny
 from torch import Tensor
 
 from diff_es import ArtefactError, Compact, DiffESError, Resident, Streamed
@@ -78,9 +78,10 @@ def test_pickling_is_refused_with_the_remedy_and_a_copy_can_be_pickled() -> None
 @pytest.mark.parametrize("plans", [None, halves])
 @pytest.mark.parametrize("name", ["SD", "FLUX"])
 def test_calls_of_several_threads_take_turns(name: str, plans: Any) -> None:
-    """Of two pipelines that share a denoiser, with a scheduler each."""
+    """Of two pipelines that share a denoiser, with a scheduler and tokenizers each, which threads cannot share."""
     one = made_of(name)
-    other = type(one)(**{**one.components, "scheduler": deepcopy(one.scheduler)})
+    own = {key: deepcopy(part) for key, part in one.components.items() if key.startswith(("scheduler", "tokenizer"))}
+    other = type(one)(**{**one.components, **own})
     other.set_progress_bar_config(disable=True)
     seeds = range(4)
 
@@ -347,8 +348,8 @@ def test_traces_and_exports_of_one_stage_are_refused() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how", ["before", "inside", "another object"])
 def test_a_denoiser_that_is_compiled_as_a_whole_is_routed(how: str) -> None:
-    pipe, dense = made_of("DiT"), image_of("DiT", made_of("DiT"))
-    fast = result_of("DiT", pipe)
+    pipe = tiny(layers=1)
+    dense, fast = image_of("DiT", pipe), result_of("DiT", pipe)
     with fast.routed(pipe):
         pruned = image_of("DiT", pipe)
     if how == "before":

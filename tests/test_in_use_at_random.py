@@ -117,7 +117,8 @@ def possible(name: str, pipe: Any, state: State) -> list[State]:
         if part.name == "dtype":
             found.append(replace(state, dtype=torch.float64 if state.dtype is torch.float32 else torch.float32))
         else:
-            found.append(replace(state, **{part.name: not getattr(state, part.name)}))
+            change: dict[str, Any] = {part.name: not getattr(state, part.name)}
+            found.append(replace(state, **change))
     return found
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from threading import RLock
 from types import MethodType
 from typing import Any
@@ -21,7 +19,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from .clock import stage_reader
 from .errors import DiffESError
 from .heap import Kept
-from .layers import Guard, Likeness, base_parameters, check_groups, discover, room_to_compile, submodule
+from .layers import Anatomy, Guard, Likeness, base_parameters, check_groups, discover, room_to_compile, submodule
 from .placements import Store
 from .schedule import Stages
 
@@ -57,15 +55,16 @@ class Routing:
         self._check, self._ending = check, ending
         self._stage_of = stage_reader(denoiser, stages)
         self._lock, self._turns = RLock(), list[int]()  # stages of the calls under way, one within another
-        self._opened: _Opened | None = None
+        self._store: Store | None = None  # None where what has changed was refused, too
+        self._known: _Known | None = None
         self._heap: Kept | None = None
         self._calls: Callable[..., Any] = MethodType(type(denoiser)._call_impl, denoiser)
 
     @property
     def store(self) -> Store:
         """The weights of all stages, from :meth:`attach` to :meth:`detach`."""
-        assert self._opened is not None
-        return self._opened.store
+        assert self._store is not None
+        return self._store
 
     def attach(self) -> None:
         """Route from now on.
@@ -78,8 +77,8 @@ class Routing:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             found = "one that is routed already"
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
-        self._opened = self._open_anew()
-        self._heap = Kept(self._opened.home[0])
+        self._store = self._open_anew()
+        self._heap = Kept(next(denoiser.parameters()).device)
         self._rest()
         own = vars(denoiser)
         if (compiled := own.get(_COMPILED)) is not None:
@@ -173,9 +172,9 @@ class Routing:
             raise
 
     def _rest(self) -> None:
-        assert self._opened is not None
-        self._opened.store.rest()
-        self._opened.guard.up()
+        assert self._known is not None
+        self.store.rest()
+        self._known.guard.up()
 
     def _looked(self) -> None:
         """Somebody looks at parameters between calls: they are to be dense in every respect."""
@@ -184,68 +183,81 @@ class Routing:
 
     def _ready(self) -> None:
         """See what has changed since the last call; if anything has, check it, and lay out the weights anew."""
-        opened = self._opened
-        found: str | None = "one that was refused before"
-        if opened is not None:
-            looked_at = not opened.guard.watching
-            opened.guard.down()
-            found = opened.likeness.changed()
-            if found is None and looked_at:
-                found = opened.likeness.rewritten(moves=_offloaded(self._denoiser))
-        if found is None:
+        known, found = self._known, None
+        assert known is not None
+        looked_at = not known.guard.watching
+        known.guard.down()
+        found = known.likeness.changed()
+        if found is None and looked_at:
+            found = known.likeness.rewritten(moves=_offloaded(self._denoiser))
+        if found is None and self._store is not None:
             return
         self._close()
         if self._check is not None:
             self._check()
-        elif opened is None or opened.likeness.rewritten(moves=True) or discover(self._denoiser) != self._anatomy:
+        elif known.likeness.rewritten(moves=True) or discover(self._denoiser) != self._anatomy:
             remedy = "Leave the routed context first."
-            raise DiffESError("denoiser", expected="one as it was when it was routed", found=found, remedy=remedy)
-        self._anatomy = discover(self._denoiser)
-        self._opened = self._open_anew()
+            expected = "one as it was when it was routed"
+            raise DiffESError("denoiser", expected=expected, found=found or "another", remedy=remedy)
+        self._anatomy, self._known = discover(self._denoiser), None
+        self._store = self._open_anew()
 
-    def _open_anew(self) -> _Opened:
+    def _open_anew(self) -> Store:
+        """Lay the weights out for the dense denoiser as it is now."""
         check_groups(self._denoiser)
-        likeness = Likeness(self._denoiser, self._anatomy)
-        witness = _witness(self._denoiser, likeness)
-        dtypes = {path: next(module.parameters()).dtype for path, module in likeness.owners.items()}
-        home, store = _where(witness()), self._open()
-        return _Opened(store, likeness, Guard(likeness.owners.values(), self._looked), witness, home, dtypes)
+        if self._known is None or not self._known.holds():
+            self._known = _Known(self._denoiser, self._anatomy, self._looked)
+        return self._open()
 
     def _close(self) -> None:
         """All is dense, and lies where the rest of the denoiser does."""
-        opened, self._opened = self._opened, None
-        if opened is None:
-            return
-        opened.guard.down()
-        opened.store.close()
-        if _offloaded(self._denoiser):
-            opened.follow()
+        store, self._store = self._store, None
+        if store is not None and self._known is not None:
+            self._known.guard.down()
+            store.close()
+            if _offloaded(self._denoiser):
+                self._known.follow()
 
     def _follow(self) -> None:
         """Move what is in place where the rest went: accelerate's hook moves nothing where the first parameter is there
         already."""
-        assert self._opened is not None
-        if _offloaded(self._denoiser) and _where(self._opened.witness()) != self._opened.home:
-            self._opened.follow()
+        if _offloaded(self._denoiser) and self._known is not None and self._known.moved():
+            self._known.follow()
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """Weights that are laid out for a denoiser, and what it was like then."""
+class _Known:
+    """What a denoiser was like when weights were laid out for it."""
 
-    store: Store
-    likeness: Likeness
-    guard: Guard
-    witness: Callable[[], nn.Parameter]  # the first parameter that stays: where it lies, the denoiser lies
-    home: tuple[torch.device, torch.dtype]  # of the witness
-    dtypes: dict[str, torch.dtype]  # of the modules that are exchanged: some models keep parts in float32
+    def __init__(self, denoiser: nn.Module, anatomy: Anatomy, looked: Callable[[], None]) -> None:
+        self.likeness = Likeness(denoiser, anatomy)
+        self.guard = Guard(self.likeness.owners.values(), looked)
+        owners = self.likeness.owners
+        # the first parameter that is never exchanged, adapters or not: where it lies, the denoiser lies
+        name = next(name for name, _ in base_parameters(denoiser) if name.rpartition(".")[0] not in owners)
+        path, _, self._leaf = name.rpartition(".")
+        self._witness = submodule(denoiser, path)
+        self._home = self._where()
+        # of the modules that are exchanged: some models keep parts in float32
+        self._dtypes = {path: next(module.parameters()).dtype for path, module in owners.items()}
+
+    def holds(self) -> bool:
+        """Whether it is still so."""
+        return not self.moved() and self.likeness.changed() is None
+
+    def moved(self) -> bool:
+        """Whether the denoiser lies elsewhere."""
+        return self._where() != self._home
 
     def follow(self) -> None:
-        """Move what is in place where the witness lies, and cast it if that was."""
-        device, dtype = _where(self.witness())
+        """Move what is in place where the rest of the denoiser lies, and cast it if that was."""
+        device, dtype = self._where()
         if device.type != "meta":
             for path, module in self.likeness.owners.items():
-                module.to(device, self.dtypes[path] if dtype == self.home[1] else dtype)
+                module.to(device, self._dtypes[path] if dtype == self._home[1] else dtype)
+
+    def _where(self) -> tuple[torch.device, torch.dtype]:
+        parameter = self._witness.get_parameter(self._leaf)
+        return parameter.device, parameter.dtype
 
 
 _CALL, _COMPILED = "_call_impl", "_compiled_call_impl"
@@ -267,19 +279,8 @@ def _refuse_in_a_call(denoiser: nn.Module, *args: object) -> None:
         raise DiffESError("state dict", expected=expected, found=found, remedy=remedy)
 
 
-def _witness(denoiser: nn.Module, likeness: Likeness) -> Callable[[], nn.Parameter]:
-    """The first parameter that is never exchanged, adapters or not."""
-    name = next(name for name, _ in base_parameters(denoiser) if name.rpartition(".")[0] not in likeness.owners)
-    path, _, leaf = name.rpartition(".")
-    return partial(submodule(denoiser, path).get_parameter, leaf)
-
-
 def _offloaded(denoiser: nn.Module) -> bool:
     return "_hf_hook" in vars(denoiser)
-
-
-def _where(parameter: nn.Parameter) -> tuple[torch.device, torch.dtype]:
-    return parameter.device, parameter.dtype
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from .offload import hook_of, other_hooks
 from .realise import owned_by
 
 _SAMPLED = 16  # values of each parameter
+_version = attrgetter("_version")
 
 
 class Likeness:
@@ -29,28 +32,33 @@ class Likeness:
         self._denoiser = denoiser
         names = sorted({name for layer in anatomy.layers for name in owned_by(denoiser, layer)})
         self.owners = {path: submodule(denoiser, path) for path in dict.fromkeys(map(_above, names))}
+        self._owned = [vars(owner) for owner in self.owners.values()]
         blocks = [block.name for block in anatomy.blocks]
         homes = dict.fromkeys([*map(_above, self.owners), *(layer.home for layer in anatomy.layers), *blocks])
         self._homes = {path: submodule(denoiser, path) for path in homes}
         self._hooked = [denoiser, *(self._homes[name] for name in blocks)]
         self._edges = _edges(denoiser, [*self.owners, *self._homes])
-        self._children = [below[leaf] for below, leaf in self._edges.values()]
+        self._listed = tuple(zip(*self._edges.values(), strict=True))
+        self._children = list(map(dict.get, *self._listed))
+        self._attributes = [vars(home) for home in self._homes.values()]
         self._places = [(self.owners[_above(name)], name.rpartition(".")[2]) for name in names]
         self._parameters = [owner._parameters[leaf] for owner, leaf in self._places]
         self._counted = [p for p in self._parameters if p is not None and not p.is_inference()]
         self._versions, self._hanging = self._versions_now(), self._hanging_now()
+        self._names = [tuple(map(id, attributes.values())) for attributes in self._attributes]
         self._facts, self._values = self._facts_now(), _sampled(self._parameters)
 
     def changed(self) -> str | None:
         """What is other than it was, without a look at values; to be asked with the parameters' own dictionaries in
         place."""
-        children = [below.get(leaf) for below, leaf in self._edges.values()]
+        children = list(map(dict.get, *self._listed))
         if children != self._children:
             found = zip(self._edges, children, self._children, strict=True)
             return f"another module at {next(path for path, now, before in found if now is not before)}"
-        if self._hanging != (hanging := self._hanging_now()):
-            found = zip([*self._homes, "the denoiser"], self._hanging, hanging, strict=False)
-            return f"something else on {next((path for path, now, before in found if now != before), 'it')}"
+        if self._hanging != self._hanging_now():
+            here = zip(self._homes, self._attributes, self._names, strict=True)
+            paths = (path for path, attributes, names in here if names != tuple(map(id, attributes.values())))
+            return f"something else on {next(paths, 'the denoiser')}"
         return None if self._versions == self._versions_now() else "weights that were written to"
 
     def rewritten(self, *, moves: bool) -> str | None:
@@ -73,12 +81,12 @@ class Likeness:
         """By identity: attributes of the modules that hold layers, the adapters, hooks of diffusers and accelerate."""
         own = vars(self._denoiser)
         loaded = tuple((name, id(config)) for name, config in own.get("peft_config", {}).items())
-        homes = [tuple(map(id, vars(home).values())) for home in self._homes.values()]
-        lengths = [len(vars(owner)) for owner in self.owners.values()]
-        return [*homes, (loaded, id(own.get("_hf_hook")), lengths), [other_hooks(module) for module in self._hooked]]
+        here = list(map(id, chain.from_iterable(map(dict.values, self._attributes))))
+        lengths = list(map(len, self._owned))
+        return [here, lengths, loaded, id(own.get("_hf_hook")), list(map(other_hooks, self._hooked))]
 
     def _versions_now(self) -> list[int]:
-        return [parameter._version for parameter in self._counted]
+        return list(map(_version, self._counted))
 
     def _facts_now(self) -> list[tuple[Any, ...]]:
         return [() if p is None or p.is_meta else (p.dtype, p.device) for p in self._parameters]

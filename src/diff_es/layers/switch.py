@@ -25,12 +25,6 @@ class Entry(NamedTuple):
     value: Any
 
 
-class _Before(NamedTuple):
-    place: Any
-    key: Any
-    value: Any
-
-
 _NOTHING = object()
 Content = Mapping[str, Entry]
 """Everything that a stage puts in place, by the name of the place."""
@@ -52,7 +46,7 @@ class Switch:
         self._denoiser = denoiser
         self._listed = listed_by_groups(denoiser)
         self._active: Content = {}
-        self._before: Sequence[_Before] = ()  # of the places that are changed now
+        self._before: Sequence[Entry] = ()  # what was in the places that are changed now
 
     def to(self, weights: Weights) -> None:
         """Run with these weights from now on."""
@@ -67,9 +61,9 @@ class Switch:
         self._active, self._before = {}, ()
         if not content:
             return
-        entries = content.values()
-        self._before = [_Before(place, key, _found(place, key)) for place, key, _ in entries]
-        _exchange(*zip(*entries, strict=True))
+        places, keys, values = zip(*content.values(), strict=True)
+        self._before = list(map(Entry, places, keys, map(_found, places, keys)))
+        _exchange(places, keys, values)
         self._active = content
 
     def prepare(self, weights: Weights) -> Content:
@@ -135,7 +129,7 @@ def _exchange(places: Sequence[Any], keys: Sequence[Any], values: Sequence[Any])
     deque(map(setitem, places, keys, values), maxlen=0)
 
 
-def _restore(before: Sequence[_Before]) -> None:
+def _restore(before: Sequence[Entry]) -> None:
     if there := [one for one in before if one.value is not _NOTHING]:
         _exchange(*zip(*there, strict=True))
     gone = [one for one in before if one.value is _NOTHING]
