@@ -24,7 +24,7 @@ from .route import Routing, routing_of
 from .route import routed as routed_denoiser
 from .schedule import Schedule, Stages
 from .settings import plain, value_of
-from .stepping import Stepping, stepped, stepping_of
+from .stepping import Stepping, check_corrected, stepped, stepping_of
 from .store import read_folder, write_folder
 
 _SAMPLED = 512  # values of each parameter that the fingerprint reads
@@ -121,12 +121,9 @@ class Compressed:
         if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-        if self.corrections:
-            made, own = self.about["origin"]["scheduler"]["_class_name"], type(pipe.scheduler).__name__
-            if own != made:
-                expected = f"{made}, for which steps are corrected"
-                remedy = "Give the pipeline the scheduler that it was compressed with, or compress it with this one."
-                raise ArtefactError("scheduler", expected=expected, found=own, remedy=remedy)
+        if self.timesteps is not None and self.corrections:
+            made = self.about["origin"]["scheduler"]
+            check_corrected(pipe.scheduler, made, self.timesteps, self.sampling.steps)
         anatomy, plans = discover(denoiser), {id(plan): plan for plan in self.plans}.values()
         pruned = {name for plan in plans for name in plan.cuts}
         skipped = tuple({f"{block}." for plan in plans for block in plan.bypasses})
