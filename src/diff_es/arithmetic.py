@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from functools import cache
-from operator import is_not
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -104,15 +104,16 @@ def _moving(kind: Any) -> frozenset[str]:
     scheduler, names = kind(), {"_internal_dict", "_begin_index"}  # pipelines may set where a run begins
     before, sample = _held(scheduler), torch.zeros(1, 1, 2, 2)
     scheduler.set_timesteps(4)
-    for timestep in scheduler.timesteps:
-        scheduler.step(denoiser_input(scheduler, sample, timestep), timestep, sample)
-        now = _held(scheduler)
-        names |= {
-            name
-            for name, values in now.items()
-            if len(values) != len(before.get(name, ())) or any(map(is_not, values, before[name]))
-        }
+    with torch.random.fork_rng([]):  # some draw noise
+        for timestep in scheduler.timesteps:
+            scheduler.step(denoiser_input(scheduler, sample, timestep), timestep, sample)
+            now = _held(scheduler)
+            names |= {name for name in now if not _unmoved(before.get(name, []), now[name])}
     return frozenset(names)
+
+
+def _unmoved(before: list[Any], now: list[Any]) -> bool:
+    return len(before) == len(now) and all(map(is_, before, now))
 
 
 def _held(scheduler: Scheduler) -> dict[str, list[Any]]:

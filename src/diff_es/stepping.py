@@ -190,7 +190,9 @@ def _run(scheduler: Scheduler, timesteps: Sequence[float], asked: int) -> list[T
     stand_in.set_timesteps(asked)
     first = 1.0 if is_flow(stand_in) else stand_in.init_noise_sigma
     states = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * first]
-    for t in stand_in.timesteps:
-        output = torch.tanh(denoiser_input(stand_in, states[-1], t) * 2 + t / 1000).roll(1, -1)
-        states.append(stand_in.step(output, t, states[-1]).prev_sample)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)  # for samplers that draw noise
+        for t in stand_in.timesteps:
+            output = torch.tanh(denoiser_input(stand_in, states[-1], t) * 2 + t / 1000).roll(1, -1)
+            states.append(stand_in.step(output, t, states[-1]).prev_sample)
     return states
