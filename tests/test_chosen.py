@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
+from threading import Thread
 from typing import Any
 
 import diffusers
@@ -219,10 +220,30 @@ def test_a_scheduler_put_in_place_inside_is_refused() -> None:
     assert not pipe.unet._forward_pre_hooks
 
 
+def test_a_call_from_another_thread_meanwhile_is_right_and_the_first_is_refused() -> None:
+    pipe, found = made(CASES["SD"].make), list[Tensor]()
+
+    def meanwhile(_: Any, step: int, timestep: int, given: dict[str, Any]) -> dict[str, Any]:
+        thread = Thread(target=lambda: found.append(call(pipe)))
+        thread.start()
+        thread.join()
+        return given
+
+    with stepped(pipe, TIMESTEPS, 5, fixed(((0.01, 0.02),) * 3)):
+        want = call(pipe)
+        message = r"pipe: expected one call at a time, found another that began in another thread.*threading\.Lock"
+        with pytest.raises(DiffESError, match=message):
+            call(pipe, callback_on_step_end=meanwhile)
+        assert torch.equal(found[0], want)
+        assert torch.equal(call(pipe), want)
+
+
 def test_steps_by_hand_are_the_chosen_ones_each_once() -> None:
     pipe, x = tiny(), torch.ones(1, 4, 8, 8)
     with stepped(pipe, (999, 500, 3), 6):
         scheduler = pipe.scheduler
+        with pytest.raises(DiffESError, match="a step before set_timesteps"):
+            scheduler.step(x, 999, x)
         for given in ({}, {"num_inference_steps": None}, {"num_inference_steps": 4}, {"num_inference_steps": "6"}):
             with pytest.raises((DiffESError, TypeError), match="num_inference_steps"):
                 scheduler.set_timesteps(**given)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import wraps
 from inspect import BoundArguments, Parameter, signature
 from itertools import pairwise
+from threading import get_ident
 from types import MethodType
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ _LEAVE = "leave the `routed` context or call `remove(pipe)` first"
 class Run:
     """What the steps of a pipeline's call leave to those that follow."""
 
+    thread: int | None = None  # which called ``set_timesteps``
     steps: int = 0  # so far, of those that call the denoiser
     corrections: Corrections = ()  # of all of them
     starts: Sequence[Tensor] = ()  # of the last ones, as many as corrections reach back
@@ -112,7 +114,7 @@ class Chosen:
         if given.get("sigmas") is not None:
             given["sigmas"] = _even(self._asked)
         kind.set_timesteps(**given)
-        own, scheduler.chosen_run = _own(scheduler), Run()
+        own, scheduler.chosen_run = _own(scheduler), Run(get_ident())
         if kind is DDIMScheduler:
             stride = scheduler.config.num_train_timesteps // self._asked
             self._strides.update(_strides(own, self.timesteps, stride))
@@ -124,6 +126,7 @@ class Chosen:
 
     def _step(self, scheduler: Scheduler, call: BoundArguments) -> Any:
         given, own = call.arguments, scheduler.num_inference_steps
+        _check_thread(scheduler.chosen_run)
         self._check_turn(scheduler.chosen_run.steps, float(given["timestep"]))
         if self._correct is not None:
             _check_arguments(call)
@@ -137,7 +140,7 @@ class Chosen:
             scheduler.num_inference_steps = own
         run = scheduler.chosen_run
         if self._correct is None:
-            scheduler.chosen_run = Run(run.steps + 1)
+            scheduler.chosen_run = Run(run.thread, run.steps + 1)
             return result
         return self._corrected(scheduler, self._correct, given["sample"], result)
 
@@ -147,7 +150,8 @@ class Chosen:
         states = [result[0] if whole else result.prev_sample, start, *run.starts]
         weights = tuple(correct(run.steps, states))
         moved, reach = corrected(states, weights), max(len(weights) - 1, 0)
-        scheduler.chosen_run = Run(run.steps + 1, (*run.corrections, weights), [start, *run.starts][:reach])
+        corrections, starts = (*run.corrections, weights), [start, *run.starts][:reach]
+        scheduler.chosen_run = Run(run.thread, run.steps + 1, corrections, starts)
         if whole:
             return (moved, *result[1:])
         result.prev_sample = moved
@@ -189,6 +193,14 @@ class Chosen:
         if steps not in (self._asked, len(self.timesteps)):
             expected = f"{self._asked}, for which {len(self.timesteps)} timesteps were chosen"
             raise DiffESError("num_inference_steps", expected=expected, found=str(steps), remedy=remedy)
+
+
+def _check_thread(run: Run) -> None:
+    """Whether a step belongs to the run under way: a sampler has one at a time."""
+    if run.thread != get_ident():
+        found = "a step before set_timesteps" if run.thread is None else "another that began in another thread"
+        remedy = "Let calls wait for each other, as with a threading.Lock."
+        raise DiffESError("pipe", expected="one call at a time", found=found, remedy=remedy)
 
 
 def _check_arguments(call: BoundArguments) -> None:
