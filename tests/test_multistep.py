@@ -24,7 +24,8 @@ from diff_es.errors import DiffESError
 from diff_es.loading import load
 from diff_es.multistep import Recording, corrected, directions, fitting, fixed
 from diff_es.pipeline import Sampling, make_probes, sample, trace
-from diff_es.stepping import is_deterministic, stepped, trajectory
+from diff_es.samplers import is_deterministic, trajectory
+from diff_es.stepping import stepped
 from diff_es.trajectory import trailing
 
 
@@ -156,10 +157,10 @@ def test_copies_of_a_sampler_do_not_share_states() -> None:
         for scheduler in (one, other):
             scheduler.set_timesteps(CALL.steps)
         output, latents = drawn(2, 0)
-        for scheduler in (one, other, one):
-            scheduler.step(output, int(TIMESTEPS[0]), latents)
-        deepcopy(one).step(output, int(TIMESTEPS[1]), latents)  # one that has begun goes on where it was
-        one.step(output, int(TIMESTEPS[1]), latents)
+        for scheduler, t in ((one, 0), (other, 0), (one, 1)):
+            scheduler.step(output, int(TIMESTEPS[t]), latents)
+        deepcopy(one).step(output, int(TIMESTEPS[2]), latents)  # one that has begun goes on where it was
+        one.step(output, int(TIMESTEPS[2]), latents)
     assert numbers == [0, 0, 1, 2, 2]
 
 

@@ -25,8 +25,9 @@ from diff_es.measures import ImageSSIM
 from diff_es.pipeline import decode, denoiser_of, first_call, on_timestep, sample, trace, with_denoiser
 from diff_es.placements import Resident
 from diff_es.route import routed
+from diff_es.samplers import trajectory
 from diff_es.schedule import Stages
-from diff_es.stepping import stepped, trajectory
+from diff_es.stepping import stepped
 from diff_es.story import picture
 from diff_es.trajectory import placed
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from diff_es.multistep import Recording, fitting
 from diff_es.pipeline import make_probes, sample, trace
 from diff_es.prefix import After, PrefixCache, Replay, Result
-from diff_es.stepping import STEPPABLE, is_deterministic, stepped, trajectory
+from diff_es.samplers import STEPPABLE, is_deterministic, trajectory
+from diff_es.stepping import stepped
 from diff_es.trajectory import trailing
 
 SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {

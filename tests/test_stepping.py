@@ -32,7 +32,8 @@ from diff_es import DiffESError, metrics
 from diff_es.loading import load
 from diff_es.pipeline import Sampling, denoiser_of, make_probes, on_timestep, sample
 from diff_es.published import Ays, ays
-from diff_es.stepping import STEPPABLE, Stepping, stepped, stepping_of, trajectory
+from diff_es.samplers import STEPPABLE, trajectory
+from diff_es.stepping import Stepping, stepped, stepping_of
 from diff_es.trajectory import exponential, karras, placed, trailing
 
 DPM, UNIPC, EULER = DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler
@@ -198,13 +199,13 @@ def gaussian(name: str, counts: list[int]) -> float:
     with stepped(pipe, placed(path, path.stages(10), counts), 20):
         scheduler = pipe.scheduler
         scheduler.set_timesteps(20)
-    x = torch.ones(1, 1, 1, 1, dtype=torch.float64) * scheduler.init_noise_sigma  # the noise scaled as pipelines do
-    for t in scheduler.timesteps:
-        sigma = path.sigma([float(t)])[0]
-        alpha = (1 + sigma**2) ** -0.5
-        share = alpha * sigma / (alpha**2 / 4 + (alpha * sigma) ** 2)
-        share *= {"epsilon": 1, "v_prediction": 0.75 * alpha}[scheduler.config.prediction_type]
-        x = scheduler.step(share * scheduler.scale_model_input(x, t), t, x).prev_sample
+        x = torch.ones(1, 1, 1, 1, dtype=torch.float64) * scheduler.init_noise_sigma  # the noise scaled as pipelines do
+        for t in scheduler.timesteps:
+            sigma = path.sigma([float(t)])[0]
+            alpha = (1 + sigma**2) ** -0.5
+            share = alpha * sigma / (alpha**2 / 4 + (alpha * sigma) ** 2)
+            share *= {"epsilon": 1, "v_prediction": 0.75 * alpha}[scheduler.config.prediction_type]
+            x = scheduler.step(share * scheduler.scale_model_input(x, t), t, x).prev_sample
     most = path.sigma(path.timesteps[:1])[0]
     exact = 0.5 * (1 + most**2) ** 0.5 / (0.25 + most**2) ** 0.5  # of noise of variance 1 at the first timestep
     in_signal = scheduler.init_noise_sigma / (1 + most**2) ** 0.5 if scheduler.init_noise_sigma > 1 else 1

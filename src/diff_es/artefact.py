@@ -23,7 +23,7 @@ from .placements import Placement, Store, choose
 from .route import Routing, routing_of
 from .schedule import Schedule
 from .settings import plain, value_of
-from .stepping import Stepping, stepping_of
+from .stepping import Stepping, check_corrected, stepping_of
 from .store import read_folder, write_folder
 
 _SAMPLED = 512  # values of each parameter that the fingerprint reads
@@ -115,12 +115,9 @@ class Compressed:
             raise DiffESError(
                 "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
             )
-        if self.corrections:
-            made, own = self.about["origin"]["scheduler"]["_class_name"], type(pipe.scheduler).__name__
-            if own != made:
-                expected = f"{made}, for which steps are corrected"
-                remedy = "Give the pipeline the scheduler that it was compressed with, or compress it with this one."
-                raise ArtefactError("scheduler", expected=expected, found=own, remedy=remedy)
+        if self.timesteps is not None and self.corrections:
+            made = self.about["origin"]["scheduler"]
+            check_corrected(pipe.scheduler, made, self.timesteps, self.sampling.steps)
         self._check_denoiser(denoiser)
         return denoiser
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .exchange import exchanged
 from .pipeline import Pipeline, denoiser_of, intercepted
-from .stepping import STEPPABLE, is_deterministic
+from .samplers import STEPPABLE, is_deterministic
 
 Key: TypeAlias = Hashable
 Keys: TypeAlias = Callable[[tuple[float, ...], tuple[float, ...]], Key | None]
@@ -137,7 +137,8 @@ class Replay:
         def set_timesteps(*args: Any, **kwargs: Any) -> None:
             original(*args, **kwargs)
             scheduler = self._scheduler
-            self._all, self._before = scheduler.timesteps, dict(vars(scheduler))
+            self._all = scheduler.timesteps.as_subclass(Tensor)  # of chosen ones a part is not refused here
+            self._before = dict(vars(scheduler))
             self._timesteps, self._step, self._calls, self._from = tuple(self._all.tolist()), 0, 0, None
             if self._resumes:
                 self._find()

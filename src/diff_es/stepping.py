@@ -3,7 +3,8 @@
 Most pipelines take a number of steps and no timesteps, so a list is put in place behind the scheduler's
 ``set_timesteps``: a copy of the user's scheduler asks the original how it would step, then exchanges the timesteps and
 their noise. Where two neighbours of the list are neighbours of the user's own trajectory, the step between them is the
-user's own, to the bit.
+user's own, to the bit. What asks for other steps than the list is refused (``chosen``), and so are corrections on
+another arithmetic than theirs (:func:`check_corrected`).
 
 A call of the denoiser depends on the timesteps up to its own alone, except under samplers of third order, which lower
 their order when few steps are left.
@@ -11,121 +12,27 @@ their order when few steps are left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import wraps
-from inspect import signature
-from itertools import pairwise
-from types import MethodType
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    SchedulerMixin,
-    UniPCMultistepScheduler,
-)
 from torch import Tensor
 
-from .errors import DiffESError
-from .multistep import Correct, Corrections, corrected
-from .pipeline import AnyPipeline
-from .trajectory import Timesteps, Trajectory, check_descending
-
-Scheduler: TypeAlias = SchedulerMixin
-
-STEPPABLE = (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
-_WHOLE = (DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
-_REFUSED: dict[type, dict[str, Any]] = {  # settings under which timesteps do not descend, or do not tell the noise
-    EulerDiscreteScheduler: {"interpolation_type": "log_linear", "timestep_type": "continuous"},
-    FlowMatchEulerDiscreteScheduler: {"invert_sigmas": True},
-}
-
-
-def trajectory(scheduler: Scheduler, timesteps: Iterable[float]) -> Trajectory:
-    """The user's own trajectory: what ``scheduler`` or ``pipeline.trace`` gives for the user's number of steps.
-
-    A timestep that a sampler of second order repeats counts once.
-
-    Raises:
-        DiffESError: a scheduler that takes no other timesteps, or timesteps that do not descend.
-    """
-    check_scheduler(scheduler)
-    whole, noise = type(scheduler) in _WHOLE, tuple(_noise(scheduler).tolist())
-    return Trajectory(tuple(float(t) for t in dict.fromkeys(timesteps)), _end(scheduler), whole, noise)
-
-
-def check_scheduler(scheduler: Scheduler) -> None:
-    """Whether a scheduler can run other timesteps than its own.
-
-    Raises:
-        DiffESError: it cannot; the message says why.
-    """
-    name, remedy = type(scheduler).__name__, "Give pipe.scheduler another class or setting, with `from_config`."
-    if type(scheduler) not in STEPPABLE:
-        expected = "one that can take other timesteps: " + ", ".join(kind.__name__ for kind in STEPPABLE)
-        raise DiffESError("scheduler", expected=expected, found=name, remedy=remedy)
-    for setting, value in _REFUSED.get(type(scheduler), {}).items():
-        if scheduler.config[setting] == value:
-            raise DiffESError(name, expected=f"another {setting}", found=f"{value}", remedy=remedy)
-    if isinstance(scheduler, UniPCMultistepScheduler) and scheduler.solver_p is not None:
-        raise DiffESError(name, expected="no solver_p", found=type(scheduler.solver_p).__name__, remedy=remedy)
-
-
-def is_deterministic(scheduler: Scheduler) -> bool:
-    """Whether a sampler adds no noise on the way; DDIM adds none unless a pipeline is called with an ``eta``."""
-    if isinstance(scheduler, DPMSolverMultistepScheduler):
-        return not scheduler.config.algorithm_type.startswith("sde")
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return not scheduler.config.stochastic_sampling
-    return not isinstance(scheduler, EulerAncestralDiscreteScheduler)
-
-
-def _is_flow(scheduler: Scheduler) -> bool:
-    kind = type(scheduler)
-    chosen = kind in (DPMSolverMultistepScheduler, UniPCMultistepScheduler) and scheduler.config.use_flow_sigmas
-    return kind is FlowMatchEulerDiscreteScheduler or bool(chosen)
-
-
-def _end(scheduler: Scheduler) -> float:
-    """Where a sampler ends, as a timestep: after timestep 0, or at it."""
-    kind, choices = type(scheduler), (DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler)
-    if kind is DDIMScheduler:
-        return -1.0 if scheduler.config.set_alpha_to_one else 0.0
-    return 0.0 if _is_flow(scheduler) or (kind in choices and scheduler.config.final_sigmas_type != "zero") else -1.0
-
-
-def _noise(scheduler: Scheduler) -> Any:
-    """Sigma by timestep, (T,), or (T + 1,) in flow matching."""
-    trained = scheduler.config.num_train_timesteps
-    if _is_flow(scheduler):
-        return np.arange(trained + 1) / trained
-    alphas = scheduler.alphas_cumprod.clamp_min(2**-24)  # as diffusers does where no signal is left
-    return np.array(((1 - alphas) / alphas) ** 0.5)
+from .arithmetic import PLACING, changed, denoiser_input, settings_that_differ
+from .chosen import Chosen
+from .errors import ArtefactError, DiffESError, several
+from .multistep import Correct, Corrections
+from .pipeline import AnyPipeline, denoiser_of
+from .samplers import Scheduler, check_scheduler, is_flow
 
 
 class Stepping:
     """A pipeline that runs the given timesteps when it is called as before, from :meth:`attach` to :meth:`detach`.
 
-    The user's scheduler is left alone: a copy of it takes its place in the pipeline.
+    The user's scheduler is left alone: a copy of it takes its place in the pipeline. Another in that place is refused
+    when the denoiser is called.
 
     Args:
         pipe: any pipeline with one of the schedulers of ``STEPPABLE``.
@@ -143,21 +50,15 @@ class Stepping:
     def __init__(
         self, pipe: AnyPipeline, timesteps: Sequence[float], asked: int, correct: Correct | None = None
     ) -> None:
+        _check_free(pipe)
         check_scheduler(pipe.scheduler)
-        self._pipe, self._timesteps, self._asked = pipe, tuple(map(float, timesteps)), asked
-        self._correct = correct
-        check_descending(self._timesteps)
-        kind, most, least = type(pipe.scheduler), len(_noise(pipe.scheduler)) - 1, max(_end(pipe.scheduler), 0)
-        inside = self._timesteps[0] <= most and self._timesteps[-1] >= least
-        if not inside or (kind in _WHOLE and any(t % 1 for t in self._timesteps)):
-            expected = f"{'integers' if kind in _WHOLE else 'numbers'} from {most} to {least:g}"
-            where, remedy = f"timesteps for {kind.__name__}", "Take them from `trajectory`."
-            raise DiffESError(where, expected=expected, found=str(list(timesteps)), remedy=remedy)
+        self._pipe, self._before = pipe, pipe.scheduler
+        self._chosen = Chosen(pipe.scheduler, timesteps, asked, correct)
 
     @property
     def corrections(self) -> Corrections:
         """Of the steps of the pipeline's last call, so far."""
-        found: Corrections = self._pipe.scheduler.corrected_run.corrections
+        found: Corrections = self._stand_in.chosen_run.corrections
         return found
 
     def attach(self) -> None:
@@ -166,108 +67,53 @@ class Stepping:
         Raises:
             DiffESError: the pipeline runs chosen timesteps already.
         """
-        if stepping_of(self._pipe) is not None:
-            remedy = "Leave the other `stepped` context, or call `remove(pipe)`, first."
-            found = "one that runs chosen timesteps already"
-            raise DiffESError("pipe", expected="a pipeline with its own scheduler", found=found, remedy=remedy)
-        self._before = self._pipe.scheduler
-        self._pipe.scheduler = stand_in = self._stand_in()
-        _STEPPED[stand_in] = ref(self)
+        _check_free(self._pipe)
+        self._pipe.scheduler = self._stand_in = self._chosen.stand_in()
+        hook = torch.compiler.disable(lambda *_: self._check_scheduler())
+        self._handle = denoiser_of(self._pipe).register_forward_pre_hook(hook)
+        _STEPPED[self._pipe] = _STEPPED[self._stand_in] = ref(self)
 
     def detach(self) -> None:
-        """Give the pipeline its own scheduler back; a second time, or where the user has exchanged it, do nothing."""
-        if stepping_of(self._pipe) is self:
+        """Give the pipeline its own scheduler back, unless the user has exchanged it; a second time, do nothing.
+
+        Other pipelines that were made meanwhile and hold the stand-in hold a copy of the user's scheduler from now on.
+        """
+        if not self._attached():
+            return
+        del _STEPPED[self._pipe], _STEPPED[self._stand_in]
+        self._handle.remove()
+        if self._pipe.scheduler is self._stand_in:
             self._pipe.scheduler = self._before
+        self._chosen.release(self._stand_in)
 
-    def _stand_in(self) -> Scheduler:
-        """A copy, of the same class and settings, whose ``set_timesteps`` gives the chosen timesteps."""
-        kind, copy, strides = type(self._before), deepcopy(self._before), dict[int, int]()
+    def _attached(self) -> bool:
+        held = _STEPPED.get(self._pipe)
+        return held is not None and held() is self
 
-        @wraps(kind.set_timesteps)  # pipelines look which arguments it takes
-        def set_timesteps(scheduler: Scheduler, *args: Any, **kwargs: Any) -> None:
-            given = signature(kind.set_timesteps).bind(scheduler, *args, **kwargs).arguments
-            self._check_call(given)
-            scheduler.corrected_run = _Run()  # its own, which a copy of it takes along
-            if given.get("num_inference_steps") is not None:
-                given["num_inference_steps"] = self._asked
-            kind.set_timesteps(**given)
-            own = _own(scheduler)
-            if kind is DDIMScheduler:
-                stride = scheduler.config.num_train_timesteps // self._asked
-                strides.update(_strides(own, self._timesteps, stride))
-            else:
-                _exchange_sigmas(scheduler, self._timesteps)
-            scheduler.timesteps = _repeated(scheduler, torch.tensor(self._timesteps).to(scheduler.timesteps))
-            scheduler.num_inference_steps = len(self._timesteps)
-
-        @wraps(kind.step)
-        def step(
-            scheduler: Scheduler, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-        ) -> Any:
-            own = scheduler.num_inference_steps
-            if kind is DDIMScheduler:
-                # it goes from t to t - trained // num_inference_steps: as a fraction, that makes any whole stride
-                stride = strides[int(timestep)]
-                scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, stride)
-            try:
-                result = kind.step(scheduler, model_output, timestep, sample, *args, **kwargs)
-            finally:
-                scheduler.num_inference_steps = own
-            return result if self._correct is None else self._corrected(scheduler, timestep, sample, result)
-
-        copy.set_timesteps = MethodType(set_timesteps, copy)  # bound, so that a deep copy of the copy gets its own
-        if kind is DDIMScheduler or self._correct is not None:
-            copy.step = MethodType(step, copy)
-        return copy
-
-    def _corrected(self, scheduler: Scheduler, timestep: Any, start: Tensor, result: Any) -> Any:
-        """What the step from ``start`` at a timestep returned, with the correction."""
-        assert self._correct is not None
-        run, whole = scheduler.corrected_run, isinstance(result, tuple)
-        if not run.corrections:
-            self._check_start(float(timestep))
-        states = [result[0] if whole else result.prev_sample, start, *run.starts]
-        weights = tuple(self._correct(len(run.corrections), states))
-        moved = corrected(states, weights)
-        scheduler.corrected_run = _Run((*run.corrections, weights), [start, *run.starts][: max(len(weights) - 1, 0)])
-        if whole:
-            return (moved, *result[1:])
-        result.prev_sample = moved
-        return result
-
-    def _check_start(self, timestep: float) -> None:
-        """Corrections belong to the steps from the first one on."""
-        if min(self._timesteps, key=lambda own: abs(own - timestep)) != self._timesteps[0]:
-            remedy = "Call a pipeline that begins with noise, or leave the routed context first."
-            expected, found = f"a run from timestep {self._timesteps[0]:g} on", f"one that begins at {timestep:g}"
-            raise DiffESError("pipe", expected=expected, found=found, remedy=remedy)
-
-    def _check_call(self, given: dict[str, Any]) -> None:
-        remedy = f"Call the pipeline with num_inference_steps={self._asked}."
-        if given.get("timesteps") is not None:
-            raise DiffESError("timesteps", expected="none: they are chosen already", found="a list", remedy=remedy)
-        steps = given.get("num_inference_steps")
-        steps = len(given["sigmas"]) if steps is None else steps
-        if steps not in (self._asked, len(self._timesteps)):
-            expected = f"{self._asked}, for which {len(self._timesteps)} timesteps were chosen"
-            raise DiffESError("num_inference_steps", expected=expected, found=str(steps), remedy=remedy)
+    def _check_scheduler(self) -> None:
+        if self._attached() and self._pipe.scheduler is not self._stand_in:
+            remedy = (
+                "Leave the `routed` context or call `remove(pipe)` first, give the pipeline its scheduler, and route "
+                "it again."
+            )
+            expected, found = "the one that runs the chosen steps", f"another {type(self._pipe.scheduler).__name__}"
+            raise DiffESError("pipe.scheduler", expected=expected, found=found, remedy=remedy)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What the corrected steps of a pipeline's call leave to those that follow."""
-
-    corrections: Corrections = ()  # of all of them
-    starts: Sequence[Tensor] = ()  # of the last ones, as many as corrections reach back
-
-
-_STEPPED: WeakKeyDictionary[Scheduler, ref[Stepping]] = WeakKeyDictionary()
+_STEPPED: WeakKeyDictionary[Any, ref[Stepping]] = WeakKeyDictionary()  # by pipelines, and by the stand-ins they hold
 
 
 def stepping_of(pipe: AnyPipeline) -> Stepping | None:
-    """The stepping attached to a pipeline, if any."""
-    held = _STEPPED.get(pipe.scheduler)
+    """The stepping attached to a pipeline, or whose stand-in it was given, if any."""
+    held = _STEPPED.get(pipe) or _STEPPED.get(pipe.scheduler)
     return None if held is None else held()
+
+
+def _check_free(pipe: AnyPipeline) -> None:
+    if stepping_of(pipe) is not None:
+        remedy = "Leave the other `stepped` context, or call `remove(pipe)`, first."
+        found = "one that runs chosen timesteps already"
+        raise DiffESError("pipe", expected="a pipeline with its own scheduler", found=found, remedy=remedy)
 
 
 @contextmanager
@@ -283,36 +129,70 @@ def stepped(
         stepping.detach()
 
 
-def _own(scheduler: Scheduler) -> list[float]:
-    """The timesteps a scheduler has set, without the repetitions of one of second order."""
-    own: list[float] = scheduler.timesteps[:: scheduler.order].tolist()
-    if any(a <= b for a, b in pairwise(own)):
-        remedy = "Take fewer steps, or another spacing of them."
-        where = f"own timesteps of {type(scheduler).__name__}"
-        raise DiffESError(where, expected="strictly descending ones", found=str(own[-8:]), remedy=remedy)
-    return own
+def check_corrected(scheduler: Scheduler, made: Mapping[str, Any], timesteps: Sequence[float], asked: int) -> None:
+    """Whether corrections of steps are for the arithmetic of this scheduler.
+
+    Its class and settings have to be those that the corrections were made with. Settings that only say where its own
+    timesteps stand may differ, as long as the chosen ones are run the same, to the bit. Timesteps without corrections
+    ask for none of this: they are places on the trajectory, which any sampler may take.
+
+    Args:
+        made: class and settings of the scheduler that steps were corrected for, as ``loading.origin_of`` gives them.
+        timesteps: the chosen ones.
+        asked: the user's own number of steps.
+
+    Raises:
+        ArtefactError: they are not; the message names what differs.
+        DiffESError: a scheduler that takes no other timesteps.
+    """
+    kind = type(scheduler)
+    if kind.__name__ != made["_class_name"]:
+        raise _mismatch(made, kind.__name__)
+    check_scheduler(scheduler)
+    settings, names = settings_that_differ(scheduler, made), changed(scheduler, kind.from_config(scheduler.config))
+    # where a scheduler is shifted by the size of the image, its own timesteps are known in a call only
+    sized = scheduler.config.get("use_dynamic_shifting") or made.get("use_dynamic_shifting")
+    placing = frozenset[str]() if sized else PLACING
+    found = [f"{name} other than {settings[name]}" for name in sorted(settings.keys() - placing)]
+    found += [f"another {name}" for name in sorted(names) if name.lstrip("_") not in placing]
+    if not found and (settings or names) and not _alike(scheduler, made, timesteps, asked):
+        others = sorted({*settings, *(name.lstrip("_") for name in names)})
+        found = [f"another {', '.join(others)}, which changes the steps"]
+    if found:
+        raise _mismatch(made, f"one with {several(found)}")
 
 
-def _repeated(scheduler: Scheduler, values: Tensor) -> Tensor:
-    """All but the first as often as a step of the scheduler calls the denoiser."""
-    return torch.cat([values[:1], values[1:].repeat_interleave(scheduler.order)])
+def _mismatch(made: Mapping[str, Any], found: str) -> ArtefactError:
+    kind = made["_class_name"]
+    remedy = (
+        f"Give the pipeline the scheduler that it was compressed with: pipe.scheduler = {kind}.from_config("
+        'fast.about["origin"]["scheduler"]); or compress it with this one.'
+    )
+    return ArtefactError("scheduler", expected=f"{kind}, for which steps are corrected", found=found, remedy=remedy)
 
 
-def _strides(own: list[float], timesteps: Timesteps, stride: int) -> dict[int, int]:
-    """How far DDIM goes from each timestep: to the next, at last beyond 0, and between the user's own as the user's."""
-    following, strides = dict(pairwise([*map(int, own), -1])), dict[int, int]()
-    for t, after in pairwise([*map(int, timesteps), -1]):
-        strides[t] = stride if following.get(t) == after else t - after
-    return strides
+def _alike(scheduler: Scheduler, made: Mapping[str, Any], timesteps: Sequence[float], asked: int) -> bool:
+    """Whether a scheduler does the same on the timesteps as one with saved settings, to the bit."""
+    own = _run(scheduler, timesteps, asked)
+    try:
+        saved = _run(type(scheduler).from_config(dict(made)), timesteps, asked)
+    except (ValueError, TypeError, ArithmeticError, LookupError):  # settings that no scheduler was ever made with
+        return False
+    return all(map(torch.equal, own, saved))
 
 
-def _exchange_sigmas(scheduler: Scheduler, timesteps: Timesteps) -> None:
-    """The noise of the timesteps: the user's own where they are the user's own, else that of training."""
-    own, table = dict(zip(scheduler.timesteps.tolist(), scheduler.sigmas[:-1].tolist(), strict=True)), _noise(scheduler)
-    sigmas = [own.get(t, float(np.interp(t, range(len(table)), table))) for t in timesteps]
-    for t, sigma, after in zip(timesteps, sigmas, [*sigmas[1:], float(scheduler.sigmas[-1])], strict=True):
-        if sigma <= after and t not in own:
-            remedy = "Leave it out."
-            raise DiffESError(f"timestep {t:g}", expected=f"sigma above {after:g}", found=f"{sigma:g}", remedy=remedy)
-    chosen = _repeated(scheduler, torch.tensor(sigmas).to(scheduler.sigmas))
-    scheduler.sigmas = torch.cat([chosen, scheduler.sigmas[-1:]])
+def _run(scheduler: Scheduler, timesteps: Sequence[float], asked: int) -> list[Tensor]:
+    """The states of a run with a denoiser that asks for all that it is given."""
+    stand_in = Chosen(scheduler, timesteps, asked).stand_in()
+    for name, value in vars(stand_in).items():
+        if isinstance(value, Tensor):
+            setattr(stand_in, name, value.cpu())
+    stand_in.set_timesteps(asked)
+    first = 1.0 if is_flow(stand_in) else stand_in.init_noise_sigma
+    states = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * first]
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)  # for samplers that draw noise
+        for t in stand_in.timesteps:
+            output = torch.tanh(denoiser_input(stand_in, states[-1], t) * 2 + t / 1000).roll(1, -1)
+            states.append(stand_in.step(output, t, states[-1]).prev_sample)
+    return states

@@ -22,10 +22,10 @@ from .loading import check, origin_of
 from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, trace
 from .progress import Reporter
 from .route import routing_of
+from .samplers import is_deterministic, trajectory
 from .schedule import Stages
 from .search import Levels
 from .settings import Levers, Settings, value_of
-from .stepping import is_deterministic, trajectory
 from .trajectory import Trajectory, placed
 from .units import Depth, Grain, Unit, Width, never_thinned, units_of, usual_grain
 
