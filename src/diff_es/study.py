@@ -27,7 +27,7 @@ from .search import Levels
 from .settings import Levers, Settings, value_of
 from .stepping import is_deterministic, trajectory
 from .trajectory import Trajectory, placed
-from .units import Depth, Grain, Unit, Width, never_thinned, units_of, usual_grain
+from .units import Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
 
 _WORTH_IT = 1.05
 """A gain below which the user is told before the search."""
@@ -169,8 +169,8 @@ def survey(
     if routing_of(denoiser) is not None:
         remedy = "Leave the `routed` context, or call `remove(pipe)`, first."
         raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-    anatomy = discover(denoiser)
-    if not anatomy.layers or not anatomy.blocks:
+    anatomy, levers = discover(denoiser), settings.levers
+    if levers is not Levers.STEPS and not (anatomy.layers and anatomy.blocks):
         raise UnsupportedModel(
             type(denoiser).__name__,
             expected="attention heads, feed-forward channels and blocks that can be pruned",
@@ -179,17 +179,20 @@ def survey(
         )
     ladder = settings.method.ladder
     if isinstance(ladder, Width):
+        if levers is Levers.STEPS:  # nothing is pruned, so nothing need be timed
+            ladder = replace(ladder, dense=ladder.dense or ())
         settings = replace(
             settings, method=replace(settings.method, ladder=fitted(pipe, ladder, anatomy, settings.sampling, reporter))
         )
     traced, budget = trace(pipe, settings.sampling), budget or Budget(macs=1.0)
-    levers, path, choices = settings.levers, None, None
+    path, choices = None, None
     grain = settings.method.grain or usual_grain(settings.method.ladder)
     if levers is Levers.STEPS or (settings.method.grain is None and budget.weights_gb is not None):
         grain = Grain.WHOLE
     method = replace(settings.method, grain=grain)
     settings = replace(settings, method=method)
-    stages, units = Stages.split(traced.timesteps, settings.stages), units_of(anatomy, method.ladder, grain)
+    stages = Stages.split(traced.timesteps, settings.stages)
+    units = undivided(anatomy) if levers is Levers.STEPS else units_of(anatomy, method.ladder, grain)
     if isinstance(method.ladder, Width) and levers is not Levers.STEPS:
         for name in never_thinned(anatomy.layers, method.ladder):
             reporter.warn(f"{name} keeps all of its groups at every level: it runs no faster with fewer here.")
@@ -201,8 +204,6 @@ def survey(
         path = trajectory(pipe.scheduler, traced.timesteps)
         stages = path.stages(settings.stages)
         choices = step_choices(stages.steps(path.timesteps), settings.fine, path.room(stages))
-    if levers is Levers.STEPS:
-        units = (replace(units[0], options=units[0].options[:1]),)
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
     table, own, each = counter.table(units, reporter), stages.steps(traced.timesteps), 1
     if path is not None:  # steps are counted, not calls
@@ -243,15 +244,17 @@ def fitted(pipe: Pipeline, ladder: Width, anatomy: Anatomy, sampling: Sampling, 
 
 
 def study(surveyed: Survey, reporter: Reporter) -> Study:
-    """Calibrate on the model's own trajectories and rank."""
+    """Calibrate on the model's own trajectories and rank; neither where nothing is pruned."""
     pipe, settings, anatomy = surveyed.pipe, surveyed.settings, surveyed.anatomy
-    method = settings.method
+    method, stages = settings.method, len(surveyed.stages)
+    if settings.levers is Levers.STEPS:
+        statistics = Statistics(({},) * stages, (0.0,) * stages)
+        library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
+        return Study(**vars(surveyed), statistics=statistics, library=library)
     layers, blocks = parts_of(anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
-    if settings.levers is Levers.STEPS:  # nothing is pruned
-        layers, blocks, method = (), (), replace(method, ladder=Depth(), grain=Grain.WHOLE)
     probes = make_probes(pipe, settings.calibration, settings.seed, "calibration", settings.prompts)
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
-    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter)
+    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
     return Study(**vars(surveyed), statistics=statistics, library=library)
 
 
