@@ -19,7 +19,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress", "multistep", "exchange"},
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap"},
     {"pipeline", "loading", "stepping", "published", "units"},
-    {"obs", "calibrate", "lowrank", "measures", "library", "prefix"},
+    {"finite", "obs", "calibrate", "lowrank", "measures", "library", "prefix"},
     {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness", "budget"},
     {"settings"},

@@ -13,7 +13,7 @@ from tests.pipelines import CASES, made
 from tests.tiny import calls_of, images, joint, tiny
 
 from diff_es import BudgetOutOfReach, Compressed, Depth, Method, Width, compress
-from diff_es.conditioning import Asked, family_of
+from diff_es.conditioning import FAMILIES, Asked
 from diff_es.layers import DENSE, discover
 from diff_es.pipeline import denoiser_of, make_probes, sample
 from diff_es.progress import Reporter, Task
@@ -21,7 +21,15 @@ from diff_es.settings import Levers
 from diff_es.study import study, survey
 from diff_es.units import Grain
 
-SMALL = {"levers": Levers.STEPS, "population": 2, "generations": 1, "placings": 1, "probes": 1, "held_out": 1, "heat": 0}
+SMALL = {
+    "levers": Levers.STEPS,
+    "population": 2,
+    "generations": 1,
+    "placings": 1,
+    "probes": 1,
+    "held_out": 1,
+    "heat": 0,
+}
 WORK = ("calibrate", "rank", "rank and compensate", "time layers")
 
 
@@ -48,8 +56,7 @@ def stepped_alone(pipe: Any, budget: float = 0.6, **changes: Any) -> tuple[Compr
 def test_every_family_whose_sampler_can_be_stepped(name: str) -> None:
     case = CASES[name]
     pipe = made(case.make)
-    reads = family_of(pipe).asked is Asked.PROMPTS
-    prompts = ("a fox", "a hat") if reads else None
+    prompts = ("a fox", "a hat") if FAMILIES[type(pipe).__name__].asked is Asked.PROMPTS else None
     fast, tasks = stepped_alone(pipe, sampling=case.sampling, prompts=prompts, method=Method())
     assert not set(tasks) & set(WORK), tasks
     assert all(plan == DENSE for plan in fast.plans)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -14,18 +15,19 @@ from .calibrate import Statistics, calibrate, parts_of
 from .conditioning import Probe, conditions_of
 from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
+from .finite import check_finite
 from .fitness import Bank, Fitness, timesteps_of
 from .latency import hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, discover
 from .library import Library
 from .loading import check, origin_of
-from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, trace
+from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, sample, trace
 from .progress import Reporter
 from .route import routing_of
 from .schedule import Stages
 from .search import Levels
 from .settings import Levers, Settings, value_of
-from .stepping import is_deterministic, trajectory
+from .stepping import is_deterministic, stepped, trajectory
 from .trajectory import Trajectory, placed
 from .units import Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
 
@@ -49,6 +51,31 @@ class Survey:
     prices: Prices | None  # measured, for a budget of time
     units: tuple[Unit, ...]
     path: Trajectory | None  # the user's own, where the steps of a stage are a choice
+
+    @property
+    def reference(self) -> tuple[float, ...] | None:
+        """The timesteps of the dense run that results are compared with: the finest that a schedule may take, where
+        steps are a choice; None: the user's own.
+
+        They are placed as a schedule's are, not by the sampler for another number of steps: DDIM's stride is a whole
+        number of timesteps, so that of its own 80 steps of 1000 (12, for spaces of 12.5) leads elsewhere.
+        """
+        if self.path is None:
+            return None
+        return placed(self.path, self.stages, [row[0] for row in self.finest])
+
+    @property
+    def finest(self) -> Levels:
+        """The schedule of the most steps, all of them dense."""
+        if self.costs.choices is None:
+            return self.own
+        return tuple((counts[-1], *own[1:]) for counts, own in zip(self.costs.choices, self.own, strict=True))
+
+    @property
+    def own(self) -> Levels:
+        """The schedule that is the user's own setting."""
+        dense = (0,) * len(self.units)
+        return tuple(dense if self.path is None else (n, *dense) for n in self.costs.steps)
 
 
 @dataclass(frozen=True)
@@ -111,18 +138,6 @@ class Study(Survey):
         return self.costs.steps if self.path is None else tuple(row[0] for row in levels[: len(self.stages)])
 
     @property
-    def reference(self) -> tuple[float, ...] | None:
-        """The timesteps of the dense run that results are compared with: the finest that a schedule may take, where
-        steps are a choice; None: the user's own.
-
-        They are placed as a schedule's are, not by the sampler for another number of steps: DDIM's stride is a whole
-        number of timesteps, so that of its own 80 steps of 1000 (12, for spaces of 12.5) leads elsewhere.
-        """
-        if self.path is None:
-            return None
-        return placed(self.path, self.stages, [row[0] for row in self.finest])
-
-    @property
     def base(self) -> Levels:
         """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own, as
         far as there is room."""
@@ -130,19 +145,6 @@ class Study(Survey):
             return self.own
         chosen = zip(self.costs.choices, self.own, strict=True)
         return tuple((max(n for n in counts if n <= 2 * own), *dense) for counts, (own, *dense) in chosen)
-
-    @property
-    def finest(self) -> Levels:
-        """The schedule of the most steps, all of them dense."""
-        if self.costs.choices is None:
-            return self.own
-        return tuple((counts[-1], *own[1:]) for counts, own in zip(self.costs.choices, self.own, strict=True))
-
-    @property
-    def own(self) -> Levels:
-        """The schedule that is the user's own setting."""
-        dense = (0,) * len(self.units)
-        return tuple(dense if self.path is None else (n, *dense) for n in self.costs.steps)
 
 
 def survey(
@@ -247,6 +249,7 @@ def study(surveyed: Survey, reporter: Reporter) -> Study:
     """Calibrate on the model's own trajectories and rank; neither where nothing is pruned."""
     pipe, settings, anatomy = surveyed.pipe, surveyed.settings, surveyed.anatomy
     method, stages = settings.method, len(surveyed.stages)
+    _check_reference(surveyed)
     if settings.levers is Levers.STEPS:
         statistics = Statistics(({},) * stages, (0.0,) * stages)
         library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
@@ -256,6 +259,19 @@ def study(surveyed: Survey, reporter: Reporter) -> Study:
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
     library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
     return Study(**vars(surveyed), statistics=statistics, library=library)
+
+
+def _check_reference(surveyed: Survey) -> None:
+    """Whether the dense run that results are compared with is finite, on one probe, before much is made of it.
+
+    Raises:
+        DiffESError: it is not; as :func:`check_finite` says.
+    """
+    pipe, settings, reference = surveyed.pipe, surveyed.settings, surveyed.reference
+    probes = make_probes(pipe, 1, settings.seed, "search", settings.prompts)
+    with nullcontext() if reference is None else stepped(pipe, reference, settings.sampling.steps):
+        shown = settings.measure.view(pipe, sample(pipe, probes, settings.sampling))
+        check_finite(pipe, probes, settings.sampling, shown)
 
 
 def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:
