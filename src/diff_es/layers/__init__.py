@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import attention, block, feedforward, fused, gluconv, joint, multihead, normed, resnet
-from .adapters import adapted, base_parameters
+from .adapters import adapted, base_parameters, image_adapters
 from .compiled import RoomToCompile, named_parameters, plain_name, state_dict, submodule
 from .contract import (
     DENSE,
@@ -26,7 +26,7 @@ from .contract import (
     from_matrix,
 )
 from .declared import Channels, Heads, Residual, declare
-from .offload import check_groups, lost, sequentially
+from .offload import check_groups, lost, sequentially, stored_otherwise
 from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
 from .standin import shortcut_of
 from .switch import Switch
@@ -60,6 +60,7 @@ __all__ = [
     "discover",
     "fed_by",
     "from_matrix",
+    "image_adapters",
     "lost",
     "merge",
     "named_parameters",
@@ -72,6 +73,7 @@ __all__ = [
     "sequentially",
     "shortcut_of",
     "state_dict",
+    "stored_otherwise",
     "submodule",
 ]
 

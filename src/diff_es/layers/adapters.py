@@ -25,3 +25,10 @@ def base_parameters(denoiser: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name.replace(f"{_KEPT}.", "."), parameter
         elif not name.startswith(wrapped):
             yield name, parameter
+
+
+def image_adapters(denoiser: nn.Module) -> tuple[str, ...]:
+    """The names of the attention layers whose processor has weights of its own, as an IP-Adapter gives them."""
+    own = (plain_name(name) for name, _ in denoiser.named_parameters())
+    found = (name.partition(".processor.") for name in own)
+    return tuple(dict.fromkeys(layer for layer, inside, _ in found if inside))
