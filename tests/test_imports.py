@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
     {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress", "multistep", "exchange"},
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap"},
-    {"pipeline", "checkpoint", "loading", "stepping", "published", "units"},
+    {"pipeline", "checkpoint", "hub", "loading", "stepping", "published", "units"},
     {"finite", "obs", "calibrate", "lowrank", "measures", "library", "prefix"},
     {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness", "budget"},

@@ -5,28 +5,22 @@ from __future__ import annotations
 import json
 import re
 import stat
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from ssl import SSLError
 from typing import Annotated, Any, TypeVar
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
-from huggingface_hub import is_offline_mode, model_info, try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import RepositoryNotFoundError
+from diffusers import ModelMixin
 from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 
@@ -73,8 +67,9 @@ def read_json(file: Path, where: str, expected: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedModel(where, expected=expected, found=f"{file.name}: {said(error)}", remedy=AGAIN) from error
     if not isinstance(value, dict):
-        kind = "no regular file" if not regular else f"another kind of JSON, or {size} bytes"
-        raise UnsupportedModel(where, expected=expected, found=f"{file.name}, {kind}", remedy=AGAIN)
+        kind = "another kind of JSON" if size <= _JSON_BYTES else f"{size} bytes"
+        found = f"{file.name}, {kind if regular else 'no regular file'}"
+        raise UnsupportedModel(where, expected=expected, found=found, remedy=AGAIN)
     return value
 
 
@@ -177,36 +172,73 @@ def load_part(place: Path, library: str, name: str, dtype: torch.dtype, where: s
     kind: Any = _class_of(library, name, where)
     expected, folder = f"the files of a {name}", str(place)
     if not issubclass(kind, nn.Module):
+        if library == "transformers":
+            _check_vocabulary(kind, place, where)
         return attempted(where, expected, AGAIN, lambda: kind.from_pretrained(folder))
-    ours = issubclass(kind, ModelMixin)
+    files = [file for file in place.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file()]
+    if not files:
+        raise UnsupportedModel(where, expected="a .safetensors file of its weights", found="none", remedy=AGAIN)
+    config, ours = read_json(place / "config.json", where, "a configuration"), issubclass(kind, ModelMixin)
     as_dtype = {"torch_dtype" if ours else "dtype": dtype}
-    with bounded([file for file in place.iterdir() if file.is_file()], where):
+    with bounded(files, where):
         if ours:  # a size beyond all memory is seen before it is asked for, as the others' own loaders do
             with torch.device("meta"):
                 attempted(where, expected, AGAIN, lambda: kind.from_config(kind.load_config(folder)))
         load = partial(kind.from_pretrained, folder, output_loading_info=True, **as_dtype)
         part, info = attempted(where, expected, AGAIN, load)
-    check_whole(part, info["missing_keys"], where)
+    check_filled(_strangers(part, info["missing_keys"]), where)
+    if "quantization_config" not in config:
+        _check_kinds(part, files, info["unexpected_keys"], where)
     return part
 
 
-def check_whole(part: nn.Module, missing: Sequence[str], where: str) -> None:
-    """Whether a model's weights were all found in its files.
-
-    Args:
-        missing: the names of those that were not, some of which may be others under a second name.
+def _check_vocabulary(kind: type, place: Path, where: str) -> None:
+    """Whether a tokenizer's vocabulary is there: without one it is made with none, and reads every prompt as nothing.
 
     Raises:
-        UnsupportedModel: they were not; the message names them.
+        UnsupportedModel: it is not.
     """
-    tensors = {
-        **dict(part.named_parameters(remove_duplicate=False)),
-        **dict(part.named_buffers(remove_duplicate=False)),
-    }
+    from transformers import PreTrainedTokenizerBase  # not a requirement; here a model has asked for it
+
+    if not issubclass(kind, PreTrainedTokenizerBase) or any(place.glob("*.model")):
+        return
+    names = dict[str, str](kind.vocab_files_names)
+    whole = names.pop("tokenizer_file", "tokenizer.json")
+    if not (place / whole).is_file() and not (names and all((place / name).is_file() for name in names.values())):
+        raise UnsupportedModel(where, expected=f"a vocabulary, such as {whole}", found="none", remedy=AGAIN)
+
+
+def _check_kinds(part: Any, files: Sequence[Path], unused: Collection[str], where: str) -> None:
+    """Whether weights that a model computes with are not whole numbers, which without a quantization mean nothing.
+
+    Raises:
+        UnsupportedModel: some are; the message names the first.
+    """
+    counted = {name.rpartition(".")[2] for name, buffer in part.named_buffers() if not buffer.is_floating_point()}
+    for file in files:
+        for name, dtype in _tensors(file, where).items():
+            if dtype.startswith(("I", "U", "BOOL")) and name not in unused and name.rpartition(".")[2] not in counted:
+                expected, found = "weights in a floating type", f"{name} in {dtype}"
+                remedy = "Take the model's weights in float32, bfloat16 or float16."
+                raise UnsupportedModel(where, expected=expected, found=found, remedy=remedy)
+
+
+def _strangers(part: nn.Module, missing: Collection[str]) -> list[str]:
+    """Those of these tensors of a model that are not others of it under a second name."""
+    tensors: dict[str, torch.Tensor] = dict(part.named_parameters(remove_duplicate=False))
+    tensors |= part.named_buffers(remove_duplicate=False)
     loaded = {id(tensor) for name, tensor in tensors.items() if name not in missing}
-    if lost := sorted(name for name in missing if id(tensors.get(name)) not in loaded):
-        found = f"no {several(lost)}"
-        raise UnsupportedModel(where, expected="all weights", found=found, remedy=AGAIN)
+    return sorted(name for name in missing if id(tensors.get(name)) not in loaded)
+
+
+def check_filled(missing: Sequence[str], where: str) -> None:
+    """Whether there are no weights without values.
+
+    Raises:
+        UnsupportedModel: there are; the message names them.
+    """
+    if missing:
+        raise UnsupportedModel(where, expected="all weights", found=f"no {several(missing)}", remedy=AGAIN)
 
 
 def _class_of(library: str, name: str, where: str) -> type:
@@ -223,9 +255,13 @@ def _class_of(library: str, name: str, where: str) -> type:
 
 
 @contextmanager
-def bounded(files: Sequence[Path], where: str) -> Iterator[None]:
-    """Refuse to build a model of far more, or far larger, tensors than these files hold."""
-    tensors = sum(_tensors(file, where) for file in files if file.suffix == ".safetensors") or 1 << 14
+def bounded(files: Sequence[Path], where: str) -> Iterator[Callable[[], list[str]]]:
+    """Refuse to build models of far more, or far larger, tensors than these files hold.
+
+    Yields:
+        what gives the names of the parameters of these models that are still without values.
+    """
+    tensors = sum(len(_tensors(file, where)) for file in files) or 1 << 14
     left = {"tensors": 8 * tensors + 1024, "numbers": 8 * sum(file.stat().st_size for file in files) + (1 << 22)}
 
     def count(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
@@ -237,64 +273,43 @@ def bounded(files: Sequence[Path], where: str) -> Iterator[None]:
             expected = f"a model of about {tensors} tensors, as its files hold"
             raise UnsupportedModel(where, expected=expected, found=found, remedy=AGAIN)
 
+    def note(parent: nn.Module, name: str, module: nn.Module | None) -> None:
+        if module is not None:
+            places[module] = (parent, name)
+
+    def unfilled() -> list[str]:
+        return sorted(
+            ".".join([*_path(module, places), leaf])
+            for module in places
+            for leaf, value in module.named_parameters(recurse=False)
+            if value.is_meta
+        )
+
+    places = dict[nn.Module, tuple[nn.Module, str]]()
     hooks = register_module_parameter_registration_hook, register_module_buffer_registration_hook
-    handles = [register(count) for register in hooks]
+    handles = [*(register(count) for register in hooks), register_module_module_registration_hook(note)]
     try:
-        yield
+        yield unfilled
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _tensors(file: Path, where: str) -> int:
-    def count() -> int:
+def _path(module: nn.Module, places: Mapping[nn.Module, tuple[nn.Module, str]]) -> list[str]:
+    names = list[str]()
+    while module in places:
+        module, name = places[module]
+        names.insert(0, name)
+    return names
+
+
+def _tensors(file: Path, where: str) -> dict[str, str]:
+    """The types of a file's tensors, by name; of other files than safetensors, nothing."""
+
+    def read() -> dict[str, str]:
         with safe_open(file, "pt") as opened:
-            return len(opened.keys())
+            return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118, it is no mapping
 
-    return attempted(where, f"{file.name}, in safetensors", AGAIN, count)
-
-
-def fetched(model: str) -> Path:
-    """The folder that the files of a hub repository lie in: from the cache, where the hub is out of reach.
-
-    Raises:
-        UnsupportedModel: there is no such repository, or the hub is out of reach and the cache does not hold it.
-    """
-    cause = hub_out_of_reach()
-    if cause is None:
-        try:
-            model_info(model, timeout=10)
-        except RepositoryNotFoundError as error:
-            found = "no such repository, or one that asks for a login (`hf auth login`)"
-            raise UnsupportedModel(model, expected="a diffusers pipeline", found=found, remedy=PLACES) from error
-        except OSError as error:
-            cause = said(error)
-    expected = "a diffusers pipeline" + ("" if cause is None else f" in the local cache, since {cause}")
-    if cause is not None and not isinstance(try_to_load_from_cache(model, INDEX), str):
-        raise UnsupportedModel(model, expected=expected, found="none", remedy=PLACES)
-    download = partial(DiffusionPipeline.download, model, local_files_only=cause is not None)
-    with warnings.catch_warnings():  # of how diffusers calls huggingface_hub
-        warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
-        return Path(attempted(model, expected, PLACES, download))
-
-
-def hub_out_of_reach() -> str | None:
-    """Why the hub cannot be asked: the user's own wish, or the network; None where it can."""
-    if is_offline_mode():
-        return "HF_HUB_OFFLINE is set"
-    try:
-        urlopen(Request(ENDPOINT, method="HEAD"), timeout=_SECONDS).close()
-    except HTTPError:
-        return None  # it answers
-    except OSError as error:
-        reason = error.reason if isinstance(error, URLError) else error
-        return None if isinstance(reason, SSLError) else f"{ENDPOINT} is out of reach: {reason}"
-    return None
-
-
-_SECONDS = 4.0
-PLACES = (
-    "Give 'bundled' or 'bundled-unet', a folder with a model_index.json, a .safetensors file of Stable Diffusion or "
-    "SDXL (offline with --config, a folder that holds its configurations), or the id of a hub repository (and check "
-    "the network)."
-)
+    if file.suffix != ".safetensors":
+        return {}
+    return attempted(where, f"{file.name}, in safetensors", AGAIN, read)

@@ -23,25 +23,22 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from .checkpoint import (
     AGAIN,
     INDEX,
-    PLACES,
     attempted,
     bounded,
     check_class_names,
+    check_filled,
     check_folder,
-    check_whole,
-    fetched,
-    hub_out_of_reach,
     load_part,
     parts_of,
     read_json,
 )
 from .conditioning import FAMILIES, Asked, classes_of, family_of
 from .errors import DiffESError, UnsupportedModel, several
+from .hub import PLACES, fetched, hub_out_of_reach
 from .layers import adapted, check_groups, image_adapters, lost, sequentially, stored_otherwise
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
 from .tiles import MODELS as BUNDLED
@@ -127,13 +124,15 @@ def _from_file(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
         index = read_json(Path(config, INDEX), config, "a diffusers pipeline")
         check_folder(Path(config), list(_parts(config, kind, index)), config)
     offline = not local and hub_out_of_reach() is not None
-    make: Any = partial(getattr(diffusers, kind).from_single_file, source, config=config, local_files_only=offline)
-    with bounded([Path(source)], source):
-        pipe: Pipeline = attempted(source, "a diffusers pipeline", PLACES, make)  # in the precision of the file, since
-    for name, part in pipe.components.items():  # what is missing cannot be brought into another
-        if isinstance(part, nn.Module):
-            check_whole(part, lost(part), f"{source}, {name}")
-    return pipe.to(dtype)
+    make = partial(getattr(diffusers, kind).from_single_file, source, config=config, local_files_only=offline)
+    with bounded([Path(source)], source) as unfilled:
+        try:
+            pipe: Pipeline = attempted(source, "a diffusers pipeline", PLACES, partial(make, dtype=dtype))
+        except UnsupportedModel:
+            check_filled(unfilled(), source)  # which is the cause, if there are any
+            raise
+        check_filled(unfilled(), source)
+    return pipe
 
 
 def _parts(where: str, kind: str, index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -266,6 +265,7 @@ def check(pipe: AnyPipeline) -> Pipeline:
         remedy = "Unload them; or fuse them first (pipe.fuse_lora(), pipe.unload_lora_weights()) to keep what they add."
         raise UnsupportedModel(where, expected=expected, found=found, remedy=remedy)
     _check_labels(pipe)
+    _check_tokenizers(pipe)
     if pipe.components.get("transformer_2") is not None:
         remedy = "Wan 2.1 and Wan 2.2 5B have one denoiser; take one of them."
         raise UnsupportedModel("pipe", expected="one denoiser", found="transformer and transformer_2", remedy=remedy)
@@ -280,6 +280,17 @@ def _check_labels(pipe: Pipeline) -> None:
     if not numbers or max(numbers) >= count:
         expected, found = f"classes below {count}, the number it was trained on", str(max(numbers, default="none"))
         raise UnsupportedModel("pipe.labels", expected=expected, found=found, remedy="Correct id2label in its index.")
+
+
+def _check_tokenizers(pipe: Pipeline) -> None:
+    """CLIP's prompts are filled up to the most tokens that its tokenizer knows of."""
+    for number in ("", "_2"):
+        encoder, tokenizer = pipe.components.get(f"text_encoder{number}"), pipe.components.get(f"tokenizer{number}")
+        if tokenizer is not None and type(encoder).__name__ in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+            most, found = encoder.config.max_position_embeddings, tokenizer.model_max_length
+            if found > most:
+                where, expected = f"pipe.tokenizer{number}", f"a model_max_length of at most {most}, as its encoder's"
+                raise UnsupportedModel(where, expected=expected, found=f"{found:g}", remedy="Correct it.")
 
 
 def check_denoiser(pipe: AnyPipeline) -> Denoiser:
