@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
     {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress", "multistep", "exchange"},
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap"},
-    {"pipeline", "checkpoint", "hub", "loading", "stepping", "published", "units"},
+    {"pipeline", "model_index", "checkpoint", "hub", "single_file", "loading", "stepping", "published", "units"},
     {"finite", "obs", "calibrate", "lowrank", "measures", "library", "prefix"},
     {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness", "budget"},
@@ -38,16 +38,8 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 SELF_CONTAINED = {"search", "report", "pruned_transformer"}
-KNOW_DIFFUSERS = {
-    "layers",
-    "conditioning",
-    "pipeline",
-    "checkpoint",
-    "loading",
-    "stepping",
-    "published",
-    "pruned_transformer",
-}
+KNOW_DIFFUSERS = {"layers", "conditioning", "pipeline", "checkpoint", "hub", "loading", "stepping", "published"}
+KNOW_DIFFUSERS |= {"pruned_transformer"}
 
 
 def imported(path: Path) -> Iterator[str]:

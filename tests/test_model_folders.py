@@ -22,6 +22,7 @@ from tests.test_model_fuzz import within
 from tests.test_steps_alone import Heard
 from tests.tiny import settings, tiny
 from torch import nn
+from transformers import CLIPImageProcessor
 
 from diff_es import DiffESError, UnsupportedModel, compress
 from diff_es.loading import check, load
@@ -141,6 +142,7 @@ INDEX: dict[str, tuple[Any, str]] = {
     "another library": ({"vae": ["os", "system"]}, r"vae: expected a class of diffusers or transformers, found"),
     "a path": ({"vae": ["..os", "system"]}, r"vae: expected a class of diffusers or transformers, found"),
     "an unknown class": ({"vae": ["diffusers", "Nothing"]}, "vae: expected a class of diffusers or transformers"),
+    "a class of transformers that is gone": ({"text_encoder": ["transformers", "Nothing"]}, "found .*Nothing"),
     "no class at all": ({"vae": ["diffusers", "__name__"]}, r"vae: .*found diffusers\.__name__"),
     "another part's class": ({"vae": ["diffusers", "UNet2DConditionModel"]}, "vae: expected"),
 }
@@ -162,6 +164,14 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(name: str, copy: Callable[[
         file.unlink()
         refused(folder, rf"{file.parent.name}: expected a vocabulary, such as tokenizer\.json, found none")
         file.write_bytes(whole)
+
+
+def test_a_class_that_has_a_successor_is_loaded(copy: Callable[[str], Path]) -> None:
+    """As the first checkpoints of Stable Diffusion name it."""
+    folder = copy("SD")
+    CLIPImageProcessor().save_pretrained(folder / "feature_extractor")
+    changed(folder / "model_index.json", feature_extractor=["transformers", "CLIPFeatureExtractor"])
+    assert isinstance(load(str(folder), device="cpu").feature_extractor, CLIPImageProcessor)
 
 
 def test_more_in_an_index_than_we_know_is_no_matter(copy: Callable[[str], Path]) -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
-from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.module import (
@@ -24,96 +19,13 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from .errors import FOREIGN, DiffESError, UnsupportedModel, said, several
+from .errors import UnsupportedModel, said, several
+from .model_index import AGAIN, attempted, read_json
 
-INDEX = "model_index.json"
-AGAIN = "Download or save the model again."
-_JSON_BYTES = 1 << 27
-_Made = TypeVar("_Made")
 _MOST = (  # of whole numbers in configurations, by their names
     (re.compile("sample_size"), 1 << 12),
     (re.compile("^num_|^n_|layers|order|offset|steps|seq_len|length"), 1 << 20),
 )
-_CLASS_NAMES: TypeAdapter[dict[str, str] | None] = TypeAdapter(
-    dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], str] | None
-)
-_PART = TypeAdapter(tuple[str, str] | tuple[None, None])
-
-
-def attempted(where: str, expected: str, remedy: str, read: Callable[[], _Made]) -> _Made:
-    """What other libraries make of a user's files.
-
-    Raises:
-        UnsupportedModel: they raised whatever it may be; the message says it.
-    """
-    try:
-        return read()
-    except (DiffESError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # of no common kind: tokenizers raises just this
-        raise UnsupportedModel(where, expected=expected, found=said(error), remedy=remedy) from error
-
-
-def read_json(file: Path, where: str, expected: str) -> dict[str, Any]:
-    """A JSON object from a file of a model.
-
-    Raises:
-        UnsupportedModel: no regular file, a very large one, or no JSON object in it.
-    """
-    try:
-        facts = file.stat()
-        regular, size = stat.S_ISREG(facts.st_mode), facts.st_size
-        value = json.loads(file.read_text(encoding="utf-8")) if regular and size <= _JSON_BYTES else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnsupportedModel(where, expected=expected, found=f"{file.name}: {said(error)}", remedy=AGAIN) from error
-    if not isinstance(value, dict):
-        kind = "another kind of JSON" if size <= _JSON_BYTES else f"{size} bytes"
-        found = f"{file.name}, {kind if regular else 'no regular file'}"
-        raise UnsupportedModel(where, expected=expected, found=found, remedy=AGAIN)
-    return value
-
-
-def parts_of(kind: type, index: Mapping[str, Any], where: str) -> dict[str, tuple[str, str]]:
-    """The parts that an index names for a pipeline class: (library, class) by name.
-
-    Raises:
-        UnsupportedModel: one that the class needs is missing or null, or an entry is none.
-    """
-    found = dict[str, tuple[str, str]]()
-    for name, argument in list(signature(kind.__init__).parameters.items())[1:]:  # type: ignore[misc]
-        needed = argument.default is Parameter.empty and name not in kind._optional_components  # type: ignore[attr-defined]
-        entry = index.get(name)
-        if isinstance(entry, list) or needed:
-            try:
-                library, part = _PART.validate_python(entry)
-            except ValidationError as error:
-                expected, shown = f"{name}, as [library, class]", repr(entry)[:80]
-                raise UnsupportedModel(f"{where}, {INDEX}", expected=expected, found=shown, remedy=AGAIN) from error
-            if library is not None and part is not None:
-                found[name] = (library, part)
-            elif needed:
-                raise UnsupportedModel(f"{where}, {INDEX}", expected=f"a {name}", found="null", remedy=AGAIN)
-    return found
-
-
-def check_class_names(index: Mapping[str, Any], where: str) -> None:
-    """Whether the names of classes, where an index has them, are texts by number.
-
-    Raises:
-        UnsupportedModel: they are not, or a number has two.
-    """
-    names, expected = index.get("id2label"), "id2label, names of classes by number"
-    try:
-        numbers = [int(number) for number in _CLASS_NAMES.validate_python(names) or ()]
-    except ValidationError as error:
-        first = error.errors()[0]
-        found = f"{first['input']!r} at {'.'.join(map(str, first['loc'])) or 'its top'}"[:120]
-        raise UnsupportedModel(f"{where}, {INDEX}", expected=expected, found=found, remedy=_RENAME) from error
-    if len(set(numbers)) < len(numbers):
-        raise UnsupportedModel(f"{where}, {INDEX}", expected=expected, found="a number twice", remedy=_RENAME)
-
-
-_RENAME = 'Write them as {"0": "name", ...}, or leave id2label out.'
 
 
 def check_folder(folder: Path, names: Sequence[str], where: str) -> None:
@@ -133,10 +45,14 @@ def check_folder(folder: Path, names: Sequence[str], where: str) -> None:
         if odd:
             found = f"{several(sorted(odd))}, which is none"
             raise UnsupportedModel(here, expected="regular files", found=found, remedy=AGAIN)
-        for file in [*place.glob("config.json"), *place.glob("scheduler_config.json")]:
+        for file in _there(place, "config.json", "scheduler_config.json"):
             _check_sizes(read_json(file, here, "a configuration"), f"{here}, {file.name}")
-        for file in place.glob("*.index.json"):
+        for file in _there(place, "model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json"):
             _check_shards(read_json(file, here, "an index of its files"), place, here)
+
+
+def _there(place: Path, *names: str) -> list[Path]:
+    return [place / name for name in names if (place / name).exists()]
 
 
 def _check_shards(index: Mapping[str, Any], place: Path, where: str) -> None:
@@ -163,16 +79,15 @@ def _check_sizes(config: Any, where: str, key: str = "") -> None:
                 raise UnsupportedModel(where, expected=f"{key} of at most {most}", found=found, remedy=AGAIN)
 
 
-def load_part(place: Path, library: str, name: str, dtype: torch.dtype, where: str) -> Any:
-    """A part of a pipeline, from its folder; of a model every weight comes from its files.
+def load_part(place: Path, kind: Any, dtype: torch.dtype, where: str) -> Any:
+    """A part of a pipeline, of a class, from its folder; of a model every weight comes from its files.
 
     Raises:
-        UnsupportedModel: no such class, files that it cannot be made from, or weights that they do not hold.
+        UnsupportedModel: files that it cannot be made from, or weights that they do not hold.
     """
-    kind: Any = _class_of(library, name, where)
-    expected, folder = f"the files of a {name}", str(place)
+    expected, folder = f"the files of a {kind.__name__}", str(place)
     if not issubclass(kind, nn.Module):
-        if library == "transformers":
+        if kind.__module__.startswith("transformers."):
             _check_vocabulary(kind, place, where)
         return attempted(where, expected, AGAIN, lambda: kind.from_pretrained(folder))
     files = [file for file in place.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file()]
@@ -181,9 +96,8 @@ def load_part(place: Path, library: str, name: str, dtype: torch.dtype, where: s
     config, ours = read_json(place / "config.json", where, "a configuration"), issubclass(kind, ModelMixin)
     as_dtype = {"torch_dtype" if ours else "dtype": dtype}
     with bounded(files, where):
-        if ours:  # a size beyond all memory is seen before it is asked for, as the others' own loaders do
-            with torch.device("meta"):
-                attempted(where, expected, AGAIN, lambda: kind.from_config(kind.load_config(folder)))
+        if ours:
+            _rehearse(kind, folder, where)
         load = partial(kind.from_pretrained, folder, output_loading_info=True, **as_dtype)
         part, info = attempted(where, expected, AGAIN, load)
     check_filled(_strangers(part, info["missing_keys"]), where)
@@ -192,7 +106,18 @@ def load_part(place: Path, library: str, name: str, dtype: torch.dtype, where: s
     return part
 
 
-def _check_vocabulary(kind: type, place: Path, where: str) -> None:
+def _rehearse(kind: Any, folder: str, where: str) -> None:
+    """Build a model of diffusers without memory, so that a size beyond all is refused before it is asked for;
+    transformers does so on its own."""
+    try:
+        with torch.device("meta"):
+            attempted(where, "", AGAIN, lambda: kind.from_config(kind.load_config(folder)))
+    except UnsupportedModel as error:
+        if error.__cause__ is None:  # nothing but its size; all else the loading itself will say, or not mind
+            raise
+
+
+def _check_vocabulary(kind: Any, place: Path, where: str) -> None:
     """Whether a tokenizer's vocabulary is there: without one it is made with none, and reads every prompt as nothing.
 
     Raises:
@@ -239,19 +164,6 @@ def check_filled(missing: Sequence[str], where: str) -> None:
     """
     if missing:
         raise UnsupportedModel(where, expected="all weights", found=f"no {several(missing)}", remedy=AGAIN)
-
-
-def _class_of(library: str, name: str, where: str) -> type:
-    """A class by what an index calls it; libraries are those that pipelines of diffusers take their parts from."""
-    expected, remedy = "a class of diffusers or transformers", f"Correct {INDEX}, or take a model of known parts."
-    module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
-    try:
-        kind = getattr(import_module(module), name) if library.isidentifier() else None
-    except FOREIGN as error:
-        raise UnsupportedModel(where, expected=expected, found=said(error), remedy=remedy) from error
-    if not isinstance(kind, type):
-        raise UnsupportedModel(where, expected=expected, found=f"{library}.{name}", remedy=remedy)
-    return kind
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from huggingface_hub import is_offline_mode, model_info, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from .checkpoint import INDEX, attempted
 from .errors import UnsupportedModel
+from .model_index import INDEX, attempted
 
 
 def fetched(model: str) -> Path:

@@ -22,25 +22,15 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from safetensors import SafetensorError, safe_open
 
-from .checkpoint import (
-    AGAIN,
-    INDEX,
-    attempted,
-    bounded,
-    check_class_names,
-    check_filled,
-    check_folder,
-    load_part,
-    parts_of,
-    read_json,
-)
+from .checkpoint import bounded, check_filled, check_folder, load_part
 from .conditioning import FAMILIES, Asked, classes_of, family_of
 from .errors import DiffESError, UnsupportedModel, several
 from .hub import PLACES, fetched, hub_out_of_reach
 from .layers import adapted, check_groups, image_adapters, lost, sequentially, stored_otherwise
+from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, parts_of, read_json
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
+from .single_file import kind_of_file
 from .tiles import MODELS as BUNDLED
 
 SUPPORTED = tuple(FAMILIES)
@@ -110,7 +100,8 @@ def _from_folder(model: str, source: str, dtype: torch.dtype) -> Pipeline:
     index = read_json(folder / INDEX, model, expected)
     parts = _parts(model, str(index.get("_class_name")), index)
     check_folder(folder, list(parts), model)
-    made = {name: load_part(folder / name, *part, dtype, f"{model}, {name}") for name, part in parts.items()}
+    kinds = {name: class_of(*part, f"{model}, {name}") for name, part in parts.items()}
+    made = {name: load_part(folder / name, kind, dtype, f"{model}, {name}") for name, kind in kinds.items() if kind}
     assemble = partial(AnyPipeline.from_pretrained, str(folder), dtype=dtype, **made)
     pipe: Pipeline = attempted(model, expected, AGAIN, assemble)
     return pipe
@@ -118,7 +109,7 @@ def _from_folder(model: str, source: str, dtype: torch.dtype) -> Pipeline:
 
 def _from_file(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
     """From a checkpoint in the format of its authors."""
-    kind, local = _kind_of_file(source), config is not None and Path(config).is_dir()
+    kind, local = kind_of_file(source), config is not None and Path(config).is_dir()
     _check_text(kind)
     if config is not None and local:
         index = read_json(Path(config, INDEX), config, "a diffusers pipeline")
@@ -141,37 +132,6 @@ def _parts(where: str, kind: str, index: Mapping[str, Any]) -> dict[str, tuple[s
     _check_text(kind)
     check_class_names(index, where)
     return parts_of(getattr(diffusers, kind), index, where)
-
-
-def _kind_of_file(source: str) -> str:
-    """The pipeline class of a checkpoint in the format of its authors, by the names of its tensors."""
-    expected = "a checkpoint of Stable Diffusion or SDXL"
-    if Path(source).exists() and not Path(source).is_file():
-        raise UnsupportedModel(source, expected=expected, found="no regular file", remedy=PLACES)
-    try:
-        with safe_open(source, "pt") as file:
-            names, inputs = set(file.keys()), 4
-            if _FIRST in names:
-                inputs = file.get_slice(_FIRST).get_shape()[1]
-    except (OSError, SafetensorError) as error:
-        raise UnsupportedModel(source, expected=expected, found=str(error), remedy=PLACES) from error
-    starts = {".".join(name.split(".")[:3]) for name in names}
-    remedy = "Convert it with diffusers and give the folder."
-    if _FIRST not in names:
-        found = f"no {_FIRST} among its {len(names)} tensors"
-        raise UnsupportedModel(source, expected=expected, found=found, remedy=remedy)
-    if inputs != 4:
-        found = f"a denoiser of {inputs} input channels, as for inpainting"
-        raise UnsupportedModel(source, expected=expected, found=found, remedy="Give the text-to-image checkpoint.")
-    if "conditioner.embedders.1" in starts:
-        return "StableDiffusionXLPipeline"
-    if starts & {"cond_stage_model.transformer.text_model", "cond_stage_model.model.transformer"}:
-        return "StableDiffusionPipeline"
-    found = "a denoiser, but the text encoders of neither"
-    raise UnsupportedModel(source, expected=expected, found=found, remedy=remedy)
-
-
-_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 def _check_text(kind: str) -> None:
