@@ -174,7 +174,7 @@ FOLDERS = {
     "SD3": (lambda: made(CASES["SD3"].make), CASES["SD3"].sampling),
     "Wan": (lambda: made(CASES["Wan"].make), CASES["Wan"].sampling),
 }
-COUNTS = {"DiT": 80, "SD": 80, "SD3": 20, "Wan": 20}
+COUNTS = {"DiT": 120, "SD": 60, "SD3": 10, "Wan": 10}
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -71,8 +71,11 @@ def test_every_family_whose_sampler_can_be_stepped(name: str) -> None:
     assert torch.equal(sample(pipe, probes, case.sampling), before)
 
 
-@pytest.mark.parametrize("grain", [None, *Grain])
-@pytest.mark.parametrize("ladder", [Width(), Depth(), Width(depth=Depth())], ids=["width", "depth", "both"])
+@pytest.mark.parametrize(
+    ("ladder", "grain"),
+    [(Width(), Grain.KIND), (Depth(), None), (Depth(), Grain.BLOCK), (Width(depth=Depth()), Grain.WHOLE)],
+    ids=str,
+)
 def test_no_ladder_and_no_grain_matters(ladder: Width | Depth, grain: Grain | None) -> None:
     """Blocks that differ are skipped by rank in none of these, and a ladder of depth has no units but the whole."""
     pipe, case = made(CASES["SD"].make), CASES["SD"]

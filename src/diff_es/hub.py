@@ -34,9 +34,10 @@ def fetched(model: str) -> Path:
                 raise UnsupportedModel(model, expected=expected, found=found, remedy=PLACES) from error
             cause = error.found
     if cause is not None:
-        expected += f" in the local cache, since {cause}"
         if not isinstance(try_to_load_from_cache(model, INDEX), str):
-            raise UnsupportedModel(model, expected=expected, found="none", remedy=PLACES)
+            found = f"none in the local cache, and {cause}"
+            raise UnsupportedModel(model, expected=expected, found=found, remedy=PLACES)
+        expected += f", whole in the local cache, since {cause}"
     download = partial(DiffusionPipeline.download, model, local_files_only=cause is not None)
     with warnings.catch_warnings():  # of how diffusers calls huggingface_hub
         warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
