@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
@@ -52,7 +53,7 @@ def hub_out_of_reach() -> str | None:
         urlopen(Request(ENDPOINT, method="HEAD"), timeout=_SECONDS).close()
     except HTTPError:
         return None  # it answers
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         return None if isinstance(reason, SSLError) else f"{ENDPOINT} is out of reach: {reason}"
     return None
