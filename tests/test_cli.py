@@ -261,7 +261,7 @@ def test_bad_models_are_one_message_and_nothing_is_written(run: Run, model_folde
         (empty, "expected a diffusers pipeline, found a folder without a model_index.json. "),
         (empty, "Give 'bundled' or 'bundled-unet', a folder with a model_index.json, a .safetensors file"),
         (other, ", DDIMPipeline, found KandinskyPipeline. Convert the model to one of them"),
-        (torn, "expected a diffusers pipeline, found "),
+        (torn, "transformer: expected diffusion_pytorch_model.safetensors, in safetensors, found SafetensorError"),
         ("no-one/nothing-here", "no-one/nothing-here: expected a diffusers pipeline, found "),
     ):
         refused(run("compress", model, "--out", out, *CALL), "UnsupportedModel: ", told)

@@ -239,9 +239,9 @@ def test_what_is_no_fraction_is_refused(fraction: float) -> None:
 def test_too_small_a_budget_is_refused_with_one_that_works(c: Costs) -> None:
     least = c.ratio(cheapest(c))
     assert c.cheapest == spent(c, cheapest(c)) == min(spent(c, levels) for levels in every(c))
-    with pytest.raises(BudgetOutOfReach, match="which the deepest level costs in every stage") as caught:
+    with pytest.raises(BudgetOutOfReach, match=r"which the (deepest level costs|fewest steps cost)") as caught:
         c.space(least * 0.99)
-    named = re.search(r"Ask for ([0-9.]+) or more, or take fewer sampler steps", str(caught.value))
+    named = re.search(r"Ask for ([0-9.]+) or more", str(caught.value))
     assert named is not None
     assert least - 1e-9 <= float(named[1]) <= least + 0.0011
     assert c.space(float(named[1])).feasible(cheapest(c))

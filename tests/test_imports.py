@@ -18,8 +18,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
     {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress", "multistep", "exchange"},
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap"},
-    {"pipeline", "loading", "samplers", "arithmetic", "chosen", "stepping", "published", "units"},
-    {"obs", "calibrate", "lowrank", "measures", "library", "prefix"},
+    {"pipeline", "model_index", "checkpoint", "hub", "single_file", "loading"}
+    | {"samplers", "arithmetic", "chosen", "stepping", "published", "units"},
+    {"finite", "obs", "calibrate", "lowrank", "measures", "library", "prefix"},
     {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness", "budget"},
     {"settings"},
@@ -38,7 +39,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 SELF_CONTAINED = {"search", "report", "pruned_transformer"}
-KNOW_DIFFUSERS = {"layers", "conditioning", "pipeline", "loading", "samplers", "chosen"}
+KNOW_DIFFUSERS = {"layers", "conditioning", "pipeline", "checkpoint", "hub", "loading", "samplers", "chosen"}
 KNOW_DIFFUSERS |= {"published", "pruned_transformer"}
 
 

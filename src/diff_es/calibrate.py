@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn.functional import fold, unfold
 
 from .clock import on_stage
 from .errors import DiffESError
+from .finite import check_finite
 from .layers import Anatomy, Block, Layer, output_of, shortcut_of, submodule
 from .obs import Moments
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, sample
@@ -85,6 +87,11 @@ class _Accumulator:
     def empty(self) -> bool:
         return self._sums is None
 
+    @property
+    def finite(self) -> bool:
+        """Whether no square overflowed; then no product did."""
+        return self._sums is not None and bool(torch.isfinite(self._sums[0].diagonal()).all())
+
     def moments(self) -> Moments:
         assert self._sums is not None
         second, first, shift = self._sums
@@ -101,8 +108,10 @@ class _Change:
     def add(self, stage: int, output: Tensor) -> None:
         now = output.detach().float()
         if self.before is not None:
-            self._sums[stage] += float((now - self.before).norm() / self.before.norm())
-            self._counts[stage] += 1
+            change = float((now - self.before).norm() / self.before.norm())
+            if math.isfinite(change):  # relative to an output that is nothing there is none
+                self._sums[stage] += change
+                self._counts[stage] += 1
         self.before = now
 
     def means(self) -> tuple[float, ...]:
@@ -151,7 +160,7 @@ class Gatherer:
         """What has been gathered.
 
         Raises:
-            DiffESError: a layer or block never ran in a stage; the message names it.
+            DiffESError: a layer or block never ran in a stage, or its sums are not finite; the message names it.
         """
         for stage, sums in enumerate(self._sums):
             for name, part in sums.items():
@@ -161,6 +170,10 @@ class Gatherer:
                     raise DiffESError(
                         f"calibration, {name}", expected="inputs in every stage", found=found, remedy=remedy
                     )
+                if not part.finite:
+                    remedy = "Search steps alone (`--levers steps`), for which nothing is calibrated."
+                    expected, found = "inputs whose squares float32 holds", f"NaN or infinity in stage {stage}"
+                    raise DiffESError(f"calibration, {name}", expected=expected, found=found, remedy=remedy)
         gathered = tuple({name: part.moments() for name, part in stage.items()} for stage in self._sums)
         return Statistics(gathered, self._change.means())
 
@@ -211,6 +224,9 @@ def calibrate(
     Args:
         layers: layers whose output-projection inputs are gathered.
         blocks: blocks whose inputs and residuals are gathered.
+
+    Raises:
+        DiffESError: a run or what it gathers is not finite.
     """
     chunks = [probes[i : i + sampling.batch] for i in range(0, len(probes), sampling.batch)]
     with (
@@ -219,7 +235,7 @@ def calibrate(
     ):
         for chunk in chunks:
             gatherer.begin()
-            sample(pipe, chunk, sampling)
+            check_finite(pipe, chunk, sampling, sample(pipe, chunk, sampling))
             task.advance()
     return gatherer.statistics()
 

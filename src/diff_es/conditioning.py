@@ -198,6 +198,10 @@ def call_arguments(pipe: Pipeline, conditions: Sequence[Condition], sampling: Sa
 
 
 def _check_asked(pipe: Pipeline, family: Family, sampling: Sampling) -> None:
+    trained = pipe.scheduler.config.get("num_train_timesteps", sampling.steps)
+    if sampling.steps > trained:
+        expected = f"at most {trained}, the timesteps of {type(pipe.scheduler).__name__}"
+        raise DiffESError("steps", expected=expected, found=str(sampling.steps), remedy="Take fewer steps.")
     name, remedy = type(pipe).__name__, "Leave it out."
     text = family.asked is Asked.PROMPTS
     for value, takes, what in (

@@ -221,6 +221,9 @@ class Costs:
             shown = math.ceil(Fraction(self.cheapest, self.dense) * 10_000) / 10_000
             remedy = f"Ask for {shown} or more, or take fewer sampler steps."
             expected = f"at least {shown}, which the deepest level costs in every stage"
+            if self.choices is not None:
+                remedy = f"Ask for {shown} or more."
+                expected = f"at least {shown}, which the fewest steps cost at the deepest level"
             raise BudgetOutOfReach("macs", expected=expected, found=str(fraction), remedy=remedy)
         # a level that must not be taken is one that no budget pays for
         offered = tuple(

@@ -39,3 +39,24 @@ class StorageError(DiffESError):
 def several(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+FOREIGN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What other libraries raise, by no rule, where a file or a setting is none that they can take."""
+
+
+def said(error: BaseException) -> str:
+    """The first line of what an error of another library says, with its type where that is not plain."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    return line if isinstance(error, OSError | ValueError) and line else f"{type(error).__name__}: {line}".rstrip(": ")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .conditioning import Encodings, encoded_once
-from .errors import DiffESError
+from .finite import check_finite
 from .heap import Kept
 from .layers import Content, Entry, Plan, Switch, realise
 from .library import Library
@@ -139,20 +139,23 @@ class Fitness:
         self._encodings, self._stage_of = Encodings(), dict[float, int]()  # of timesteps that were run
         self._settled, self._heap = settled(pipe), Kept(denoiser_of(pipe).device)
         self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
-        if not all(bool(torch.isfinite(teacher).all()) for teacher in self._teacher):
-            remedy = "Use float32 or bfloat16 arithmetic, or another sampler."
-            raise DiffESError("the dense model's result", expected="numbers", found="NaN or infinity", remedy=remedy)
 
     def _learn(self, chunk: int, reference: Sequence[float] | None) -> Tensor:
         """What a chunk's results are compared with; on the way, what corrections are fitted to."""
         if self._path is None:
             dense = ((0,) * len(self._library.units),) * len(self._stages)
-            return self._measure.view(self._pipe, self._run(chunk, dense, corrected=False))
+            return self._checked(chunk, self._run(chunk, dense, corrected=False))
         steps, path, kept = self._sampling.steps, self._path, None
         if reference is not None and chunk == self._lesson and self._count:
             kept = self._goal = Recording(reference, path.end)
         with nullcontext() if reference is None else stepped(self._pipe, reference, steps, kept):
-            return self._measure.view(self._pipe, self._sample(self._chunks[chunk]))
+            return self._checked(chunk, self._sample(self._chunks[chunk]))
+
+    def _checked(self, chunk: int, latents: Tensor) -> Tensor:
+        """What is compared of a dense result, which has to be finite."""
+        shown = self._measure.view(self._pipe, latents)
+        check_finite(self._pipe, self._chunks[chunk], self._sampling, shown)
+        return shown
 
     def __call__(self, levels: Levels) -> float:
         """Mean closeness over the probes; minus infinity where a result is not finite."""

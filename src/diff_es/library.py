@@ -13,7 +13,7 @@ from .layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, as_matrix, 
 from .obs import Moments, Obs, Ranking, Ridge, regress
 from .pipeline import Denoiser
 from .progress import Reporter
-from .units import Depth, Grain, Ladder, Thin, Width, units_of, usual_grain
+from .units import Depth, Grain, Ladder, Thin, Unit, Width, units_of, usual_grain
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,21 @@ class Library:
         statistics: what calibration gathered.
         method: ranking, compensation, the ladder of levels and their units.
         reporter: shows the progress of ranking.
+        units: what carries levels; None: what the method says. Where none of them has a level but 0, nothing is ranked.
     """
 
     def __init__(
-        self, denoiser: Denoiser, anatomy: Anatomy, statistics: Statistics, method: Method, reporter: Reporter
+        self,
+        denoiser: Denoiser,
+        anatomy: Anatomy,
+        statistics: Statistics,
+        method: Method,
+        reporter: Reporter,
+        units: tuple[Unit, ...] | None = None,
     ) -> None:
         self.method, self.anatomy, self.denoiser = method, anatomy, denoiser
-        self.units = units_of(anatomy, method.ladder, method.grain or usual_grain(method.ladder))
+        grain = method.grain or usual_grain(method.ladder)
+        self.units = units_of(anatomy, method.ladder, grain) if units is None else units
         self._statistics = statistics.stages if method.stagewise else (statistics.shared(),)
         self.shared = statistics.shared() if method.shared_order else None
         self._orders = dict[tuple[int, str], Tensor]()
@@ -59,7 +67,7 @@ class Library:
         self._plans = dict[tuple[int, tuple[int, ...]], Plan]()
         self._kept = dict[tuple[int, tuple[int, ...]], Plan]()
         self._fits = dict[tuple[int, str], tuple[Bypass | None, float]]()
-        if isinstance(method.ladder, Width):
+        if isinstance(method.ladder, Width) and any(len(unit.options) > 1 for unit in self.units):
             self._thin(reporter)
 
     def plan(self, stage: int, levels: Sequence[int]) -> Plan:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
+from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .conditioning import FAMILIES, Asked, family_of
+from .checkpoint import bounded, check_filled, check_folder, load_part
+from .conditioning import FAMILIES, Asked, classes_of, family_of
 from .errors import DiffESError, UnsupportedModel, several
-from .layers import adapted, check_groups, lost, sequentially
+from .hub import PLACES, fetched, hub_out_of_reach
+from .layers import adapted, check_groups, image_adapters, lost, sequentially, stored_otherwise
+from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, parts_of, read_json
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
+from .single_file import kind_of_file
 from .tiles import MODELS as BUNDLED
 
 SUPPORTED = tuple(FAMILIES)
@@ -70,77 +74,65 @@ def load(
     device = _device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     source = str(BUNDLED.get(model, model))
-    kind = _kind_of_file(source) if source.endswith(".safetensors") else _kind_of_model(model, source)
-    _check_class(model, kind)
-    _check_text(kind)
-    try:
-        with hushed():
-            if source.endswith(".safetensors"):
-                loaded = getattr(diffusers, kind).from_single_file(source, config=config, dtype=dtype)
-                loaded.register_to_config(_name_or_path=source)
-            else:
-                loaded = AnyPipeline.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        found = str(error).splitlines()[0]
-        raise UnsupportedModel(model, expected="a diffusers pipeline", found=found, remedy=_PLACES) from error
-    pipe: Pipeline = loaded
+    with hushed():
+        single = source.endswith(".safetensors")
+        pipe = _from_file(source, config, dtype) if single else _from_folder(model, source, dtype)
+        pipe.register_to_config(_name_or_path=source)
     if config is not None:
         _CONFIGS[pipe] = config
     if scheduler is not None:
         chosen = {known.__name__: known for known in SCHEDULERS}[scheduler]
-        pipe.scheduler = chosen.from_config(pipe.scheduler.config)
+        change = partial(chosen.from_config, pipe.scheduler.config)
+        pipe.scheduler = attempted(f"{model}, scheduler", f"settings of a {scheduler}", "Take another.", change)
     return check(pipe.to(device))
 
 
-_PLACES = (
-    "Give 'bundled' or 'bundled-unet', a folder with a model_index.json, a .safetensors file of Stable Diffusion or "
-    "SDXL (offline with --config, a folder that holds its configurations), or the id of a hub repository (and check "
-    "the network)."
-)
+def _from_folder(model: str, source: str, dtype: torch.dtype) -> Pipeline:
+    """From a folder in diffusers format, or a hub repository of one."""
+    folder, expected = Path(source), "a diffusers pipeline"
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+            found = "no folder of that name, and hub ids look like owner/name"
+            raise UnsupportedModel(model, expected=expected, found=found, remedy=PLACES)
+        folder = fetched(source)
+    if not (folder / INDEX).exists():
+        found = f"a folder without a {INDEX}"
+        raise UnsupportedModel(model, expected=expected, found=found, remedy=PLACES)
+    index = read_json(folder / INDEX, model, expected)
+    parts = _parts(model, str(index.get("_class_name")), index)
+    check_folder(folder, list(parts), model)
+    kinds = {name: class_of(*part, f"{model}, {name}") for name, part in parts.items()}
+    made = {name: load_part(folder / name, kind, dtype, f"{model}, {name}") for name, kind in kinds.items() if kind}
+    assemble = partial(AnyPipeline.from_pretrained, str(folder), dtype=dtype, **made)
+    pipe: Pipeline = attempted(model, expected, AGAIN, assemble)
+    return pipe
 
 
-def _kind_of_model(model: str, source: str) -> str:
-    """The pipeline class that a folder or hub repository names."""
-    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        found = "no folder of that name, and hub ids look like owner/name"
-        raise UnsupportedModel(model, expected="a diffusers pipeline", found=found, remedy=_PLACES)
-    try:
-        with warnings.catch_warnings():  # of how diffusers calls huggingface_hub
-            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
-            config = AnyPipeline.load_config(source)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        found = str(error).splitlines()[0] if not Path(source).is_dir() else "a folder without a model_index.json"
-        raise UnsupportedModel(model, expected="a diffusers pipeline", found=found, remedy=_PLACES) from error
-    return str(config.get("_class_name")) if isinstance(config, dict) else "another kind of JSON"
+def _from_file(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
+    """From a checkpoint in the format of its authors."""
+    kind, local = kind_of_file(source), config is not None and Path(config).is_dir()
+    _check_text(kind)
+    if config is not None and local:
+        index = read_json(Path(config, INDEX), config, "a diffusers pipeline")
+        check_folder(Path(config), list(_parts(config, kind, index)), config)
+    offline = not local and hub_out_of_reach() is not None
+    make = partial(getattr(diffusers, kind).from_single_file, source, config=config, local_files_only=offline)
+    with bounded([Path(source)], source) as unfilled:
+        try:
+            pipe: Pipeline = attempted(source, "a diffusers pipeline", PLACES, partial(make, dtype=dtype))
+        except UnsupportedModel:
+            check_filled(unfilled(), source)  # which is the cause, if there are any
+            raise
+        check_filled(unfilled(), source)
+    return pipe
 
 
-def _kind_of_file(source: str) -> str:
-    """The pipeline class of a checkpoint in the format of its authors, by the names of its tensors."""
-    expected = "a checkpoint of Stable Diffusion or SDXL"
-    try:
-        with safe_open(source, "pt") as file:
-            names, inputs = set(file.keys()), 4
-            if _FIRST in names:
-                inputs = file.get_slice(_FIRST).get_shape()[1]
-    except (OSError, SafetensorError) as error:
-        raise UnsupportedModel(source, expected=expected, found=str(error), remedy=_PLACES) from error
-    starts = {".".join(name.split(".")[:3]) for name in names}
-    remedy = "Convert it with diffusers and give the folder."
-    if _FIRST not in names:
-        found = f"no {_FIRST} among its {len(names)} tensors"
-        raise UnsupportedModel(source, expected=expected, found=found, remedy=remedy)
-    if inputs != 4:
-        found = f"a denoiser of {inputs} input channels, as for inpainting"
-        raise UnsupportedModel(source, expected=expected, found=found, remedy="Give the text-to-image checkpoint.")
-    if "conditioner.embedders.1" in starts:
-        return "StableDiffusionXLPipeline"
-    if starts & {"cond_stage_model.transformer.text_model", "cond_stage_model.model.transformer"}:
-        return "StableDiffusionPipeline"
-    found = "a denoiser, but the text encoders of neither"
-    raise UnsupportedModel(source, expected=expected, found=found, remedy=remedy)
-
-
-_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+def _parts(where: str, kind: str, index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The parts of a pipeline that we can drive, as its index names them."""
+    _check_class(where, kind)
+    _check_text(kind)
+    check_class_names(index, where)
+    return parts_of(getattr(diffusers, kind), index, where)
 
 
 def _check_text(kind: str) -> None:
@@ -178,7 +170,8 @@ def reopen(origin: dict[str, Any], model: str | None = None, device: str | None 
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         remedy = "Use it from Python: load the pipeline with its own scheduler."
         raise UnsupportedModel("scheduler", expected="a class of diffusers", found=str(name), remedy=remedy)
-    pipe.scheduler = getattr(diffusers, name).from_config(origin["scheduler"])
+    make = partial(getattr(diffusers, name).from_config, origin["scheduler"])
+    pipe.scheduler = attempted("scheduler", f"settings of a {name}", "Compress again.", make)
     return pipe
 
 
@@ -211,8 +204,8 @@ def check(pipe: AnyPipeline) -> Pipeline:
     """The pipeline itself, if Diff-ES can drive it.
 
     Raises:
-        UnsupportedModel: another pipeline class, two denoisers, sequential offload, adapters on the denoiser, or as
-            :func:`check_denoiser`.
+        UnsupportedModel: another pipeline class, two denoisers, sequential offload, adapters on the denoiser, weights
+            that are stored otherwise than it computes, classes that it has not, or as :func:`check_denoiser`.
         DiffESError: group offloading that brings in copies of parameters.
     """
     if family_of(pipe) is None:
@@ -220,15 +213,45 @@ def check(pipe: AnyPipeline) -> Pipeline:
     if sequentially(check_denoiser(pipe)):
         remedy = "Call pipe.remove_all_hooks(), and offload again to run a result; or take model or group offload."
         raise UnsupportedModel("pipe", expected="weights in memory", found="sequential offload", remedy=remedy)
-    check_groups(denoiser_of(pipe))
-    if wrapped := adapted(denoiser_of(pipe)):
+    denoiser, where = denoiser_of(pipe), f"pipe.{denoiser_name(pipe)}"
+    check_groups(denoiser)
+    if odd := stored_otherwise(denoiser):
+        remedy = "Load it anew in float32, bfloat16 or float16, without quantization and without layerwise casting."
+        raise UnsupportedModel(where, expected="weights as it computes with them", found=odd, remedy=remedy)
+    if prompted := image_adapters(denoiser):
+        found, remedy = f"an IP-Adapter's on {several(prompted)}", "Call pipe.unload_ip_adapter() first."
+        raise UnsupportedModel(where, expected="the model's own weights", found=found, remedy=remedy)
+    if wrapped := adapted(denoiser):
         expected, found = "the model's own layers", f"adapters on {several(wrapped)}"
         remedy = "Unload them; or fuse them first (pipe.fuse_lora(), pipe.unload_lora_weights()) to keep what they add."
-        raise UnsupportedModel(f"pipe.{denoiser_name(pipe)}", expected=expected, found=found, remedy=remedy)
+        raise UnsupportedModel(where, expected=expected, found=found, remedy=remedy)
+    _check_labels(pipe)
+    _check_tokenizers(pipe)
     if pipe.components.get("transformer_2") is not None:
         remedy = "Wan 2.1 and Wan 2.2 5B have one denoiser; take one of them."
         raise UnsupportedModel("pipe", expected="one denoiser", found="transformer and transformer_2", remedy=remedy)
     return pipe
+
+
+def _check_labels(pipe: Pipeline) -> None:
+    family = family_of(pipe)
+    if family is None or family.asked is not Asked.CLASSES:
+        return
+    count, numbers = pipe.transformer.config.num_embeds_ada_norm, classes_of(pipe)
+    if not numbers or max(numbers) >= count:
+        expected, found = f"classes below {count}, the number it was trained on", str(max(numbers, default="none"))
+        raise UnsupportedModel("pipe.labels", expected=expected, found=found, remedy="Correct id2label in its index.")
+
+
+def _check_tokenizers(pipe: Pipeline) -> None:
+    """CLIP's prompts are filled up to the most tokens that its tokenizer knows of."""
+    for number in ("", "_2"):
+        encoder, tokenizer = pipe.components.get(f"text_encoder{number}"), pipe.components.get(f"tokenizer{number}")
+        if tokenizer is not None and type(encoder).__name__ in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+            most, found = encoder.config.max_position_embeddings, tokenizer.model_max_length
+            if found > most:
+                where, expected = f"pipe.tokenizer{number}", f"a model_max_length of at most {most}, as its encoder's"
+                raise UnsupportedModel(where, expected=expected, found=f"{found:g}", remedy="Correct it.")
 
 
 def check_denoiser(pipe: AnyPipeline) -> Denoiser:

@@ -23,7 +23,7 @@ from .conditioning import call_arguments
 from .conditioning import classes_of as classes_of
 from .conditioning import family_of as family_of
 from .conditioning import make_probes as make_probes
-from .errors import DiffESError
+from .errors import FOREIGN, DiffESError, said
 from .exchange import exchanged
 
 AnyPipeline: TypeAlias = DiffusionPipeline  # what a user may bring
@@ -238,6 +238,12 @@ def first_call(pipe: Pipeline, sampling: Sampling) -> tuple[tuple[Any, ...], dic
     raise AssertionError("the pipeline ended without calling its denoiser")
 
 
+def _no_trajectory(pipe: Pipeline, sampling: Sampling, found: str) -> DiffESError:
+    where = f"{sampling.steps} steps with {type(pipe.scheduler).__name__}"
+    remedy = "Take another number of steps, another scheduler, or a pipeline whose parts belong together."
+    return DiffESError(where, expected="a trajectory", found=found, remedy=remedy)
+
+
 def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
     """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser.
 
@@ -262,14 +268,14 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
     try:
         with intercepted(denoiser, shapes_only):
             sample(pipe, make_probes(pipe, 1, 0, "trace"), sampling)
-    except (ValueError, IndexError) as error:
-        if isinstance(error, DiffESError):
+    except FOREIGN as error:
+        if isinstance(error, DiffESError | torch.OutOfMemoryError):
             raise
-        where = f"{sampling.steps} steps with {type(pipe.scheduler).__name__}"
-        remedy = "Take another number of steps, or another scheduler."
-        raise DiffESError(where, expected="a trajectory", found=str(error), remedy=remedy) from error
+        raise _no_trajectory(pipe, sampling, said(error)) from error
     finally:
         handle.remove()
     own = [float(t) for t in pipe.scheduler.timesteps.tolist()]  # what is heard may be rounded
+    if not own or not heard:
+        raise _no_trajectory(pipe, sampling, "no call of the denoiser")
     each = len(heard) // len(own)
     return Trace(tuple(t for t in own for _ in range(each)), *calls[0], each)

@@ -23,6 +23,9 @@ from .study import Study, Survey, identity
 from .trajectory import exponential, karras, quadratic, trailing
 from .units import Thin
 
+_WORST = 1e30
+"""What counts as the error of a candidate that overflows; errors have to be numbers that add up."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -104,7 +107,7 @@ def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
     with reporter.task("measure sensitivity", len(single)) as task:
         scores = judge.scores(single, Scale.ALONE, task.advance)
     error = ready.settings.measure.error
-    errors = {ready.base: 0.0, **{levels: error(score) for levels, score in scores.items()}}
+    errors = {ready.base: 0.0, **{levels: min(error(score), _WORST) for levels, score in scores.items()}}
     by_level = tuple(
         tuple(
             _filled({level: errors[_leveled(ready, stage, unit, level)] for level in (0, *_measured(ready, unit))})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -14,20 +15,22 @@ from .calibrate import Statistics, calibrate, parts_of
 from .conditioning import Probe, conditions_of
 from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
+from .finite import check_finite
 from .fitness import Bank, Fitness, timesteps_of
 from .latency import hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, discover
 from .library import Library
 from .loading import check, origin_of
-from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, trace
+from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, sample, trace
 from .progress import Reporter
 from .route import routing_of
 from .samplers import is_deterministic, trajectory
 from .schedule import Stages
 from .search import Levels
 from .settings import Levers, Settings, value_of
+from .stepping import stepped
 from .trajectory import Trajectory, placed
-from .units import Depth, Grain, Unit, Width, never_thinned, units_of, usual_grain
+from .units import Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
 
 _WORTH_IT = 1.05
 """A gain below which the user is told before the search."""
@@ -49,6 +52,31 @@ class Survey:
     prices: Prices | None  # measured, for a budget of time
     units: tuple[Unit, ...]
     path: Trajectory | None  # the user's own, where the steps of a stage are a choice
+
+    @property
+    def reference(self) -> tuple[float, ...] | None:
+        """The timesteps of the dense run that results are compared with: the finest that a schedule may take, where
+        steps are a choice; None: the user's own.
+
+        They are placed as a schedule's are, not by the sampler for another number of steps: DDIM's stride is a whole
+        number of timesteps, so that of its own 80 steps of 1000 (12, for spaces of 12.5) leads elsewhere.
+        """
+        if self.path is None:
+            return None
+        return placed(self.path, self.stages, [row[0] for row in self.finest])
+
+    @property
+    def finest(self) -> Levels:
+        """The schedule of the most steps, all of them dense."""
+        if self.costs.choices is None:
+            return self.own
+        return tuple((counts[-1], *own[1:]) for counts, own in zip(self.costs.choices, self.own, strict=True))
+
+    @property
+    def own(self) -> Levels:
+        """The schedule that is the user's own setting."""
+        dense = (0,) * len(self.units)
+        return tuple(dense if self.path is None else (n, *dense) for n in self.costs.steps)
 
 
 @dataclass(frozen=True)
@@ -111,18 +139,6 @@ class Study(Survey):
         return self.costs.steps if self.path is None else tuple(row[0] for row in levels[: len(self.stages)])
 
     @property
-    def reference(self) -> tuple[float, ...] | None:
-        """The timesteps of the dense run that results are compared with: the finest that a schedule may take, where
-        steps are a choice; None: the user's own.
-
-        They are placed as a schedule's are, not by the sampler for another number of steps: DDIM's stride is a whole
-        number of timesteps, so that of its own 80 steps of 1000 (12, for spaces of 12.5) leads elsewhere.
-        """
-        if self.path is None:
-            return None
-        return placed(self.path, self.stages, [row[0] for row in self.finest])
-
-    @property
     def base(self) -> Levels:
         """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own, as
         far as there is room."""
@@ -130,19 +146,6 @@ class Study(Survey):
             return self.own
         chosen = zip(self.costs.choices, self.own, strict=True)
         return tuple((max(n for n in counts if n <= 2 * own), *dense) for counts, (own, *dense) in chosen)
-
-    @property
-    def finest(self) -> Levels:
-        """The schedule of the most steps, all of them dense."""
-        if self.costs.choices is None:
-            return self.own
-        return tuple((counts[-1], *own[1:]) for counts, own in zip(self.costs.choices, self.own, strict=True))
-
-    @property
-    def own(self) -> Levels:
-        """The schedule that is the user's own setting."""
-        dense = (0,) * len(self.units)
-        return tuple(dense if self.path is None else (n, *dense) for n in self.costs.steps)
 
 
 def survey(
@@ -169,8 +172,8 @@ def survey(
     if routing_of(denoiser) is not None:
         remedy = "Leave the `routed` context, or call `remove(pipe)`, first."
         raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-    anatomy = discover(denoiser)
-    if not anatomy.layers or not anatomy.blocks:
+    anatomy, levers = discover(denoiser), settings.levers
+    if levers is not Levers.STEPS and not (anatomy.layers and anatomy.blocks):
         raise UnsupportedModel(
             type(denoiser).__name__,
             expected="attention heads, feed-forward channels and blocks that can be pruned",
@@ -179,17 +182,20 @@ def survey(
         )
     ladder = settings.method.ladder
     if isinstance(ladder, Width):
+        if levers is Levers.STEPS:  # nothing is pruned, so nothing need be timed
+            ladder = replace(ladder, dense=ladder.dense or ())
         settings = replace(
             settings, method=replace(settings.method, ladder=fitted(pipe, ladder, anatomy, settings.sampling, reporter))
         )
     traced, budget = trace(pipe, settings.sampling), budget or Budget(macs=1.0)
-    levers, path, choices = settings.levers, None, None
+    path, choices = None, None
     grain = settings.method.grain or usual_grain(settings.method.ladder)
     if levers is Levers.STEPS or (settings.method.grain is None and budget.weights_gb is not None):
         grain = Grain.WHOLE
     method = replace(settings.method, grain=grain)
     settings = replace(settings, method=method)
-    stages, units = Stages.split(traced.timesteps, settings.stages), units_of(anatomy, method.ladder, grain)
+    stages = Stages.split(traced.timesteps, settings.stages)
+    units = undivided(anatomy) if levers is Levers.STEPS else units_of(anatomy, method.ladder, grain)
     if isinstance(method.ladder, Width) and levers is not Levers.STEPS:
         for name in never_thinned(anatomy.layers, method.ladder):
             reporter.warn(f"{name} keeps all of its groups at every level: it runs no faster with fewer here.")
@@ -201,8 +207,6 @@ def survey(
         path = trajectory(pipe.scheduler, traced.timesteps)
         stages = path.stages(settings.stages)
         choices = step_choices(stages.steps(path.timesteps), settings.fine, path.room(stages))
-    if levers is Levers.STEPS:
-        units = (replace(units[0], options=units[0].options[:1]),)
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
     table, own, each = counter.table(units, reporter), stages.steps(traced.timesteps), 1
     if path is not None:  # steps are counted, not calls
@@ -243,16 +247,32 @@ def fitted(pipe: Pipeline, ladder: Width, anatomy: Anatomy, sampling: Sampling, 
 
 
 def study(surveyed: Survey, reporter: Reporter) -> Study:
-    """Calibrate on the model's own trajectories and rank."""
+    """Calibrate on the model's own trajectories and rank; neither where nothing is pruned."""
     pipe, settings, anatomy = surveyed.pipe, surveyed.settings, surveyed.anatomy
-    method = settings.method
+    method, stages = settings.method, len(surveyed.stages)
+    _check_reference(surveyed)
+    if settings.levers is Levers.STEPS:
+        statistics = Statistics(({},) * stages, (0.0,) * stages)
+        library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
+        return Study(**vars(surveyed), statistics=statistics, library=library)
     layers, blocks = parts_of(anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
-    if settings.levers is Levers.STEPS:  # nothing is pruned
-        layers, blocks, method = (), (), replace(method, ladder=Depth(), grain=Grain.WHOLE)
     probes = make_probes(pipe, settings.calibration, settings.seed, "calibration", settings.prompts)
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
-    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter)
+    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
     return Study(**vars(surveyed), statistics=statistics, library=library)
+
+
+def _check_reference(surveyed: Survey) -> None:
+    """Whether the dense run that results are compared with is finite, on one probe, before much is made of it.
+
+    Raises:
+        DiffESError: it is not; as :func:`check_finite` says.
+    """
+    pipe, settings, reference = surveyed.pipe, surveyed.settings, surveyed.reference
+    probes = make_probes(pipe, 1, settings.seed, "search", settings.prompts)
+    with nullcontext() if reference is None else stepped(pipe, reference, settings.sampling.steps):
+        shown = settings.measure.view(pipe, sample(pipe, probes, settings.sampling))
+        check_finite(pipe, probes, settings.sampling, shown)
 
 
 def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:

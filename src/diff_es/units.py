@@ -130,6 +130,11 @@ def units_of(anatomy: Anatomy, ladder: Ladder, grain: Grain) -> tuple[Unit, ...]
     return tuple(units)
 
 
+def undivided(anatomy: Anatomy) -> tuple[Unit, ...]:
+    """The one unit of a denoiser of which nothing is pruned: it stays at level 0."""
+    return (Unit("denoiser", anatomy.layers, (Thin(tuple(layer.groups for layer in anatomy.layers)),)),)
+
+
 def never_thinned(layers: Sequence[Layer], ladder: Width) -> list[str]:
     """The layers that lose no group at any level, because they would run no faster."""
     levels = range(1, ladder.levels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import attention, block, feedforward, fused, gluconv, joint, multihead, normed, resnet
-from .adapters import adapted, base_parameters
+from .adapters import adapted, base_parameters, image_adapters
 from .changes import Likeness
 from .compiled import named_parameters, plain_name, room_to_compile, state_dict, submodule
 from .contract import (
@@ -28,7 +28,7 @@ from .contract import (
 )
 from .declared import Channels, Heads, Residual, declare
 from .guard import Guard
-from .offload import check_groups, lost, sequentially
+from .offload import check_groups, lost, sequentially, stored_otherwise
 from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
 from .standin import shortcut_of
 from .switch import Content, Entry, Switch
@@ -65,6 +65,7 @@ __all__ = [
     "discover",
     "fed_by",
     "from_matrix",
+    "image_adapters",
     "lost",
     "merge",
     "named_parameters",
@@ -78,6 +79,7 @@ __all__ = [
     "sequentially",
     "shortcut_of",
     "state_dict",
+    "stored_otherwise",
     "submodule",
 ]
 

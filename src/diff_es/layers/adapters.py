@@ -35,6 +35,13 @@ def base_parameters(denoiser: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
+def image_adapters(denoiser: nn.Module) -> tuple[str, ...]:
+    """The names of the attention layers whose processor has weights of its own, as an IP-Adapter gives them."""
+    own = (plain_name(name) for name, _ in denoiser.named_parameters())
+    found = (name.partition(".processor.") for name in own)
+    return tuple(dict.fromkeys(layer for layer, inside, _ in found if inside))
+
+
 def _added(denoiser: nn.Module) -> Iterator[str]:
     """The names of modules beside the model's own, with weights of their own."""
     for wrapped, module in denoiser.named_modules():

@@ -100,9 +100,9 @@ def expanded(groups: Tensor, width: int) -> Tensor:
 
 
 def common(names: Sequence[str]) -> str:
-    """The name of the smallest module that holds all of these modules, or is the only one of them."""
+    """The name of the smallest module that holds all of these, or is the only one of them; of none, the root."""
     paths = [name.split(".") for name in names if name]
-    shared = paths[0] if len(paths) == len(names) else []
+    shared = paths[0] if paths and len(paths) == len(names) else []
     while any(path[: len(shared)] != shared for path in paths):
         shared = shared[:-1]
     return ".".join(shared)

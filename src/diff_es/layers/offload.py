@@ -101,3 +101,16 @@ def lost(denoiser: nn.Module) -> list[str]:
         for leaf, parameter in module.named_parameters(recurse=False)
         if parameter.is_meta and hook_of(module) is None
     ]
+
+
+def stored_otherwise(denoiser: nn.Module) -> str | None:
+    """How weights are stored, where that is not how the denoiser computes with them: quantized, or cast for each call
+    (diffusers' layerwise casting); None where it is."""
+    for name, module in denoiser.named_modules():
+        registry = vars(module).get("_diffusers_hook")
+        if registry is not None and "layerwise_casting" in registry.hooks:
+            return f"layerwise casting of {name or 'the whole'}"
+    for name, parameter in denoiser.named_parameters():
+        if not parameter.is_floating_point() or parameter.itemsize < 2 or type(parameter.data) is not torch.Tensor:
+            return f"{name} in {str(parameter.dtype).removeprefix('torch.')}, as a {type(parameter.data).__name__}"
+    return None
