@@ -116,7 +116,9 @@ def main() -> None:
     )
     ready, profile = prepare(pipe, settings, reporter), cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder, clock.watching(pipe):
-        judge = Judge(ready, open_journal(ready, Budget(0.5), Path(folder) / "journal", resume=False))
+        judge = Judge(
+            ready, open_journal(ready, Budget(0.5), Path(folder) / "journal", Reporter(quiet=True), resume=False)
+        )
         if args.functions:
             profile.enable()
         began, none, single = time.perf_counter(), Counter[str](), changed(ready)

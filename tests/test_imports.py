@@ -16,13 +16,15 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress", "multistep", "exchange"},
+    {"errors", "checking", "rng", "schedule", "trajectory", "metrics", "progress", "multistep", "exchange"},
+    {"locks", "store", "journal"},
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap"},
     {"pipeline", "loading", "stepping", "published", "units"},
     {"obs", "calibrate", "lowrank", "measures", "library", "prefix"},
     {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness", "budget"},
     {"settings"},
+    {"manifest"},
     {"artefact", "benchmark", "report"},
     {"study"},
     {"judge"},

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from diff_es import store
 from diff_es.errors import ArtefactError, DiffESError, StorageError
 from diff_es.journal import Journal, Scale
-from diff_es.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest, write_folder, write_text
+from diff_es.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest, write_text
 
 BIT_PATTERNS = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45, 1.0000001])
 
@@ -27,6 +27,10 @@ def groups(shift: int = 0) -> dict[str, dict[str, Tensor]]:
         "plan-01": {"half": torch.randn(7, generator=g).bfloat16(), "odd": BIT_PATTERNS, "none": torch.empty(0, 3)},
         "plan-02": {},
     }
+
+
+def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], about: dict[str, Any]) -> None:
+    store.write_folder(folder, tensors, lambda _: about)
 
 
 def assert_same(found: dict[str, dict[str, Tensor]], wanted: dict[str, dict[str, Tensor]]) -> None:
@@ -43,6 +47,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
 
 
+def shape(folder: Path) -> set[str]:
+    """The names of everything below a folder, without what follows from contents."""
+    return {re.sub(r"\.[0-9a-f]{16}\.", ".#.", name) for name in contents(folder)}
+
+
+def part(folder: Path, stem: str) -> Path:
+    """A file of an artefact."""
+    (found,) = folder.glob(f"{stem}.*.safetensors")
+    return found
+
+
 def full_disk(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -57,28 +72,24 @@ def test_round_trip_to_the_bit(tmp_path: Path) -> None:
     assert_same(tensors, groups())
     assert manifest | about == manifest
     assert manifest["format"] == FORMAT
-    assert set(contents(tmp_path / "deep")) == {
-        "out",
-        *(f"out/plan-0{i}.safetensors" for i in range(3)),
-        f"out/{MANIFEST}",
-    }
+    assert shape(tmp_path / "deep") == {"out", *(f"out/plan-0{i}.#.safetensors" for i in range(3)), f"out/{MANIFEST}"}
 
 
 @pytest.mark.parametrize("position", [0, 8, -1])
 def test_a_flipped_byte_is_refused_by_file_name(tmp_path: Path, position: int) -> None:
     write_folder(tmp_path / "out", groups(), {})
-    damaged = tmp_path / "out" / "plan-01.safetensors"
+    damaged = part(tmp_path / "out", "plan-01")
     data = bytearray(damaged.read_bytes())
     data[position] ^= 1
     damaged.write_bytes(data)
-    with pytest.raises(ArtefactError, match=r"plan-01\.safetensors: expected sha256 .* The artefact is damaged"):
+    with pytest.raises(ArtefactError, match=r"plan-01\.\w+\.safetensors: expected sha256 .* The artefact is damaged"):
         read_folder(tmp_path / "out")
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     write_folder(tmp_path / "out", groups(), {})
-    (tmp_path / "out" / "plan-00.safetensors").unlink()
-    with pytest.raises(ArtefactError, match=r"plan-00\.safetensors: expected a file of the artefact, found none"):
+    part(tmp_path / "out", "plan-00").unlink()
+    with pytest.raises(ArtefactError, match=r"plan-00\.\w+\.safetensors: expected a file of the artefact, found none"):
         read_folder(tmp_path / "out")
 
 
@@ -146,7 +157,7 @@ def test_an_earlier_artefact_is_replaced_and_its_journals_kept(tmp_path: Path) -
     tensors, manifest = read_folder(out)
     assert_same(tensors, {"plan-09": groups(1)["plan-00"]})
     assert manifest["run"] == 2
-    assert set(contents(tmp_path)) == {"out", "out/plan-09.safetensors", "out/search.jsonl", f"out/{MANIFEST}"}
+    assert shape(tmp_path) == {"out", "out/plan-09.#.safetensors", "out/search.jsonl", f"out/{MANIFEST}"}
     assert (out / "search.jsonl").read_text() == "line\n"
 
 
@@ -175,11 +186,14 @@ def nth(call: Callable[..., Any], n: int) -> Callable[..., Any]:
         (False, store, "save_file", 1),
         (False, store, "save_file", 2),
         (False, os, "replace", 1),
+        (False, os, "fsync", 4),
+        (False, os, "replace", 4),
         (True, store, "save_file", 1),
         (True, store, "save_file", 2),
-        (True, shutil, "copy2", 1),
+        (True, os, "fsync", 4),
         (True, os, "replace", 1),
-        (True, os, "replace", 2),
+        (True, os, "replace", 3),
+        (True, os, "replace", 4),
     ],
 )
 def test_a_full_disk_leaves_everything_as_it_was(
