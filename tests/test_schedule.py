@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from diff_es.errors import DiffESError
 from diff_es.manifest import Described

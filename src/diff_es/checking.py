@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from numbers import Real
 from typing import TypeVar
 
@@ -38,7 +38,7 @@ def refusal(error: ValidationError, where: str, remedy: str, kind: type[DiffESEr
     details = error.errors(include_url=False)
     first = details[0]
     same = [other for other in details if other["input"] is first["input"]]  # the choices of a union
-    steps = os.path.commonprefix([other["loc"] for other in same])
+    steps = [one for one, *others in zip(*(other["loc"] for other in same), strict=False) if {one} == {one, *others}]
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
     place = ": ".join(filter(None, [where, place]))
     cause = first.get("ctx", {}).get("error")
@@ -52,8 +52,8 @@ def refusal(error: ValidationError, where: str, remedy: str, kind: type[DiffESEr
 def _expected(details: ErrorDetails) -> str:
     if details["type"] == "missing":
         return "an entry"
-    text = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return text[:1].lower() + text[1:]
+    text = re.sub(" or instance of .*", "", details["msg"]).removeprefix("Input should ").removeprefix("Value error, ")
+    return text.removeprefix("be ").replace("a valid dictionary", "an object")
 
 
 def shown(value: object) -> str:
@@ -63,4 +63,4 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, str | Real):
         text = repr(value[:80] if isinstance(value, str) else value)
         return text if len(text) <= 82 else f"{text[:80]}..."
-    return {list: "a list", tuple: "a list", dict: "an object"}.get(type(value), f"a {type(value).__name__}")
+    return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__

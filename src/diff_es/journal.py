@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, cast
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
 
@@ -60,7 +60,7 @@ class _Contents:
     cut: bool = False  # whether the last line is incomplete
 
 
-_HEADER = TypeAdapter(_Header)
+_HEADER, _BEGIN = TypeAdapter(_Header), b'{"settings"'
 _REMEDY = "Choose another folder, or remove the file."
 
 
@@ -102,7 +102,7 @@ class Journal:
             self._compare(found.header.settings, settings)
         whole = [line for line in found.lines if earlier is None or line.check == self._check(line)]
         for line in whole:
-            self.known[line.scale][line.levels] = line.score
+            self.known[line.scale][cast(Levels, line.levels)] = line.score
         self.dropped = count - len(whole)
         if earlier != self._settings or self.dropped or found.cut:
             texts = [json.dumps({"settings": settings, "sha256": self._settings}), *map(self._text, whole)]
@@ -154,10 +154,9 @@ def _read(path: Path) -> _Contents:
         check_size(path, _MOST_BYTES)
         with path.open("rb") as file:
             first = file.readline(_LONGEST)
-            if not first:
-                return _Contents()
-            header = json.loads(first.decode()) if first.endswith(b"\n") else None
-            contents = _Contents(validated(_HEADER, header, f"{path}: first line", _REMEDY, DiffESError))
+            if not first.endswith(b"\n") and _BEGIN.startswith(first[: len(_BEGIN)]):
+                return _Contents()  # nothing, or cut short by a kill
+            contents = _Contents(validated(_HEADER, json.loads(first), f"{path}: first line", _REMEDY, DiffESError))
             _read_lines(file, contents)
     except FileNotFoundError:
         return _Contents()

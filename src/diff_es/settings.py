@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import FiniteFloat, InstanceOf, TypeAdapter
 
@@ -152,7 +153,7 @@ def made(kind: type[Kind], described: Mapping[str, Any], where: str) -> Kind:
     Raises:
         DiffESError: a field that the class has not, or a value that it cannot have.
     """
-    schemas, values = _schemas(kind), dict[str, Any]()
+    schemas, values = _schemas(cast(Any, kind)), dict[str, Any]()
     for name, entry in described.items():
         if name not in schemas:
             raise DiffESError(where, expected=f"one of {', '.join(schemas)}", found=shown(name), remedy=_EDITED)
@@ -170,8 +171,9 @@ def _schemas(kind: Any) -> dict[str, TypeAdapter[Any]]:
 
 def _schema(hint: Any) -> Any:
     """A field's type, where objects of ours stand for themselves: they were made, and so checked, before."""
+    instance: Any = InstanceOf
     if isinstance(hint, type) and (hint in _OPEN or is_dataclass(hint)):
-        return Union[tuple(InstanceOf[kind] for kind in _OPEN.get(hint, (hint,)))]
+        return reduce(or_, [instance[kind] for kind in _OPEN.get(hint, (hint,))])
     if get_origin(hint) in (Union, UnionType):
-        return Union[tuple(map(_schema, get_args(hint)))]
+        return reduce(or_, map(_schema, get_args(hint)))
     return FiniteFloat if hint is float else hint
