@@ -101,8 +101,8 @@ class _Origin(_Entry):
 
 
 class _Sensitivity(_Entry):
-    levels: tuple[tuple[tuple[Annotated[Score, Field(ge=0)], ...], ...], ...]
-    steps: tuple[dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Score, Field(ge=0)]], ...] | None
+    levels: tuple[tuple[tuple[Annotated[Number, Field(ge=0)], ...], ...], ...]
+    steps: tuple[dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Number, Field(ge=0)]], ...] | None
     of: dict[str, Any]
 
 
