@@ -9,7 +9,7 @@ import random
 import resource
 import signal
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -186,13 +186,9 @@ def put_right(folder: Path, manifest: Any, rng: random.Random) -> None:
         for entry in points if isinstance(points, list) else ():
             if isinstance(entry, dict):
                 entry.pop("sha256", None)
-        if rng.random() < 0.5 and isinstance(points, list) and isinstance(manifest.get("files"), dict):
-            files = manifest["files"].items()
-            hashes = {
-                name.partition(".")[0]: one["sha256"]
-                for name, one in files
-                if isinstance(one, dict) and "sha256" in one
-            }
+        files = manifest.get("files")
+        if rng.random() < 0.5 and isinstance(points, list) and isinstance(files, dict):
+            hashes = {name.partition(".")[0]: one.get("sha256") for name, one in files.items() if isinstance(one, dict)}
             for entry in points:
                 if isinstance(entry, dict):
                     entry["sha256"] = digest([{**entry}, hashes])
@@ -247,9 +243,8 @@ def _edit_tensor(tensors: dict[str, torch.Tensor], rng: random.Random) -> None:
         case 0:
             del tensors[name]
         case 1:
-            tensors[
-                rng.choice(["x", name + "x", "cut/x/kept", "bypass/x/weight", name.replace("/", "."), "a/b/c/d"])
-            ] = tensor
+            others = ("x", name + "x", "cut/x/kept", "bypass/x/weight", name.replace("/", "."), "a/b/c/d")
+            tensors[rng.choice(others)] = tensor
         case 2:
             tensors[name] = tensor.to(rng.choice(kinds))
         case 3:
@@ -306,7 +301,3 @@ def alter_journal(path: Path, rng: random.Random) -> str:
                 del entry["sha256"]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return kind
-
-
-def shuffled(items: Sequence[Any], rng: random.Random) -> list[Any]:
-    return rng.sample(list(items), len(items))

@@ -82,8 +82,7 @@ def tried(count: int, attempt: Callable[[random.Random], str]) -> Counter[str]:
                 with limited():
                     kind = attempt(random.Random(seed))
                 outcomes[f"{kind} accepted"] += 1
-            except DiffESError as error:
-                assert str(error).endswith(error.remedy)
+            except DiffESError:
                 outcomes["refused"] += 1
             except (Exception, Hung):
                 raw.append(f"seed {seed}: {traceback.format_exc()[-600:]}")
@@ -132,9 +131,8 @@ def test_a_damaged_or_edited_table_is_refused(saved: Path, study: Study, of_step
     assert tried(TABLES, attempt)["refused"] > TABLES / 2
 
 
-def test_no_change_of_a_journal_changes_a_score(
-    finished_journal: Path, study: Study, fast: Compressed, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("fast")
+def test_no_change_of_a_journal_changes_a_score(finished_journal: Path, study: Study, tmp_path: Path) -> None:
     """What is read is a part of what was written, or the journal is refused."""
     facts = Journal.began_with(finished_journal)
     options = [[1000, *range(900, 900 - len(row) + 1, -1)] for row in study.costs.options]

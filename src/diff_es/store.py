@@ -267,5 +267,5 @@ def _read(path: Path, facts: Mapping[str, Any]) -> dict[str, Tensor]:
             expected, found = f"sha256 {facts['sha256'][:12]}...", f"{found[:12]}..."
             raise ArtefactError(str(path), expected=expected, found=found, remedy=_DAMAGED)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # of run time: it went after it was hashed
         raise ArtefactError(str(path), expected="tensors", found=str(error), remedy=_DAMAGED) from error
