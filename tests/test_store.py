@@ -311,3 +311,99 @@ def test_a_full_disk_is_reported_and_what_is_written_stays(tmp_path: Path, monke
         journal.add(C, 1.0)
     monkeypatch.undo()
     assert Journal(path, SETTINGS, resume=True).known[Scale.ALL].items() >= {A: 1 / 3, B: -2.5e-17}.items()
+
+
+def lines_of(path: Path) -> list[Any]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def write_lines(path: Path, lines: list[Any]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("change", [{"score": 9.0}, {"levels": [[5], [5]]}, {"scale": "heat"}, {"check": None}])
+def test_an_edited_line_is_evaluated_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    header, first, second = lines_of(path)
+    write_lines(path, [header, {**first, **change}, second])
+    again = Journal(path, SETTINGS, resume=True)
+    assert again.known[Scale.ALL] == {B: -2.5e-17}
+    assert again.known[Scale.HEAT] == {}
+    assert again.dropped == 1
+    again.add(A, 1 / 3)
+    last = Journal(path, SETTINGS, resume=True)
+    assert (last.known[Scale.ALL], last.dropped) == ({A: 1 / 3, B: -2.5e-17}, 0)
+
+
+@pytest.mark.parametrize("junk", ["", "what is this", '{"levels": [[0]]}', "\x00" * 5000, "[" * 5000, "9" * 5000])
+def test_a_line_of_junk_costs_that_line(tmp_path: Path, junk: str) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    header, first, second = path.read_text().splitlines()
+    path.write_text("\n".join([header, first, junk, second, ""]))
+    again = Journal(path, SETTINGS, resume=True)
+    assert (again.known[Scale.ALL], again.dropped) == ({A: 1 / 3, B: -2.5e-17}, 1)
+
+
+def test_a_score_from_another_journal_is_left_out(tmp_path: Path) -> None:
+    written(tmp_path / "search.jsonl")
+    Journal(tmp_path / "other.jsonl", {"seed": 2}, resume=False).add(C, 9.0)
+    write_lines(tmp_path / "search.jsonl", lines_of(tmp_path / "search.jsonl") + lines_of(tmp_path / "other.jsonl")[1:])
+    assert C not in Journal(tmp_path / "search.jsonl", SETTINGS, resume=True).known[Scale.ALL]
+
+
+def test_an_edited_first_line_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    header, *lines = lines_of(path)
+    write_lines(path, [{**header, "settings": {**header["settings"], "seed": 2}}, *lines])
+    before = contents(tmp_path)
+    for seed in (1, 2):
+        with pytest.raises(DiffESError, match=r"first line: expected the settings .* found others, edited since\. Put"):
+            Journal(path, {**SETTINGS, "seed": seed}, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_journal_of_an_earlier_version_is_resumed_and_gets_checks(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    checked = path.read_text()
+    unchecked = [{key: line[key] for key in line if key not in ("sha256", "check")} for line in lines_of(path)]
+    write_lines(path, unchecked)
+    again = Journal(path, SETTINGS, resume=True)
+    assert (again.known[Scale.ALL], again.dropped) == ({A: 1 / 3, B: -2.5e-17}, 0)
+    assert path.read_text() == checked
+
+
+def test_a_whole_journal_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    before = path.stat()
+    Journal(path, SETTINGS, resume=True)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_what_a_killed_run_leaves_is_no_other_file(tmp_path: Path) -> None:
+    for name in (".search.jsonl.partial", ".diff-es.lock", ".plan-00.partial", f"plan-00.{'0' * 16}.safetensors"):
+        (tmp_path / name).write_text("x")
+    check_target(tmp_path)
+    write_folder(tmp_path, groups(), {})
+    assert shape(tmp_path) == {MANIFEST, *(f"plan-0{i}.#.safetensors" for i in range(3))}
+
+
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+@pytest.mark.parametrize("victim", [MANIFEST, "plan-01.*"])
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, victim: str, made: Callable[[Path], object]
+) -> None:
+    write_folder(tmp_path, groups(), {})
+    (path,) = tmp_path.glob(victim)
+    path.unlink()
+    made(path)
+    with pytest.raises(ArtefactError, match=re.escape(path.name)):
+        read_folder(tmp_path)
+    journal = tmp_path / "search.jsonl"
+    made(journal)
+    with pytest.raises(DiffESError, match=r"search\.jsonl: expected a journal of Diff-ES, found .*egular file"):
+        Journal(journal, SETTINGS, resume=True)
