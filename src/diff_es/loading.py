@@ -177,7 +177,19 @@ def reopen(origin: dict[str, Any], model: str | None = None, device: str | None 
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         remedy = "Use it from Python: load the pipeline with its own scheduler."
         raise UnsupportedModel("scheduler", expected="a class of diffusers", found=str(name), remedy=remedy)
-    pipe.scheduler = getattr(diffusers, name).from_config(origin["scheduler"])
+    try:
+        pipe.scheduler = getattr(diffusers, name).from_config(origin["scheduler"])
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
+        remedy = "Compress again: the settings of its sampler were changed."
+        raise UnsupportedModel(name, expected="settings of a sampler", found=str(error), remedy=remedy) from error
     return pipe
 
 

@@ -90,7 +90,7 @@ class _Generation(_Entry):
 
 class Describedr(_Entry):
     name: Annotated[Text, Field(alias="_class_name")]
-    trained: Annotated[Whole | None, Field(alias="num_train_timesteps")] = None
+    trained: Annotated[Annotated[Whole, Field(le=10**6)] | None, Field(alias="num_train_timesteps")] = None
 
 
 class _Origin(_Entry):
