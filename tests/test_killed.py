@@ -36,7 +36,9 @@ class Killer:
 
     def __init__(self, folder: Path, n: int) -> None:
         self.count, self._folder, self._n = 0, str(folder), n
-        write, sync = store.save_file, os.fsync
+        disk: Any = store
+        system: Any = os
+        write, sync = disk.save_file, os.fsync
 
         def save_file(tensors: dict[str, Tensor], path: Path) -> None:
             write(tensors, path)
@@ -46,7 +48,7 @@ class Killer:
             self._step(lambda: os.truncate(fd, os.fstat(fd).st_size - 5))
             sync(fd)
 
-        store.save_file, os.fsync = save_file, fsync
+        disk.save_file, system.fsync = save_file, fsync
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, args: tuple[Any, ...]) -> None:
