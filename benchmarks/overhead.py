@@ -116,7 +116,8 @@ def main() -> None:
     )
     ready, profile = prepare(pipe, settings, reporter), cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder, clock.watching(pipe):
-        judge = Judge(ready, open_journal(ready, Budget(0.5), Path(folder) / "journal", resume=False))
+        journal = open_journal(ready, Budget(0.5), Path(folder) / "journal", reporter, resume=False)
+        judge = Judge(ready, journal)
         if args.functions:
             profile.enable()
         began, none, single = time.perf_counter(), Counter[str](), changed(ready)

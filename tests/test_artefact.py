@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.fresh import images_of
 from tests.tiny import assert_same, assert_same_plans, images, joint, settings, snapshot, tiny
 
 from diff_es import ArtefactError, Compressed, Depth, DiffESError, Method, compress, load
+from diff_es.store import digest
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +175,7 @@ def halve(path: Path) -> None:
 def test_a_damaged_file_is_named(harm: Callable[[Path], None], folder: Path) -> None:
     victim = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     harm(victim)
-    with pytest.raises(ArtefactError, match=rf"{victim.name}: expected .* The artefact is damaged"):
+    with pytest.raises(ArtefactError, match=rf"{re.escape(victim.name)}: expected .* The artefact is damaged"):
         load(folder)
 
 
@@ -197,6 +199,86 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
         load(folder)
     with pytest.raises(ArtefactError, match=r"nowhere: expected a diff-es\.json in it, found none"):
         load(folder / "nowhere")
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """A manifest changed by someone who also puts its own hash right."""
+    manifest = json.loads((folder / "diff-es.json").read_text())
+    change(manifest)
+    del manifest["sha256"]
+    (folder / "diff-es.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
+
+
+def leave_untied(manifest: dict[str, Any]) -> None:
+    for point in manifest["points"]:
+        del point["sha256"]
+
+
+def test_an_artefact_of_an_earlier_version_loads(fast: Compressed, folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.rename(folder / f"{path.name.partition('.')[0]}.safetensors")
+
+    def plain(manifest: dict[str, Any]) -> None:
+        leave_untied(manifest)
+        files = manifest["files"].items()
+        manifest["files"] = {f"{name.partition('.')[0]}.safetensors": facts for name, facts in files}
+
+    rewritten(folder, plain)
+    loaded = load(folder)
+    assert loaded.schedule == fast.schedule
+    assert loaded.about == json.loads(json.dumps(fast.about))
+    assert_same_plans(loaded.plans, fast.plans)
+    loaded.save(folder)
+    assert len(list(folder.iterdir())) == 1 + len({id(plan) for plan in fast.plans})
+
+
+def test_a_schedule_is_tied_to_its_tensors(folder: Path) -> None:
+    def other_levels(manifest: dict[str, Any]) -> None:
+        first = manifest["points"][0]["schedule"]["levels"][0]
+        first[0] = (first[0] + 1) % 8
+
+    def other_stages(manifest: dict[str, Any]) -> None:
+        manifest["points"][0]["stages"].reverse()
+
+    whole = (folder / "diff-es.json").read_text()
+    for change in (other_levels, other_stages):
+        (folder / "diff-es.json").write_text(whole)
+        rewritten(folder, change)
+        with pytest.raises(ArtefactError, match=r"points\[0\]: expected the schedule, settings and tensors that were"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("sampling", "steps"), 0, r"points\[0\]\.sampling, steps: expected a number from 1 up, found 0"),
+        (("sampling", "batch"), "x", r"points\[0\]\.sampling, sampling\.batch: expected a valid integer, found 'x'"),
+        (("schedule", "boundaries"), [1, 2], r"points\[0\]\.schedule, stage boundaries: expected strictly descending"),
+        (("schedule", "levels", 0), [8], r"schedule\.levels\[0\]: expected levels from 0 to 7, found 8"),
+        (("stages", 0, "file"), "../x", r"stages\[0\]\.file: expected one of plan-00.*, found \.\./x"),
+        (("stages",), [], r"points\[0\], stages: expected a length of 3, found 0"),
+        (("corrections",), [[0.1]], r"points\[0\], corrections: expected a length of 0, found 1"),
+        (("placement",), {"type": "Width"}, r"placement: expected .*Streamed.*, found Width"),
+        (("base",), "x", r"points\[0\]\.base: expected"),
+        (("about", "budget"), float("nan"), r"about\.budget: expected a finite number, found nan"),
+        (("about", "finalists"), [], r"about\.finalists: expected"),
+        (("about", "settings", "seed"), "0", r"about\.settings, settings\.seed: expected a valid integer, found '0'"),
+        (("about", "origin", "dtype"), "nn", r"about\.origin\.dtype: expected 'float16', .*, found 'nn'"),
+        (("about", "sensitivity", "levels"), [], r"about\.sensitivity\.levels: expected a length of 3, found 0"),
+    ],
+)
+def test_an_edited_entry_is_named(folder: Path, place: tuple[Any, ...], value: Any, message: str) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        leave_untied(manifest)
+        *above, key = place
+        entry = manifest["points"][0]
+        for step in above:
+            entry = entry[step]
+        entry[key] = value
+
+    rewritten(folder, change)
+    with pytest.raises(ArtefactError, match=rf"diff-es\.json: .*{message}.* The manifest was changed by hand"):
+        load(folder)
 
 
 # -------------------------------------------------------------------------------------------------- apply and remove

@@ -214,8 +214,12 @@ def test_more_than_the_best_speed_up_is_refused_with_the_best(found: Prices) -> 
 @given(prices())
 @examples(max_examples=25, deadline=None)
 def test_prices_come_back_from_json(found: Prices) -> None:
-    counted = replace(found.costs, fixed=1, options=((3, 2, 1),))
-    assert Prices.restored(json.loads(json.dumps(found.to_json())), counted) == found
+    counted = replace(found.costs, fixed=1, options=tuple((3,) * len(row) for row in found.costs.options))
+    said = json.loads(json.dumps(found.to_json()))
+    assert Prices.restored(said, counted) == found
+    for edited in ({**said, "other": None}, {**said, "fixed": -1}, {**said, "options": [[1], *said["options"]]}):
+        with pytest.raises(DiffESError, match=r"prices.* Search anew in another folder"):
+            Prices.restored(edited, counted)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress", "multistep", "exchange"},
+    {"errors", "checking", "rng", "schedule", "trajectory", "metrics", "progress", "multistep", "exchange"},
+    {"locks", "store", "journal"},
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap"},
     {"pipeline", "model_index", "checkpoint", "hub", "single_file", "loading"}
     | {"samplers", "arithmetic", "chosen", "stepping", "published", "units"},
@@ -24,6 +25,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness", "budget"},
     {"settings"},
+    {"manifest"},
     {"artefact", "benchmark", "report"},
     {"study"},
     {"judge"},

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from diff_es import store
 from diff_es.errors import ArtefactError, DiffESError, StorageError
 from diff_es.journal import Journal, Scale
-from diff_es.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest, write_folder, write_text
+from diff_es.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest, write_text
 
 BIT_PATTERNS = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45, 1.0000001])
 
@@ -27,6 +27,10 @@ def groups(shift: int = 0) -> dict[str, dict[str, Tensor]]:
         "plan-01": {"half": torch.randn(7, generator=g).bfloat16(), "odd": BIT_PATTERNS, "none": torch.empty(0, 3)},
         "plan-02": {},
     }
+
+
+def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], about: dict[str, Any]) -> None:
+    store.write_folder(folder, tensors, lambda _: about)
 
 
 def assert_same(found: dict[str, dict[str, Tensor]], wanted: dict[str, dict[str, Tensor]]) -> None:
@@ -43,6 +47,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
 
 
+def shape(folder: Path) -> set[str]:
+    """The names of everything below a folder, without what follows from contents."""
+    return {re.sub(r"\.[0-9a-f]{16}\.", ".#.", name) for name in contents(folder)}
+
+
+def part(folder: Path, stem: str) -> Path:
+    """A file of an artefact."""
+    (found,) = folder.glob(f"{stem}.*.safetensors")
+    return found
+
+
 def full_disk(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -57,28 +72,24 @@ def test_round_trip_to_the_bit(tmp_path: Path) -> None:
     assert_same(tensors, groups())
     assert manifest | about == manifest
     assert manifest["format"] == FORMAT
-    assert set(contents(tmp_path / "deep")) == {
-        "out",
-        *(f"out/plan-0{i}.safetensors" for i in range(3)),
-        f"out/{MANIFEST}",
-    }
+    assert shape(tmp_path / "deep") == {"out", *(f"out/plan-0{i}.#.safetensors" for i in range(3)), f"out/{MANIFEST}"}
 
 
 @pytest.mark.parametrize("position", [0, 8, -1])
 def test_a_flipped_byte_is_refused_by_file_name(tmp_path: Path, position: int) -> None:
     write_folder(tmp_path / "out", groups(), {})
-    damaged = tmp_path / "out" / "plan-01.safetensors"
+    damaged = part(tmp_path / "out", "plan-01")
     data = bytearray(damaged.read_bytes())
     data[position] ^= 1
     damaged.write_bytes(data)
-    with pytest.raises(ArtefactError, match=r"plan-01\.safetensors: expected sha256 .* The artefact is damaged"):
+    with pytest.raises(ArtefactError, match=r"plan-01\.\w+\.safetensors: expected sha256 .* The artefact is damaged"):
         read_folder(tmp_path / "out")
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     write_folder(tmp_path / "out", groups(), {})
-    (tmp_path / "out" / "plan-00.safetensors").unlink()
-    with pytest.raises(ArtefactError, match=r"plan-00\.safetensors: expected a file of the artefact, found none"):
+    part(tmp_path / "out", "plan-00").unlink()
+    with pytest.raises(ArtefactError, match=r"plan-00\.\w+\.safetensors: expected a file of the artefact, found none"):
         read_folder(tmp_path / "out")
 
 
@@ -146,7 +157,7 @@ def test_an_earlier_artefact_is_replaced_and_its_journals_kept(tmp_path: Path) -
     tensors, manifest = read_folder(out)
     assert_same(tensors, {"plan-09": groups(1)["plan-00"]})
     assert manifest["run"] == 2
-    assert set(contents(tmp_path)) == {"out", "out/plan-09.safetensors", "out/search.jsonl", f"out/{MANIFEST}"}
+    assert shape(tmp_path) == {"out", "out/plan-09.#.safetensors", "out/search.jsonl", f"out/{MANIFEST}"}
     assert (out / "search.jsonl").read_text() == "line\n"
 
 
@@ -175,11 +186,14 @@ def nth(call: Callable[..., Any], n: int) -> Callable[..., Any]:
         (False, store, "save_file", 1),
         (False, store, "save_file", 2),
         (False, os, "replace", 1),
+        (False, os, "fsync", 4),
+        (False, os, "replace", 4),
         (True, store, "save_file", 1),
         (True, store, "save_file", 2),
-        (True, shutil, "copy2", 1),
+        (True, os, "fsync", 4),
         (True, os, "replace", 1),
-        (True, os, "replace", 2),
+        (True, os, "replace", 3),
+        (True, os, "replace", 4),
     ],
 )
 def test_a_full_disk_leaves_everything_as_it_was(
@@ -297,3 +311,99 @@ def test_a_full_disk_is_reported_and_what_is_written_stays(tmp_path: Path, monke
         journal.add(C, 1.0)
     monkeypatch.undo()
     assert Journal(path, SETTINGS, resume=True).known[Scale.ALL].items() >= {A: 1 / 3, B: -2.5e-17}.items()
+
+
+def lines_of(path: Path) -> list[Any]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def write_lines(path: Path, lines: list[Any]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("change", [{"score": 9.0}, {"levels": [[5], [5]]}, {"scale": "heat"}, {"check": None}])
+def test_an_edited_line_is_evaluated_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    header, first, second = lines_of(path)
+    write_lines(path, [header, {**first, **change}, second])
+    again = Journal(path, SETTINGS, resume=True)
+    assert again.known[Scale.ALL] == {B: -2.5e-17}
+    assert again.known[Scale.HEAT] == {}
+    assert again.dropped == 1
+    again.add(A, 1 / 3)
+    last = Journal(path, SETTINGS, resume=True)
+    assert (last.known[Scale.ALL], last.dropped) == ({A: 1 / 3, B: -2.5e-17}, 0)
+
+
+@pytest.mark.parametrize("junk", ["", "what is this", '{"levels": [[0]]}', "\x00" * 5000, "[" * 5000, "9" * 5000])
+def test_a_line_of_junk_costs_that_line(tmp_path: Path, junk: str) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    header, first, second = path.read_text().splitlines()
+    path.write_text("\n".join([header, first, junk, second, ""]))
+    again = Journal(path, SETTINGS, resume=True)
+    assert (again.known[Scale.ALL], again.dropped) == ({A: 1 / 3, B: -2.5e-17}, 1)
+
+
+def test_a_score_from_another_journal_is_left_out(tmp_path: Path) -> None:
+    written(tmp_path / "search.jsonl")
+    Journal(tmp_path / "other.jsonl", {"seed": 2}, resume=False).add(C, 9.0)
+    write_lines(tmp_path / "search.jsonl", lines_of(tmp_path / "search.jsonl") + lines_of(tmp_path / "other.jsonl")[1:])
+    assert C not in Journal(tmp_path / "search.jsonl", SETTINGS, resume=True).known[Scale.ALL]
+
+
+def test_an_edited_first_line_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    header, *lines = lines_of(path)
+    write_lines(path, [{**header, "settings": {**header["settings"], "seed": 2}}, *lines])
+    before = contents(tmp_path)
+    for seed in (1, 2):
+        with pytest.raises(DiffESError, match=r"first line: expected the settings .* found others, edited since\. Put"):
+            Journal(path, {**SETTINGS, "seed": seed}, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_journal_of_an_earlier_version_is_resumed_and_gets_checks(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    checked = path.read_text()
+    unchecked = [{key: line[key] for key in line if key not in ("sha256", "check")} for line in lines_of(path)]
+    write_lines(path, unchecked)
+    again = Journal(path, SETTINGS, resume=True)
+    assert (again.known[Scale.ALL], again.dropped) == ({A: 1 / 3, B: -2.5e-17}, 0)
+    assert path.read_text() == checked
+
+
+def test_a_whole_journal_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    written(path)
+    before = path.stat()
+    Journal(path, SETTINGS, resume=True)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_what_a_killed_run_leaves_is_no_other_file(tmp_path: Path) -> None:
+    for name in (".search.jsonl.partial", ".diff-es.lock", ".plan-00.partial", f"plan-00.{'0' * 16}.safetensors"):
+        (tmp_path / name).write_text("x")
+    check_target(tmp_path)
+    write_folder(tmp_path, groups(), {})
+    assert shape(tmp_path) == {MANIFEST, *(f"plan-0{i}.#.safetensors" for i in range(3))}
+
+
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+@pytest.mark.parametrize("victim", [MANIFEST, "plan-01.*"])
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, victim: str, made: Callable[[Path], object]
+) -> None:
+    write_folder(tmp_path, groups(), {})
+    (path,) = tmp_path.glob(victim)
+    path.unlink()
+    made(path)
+    with pytest.raises(ArtefactError, match=re.escape(path.name)):
+        read_folder(tmp_path)
+    journal = tmp_path / "search.jsonl"
+    made(journal)
+    with pytest.raises(DiffESError, match=r"search\.jsonl: expected a journal of Diff-ES, found .*egular file"):
+        Journal(journal, SETTINGS, resume=True)

@@ -547,9 +547,9 @@ def test_plans_are_saved_and_read_to_the_bit(compact: bool, tmp_path: Path) -> N
     assert any(bypass for plan in plans for bypass in plan.bypasses.values())
     assert any(cut.factors for plan in plans for cut in plan.cuts.values()) is compact
     files, stems = pack(plans)
-    write_folder(tmp_path / "out", files, {})
+    write_folder(tmp_path / "out", files, lambda _: {})
     read, _ = read_folder(tmp_path / "out")
-    again = unpack(read, stems, [[]] * 4)
+    again = unpack(read, stems, [[]] * 4, "out")
     assert again[0] is again[3]
     assert_same_plans([p for p in plans if not compact], [p for p in again if not compact])
     for one, other in zip(plans, again, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,15 +17,16 @@ from torch import nn
 from .errors import ArtefactError, DiffESError, several
 from .layers import Plan, adapted, base_parameters, check_plan, discover
 from .loading import check_denoiser, check_module
+from .manifest import Point, checked, tied
 from .multistep import Corrections, fixed
 from .packing import left_out, pack, unpack
 from .pipeline import AnyPipeline, Sampling, family_of
 from .placements import Placement, Store, choose
 from .route import Routing, routing_of
 from .schedule import Schedule
-from .settings import plain, value_of
+from .settings import plain
 from .stepping import Stepping, check_corrected, stepping_of
-from .store import read_folder, write_folder
+from .store import MANIFEST, read_folder, write_folder
 
 _SAMPLED = 512  # values of each parameter that the fingerprint reads
 
@@ -179,7 +181,12 @@ class Compressed:
             stages = [{"file": next(names), "left_out": left_out(plan)} for plan in point.plans]
             described.append({**point._described(), "stages": stages})
         chosen = next(i for i, point in enumerate(points) if point is self)  # plans, made of tensors, have no equality
-        write_folder(Path(folder), files, {"chosen": chosen, "points": described})
+        described = json.loads(json.dumps(described))  # as they will be read
+
+        def about(hashes: Mapping[str, str]) -> dict[str, Any]:
+            return {"chosen": chosen, "points": [{**entry, "sha256": tied(entry, hashes)} for entry in described]}
+
+        write_folder(Path(folder), files, about)
 
     def _described(self) -> dict[str, Any]:
         """All but the plans, as JSON values."""
@@ -206,29 +213,26 @@ def load(folder: str | Path, point: float | None = None) -> Compressed:
         DiffESError: no result is so cheap.
     """
     tensors, manifest = read_folder(Path(folder))
-    try:
-        stages = [stage for entry in manifest["points"] for stage in entry["stages"]]
-        plans = iter(unpack(tensors, [stage["file"] for stage in stages], [stage["left_out"] for stage in stages]))
-        points = [_restored(entry, plans) for entry in manifest["points"]]
-        asked = points[manifest["chosen"]]
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        remedy = "The manifest was changed by hand or by another program: compress again."
-        found = f"{type(error).__name__} {error}"
-        raise ArtefactError(str(folder), expected="a complete manifest", found=found, remedy=remedy) from error
+    found = checked(manifest, str(Path(folder) / MANIFEST))
+    stages = [stage for entry in found.points for stage in entry.stages]
+    plans = iter(unpack(tensors, [stage.file for stage in stages], [stage.left_out for stage in stages], str(folder)))
+    abouts = [entry["about"] for entry in manifest["points"]]
+    points = [_restored(entry, about, plans) for entry, about in zip(found.points, abouts, strict=True)]
+    asked = points[found.chosen]
     chosen = asked if point is None else points[_cheap_enough(points, point)]
     return replace(chosen, others=tuple(other for other in points if other is not chosen))
 
 
-def _restored(entry: Mapping[str, Any], plans: Iterator[Plan]) -> Compressed:
+def _restored(entry: Point, about: dict[str, Any], plans: Iterator[Plan]) -> Compressed:
     return Compressed(
-        schedule=Schedule.from_json(entry["schedule"]),
-        plans=tuple(next(plans) for _ in entry["stages"]),
-        sampling=Sampling(**entry["sampling"]),
-        base=entry["base"],
-        about=entry["about"],
-        placement=None if entry["placement"] is None else value_of(entry["placement"]),
-        timesteps=None if entry["timesteps"] is None else tuple(entry["timesteps"]),
-        corrections=tuple(tuple(map(float, weights)) for weights in entry["corrections"]),
+        schedule=entry.schedule.made(),
+        plans=tuple(next(plans) for _ in entry.stages),
+        sampling=entry.sampling,
+        base=entry.base,
+        about=about,
+        placement=entry.placement,
+        timesteps=entry.timesteps,
+        corrections=entry.corrections,
     )
 
 

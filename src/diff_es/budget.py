@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict, TypeAdapter
 
+from .checking import validated
 from .cost import Costs, MacCounter
 from .errors import BudgetOutOfReach, DiffESError
 from .heap import Kept
@@ -49,6 +51,20 @@ class Budget:
             raise DiffESError("weights", expected="a number above 0", found=str(self.weights_gb), remedy=remedy)
 
 
+class _Measured(BaseModel):
+    """Prices as JSON values."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fixed: Annotated[int, Strict(), Field(ge=0)]
+    options: tuple[tuple[Annotated[int, Strict(), Field(ge=0)], ...], ...]
+    other: Annotated[float, Strict(), AllowInfNan(False), Field(ge=0)]
+
+
+_MEASURED = TypeAdapter(_Measured)
+_ANEW = "Search anew in another folder, where prices are measured again."
+
+
 @dataclass(frozen=True)
 class Prices:
     """What sampler steps cost on this device, measured, and what a pipeline call costs beside them."""
@@ -61,9 +77,16 @@ class Prices:
 
     @classmethod
     def restored(cls, data: Mapping[str, Any], counted: Costs) -> Prices:
-        """What :meth:`to_json` wrote, for the steps of ``counted``."""
-        options = tuple(tuple(row) for row in data["options"])
-        return cls(replace(counted, fixed=data["fixed"], options=options), data["other"])
+        """What :meth:`to_json` wrote, for the steps of ``counted``.
+
+        Raises:
+            DiffESError: it did not, or for other units.
+        """
+        found = validated(_MEASURED, data, "prices", _ANEW, DiffESError)
+        levels, own = [len(row) for row in found.options], [len(row) for row in counted.options]
+        if levels != own:
+            raise DiffESError("prices", expected=f"levels {own} of units", found=f"{levels}", remedy=_ANEW)
+        return cls(replace(counted, fixed=found.fixed, options=found.options), found.other)
 
     @property
     def dense(self) -> float:

@@ -14,6 +14,7 @@ from .conditioning import read_prompts
 from .console import finish, open_pipeline, out
 from .errors import DiffESError
 from .library import Method
+from .locks import held_folder
 from .obs import Ridge
 from .options import (
     MEASURES,
@@ -137,26 +138,27 @@ def compress_command(
         prompts=None if prompts is None else read_prompts(prompts),
     )
     where = Compact(tolerance) if placement is PlacementName.COMPACT else PLACEMENTS[placement]
-    start, pipe = time.monotonic(), open_pipeline(model, dtype, device, scheduler, config)
-    journal = out_folder / "journal.jsonl"
-    try:
-        fast = compress(
-            pipe,
-            macs,
-            settings,
-            speedup=speedup,
-            weights_gb=weights_gb,
-            placement=where,
-            journal=journal,
-            resume=resume,
-            workers=workers,
-            table=table,
-            reporter=Reporter(),
-        )
-    except KeyboardInterrupt:
-        out.print(f"\nStopped. What was evaluated is in {journal}: run the same command with --resume to go on.")
-        raise
-    fast.save(out_folder)
+    start, journal = time.monotonic(), out_folder / "journal.jsonl"
+    with held_folder(out_folder):
+        pipe = open_pipeline(model, dtype, device, scheduler, config)
+        try:
+            fast = compress(
+                pipe,
+                macs,
+                settings,
+                speedup=speedup,
+                weights_gb=weights_gb,
+                placement=where,
+                journal=journal,
+                resume=resume,
+                workers=workers,
+                table=table,
+                reporter=Reporter(),
+            )
+        except KeyboardInterrupt:
+            out.print(f"\nStopped. What was evaluated is in {journal}: run the same command with --resume to go on.")
+            raise
+        fast.save(out_folder)
     tables.show_compressed(out, fast, out_folder, time.monotonic() - start)
     kept = ("budget", "macs_ratio", "cost_ratio", "score", "held_out_score", "steps")
     points = sorted((fast, *fast.others), key=lambda point: float(point.about["macs_ratio"]))

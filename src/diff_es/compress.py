@@ -16,6 +16,7 @@ from .journal import Journal
 from .judge import Judge
 from .layers import Plan
 from .loading import origin_of
+from .locks import held_file
 from .pipeline import AnyPipeline, denoiser_of
 from .placements import Compact, Placement, Streamed, parameter_bytes
 from .progress import Reporter
@@ -121,9 +122,27 @@ def compress(
         UnsupportedModel: a pipeline that Diff-ES cannot drive.
         BudgetOutOfReach: before any search; says what is attainable.
         DiffESError: bad settings, or a journal of other settings.
+        StorageError: another process searches with this journal; or the disk refused.
     """
     reporter, budget = reporter or Reporter(quiet=True), Budget(macs, speedup, weights_gb)
-    settings, priced = (settings or Settings()).changed(**changes), None
+    settings = (settings or Settings()).changed(**changes)
+    with held_file(journal):
+        return _compress(pipe, settings, budget, placement, journal, resume, workers, table, reporter)
+
+
+def _compress(
+    pipe: AnyPipeline,
+    settings: Settings,
+    budget: Budget,
+    placement: Placement | None,
+    journal: str | Path | None,
+    resume: bool,
+    workers: int,
+    table: str | Path | None,
+    reporter: Reporter,
+) -> Compressed:
+    """:func:`compress`, while nobody else works on the journal."""
+    priced, speedup, weights_gb = None, budget.speedup, budget.weights_gb
     earlier = None if table is None else load(table).about
     if earlier is not None:
         settings = as_measured(settings, earlier["settings"])
@@ -132,7 +151,7 @@ def compress(
         settings, priced = as_measured(settings, header), header.get("prices")
     surveyed = survey(pipe, settings, reporter, budget, priced)
     known = None if earlier is None else Sensitivity.restored(earlier["sensitivity"], surveyed, str(table))
-    log = open_journal(surveyed, budget, journal, resume=resume, table=known)
+    log = open_journal(surveyed, budget, journal, reporter, resume=resume, table=known)
     ready = study(surveyed, reporter)
     front = (share for share in ready.settings.front if ready.costs.attainable(share))
     with Judge(ready, log, workers) as judge:
@@ -151,13 +170,22 @@ def compress(
 
 
 def open_journal(
-    surveyed: Survey, budget: Budget, path: str | Path | None, *, resume: bool, table: Sensitivity | None = None
+    surveyed: Survey,
+    budget: Budget,
+    path: str | Path | None,
+    reporter: Reporter,
+    *,
+    resume: bool,
+    table: Sensitivity | None = None,
 ) -> Journal:
-    """The journal of one search, bound to everything that its scores and its course depend on."""
+    """The journal of one search, bound to everything that its scores and its course depend on; for who holds it."""
     prices = None if surveyed.prices is None else surveyed.prices.to_json()
     facts = {**describe(surveyed.settings), "budget": asdict(budget), "prices": prices, **identity(surveyed.pipe)}
     facts["table"] = None if table is None else sha256(repr(table).encode()).hexdigest()
-    return Journal(Path(path) if path is not None else None, facts, resume=resume)
+    journal = Journal(Path(path) if path is not None else None, facts, resume=resume)
+    if journal.dropped:
+        reporter.warn(f"{path}: damaged lines, left out, whose candidates are evaluated again: {journal.dropped}.")
+    return journal
 
 
 def found_again(fast: Compressed) -> Found:

@@ -11,6 +11,7 @@ from .compress import finish, open_journal
 from .evaluate import Effort, evaluate
 from .judge import Judge
 from .loading import load
+from .locks import held_folder
 from .pipeline import Sampling
 from .progress import Reporter
 from .report import Story
@@ -41,10 +42,15 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
 
     A demo that was stopped goes on where it was.
     """
+    with held_folder(folder):
+        return _run(folder, seed, reporter)
+
+
+def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any], Story]:
     start = time.monotonic()
     pipe, settings = load("bundled"), SETTINGS.changed(seed=seed)
     ready, journals = prepare(pipe, settings, reporter), folder / "journals"
-    journal = open_journal(ready, Budget(min(BUDGETS)), journals / f"search-{seed}.jsonl", resume=True)
+    journal = open_journal(ready, Budget(min(BUDGETS)), journals / f"search-{seed}.jsonl", reporter, resume=True)
     judge = Judge(ready, journal)
     table = sensitivity(ready, judge, reporter)
     found = evolve(ready, BUDGETS, judge, table, reporter)

@@ -21,6 +21,7 @@ from .compress import open_journal
 from .conditioning import Encodings, encoded_once
 from .driving import run_search
 from .judge import Judge
+from .locks import held_file
 from .multistep import Corrections
 from .pipeline import decode, make_probes, sample, trace
 from .progress import Reporter
@@ -73,9 +74,10 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
     seed, space = derive_seed(study.settings.seed, "random search") % 2**32, study.costs.space(macs)
     search: Search = random_search(space, evaluations, seed=seed)
-    judge = Judge(study, open_journal(study, Budget(macs), path, resume=True))
     peers = (lambda _: 0) if study.settings.first_heat else None
-    run_search(search, judge, reporter, f"random search at {macs:g}", evaluations, peers)
+    with held_file(path):
+        judge = Judge(study, open_journal(study, Budget(macs), path, reporter, resume=True))
+        run_search(search, judge, reporter, f"random search at {macs:g}", evaluations, peers)
     scores = {levels: score for levels, score in search.ranking() if score > -math.inf}
     return select(study, scores, (), search.history, len(search.ranking()), reporter)
 

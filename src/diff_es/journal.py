@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO, cast
 
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
+
+from .checking import validated
 from .errors import DiffESError, StorageError
-from .store import write_text
+from .store import check_size, digest, write_text
 
 Levels = tuple[tuple[int, ...], ...]
+
+_MOST_BYTES, _LONGEST = 2**30, 2**22
+"""Of a journal, and of one of its lines: a hundred times what is known."""
 
 
 class Scale(StrEnum):
@@ -22,48 +30,91 @@ class Scale(StrEnum):
     ALONE = "alone"  # single changes of one schedule, against that schedule
 
 
+class _Header(BaseModel):
+    """The first line; ``sha256`` is that of the settings. Journals of earlier versions have none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    settings: dict[str, Any]
+    sha256: Annotated[str, Strict()] | None = None
+
+
+class _Line(BaseModel):
+    """A score; ``check`` is a hash of it and of the settings. Journals of earlier versions have none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    levels: tuple[tuple[Annotated[int, Strict()] | Annotated[float, Strict(), AllowInfNan(False)], ...], ...]
+    score: Annotated[float, Strict()]
+    scale: Scale
+    check: Annotated[str, Strict()] | None = None
+
+
+@dataclass
+class _Contents:
+    """What a journal on disk holds."""
+
+    header: _Header | None = None  # None: there is no journal
+    lines: list[_Line] = field(default_factory=list)
+    junk: int = 0  # lines that are none
+    cut: bool = False  # whether the last line is incomplete
+
+
+_HEADER, _BEGIN = TypeAdapter(_Header), b'{"settings"'
+_REMEDY = "Choose another folder, or remove the file."
+
+
 class Journal:
     """Scores by scale and candidate, kept in memory and, where a path is given, one JSON line each on disk.
 
-    The first line holds the settings that the scores depend on. A line cut short by a kill is dropped when reading.
+    The first line holds the settings that the scores depend on; every other one has a check, of these settings and of
+    what it says. A line cut short by a kill is left out when reading, and so is one that was damaged or edited: its
+    candidate is evaluated again. Journals of earlier versions, which have no checks, get them when they are resumed.
+
+    Who opens a journal on disk holds its file or its folder (``locks``), so that two searches never mix.
 
     Args:
         path: the file, or None to keep the scores in memory alone.
         settings: JSON values; a journal on disk with other settings is refused.
         resume: whether an existing file is read; otherwise it is an error if it holds scores.
 
+    Attributes:
+        dropped: how many damaged lines were left out when reading.
+
     Raises:
         DiffESError: the file belongs to other settings (the message names what changed), or exists without ``resume``.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool) -> None:
-        self.path, self.known = path, {scale: dict[Levels, float]() for scale in Scale}
+        self.path, self.known, self.dropped = path, {scale: dict[Levels, float]() for scale in Scale}, 0
+        settings = json.loads(json.dumps(settings))
+        self._settings = digest(settings)
         if path is None:
             return
-        lines = self._read(path)
-        if len(lines) > 1 and not resume:
+        found = _read(path)
+        earlier = None if found.header is None else found.header.sha256
+        if (count := len(found.lines) + found.junk) and not resume:
             remedy = "Add --resume (resume=True) to go on, or choose another folder."
-            found = f"a journal of {len(lines) - 1} evaluations"
-            raise DiffESError(str(path), expected="no earlier search", found=found, remedy=remedy)
-        settings = json.loads(json.dumps(settings))
-        if len(lines) > 1:
-            self._check(lines[0]["settings"], settings)
-            for line in lines[1:]:
-                self.known[Scale(line["scale"])][tuple(tuple(row) for row in line["levels"])] = line["score"]
-        text = "".join(json.dumps(line) + "\n" for line in [{"settings": settings}, *lines[1:]])
-        write_text(path, text)
+            raise DiffESError(
+                str(path), expected="no earlier search", found=f"a journal of {count} evaluations", remedy=remedy
+            )
+        if count and found.header is not None:
+            self._compare(found.header.settings, settings)
+        whole = [line for line in found.lines if earlier is None or line.check == self._check(line)]
+        for line in whole:
+            self.known[line.scale][cast(Levels, line.levels)] = line.score
+        self.dropped = count - len(whole)
+        if earlier != self._settings or self.dropped or found.cut:
+            texts = [json.dumps({"settings": settings, "sha256": self._settings}), *map(self._text, whole)]
+            write_text(path, "".join(f"{text}\n" for text in texts))
 
     @classmethod
     def began_with(cls, path: Path) -> dict[str, Any]:
         """The settings in a journal's first line; {} where there is none."""
-        lines = cls._read(path)
-        return dict(lines[0]["settings"]) if lines else {}
+        header = _read(path).header
+        return {} if header is None else dict(header.settings)
 
-    def _refused(self, error: OSError) -> StorageError:
-        remedy = "Free some space and run again with --resume: what is in the journal is kept."
-        return StorageError(str(self.path), expected="room to write", found=str(error), remedy=remedy)
-
-    def _check(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         keys = before.keys() | now.keys()
         changed = sorted(key for key in keys if before.get(key) != now.get(key))
         if changed:
@@ -71,22 +122,11 @@ class Journal:
             remedy = "Resume with the settings of the first run, or start anew in another folder."
             raise DiffESError(str(self.path), expected="the settings the search began with", found=found, remedy=remedy)
 
-    @staticmethod
-    def _read(path: Path) -> list[dict[str, Any]]:
-        if not path.exists():
-            return []
-        try:
-            # a kill may have cut the last line short: that evaluation is run again
-            whole = [raw for raw in path.read_text(encoding="utf-8").splitlines(keepends=True) if raw.endswith("\n")]
-            lines = [json.loads(raw) for raw in whole]
-            if lines:
-                lines[0]["settings"].keys()
-            for line in lines[1:]:
-                line["levels"], line["score"], Scale(line["scale"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            remedy = "Choose another folder, or remove the file."
-            raise DiffESError(str(path), expected="a journal of Diff-ES", found=str(error), remedy=remedy) from error
-        return lines
+    def _check(self, line: _Line) -> str:
+        return digest([self._settings, line.levels, line.score, line.scale])[:16]
+
+    def _text(self, line: _Line) -> str:
+        return json.dumps({**line.model_dump(), "check": self._check(line)})
 
     def add(self, levels: Levels, score: float, scale: Scale = Scale.ALL) -> None:
         """Remember a score; on return it is on the disk.
@@ -97,11 +137,55 @@ class Journal:
         self.known[scale][levels] = score
         if self.path is None:
             return
-        line = {"levels": levels, "score": score, "scale": scale}
+        text = self._text(_Line(levels=levels, score=score, scale=scale))
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(text + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise self._refused(error) from error
+            remedy = "Free some space and run again with --resume: what is in the journal is kept."
+            raise StorageError(str(self.path), expected="room to write", found=str(error), remedy=remedy) from error
+
+
+def _read(path: Path) -> _Contents:
+    """What a journal holds; nothing where there is none."""
+    try:
+        check_size(path, _MOST_BYTES)
+        with path.open("rb") as file:
+            first = file.readline(_LONGEST)
+            if not first.endswith(b"\n") and _BEGIN.startswith(first[: len(_BEGIN)]):
+                return _Contents()  # nothing, or cut short by a kill
+            contents = _Contents(validated(_HEADER, json.loads(first), f"{path}: first line", _REMEDY, DiffESError))
+            _read_lines(file, contents)
+    except FileNotFoundError:
+        return _Contents()
+    except DiffESError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DiffESError(str(path), expected="a journal of Diff-ES", found=str(error), remedy=_REMEDY) from error
+    assert contents.header is not None
+    if contents.header.sha256 not in (None, digest(contents.header.settings)):
+        remedy = "Put its first line back as it was, or choose another folder to start anew."
+        expected = "the settings that the search began with"
+        raise DiffESError(f"{path}: first line", expected=expected, found="others, edited since", remedy=remedy)
+    return contents
+
+
+def _read_lines(file: BinaryIO, contents: _Contents) -> None:
+    """What follows the first line; a kill may have cut the last one short."""
+    while text := file.readline(_LONGEST):
+        long = False
+        while len(text) == _LONGEST and not text.endswith(b"\n"):
+            long, text = True, file.readline(_LONGEST)
+        if not text.endswith(b"\n"):
+            contents.cut = True
+            return
+        try:
+            line = _Line.model_validate_json(b"" if long else text)
+        except ValidationError:
+            line = None
+        if line is None or math.isnan(line.score) or not line.levels:
+            contents.junk += 1
+        else:
+            contents.lines.append(line)

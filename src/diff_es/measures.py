@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,4 +72,4 @@ class ImageSSIM:
 
 def _power(decibel: float) -> float:
     """Noise power relative to the signal's."""
-    return float(10 ** (-decibel / 10))
+    return float(10 ** (-decibel / 10)) if decibel > -3000 else math.inf

@@ -88,8 +88,3 @@ class Schedule:
 
     def to_json(self) -> dict[str, Any]:
         return {"boundaries": list(self.stages.boundaries), "levels": [list(row) for row in self.levels]}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Schedule:
-        stages = Stages(tuple(float(b) for b in data["boundaries"]))
-        return cls(stages, tuple(tuple(int(level) for level in row) for row in data["levels"]))

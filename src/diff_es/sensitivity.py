@@ -48,7 +48,7 @@ class Sensitivity:
         """What :meth:`to_json` wrote, for the same model and settings; ``where`` it lay, for the message.
 
         Raises:
-            DiffESError: it was measured on something else; the message says what.
+            DiffESError: it was measured on something else, and the message says what; or it is of other choices.
         """
         now, then = json.loads(json.dumps(_facts(ready))), data["of"]
         changed = [f"{key} {then.get(key)!r} then and {now[key]!r} now" for key in now if then.get(key) != now[key]]
@@ -57,9 +57,18 @@ class Sensitivity:
             expected = "sensitivities of this model and these settings"
             raise DiffESError(f"table of {where}", expected=expected, found=", ".join(changed), remedy=remedy)
         levels = tuple(tuple(tuple(map(float, row)) for row in stage) for stage in data["levels"])
-        if data["steps"] is None:
-            return cls(levels, None)
-        return cls(levels, tuple({int(n): float(error) for n, error in row.items()} for row in data["steps"]))
+        steps = data["steps"] and tuple({int(n): float(error) for n, error in row.items()} for row in data["steps"])
+        counts = None if steps is None else tuple(tuple(sorted(row)) for row in steps)
+        shape = {tuple(map(len, stage)) for stage in levels}
+        if (
+            len(levels) != len(ready.stages)
+            or shape != {tuple(map(len, ready.costs.options))}
+            or counts != ready.costs.choices
+        ):
+            remedy = "Leave --table out to measure anew."
+            expected = "an error for every choice of every stage"
+            raise DiffESError(f"table of {where}", expected=expected, found="other choices", remedy=remedy)
+        return cls(levels, steps)
 
     @property
     def dense(self) -> Sensitivity:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
-from typing import Any
+from functools import cache, reduce
+from operator import or_
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from pydantic import FiniteFloat, InstanceOf, TypeAdapter
+
+from .checking import shown, validated
 from .errors import DiffESError
 from .library import Method
 from .measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
-from .obs import Activation, Magnitude, Obs, Ridge, Wanda
+from .obs import Activation, Magnitude, Obs, Ranking, Ridge, Wanda
 from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
 from .units import Depth, Grain, Width
@@ -96,6 +102,8 @@ _CHOICES: dict[str, type] = {
     kind.__name__: kind
     for kind in (Sampling, Method, Width, Depth, Grain, Ridge, Levers, *_RANKINGS, *_MEASURES, *_PLACEMENTS)
 }
+_OPEN: dict[Any, tuple[type, ...]] = {Ranking: _RANKINGS, Measure: _MEASURES}  # to classes of the user's own
+_EDITED = "Compress again, with the settings that are meant."
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -115,17 +123,57 @@ def plain(value: Any) -> Any:
 
 
 def restore(described: Mapping[str, Any]) -> Settings:
-    """The settings that :func:`describe` wrote down."""
-    return Settings(**{name: value_of(value) for name, value in described.items()})
+    """The settings that :func:`describe` wrote down; raises as :func:`made` does."""
+    return made(Settings, described, "settings")
 
 
-def value_of(value: Any) -> Any:
-    """The value that :func:`plain` wrote down."""
+def value_of(value: Any, where: str = "value") -> Any:
+    """The value that :func:`plain` wrote down; raises as :func:`made` does."""
     if isinstance(value, list):
-        return tuple(value_of(entry) for entry in value)
+        return tuple(value_of(entry, where) for entry in value)
     if not isinstance(value, Mapping):
         return value
-    kind = _CHOICES[value["type"]]
-    if issubclass(kind, StrEnum):
-        return kind(value["value"])
-    return kind(**{name: value_of(entry) for name, entry in value.items() if name != "type"})
+    kind = _CHOICES.get(str(value.get("type")))
+    if kind is None:
+        found, expected = shown(value.get("type")), f"the type of a choice, one of {', '.join(_CHOICES)}"
+        raise DiffESError(where, expected=expected, found=found, remedy=_EDITED)
+    if not issubclass(kind, StrEnum):
+        return made(kind, {name: entry for name, entry in value.items() if name != "type"}, where)
+    if (name := value.get("value")) not in list(kind):
+        raise DiffESError(where, expected=f"one of {', '.join(kind)}", found=shown(name), remedy=_EDITED)
+    return kind(name)
+
+
+Kind = TypeVar("Kind")
+
+
+def made(kind: type[Kind], described: Mapping[str, Any], where: str) -> Kind:
+    """An object of a dataclass from what :func:`plain` wrote of its fields; those that are missing take their default.
+
+    Raises:
+        DiffESError: a field that the class has not, or a value that it cannot have.
+    """
+    schemas, values = _schemas(cast(Any, kind)), dict[str, Any]()
+    for name, entry in described.items():
+        if name not in schemas:
+            raise DiffESError(where, expected=f"one of {', '.join(schemas)}", found=shown(name), remedy=_EDITED)
+        place = f"{where}.{name}"
+        values[name] = validated(schemas[name], value_of(entry, place), place, _EDITED, DiffESError, strict=True)
+    return kind(**values)
+
+
+@cache
+def _schemas(kind: Any) -> dict[str, TypeAdapter[Any]]:
+    """By field, what it can hold."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: TypeAdapter(_schema(hints[field.name])) for field in fields(kind)}
+
+
+def _schema(hint: Any) -> Any:
+    """A field's type, where objects of ours stand for themselves: they were made, and so checked, before."""
+    instance: Any = InstanceOf
+    if isinstance(hint, type) and (hint in _OPEN or is_dataclass(hint)):
+        return reduce(or_, [instance[kind] for kind in _OPEN.get(hint, (hint,))])
+    if get_origin(hint) in (Union, UnionType):
+        return reduce(or_, map(_schema, get_args(hint)))
+    return FiniteFloat if hint is float else hint

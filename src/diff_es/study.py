@@ -19,7 +19,7 @@ from .finite import check_finite
 from .fitness import Bank, Fitness, timesteps_of
 from .latency import hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, discover
-from .library import Library
+from .library import Library, Method
 from .loading import check, origin_of
 from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, sample, trace
 from .progress import Reporter
@@ -286,11 +286,15 @@ def as_measured(settings: Settings, earlier: Mapping[str, Any]) -> Settings:
 
     Args:
         earlier: settings as ``describe`` wrote them.
+
+    Raises:
+        DiffESError: it did not.
     """
     ladder, method = settings.method.ladder, earlier.get("method")
     if method is None or not isinstance(ladder, Width) or ladder.dense is not None:
         return settings
-    before = value_of(method["ladder"])
+    made = value_of(method, "method")
+    before = made.ladder if isinstance(made, Method) else None
     dense = before.dense if isinstance(before, Width) and before.levels == ladder.levels else None
     return replace(settings, method=replace(settings.method, ladder=replace(ladder, dense=dense)))
 

@@ -1,0 +1,166 @@
+"""Damaged and edited files: whatever is wrong with one, it is refused in our words, soon, and with little memory."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.mutations import (
+    Hung,
+    alter_artefact,
+    alter_journal,
+    edit,
+    in_child,
+    limited,
+    peak_mb,
+    put_right,
+)
+from tests.tiny import joint, settings, tiny
+
+from diff_es import Compressed, DiffESError, compress, load
+from diff_es.budget import Prices
+from diff_es.compress import found_again
+from diff_es.journal import Journal, Scale
+from diff_es.placements import Compact
+from diff_es.sensitivity import Sensitivity, starts
+from diff_es.settings import restore
+from diff_es.store import MANIFEST
+from diff_es.study import Study, as_measured, prepare
+
+ARTEFACTS, JOURNALS, TABLES = 1000, 200, 200
+
+
+STEPS = joint(
+    sensed=1, calibration=2, probes=2, held_out=1, generations=1, population=2, placings=1, finalists=1, survivors=1
+)
+
+
+@pytest.fixture(scope="module")
+def of_steps() -> Study:
+    return prepare(tiny(), STEPS)
+
+
+@pytest.fixture(scope="module")
+def saved(fast: Compressed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of artefacts: of levels, of steps with another budget's result beside it, and of low-rank factors."""
+    folder = tmp_path_factory.mktemp("saved")
+    fast.save(folder / "width")
+    compress(tiny(), 0.6, STEPS, front=(0.8,)).save(folder / "joint")
+    few = settings(generations=1, population=2, finalists=1)
+    compress(tiny(), 0.6, few, placement=Compact(0.3)).save(folder / "compact")
+    assert any((folder / "compact").glob("factors.*"))
+    return folder
+
+
+def read_all(folder: Path, ready: Study) -> None:
+    """Everything that is ever read of an artefact."""
+    fast = load(folder)
+    found_again(fast)
+    restore(fast.about["settings"])
+    as_measured(ready.settings, fast.about["settings"])
+    assert fast.about["origin"]["scheduler"]["_class_name"]
+    assert fast.about["origin"]["dtype"]
+    table = Sensitivity.restored(fast.about["sensitivity"], ready, str(folder))
+    starts(ready, [ready.costs.space(0.7)], table)
+
+
+def tried(count: int, attempt: Callable[[random.Random], str]) -> Counter[str]:
+    """Every attempt in a process of their own: how many were refused, and by what kind; nothing else may happen."""
+
+    def work() -> dict[str, Any]:
+        before, outcomes, raw = peak_mb(), Counter[str](), list[str]()
+        for seed in range(count):
+            kind = "nothing"
+            try:
+                with limited():
+                    kind = attempt(random.Random(seed))
+                outcomes[f"{kind} accepted"] += 1
+            except DiffESError:
+                outcomes["refused"] += 1
+            except (Exception, Hung):
+                raw.append(f"seed {seed}: {traceback.format_exc()[-600:]}")
+        return {"raw": raw, "outcomes": outcomes, "beyond": peak_mb() - before}
+
+    found = in_child(work)
+    assert found["raw"] == [], f"{len(found['raw'])} of {count}: " + "\n".join(found["raw"][:5])
+    assert found["beyond"] < 100
+    return Counter(found["outcomes"])
+
+
+@pytest.mark.slow
+def test_a_damaged_or_edited_artefact_is_refused(saved: Path, study: Study, of_steps: Study, tmp_path: Path) -> None:
+    ready = {"width": study, "compact": study, "joint": of_steps}
+    for name, own in ready.items():
+        read_all(saved / name, own)
+
+    def attempt(rng: random.Random) -> str:
+        name, work = rng.choice(sorted(ready)), tmp_path / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(saved / name, work)
+        kind = alter_artefact(work, rng)
+        read_all(work, ready[name])
+        return kind
+
+    outcomes = tried(ARTEFACTS, attempt)
+    assert outcomes["refused"] > ARTEFACTS / 2
+    assert outcomes["bytes accepted"] <= 2  # such as a byte added after the manifest's last line
+    assert outcomes["place accepted"] == 0
+
+
+@pytest.mark.slow
+def test_a_damaged_or_edited_table_is_refused(saved: Path, study: Study, of_steps: Study, tmp_path: Path) -> None:
+    def attempt(rng: random.Random) -> str:
+        name, work = rng.choice(["width", "joint"]), tmp_path / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(saved / name, work)
+        manifest = json.loads((work / MANIFEST).read_text())
+        about = manifest["points"][manifest["chosen"]]["about"]
+        part = rng.choice(["sensitivity", "settings"])
+        edit(about[part], rng)
+        put_right(work, manifest, rng)
+        read_all(work, study if name == "width" else of_steps)
+        return part
+
+    assert tried(TABLES, attempt)["refused"] > TABLES / 2
+
+
+@pytest.mark.usefixtures("fast")
+def test_no_change_of_a_journal_changes_a_score(finished_journal: Path, study: Study, tmp_path: Path) -> None:
+    """What is read is a part of what was written, or the journal is refused."""
+    facts = Journal.began_with(finished_journal)
+    options = [[1000, *range(900, 900 - len(row) + 1, -1)] for row in study.costs.options]
+    facts["prices"] = {"fixed": 10, "options": options, "other": 0.5}
+    whole = Journal(finished_journal, Journal.began_with(finished_journal), resume=True).known
+    path = tmp_path / "whole.jsonl"
+    first = Journal(path, facts, resume=False)
+    for scale, scores in whole.items():
+        for levels, score in scores.items():
+            first.add(levels, score, scale)
+    assert sum(map(len, whole.values())) > 20
+
+    def attempt(rng: random.Random) -> str:
+        work = tmp_path / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        shutil.copy(path, work / "other.jsonl")
+        shutil.copy(path, work / "journal.jsonl")
+        kind = alter_journal(work / "journal.jsonl", rng)
+        before = Journal.began_with(work / "journal.jsonl")
+        as_measured(study.settings, before)
+        if priced := before.get("prices"):
+            Prices.restored(priced, study.costs)
+        again = Journal(work / "journal.jsonl", facts, resume=True)
+        for scale in Scale:
+            assert again.known[scale].items() <= whole[scale].items()
+        return kind
+
+    outcomes = tried(JOURNALS, attempt)
+    assert outcomes["line accepted"] > 0
+    assert outcomes["bytes accepted"] > 0
