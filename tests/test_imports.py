@@ -16,7 +16,21 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "rng", "schedule", "trajectory", "store", "journal", "metrics", "progress", "multistep", "exchange"},
+    {
+        "errors",
+        "rng",
+        "schedule",
+        "trajectory",
+        "checking",
+        "arguments",
+        "limits",
+        "store",
+        "journal",
+        "metrics",
+        "progress",
+        "multistep",
+        "exchange",
+    },
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap"},
     {"pipeline", "loading", "stepping", "published", "units"},
     {"obs", "calibrate", "lowrank", "measures", "library", "prefix"},

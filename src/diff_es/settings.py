@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+from annotated_types import MinLen
+from pydantic import Strict
+
+from .arguments import LISTED, Text, checked
 from .errors import DiffESError
 from .library import Method
+from .limits import Chance, Count, CountOrNone, Directions, Finer, Seed, Share, Steps
 from .measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
 from .obs import Activation, Magnitude, Obs, Ridge, Wanda
 from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
 from .units import Depth, Grain, Width
+
+Prompts: TypeAlias = Annotated[tuple[Text, ...], LISTED, MinLen(1)]
 
 
 class Levers(StrEnum):
@@ -24,44 +31,42 @@ class Levers(StrEnum):
     BOTH = "prune,steps"
 
 
+@checked("")
 @dataclass(frozen=True)
 class Settings:
     """Everything that the result depends on, besides the model and the budget."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    stages: int = 10
-    levers: Levers = Levers.BOTH
+    stages: Steps = 10
+    levers: Annotated[Levers, Strict(False)] = Levers.BOTH
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
-    calibration: int = 128  # samples that calibration runs
-    fine: int = 4  # where steps are a choice, results are compared with so many times the user's own steps
-    corrections: int = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
-    probes: int = 32  # noises that candidates are judged on
-    heat: int | None = None  # the first of them, after which the worse half drops out; None: half of them, 0: none
-    sensed: int = 10  # the first of them, on which sensitivities are measured
-    finalists: int = 5  # best candidates that are judged again ...
-    held_out: int = 32  # ... on so many noises that the search never saw
-    population: int = 20
-    generations: int = 40  # and half as many more where steps and levels are both a choice
-    survivors: int = 5  # of all so far, from which offspring are drawn
-    crossover: float = 0.3  # share of offspring by crossover; the others are mutations
-    switches: int | None = None  # most level switches of a mutation; None: by the number of choices
-    placings: int = 16  # generations in which the steps of the best schedules are moved about; 1: none
-    offspring: int = 8  # of each of them
-    front: tuple[float, ...] = ()  # budgets that are searched beside the one asked for
-    seed: int = 0
-    prompts: tuple[str, ...] | None = None  # of text pipelines, dealt to the noises; None: the pipeline's own
+    calibration: Count = 128  # samples that calibration runs
+    fine: Finer = 4  # where steps are a choice, results are compared with so many times the user's own steps
+    corrections: Directions = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
+    probes: Count = 32  # noises that candidates are judged on
+    heat: CountOrNone | None = (
+        None  # the first of them, after which the worse half drops out; None: half of them, 0: none
+    )
+    sensed: Count = 10  # the first of them, on which sensitivities are measured
+    finalists: Count = 5  # best candidates that are judged again ...
+    held_out: Count = 32  # ... on so many noises that the search never saw
+    population: Count = 20
+    generations: Count = 40  # and half as many more where steps and levels are both a choice
+    survivors: Count = 5  # of all so far, from which offspring are drawn
+    crossover: Chance = 0.3  # share of offspring by crossover; the others are mutations
+    switches: Count | None = None  # most level switches of a mutation; None: by the number of choices
+    placings: Count = 16  # generations in which the steps of the best schedules are moved about; 1: none
+    offspring: Count = 8  # of each of them
+    front: Annotated[tuple[Share, ...], LISTED] = ()  # budgets that are searched beside the one asked for
+    seed: Seed = 0
+    prompts: Annotated[tuple[Text, ...], LISTED, MinLen(1)] | None = (
+        None  # of text pipelines, dealt to the noises; None: the pipeline's own
+    )
 
     def __post_init__(self) -> None:
-        remedy = "Leave it out to take the default."
-        counts = ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations")
-        for name in (*counts, "sensed", "placings", "offspring"):
-            if getattr(self, name) < 1:
-                raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
-        if self.corrections < 0:
-            raise DiffESError("corrections", expected="0 or more", found=str(self.corrections), remedy=remedy)
-        if not 0 <= self.first_heat < self.probes:
-            expected = f"a number from 0, below the {self.probes} probes"
+        if self.first_heat >= self.probes:
+            expected, remedy = f"a number from 0, below the {self.probes} probes", "Leave it out to take the default."
             raise DiffESError("heat", expected=expected, found=str(self.heat), remedy=remedy)
 
     @property
