@@ -74,11 +74,11 @@ def _text(value: str) -> str:
 
 def _place(value: Any) -> Any:
     try:
-        named = b"\0" not in os.fsencode(value)
-    except UnicodeEncodeError:
-        named = False
-    if not named:
-        raise PydanticCustomError("place", "Input should be a name that a file can have")
+        os.lstat(value)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return value
+    except (OSError, ValueError) as error:
+        raise PydanticCustomError("place", "Input should be a name that a file can have") from error
     return value
 
 
@@ -112,7 +112,7 @@ class _Signature:
         for name, adapter in self._adapters.items():
             if name in bound.arguments:
                 needed = parameters[name].default is inspect.Parameter.empty
-                remedy = "Give one of these." if needed else "Leave it out to take the default."
+                remedy = "Give one of that kind." if needed else "Leave it out to take the default."
                 where = f"{self._where}{name}"
                 bound.arguments[name] = validated(adapter, bound.arguments[name], where, remedy, self._kind)
         return bound

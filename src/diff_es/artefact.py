@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import SkipValidation
 from torch import nn
 
+from .arguments import Place, checked
 from .errors import ArtefactError, DiffESError, several
 from .layers import Plan, adapted, base_parameters, check_plan, discover
+from .limits import Speedup
 from .loading import check_denoiser
 from .multistep import Correct, Corrections, fixed
 from .packing import left_out, pack, unpack
 from .pipeline import AnyPipeline, Sampling, family_of
-from .placements import Placement, Store, choose
+from .placements import Placed, Placement, Store, choose
 from .route import Routing, routing_of
 from .route import routed as routed_denoiser
 from .schedule import Schedule, Stages
@@ -68,8 +71,9 @@ class Compressed:
                 "artefact", expected=expected, found=f"{len(self.corrections)}", remedy="Compress again."
             )
 
+    @checked()
     @contextmanager
-    def routed(self, pipe: AnyPipeline, placement: Placement | None = None) -> Iterator[AnyPipeline]:
+    def routed(self, pipe: SkipValidation[AnyPipeline], placement: Placed | None = None) -> Iterator[AnyPipeline]:
         """Run ``pipe`` with this result inside a ``with`` block; afterwards it is dense again, to the bit.
 
         The pipeline is called as before, with the number of steps that the result was made for; where the search chose
@@ -87,7 +91,8 @@ class Compressed:
         with chosen, routed_denoiser(*routing):
             yield pipe
 
-    def apply(self, pipe: AnyPipeline, placement: Placement | None = None) -> None:
+    @checked()
+    def apply(self, pipe: SkipValidation[AnyPipeline], placement: Placed | None = None) -> None:
         """Run ``pipe`` with this result until :meth:`remove`; raises as :meth:`routed` does."""
         routing = Routing(*self._routing(pipe, placement))
         stepping = None if self.timesteps is None else Stepping(pipe, *self._steps(self.timesteps))
@@ -157,7 +162,8 @@ class Compressed:
         """What stepping a matching pipeline takes."""
         return timesteps, self.sampling.steps, fixed(self.corrections)
 
-    def save(self, folder: str | Path) -> None:
+    @checked()
+    def save(self, folder: Place) -> None:
         """Write the artefact: one safetensors file per distinct plan and a JSON manifest, whole or not at all.
 
         Raises:
@@ -185,7 +191,8 @@ class Compressed:
         }
 
 
-def load(folder: str | Path, point: float | None = None) -> Compressed:
+@checked()
+def load(folder: Place, point: Speedup | None = None) -> Compressed:
     """A saved result; the base model is needed only to run it.
 
     Args:

@@ -60,23 +60,52 @@ def make_folder(folder: Path) -> None:
         raise StorageError(str(folder), expected="a folder", found=str(error), remedy=_REPLACE) from error
 
 
+def check_outputs(folder: Path, *files: str) -> None:
+    """Refuse, before any work is done, a folder that cannot be made or written to, or in which something else has the
+    name of one of these files. Nothing is left behind.
+
+    Raises:
+        StorageError: the disk refuses, or there is a file, a device or a folder of such a name.
+    """
+    made = list[Path]()
+    try:
+        for part in (*reversed(folder.parents), folder):
+            if not part.exists():
+                part.mkdir()
+                made.append(part)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for path in (folder / name for name in files):
+            if path.exists() and not path.is_file():
+                raise StorageError(str(path), expected="a file", found="something else", remedy=_REPLACE)
+    except OSError as error:
+        there = os.path.isfile(folder)
+        expected, found = ("a folder", "a file") if there else ("a folder to write to", str(error))
+        raise StorageError(str(folder), expected=expected, found=found, remedy=_REPLACE) from error
+    finally:
+        with suppress(OSError):  # another run has begun to write there
+            for part in reversed(made):
+                part.rmdir()
+
+
 def check_target(folder: Path) -> None:
     """Refuse, before any work is done, a folder that :func:`write_folder` would refuse.
 
     Raises:
-        StorageError: the folder exists and is neither empty nor an artefact, or it is a mount point.
+        StorageError: the folder exists and is neither empty nor an artefact, it is a mount point, or it cannot be
+            written to.
         ArtefactError: it holds an artefact that this version does not know.
     """
+    folder = Path(os.path.realpath(folder))  # such as `.`, which is a folder like others
+    check_outputs(folder)
     if folder.is_mount():
         found = "a mount point, which cannot be replaced in one step"
         raise StorageError(str(folder), expected="a folder", found=found, remedy="Name a folder inside it.")
     if (folder / MANIFEST).exists():
         read_manifest(folder)
-    if folder.is_dir() and not (folder / MANIFEST).exists() and any(p.suffix != ".jsonl" for p in folder.iterdir()):
+    elif folder.exists() and any(p.suffix != ".jsonl" for p in folder.iterdir()):
         found, expected = "a folder with other files", "a new folder, an empty one or an earlier artefact"
         raise StorageError(str(folder), expected=expected, found=found, remedy=_REPLACE)
-    if folder.exists() and not folder.is_dir():
-        raise StorageError(str(folder), expected="a folder", found="a file", remedy=_REPLACE)
 
 
 def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
