@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from enum import Enum
 from functools import cached_property, wraps
 from numbers import Real
 from pathlib import PurePath
@@ -47,6 +48,19 @@ def number(least: float, most: float, *, above: bool = False) -> PlainValidator:
             bounds = f"above {least:g}, at most {most:g}" if above else f"from {least:g} to {most:g}"
             raise _unlike(f"a number {bounds}", value, most)
         return value if type(value) is int else float(value)  # what is written as JSON stays as it was
+
+    return PlainValidator(check)
+
+
+def named(kind: type[Enum]) -> PlainValidator:
+    """For ``Annotated[Levers, named(Levers)]``: a member of the enum, or its value."""
+
+    def check(value: Any) -> Enum:
+        for member in kind:
+            if value is member or (type(value) is str and value == member.value):
+                return member
+        expected = " or ".join(repr(member.value) for member in kind)
+        raise PydanticCustomError("name", "Input should be {expected}", {"expected": expected})
 
     return PlainValidator(check)
 
@@ -127,9 +141,9 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 def checked(where: str | None = None, kind: type[DiffESError] = DiffESError) -> Callable[[Checked], Checked]:
     """A function, or a dataclass, whose arguments are converted to the types that they are declared with, or refused.
 
-    Numbers of numpy become Python's, lists the tuples that :data:`LISTED` marks, and the value of an enum marked with
-    ``Strict(False)`` its member. Nothing else is taken for what it is not: no bool for a number, no string for a path
-    of numbers, no class for an object of it.
+    Numbers of numpy become Python's, lists the tuples that :data:`LISTED` marks, and values of an enum that is
+    :func:`named` its members. Nothing else is taken for what it is not: no bool or string for a number, no string for a
+    list, no class for an object of it.
 
     Args:
         where: put before the name of an argument in an error; by default nothing, for a dataclass such as ``"Width."``.

@@ -100,7 +100,8 @@ class Compressed:
         if stepping is not None:
             stepping.attach()
 
-    def remove(self, pipe: AnyPipeline) -> None:
+    @checked()
+    def remove(self, pipe: SkipValidation[AnyPipeline]) -> None:
         """Undo :meth:`apply`.
 
         Raises:
@@ -114,7 +115,8 @@ class Compressed:
             stepping.detach()
         routing.detach()
 
-    def check(self, pipe: AnyPipeline) -> nn.Module:
+    @checked()
+    def check(self, pipe: SkipValidation[AnyPipeline]) -> nn.Module:
         """The denoiser of a dense pipeline that this was made for; raises as :meth:`routed` does."""
         denoiser: nn.Module = check_denoiser(pipe)
         if self.timesteps is not None and family_of(pipe) is None:  # such as image to image, by a strength

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
-from pydantic import Strict
 from torch import Tensor, nn
 
-from .arguments import checked
+from .arguments import checked, named
 from .calibrate import Statistics
 from .layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, as_matrix, from_matrix, output_of, shortcut_of
 from .obs import Moments, Obs, Ranking, Ridge, regress
@@ -29,7 +28,7 @@ class Method:
     compensation: Ridge | None = field(default_factory=Ridge)  # None slices the dense weights
     stagewise: bool = True  # False shares one set of statistics between all stages
     shared_order: bool = False  # True lets all stages give up their groups in one order, and only the weights differ
-    grain: Annotated[Grain, Strict(False)] | None = None  # what carries its own level; None: units.usual_grain
+    grain: Annotated[Grain, named(Grain)] | None = None  # what carries its own level; None: units.usual_grain
 
     @property
     def depth(self) -> Depth | None:

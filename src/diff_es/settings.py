@@ -8,9 +8,10 @@ from enum import StrEnum
 from typing import Annotated, Any, TypeAlias
 
 from annotated_types import MinLen
-from pydantic import Strict
+from pydantic import TypeAdapter
 
-from .arguments import LISTED, Text, checked
+from .arguments import LISTED, Text, checked, named
+from .checking import shown, validated
 from .errors import DiffESError
 from .library import Method
 from .limits import Chance, Count, CountOrNone, Directions, Finer, Seed, Share, Steps
@@ -38,7 +39,7 @@ class Settings:
 
     sampling: Sampling = field(default_factory=Sampling)
     stages: Steps = 10
-    levers: Annotated[Levers, Strict(False)] = Levers.BOTH
+    levers: Annotated[Levers, named(Levers)] = Levers.BOTH
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
     calibration: Count = 128  # samples that calibration runs
@@ -91,8 +92,8 @@ class Settings:
                 known = ", ".join([*vars(self.sampling), *vars(self)])
                 raise DiffESError("settings", expected=f"one of {known}", found=name, remedy="Mind the spelling.")
         sampling = {name: value for name, value in changes.items() if name not in own}
-        before = own.get("sampling", self.sampling)
-        return replace(self, **{**own, "sampling": replace(before, **sampling)})
+        other = replace(self, **own)
+        return replace(other, sampling=replace(other.sampling, **sampling)) if sampling else other
 
 
 _RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)
@@ -125,12 +126,19 @@ def restore(described: Mapping[str, Any]) -> Settings:
 
 
 def value_of(value: Any) -> Any:
-    """The value that :func:`plain` wrote down."""
+    """The value that :func:`plain` wrote down.
+
+    Raises:
+        DiffESError: it names no type of ours, or the type does not take it.
+    """
     if isinstance(value, list):
         return tuple(value_of(entry) for entry in value)
     if not isinstance(value, Mapping):
         return value
-    kind = _CHOICES[value["type"]]
+    kind, remedy = _CHOICES.get(str(value.get("type"))), "Another version wrote it, or it was changed by hand."
+    if kind is None:
+        expected, found = f"one of {', '.join(_CHOICES)}", shown(value.get("type"))
+        raise DiffESError("settings", expected=expected, found=found, remedy=remedy)
     if issubclass(kind, StrEnum):
-        return kind(value["value"])
+        return validated(TypeAdapter(kind), value.get("value"), kind.__name__, remedy)
     return kind(**{name: value_of(entry) for name, entry in value.items() if name != "type"})
