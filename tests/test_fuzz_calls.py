@@ -59,14 +59,15 @@ def public() -> Iterator[Callable[..., Any]]:
     yield from (*OTHERS, *METHODS)
 
 
-SIZES = {"settings", "sampling", "measure"}
+LONG = {"settings", "sampling", "speedup", "timed"}  # whatever is taken there may take its time
+SMALL = {"calibration": 2, "probes": 2, "held_out": 1, "finalists": 1, "population": 2, "generations": 1}
 CALLS = {found.__qualname__: found for found in public()}
 
 
 @cache
 def hints(name: str) -> dict[str, Any]:
     """The type of every parameter; ``compress`` takes settings by name as well."""
-    called = CALLS[name]
+    called: Any = CALLS[name]
     found = get_type_hints(called.__init__ if isinstance(called, type) else called, include_extras=True)
     named = inspect.signature(called).parameters.values()
     taken = {one.name: found[one.name] for one in named if one.name != "self" and one.kind is not one.VAR_KEYWORD}
@@ -78,7 +79,7 @@ def hints(name: str) -> dict[str, Any]:
 
 def meant(hint: Any, value: Any) -> bool:
     """Whether a value is of a kind that a parameter is meant to have, whatever its bounds."""
-    if hint is Place and "\0" in str(value):
+    if hint == Place and isinstance(value, str | PurePath) and "\0" in str(value):
         return False
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -91,7 +92,7 @@ def meant(hint: Any, value: Any) -> bool:
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
         return len(kinds) == len(value) and all(map(meant, kinds, value))
     if hint in (int, float):
-        whole = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e19
+        whole = isinstance(value, Real) and not isinstance(value, bool) and -1e19 < value < 1e19  # type: ignore[operator]
         return whole and (hint is float or value == int(value))
     if isinstance(hint, type) and issubclass(hint, Enum):
         return isinstance(value, hint) or value in [member.value for member in hint if isinstance(value, str)]
@@ -155,15 +156,15 @@ def test_what_an_argument_is_not_meant_to_be_is_refused_by_name(
 def test_two_hundred_calls_end_well_or_in_our_words(given: dict[str, Any], fast: Compressed, tmp_path: Path) -> None:
     draw, ran, refused = random.Random(17), list[str](), list[str]()
     while len(ran) + len(refused) < 200:
-        name = draw.choice([*CALLS, *["compress"] * 5])
+        name = draw.choice([*CALLS, *["compress"] * 2])
         known = hints(name)
         chosen = dict[str, Any]()
         for parameter in draw.sample(sorted(known), min(len(known), draw.choice((1, 2)))):
-            fit = [value for value in VALUES if meant(known[parameter], value)] if draw.random() < 0.7 else []
+            fit = [value for value in VALUES if meant(known[parameter], value)] if draw.random() < 0.5 else []
             chosen[parameter] = draw.choice(fit or VALUES)
-        if meant(int, chosen.get("workers")) or meant(float, chosen.get("speedup")) or chosen.keys() & SIZES:
-            continue  # which take their time
-        start = {"settings": settings(), "macs": 0.6} if name == "compress" else {}
+        if chosen.keys() & LONG or meant(int, chosen.get("workers")):
+            continue
+        start = {"settings": settings(**SMALL), "macs": 0.6} if name == "compress" else {}
         try:
             call(name, {**given, "folder": tmp_path / "new"}, fast, {**start, **chosen})
         except DiffESError:
@@ -172,4 +173,4 @@ def test_two_hundred_calls_end_well_or_in_our_words(given: dict[str, Any], fast:
             assert all(meant(known[parameter], value) for parameter, value in chosen.items()), (name, chosen)
             ran.append(name)
     assert len(ran) > 20
-    assert ran.count("compress") > 3
+    assert "compress" in ran

@@ -173,10 +173,8 @@ def compress(
     log = open_journal(surveyed, budget, journal, resume=resume, table=known)
     ready = study(surveyed, reporter)
     front = [share for share in ready.settings.front if ready.costs.attainable(share)]
-    if lost := sorted(set(ready.settings.front) - {*front}):
-        reporter.say(
-            f"Left out of the front, below the cheapest schedule: {', '.join(f'{share:g}' for share in lost)}."
-        )
+    if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
+        reporter.say(f"Left out of the front, below the cheapest schedule: {', '.join(lost)}.")
     with Judge(ready, log, asked.workers) as judge:
         errors = known or sensitivity(ready, judge, reporter)
         found = evolve(ready, (ready.share, *front), judge, errors, reporter)

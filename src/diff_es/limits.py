@@ -21,7 +21,6 @@ Gigabytes: TypeAlias = Annotated[float, number(0, 100_000, above=True)]
 
 # of a search
 Count: TypeAlias = Annotated[int, whole(1, 1_000_000)]  # samples, noises, candidates, generations
-Images: TypeAlias = Annotated[int, whole(128, 1_000_000)]  # for statistics of them
 Several: TypeAlias = Annotated[int, whole(2, 1_000_000)]
 CountOrNone: TypeAlias = Annotated[int, whole(0, 1_000_000)]  # 0: none at all
 Finer: TypeAlias = Annotated[int, whole(1, 100)]  # times the user's own steps
