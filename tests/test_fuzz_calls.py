@@ -68,7 +68,8 @@ CALLS = {found.__qualname__: found for found in public()}
 def hints(name: str) -> dict[str, Any]:
     """The type of every parameter; ``compress`` takes settings by name as well."""
     called: Any = CALLS[name]
-    found = get_type_hints(called.__init__ if isinstance(called, type) else called, include_extras=True)
+    made = vars(called)["__init__"] if isinstance(called, type) else called
+    found = get_type_hints(made, include_extras=True)
     named = inspect.signature(called).parameters.values()
     taken = {one.name: found[one.name] for one in named if one.name != "self" and one.kind is not one.VAR_KEYWORD}
     if any(one.kind is one.VAR_KEYWORD for one in named):

@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -26,8 +26,9 @@ SMALL = {  # so that what is not refused takes a moment
     "evaluate": "--noises 2 --rounds 1 --batch 2 --random",
 }
 LAST = {"compress": "", "bench": "1", "evaluate": "1"}
-LONG = {"speedup", "workers", "compiled", "timed", "random", "images", "help"}
-"""What is only drawn so that it is refused, or not at all: it takes its time."""
+LONG = {"speedup", "workers", "random", "images"}
+"""What is only drawn so that it is refused, since it takes its time; and what is not drawn at all."""
+FIXED = {("demo", "out_folder"), ("bench", "compiled"), ("inspect", "timed")}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,15 @@ def values(command: str, parameter: Any, places: dict[str, str]) -> Iterator[str
     """What may stand behind an option, or for an argument."""
     if parameter.name not in LONG:
         yield from (*NUMBERS, *WORDS, *places.values())
-        yield from map(str, vars(parameter.type).get("choices", ()))
+        yield from (member.value for kind in enums(command, parameter) for member in kind)
     else:
         yield from ("0", "-1", "0.5", "nan", "1e20", "1e300", *WORDS)
+
+
+def enums(command: str, parameter: Any) -> Iterator[type[Enum]]:
+    """Those that a parameter takes a member of."""
+    kind, *_ = get_args(get_type_hints(COMMANDS[command].callback, include_extras=True)[parameter.name])
+    yield from (one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, Enum))
 
 
 def base(command: str, places: dict[str, str], out: Path) -> list[str]:
@@ -67,9 +74,9 @@ def drawn(draw: random.Random, places: dict[str, str], out: Path) -> list[str]:
     command = draw.choice(sorted(COMMANDS))
     line, options = base(command, places, out), COMMANDS[command].params
     for parameter in draw.sample(options, min(len(options), draw.choice((1, 1, 2, 3)))):
-        if (parameter.name in LONG and parameter.is_flag) or (command == "demo" and parameter.name == "out_folder"):
+        if (command, parameter.name) in FIXED:
             continue
-        if parameter.param_type_name == "argument":
+        if not parameter.opts[0].startswith("-"):  # an argument
             line[1] = draw.choice(list(values(command, parameter, places)))
         elif parameter.is_flag:
             line.append(draw.choice([*parameter.opts, *parameter.secondary_opts]))
