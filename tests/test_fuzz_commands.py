@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -28,7 +29,7 @@ SMALL = {  # so that what is not refused takes a moment
 LAST = {"compress": "", "bench": "1", "evaluate": "1"}
 LONG = {"speedup", "workers", "random", "images"}
 """What is only drawn so that it is refused, since it takes its time; and what is not drawn at all."""
-FIXED = {("demo", "out_folder"), ("bench", "compiled"), ("inspect", "timed")}
+FIXED = {("demo", "out_folder"), ("evaluate", "model"), ("bench", "compiled"), ("inspect", "timed")}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,9 @@ def enums(command: str, parameter: Any) -> Iterator[type[Enum]]:
 def base(command: str, places: dict[str, str], out: Path) -> list[str]:
     """A command line that works."""
     line = [command, places["model"] if command in ("compress", "inspect") else places["made"]]
-    if command in ("sample", "evaluate", "bench", "export"):
-        line += ["--model", places["model"]]
-    if command == "demo":  # which takes many minutes: nothing that can be drawn may make it run
+    if command in ("sample", "evaluate", "bench", "export"):  # an evaluation takes long: it ends at a model of no place
+        line += ["--model", places["nowhere" if command == "evaluate" else "model"]]
+    if command == "demo":  # so does this: nothing that can be drawn may make it run
         return [command, "--out", places["file"]]
     small = [*SMALL.get(command, "").split(), *([LAST[command]] if command in LAST else [])]
     return [*line, *small, *([] if command in ("inspect", "bench") else ["--out", str(out)])]
@@ -108,7 +109,7 @@ def test_command_lines_end_well_or_in_one_message(
         said = " ".join(capfd.readouterr().err.split())
         assert code in (0, 2), (line, said)
         assert "Traceback" not in said, (line, said)
-        assert code == 0 or (": expected " in said and ", found " in said) or "Error" in said, (line, said)
+        assert code == 0 or "error: " in said or "Error" in said, (line, said)
         assert code == 0 or not out.exists(), (line, said)  # refused before anything was calibrated
         ended.append(code)
     assert {*ended} == {0, 2}
