@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any, TypeAlias
 
-from annotated_types import MinLen
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from .arguments import LISTED, Text, checked, named
 from .checking import shown, validated
@@ -21,7 +20,7 @@ from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
 from .units import Depth, Grain, Width
 
-Prompts: TypeAlias = Annotated[tuple[Text, ...], LISTED, MinLen(1)]
+Prompts: TypeAlias = Annotated[tuple[Text, ...], LISTED, Field(min_length=1)]
 
 
 class Levers(StrEnum):
@@ -46,9 +45,7 @@ class Settings:
     fine: Finer = 4  # where steps are a choice, results are compared with so many times the user's own steps
     corrections: Directions = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
     probes: Count = 32  # noises that candidates are judged on
-    heat: CountOrNone | None = (
-        None  # the first of them, after which the worse half drops out; None: half of them, 0: none
-    )
+    heat: CountOrNone | None = None  # the first of them, after which the worse half drops out; None: half, 0: none
     sensed: Count = 10  # the first of them, on which sensitivities are measured
     finalists: Count = 5  # best candidates that are judged again ...
     held_out: Count = 32  # ... on so many noises that the search never saw
@@ -61,9 +58,7 @@ class Settings:
     offspring: Count = 8  # of each of them
     front: Annotated[tuple[Share, ...], LISTED] = ()  # budgets that are searched beside the one asked for
     seed: Seed = 0
-    prompts: Annotated[tuple[Text, ...], LISTED, MinLen(1)] | None = (
-        None  # of text pipelines, dealt to the noises; None: the pipeline's own
-    )
+    prompts: Prompts | None = None  # of text pipelines, dealt to the noises; None: the pipeline's own
 
     def __post_init__(self) -> None:
         if self.first_heat >= self.probes:
