@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.tiny import CALL, assert_same, images, joint, settings, slimmed, snapshot, tiny
 from torch import Tensor, nn
 
-from diff_es import BudgetOutOfReach, Depth, DiffESError, Method, Streamed, Width, compress
+from diff_es import BudgetOutOfReach, Compact, Depth, DiffESError, Method, Streamed, Width, compress
 from diff_es.budget import Budget, Prices, measured_prices
 from diff_es.cost import Costs
 from diff_es.layers import Cut, Plan, discover
@@ -39,20 +39,32 @@ WIDE: dict[str, Any] = {"head_size": 16, "heads": 8}  # a model whose weights ou
 
 @pytest.mark.parametrize("speedup", [0.0, 0.99, -2.0, math.nan, math.inf])
 def test_a_speed_up_of_no_sense_is_refused(speedup: float) -> None:
-    with pytest.raises(DiffESError, match=rf"speedup: expected a number from 1 up, found {speedup}"):
+    with pytest.raises(DiffESError, match=rf"speedup: expected a number from 1 to 1000.*, found {speedup}"):
         Budget(speedup=speedup)
 
 
 @pytest.mark.parametrize("weights", [0.0, -1.0, math.nan, math.inf])
 def test_weights_of_no_sense_are_refused(weights: float) -> None:
-    with pytest.raises(DiffESError, match=rf"weights: expected a number above 0, found {weights}"):
+    with pytest.raises(DiffESError, match=rf"weights_gb: expected a number above 0, at .*, found {weights}"):
         Budget(weights_gb=weights)
 
 
 def test_budgets_of_sense_are_taken() -> None:
-    assert Budget() == Budget(0.7, None, None)
+    assert Budget().share == Budget(0.7, None, None).share == 0.7
+    assert Budget().to_json() == {"macs": 0.7, "speedup": None, "weights_gb": None}
     assert Budget(speedup=1).speedup == 1
-    assert Budget(0.5, 1.4, 1e-9).weights_gb == 1e-9
+    assert Budget(speedup=1.4).to_json() == {"macs": 0.7, "speedup": 1.4, "weights_gb": None}
+    assert Budget(0.5, weights_gb=1e-9).weights_gb == 1e-9
+
+
+def test_two_budgets_at_once_are_refused() -> None:
+    with pytest.raises(BudgetOutOfReach, match=r"a share of MACs or a speed-up, found macs 0.5 and speedup 1.4. Leave"):
+        Budget(0.5, 1.4)
+    with pytest.raises(BudgetOutOfReach, match=r"macs 0\.7 and speedup 2"):  # what is usual, said
+        compress(None, 0.7, speedup=2)
+    told = r"placement: expected none, since the result is streamed, found Compact beside weights_gb\. Leave one"
+    with pytest.raises(DiffESError, match=told):
+        compress(None, weights_gb=1.0, placement=Compact())
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

@@ -233,10 +233,10 @@ def refused(ended: Ended, *told: str) -> None:
             ["--macs", "0.01"],
             ["BudgetOutOfReach: macs: expected at least 0.3031", "found 0.01. Ask for 0.3031"],
         ),
-        (["--macs", "1.5"], ["macs: expected a fraction above 0, at most 1, found 1.5."]),
+        (["--macs", "1.5"], ["BudgetOutOfReach: macs: expected a number above 0, at most 1, found 1.5."]),
         (["--stages", "7"], ["stages: expected a number from 1 to the 6 timesteps", "found 7. Ask for at most 6"]),
-        (["--steps", "0"], ["steps: expected a number from 1 up, found 0."]),
-        (["--probes", "0"], ["probes: expected 1 or more, found 0."]),
+        (["--steps", "0"], ["steps: expected a whole number from 1 to 10000, found 0."]),
+        (["--probes", "0"], ["probes: expected a whole number from 1 to 1000000, found 0."]),
         (["--device", "abacus"], ["device", "abacus"]),
     ],
 )

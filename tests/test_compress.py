@@ -305,15 +305,16 @@ def test_levers_units_and_fronts_come_back_from_json(levers: Levers, grain: Grai
 
 def test_default_settings_come_back_and_senseless_ones_are_refused() -> None:
     assert restore(describe(Settings())) == Settings()
-    for heat in (-1, 16):
-        with pytest.raises(DiffESError, match=rf"heat: expected a number from 0, below the 16 probes, found {heat}"):
-            Settings(probes=16, heat=heat)
+    with pytest.raises(DiffESError, match="heat: expected a number from 0, below the 16 probes, found 16"):
+        Settings(probes=16, heat=16)
+    with pytest.raises(DiffESError, match=r"heat: expected a whole number from 0 to .*, found -1"):
+        Settings(probes=16, heat=-1)
     assert [Settings(probes=n).first_heat for n in (1, 2, 9, 32)] == [0, 1, 4, 16]
     assert Settings(heat=0).first_heat == 0
     counts = ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations")
     for field in (*counts, "sensed"):
-        with pytest.raises(DiffESError, match=f"{field}: expected 1 or more, found 0"):
+        with pytest.raises(DiffESError, match=f"{field}: expected a whole number from 1 to .*, found 0"):
             Settings(**{field: 0})  # type: ignore[arg-type]
     for call in ({"steps": 0}, {"batch": 0}, {"guidance": -1.0}, {"guidance": float("nan")}):
-        with pytest.raises(DiffESError, match=f"{next(iter(call))}: expected a number from"):
+        with pytest.raises(DiffESError, match=f"{next(iter(call))}: expected a (whole )?number from"):
             Sampling(**call)

@@ -15,7 +15,7 @@ from torch import Tensor
 from diff_es import Compact, Compressed, Depth, DiffESError, Method, Resident, Streamed, Width, compress, load
 from diff_es.layers import DENSE
 from diff_es.pipeline import make_probes, sample
-from diff_es.placements import Placement, Stitched
+from diff_es.placements import Placed, Stitched
 from diff_es.route import routed
 from diff_es.settings import Settings
 from diff_es.units import Grain
@@ -30,7 +30,7 @@ def on_gpu(dtype: torch.dtype) -> Any:
 
 @BOTH
 @pytest.mark.parametrize("placement", [Streamed(), Streamed(0.01), Stitched()])
-def test_all_placements_give_bitwise_the_same_images(placement: Placement, dtype: torch.dtype) -> None:
+def test_all_placements_give_bitwise_the_same_images(placement: Placed, dtype: torch.dtype) -> None:
     pipe = on_gpu(dtype)
     plans = (random_plan(pipe, 1), DENSE, random_plan(pipe, 2, skip=[1]))
     dense, before = images(pipe), snapshot(pipe.transformer)
@@ -90,7 +90,7 @@ def thinned() -> Compressed:
 @pytest.mark.parametrize("offload", [model_offload, sequential_offload])
 @pytest.mark.parametrize("placement", [Resident(), Streamed()])
 def test_an_offloaded_model_gives_what_the_one_on_the_device_gives(
-    offload: Callable[[Any], None], placement: Placement, thinned: Compressed
+    offload: Callable[[Any], None], placement: Placed, thinned: Compressed
 ) -> None:
     pipe = on_gpu(torch.float32)
     dense = images(pipe)
@@ -108,7 +108,7 @@ def test_an_offloaded_model_gives_what_the_one_on_the_device_gives(
 
 @pytest.mark.parametrize("kind", [BY_BLOCK, BY_LEAF])
 @pytest.mark.parametrize("placement", [Resident(), Streamed()])
-def test_group_offload_gives_what_the_model_on_the_device_gives(kind: dict[str, Any], placement: Placement) -> None:
+def test_group_offload_gives_what_the_model_on_the_device_gives(kind: dict[str, Any], placement: Placed) -> None:
     case = CASES["SD"]
     chosen = settings(sampling=case.sampling, prompts=("a fox", "a hat"), method=Method(Width(4, dense=())))
     pipe = made(case.make).to("cuda")
@@ -131,7 +131,7 @@ def test_group_offload_gives_what_the_model_on_the_device_gives(kind: dict[str, 
 
 
 @pytest.mark.parametrize("placement", [Resident(), Compact()])
-def test_factors_are_merged_where_the_weights_lie(placement: Placement) -> None:
+def test_factors_are_merged_where_the_weights_lie(placement: Placed) -> None:
     """Into what the CPU gives, but for the rounding of convolutions in TF32."""
     result = compress(tiny(), 0.6, settings(), placement=Compact())
     assert any(cut.factors for plan in result.plans for cut in plan.cuts.values())

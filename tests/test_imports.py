@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "checking", "rng", "schedule", "trajectory", "metrics", "progress", "multistep", "exchange"},
+    {"errors", "checking", "arguments", "limits", "rng", "schedule", "trajectory", "metrics", "progress", "multistep"}
+    | {"exchange"},
     {"locks", "store", "journal"},
     {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap"},
     {"pipeline", "model_index", "checkpoint", "hub", "single_file", "loading"}

@@ -29,7 +29,7 @@ from diff_es import ArtefactError, Compact, DiffESError, Resident, Streamed
 from diff_es.artefact import fingerprint
 from diff_es.layers import Plan, discover
 from diff_es.pipeline import denoiser_of
-from diff_es.placements import Placement
+from diff_es.placements import Placed
 
 families = pytest.mark.parametrize("name", FAMILIES)
 FUSE = [name for name in FAMILIES if name != "DiT"]
@@ -42,7 +42,7 @@ def bare(plan: Plan) -> Plan:
 
 @pytest.mark.parametrize("placement", [Resident(), Streamed(), Compact()])
 @families
-def test_a_copy_is_a_dense_pipeline_of_its_own(name: str, placement: Placement) -> None:
+def test_a_copy_is_a_dense_pipeline_of_its_own(name: str, placement: Placed) -> None:
     pipe = made_of(name)
     fast = result_of(name, pipe)
     fast = replace(fast, plans=tuple(map(bare, fast.plans)))
@@ -150,7 +150,7 @@ def test_an_image_adapter_runs_where_its_layers_are_whole_and_is_refused_elsewhe
 
 @pytest.mark.parametrize("placement", [Resident(), Compact()])
 @pytest.mark.parametrize("name", FUSE)
-def test_fused_projections_are_refused_and_leave_no_trace(name: str, placement: Placement) -> None:
+def test_fused_projections_are_refused_and_leave_no_trace(name: str, placement: Placed) -> None:
     pipe, fused = made_of(name), made_of(name)
     denoiser, result = denoiser_of(pipe), result_of(name, pipe)
     fast = replace(result, plans=tuple(map(bare, result.plans)))

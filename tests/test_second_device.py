@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diff_es import Compressed, Method, Resident, Streamed, Width, compress
 from diff_es.pipeline import make_probes, sample
-from diff_es.placements import Placement
+from diff_es.placements import Placed
 
 CASE = replace(CASES["SD"], sampling=replace(CASES["SD"].sampling, steps=3, batch=1))
 
@@ -58,7 +58,7 @@ def by_leaf(pipe: Any) -> None:
     ],
 )
 def test_an_offloaded_pipeline_gives_what_it_gives_on_the_cpu(
-    place: Callable[[Any], None], placement: Placement, result: Compressed
+    place: Callable[[Any], None], placement: Placed, result: Compressed
 ) -> None:
     pipe = made(CASE.make)
     dense = shown(pipe)

@@ -17,7 +17,7 @@ from diff_es.conditioning import Probe
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, discover, named_parameters, output_of
 from diff_es.library import Method
 from diff_es.pipeline import denoiser_of, make_probes, sample, trace
-from diff_es.placements import Placement, Stitched
+from diff_es.placements import Placed, Stitched
 from diff_es.route import routed
 from diff_es.schedule import Stages
 
@@ -53,7 +53,7 @@ def plans_of(pipe: Any) -> list[Plan]:
     return [solved(denoiser, anatomy, 0), DENSE, solved(denoiser, anatomy, 1, (anatomy.blocks[0].name,))]
 
 
-def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | None = None) -> Any:
+def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placed | None = None) -> Any:
     denoiser = denoiser_of(pipe)
     return routed(denoiser, stages, partial((placement or Resident()).open, denoiser, discover(denoiser), plans))
 
@@ -129,7 +129,7 @@ def drawn(pipe: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("placement", [None, Resident(), Streamed(), Compact()])
-def test_a_result_runs_under_every_placement(fast: Compressed, placement: Placement | None) -> None:
+def test_a_result_runs_under_every_placement(fast: Compressed, placement: Placed | None) -> None:
     pipe, dense = tiny(), drawn(tiny())
     with fast.routed(pipe):
         pruned = drawn(pipe)
@@ -166,7 +166,7 @@ def test_another_base_model_is_refused(fast: Compressed) -> None:
 
 
 @pytest.mark.parametrize("placement", [Resident(), Streamed()])
-def test_it_is_switched_on_and_off_while_routed(fast: Compressed, placement: Placement) -> None:
+def test_it_is_switched_on_and_off_while_routed(fast: Compressed, placement: Placed) -> None:
     pipe, dense = tiny(), drawn(tiny())
     with fast.routed(pipe, placement):
         pruned = drawn(pipe)

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import SkipValidation
 from torch import nn
 
+from .arguments import Place, checked
 from .errors import ArtefactError, DiffESError, several
 from .layers import Plan, adapted, base_parameters, check_plan, discover
+from .limits import Speedup
 from .loading import check_denoiser, check_module
-from .manifest import Point, checked, tied
+from .manifest import Point, tied
+from .manifest import checked as checked_manifest
 from .multistep import Corrections, fixed
 from .packing import left_out, pack, unpack
 from .pipeline import AnyPipeline, Sampling, family_of
-from .placements import Placement, Store, choose
+from .placements import Placed, Placement, Store, choose
 from .route import Routing, routing_of
 from .schedule import Schedule
 from .settings import plain
@@ -69,8 +73,9 @@ class Compressed:
                 "artefact", expected=expected, found=f"{len(self.corrections)}", remedy="Compress again."
             )
 
+    @checked()
     @contextmanager
-    def routed(self, pipe: AnyPipeline, placement: Placement | None = None) -> Iterator[AnyPipeline]:
+    def routed(self, pipe: SkipValidation[AnyPipeline], placement: Placed | None = None) -> Iterator[AnyPipeline]:
         """Run ``pipe`` with this result inside a ``with`` block; afterwards it is dense again, to the bit.
 
         The pipeline is called as before, with the number of steps that the result was made for; where the search chose
@@ -89,11 +94,13 @@ class Compressed:
         finally:
             routing.detach()
 
-    def apply(self, pipe: AnyPipeline, placement: Placement | None = None) -> None:
+    @checked()
+    def apply(self, pipe: SkipValidation[AnyPipeline], placement: Placed | None = None) -> None:
         """Run ``pipe`` with this result until :meth:`remove`; raises as :meth:`routed` does."""
         self._begin(pipe, placement)
 
-    def remove(self, pipe: AnyPipeline) -> None:
+    @checked()
+    def remove(self, pipe: SkipValidation[AnyPipeline]) -> None:
         """Undo :meth:`apply`, whichever of the pipelines that share the denoiser it was told of.
 
         Raises:
@@ -105,7 +112,8 @@ class Compressed:
             raise DiffESError("pipe", expected="a pipeline with a result applied", found="a dense one", remedy=remedy)
         routing.detach()
 
-    def check(self, pipe: AnyPipeline) -> nn.Module:
+    @checked()
+    def check(self, pipe: SkipValidation[AnyPipeline]) -> nn.Module:
         """The denoiser of a dense pipeline that this was made for; raises as :meth:`routed` does."""
         denoiser: nn.Module = check_denoiser(pipe)
         if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
@@ -168,7 +176,8 @@ class Compressed:
             raise
         return routing
 
-    def save(self, folder: str | Path) -> None:
+    @checked()
+    def save(self, folder: Place) -> None:
         """Write the artefact: one safetensors file per distinct plan and a JSON manifest, whole or not at all.
 
         Raises:
@@ -201,7 +210,8 @@ class Compressed:
         }
 
 
-def load(folder: str | Path, point: float | None = None) -> Compressed:
+@checked()
+def load(folder: Place, point: Speedup | None = None) -> Compressed:
     """A saved result; the base model is needed only to run it.
 
     Args:
@@ -213,7 +223,7 @@ def load(folder: str | Path, point: float | None = None) -> Compressed:
         DiffESError: no result is so cheap.
     """
     tensors, manifest = read_folder(Path(folder))
-    found = checked(manifest, str(Path(folder) / MANIFEST))
+    found = checked_manifest(manifest, str(Path(folder) / MANIFEST))
     stages = [stage for entry in found.points for stage in entry.stages]
     plans = iter(unpack(tensors, [stage.file for stage in stages], [stage.left_out for stage in stages], str(folder)))
     abouts = [entry["about"] for entry in manifest["points"]]

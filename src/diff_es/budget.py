@@ -13,42 +13,56 @@ from typing import Annotated, Any
 import torch
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict, TypeAdapter
 
+from .arguments import checked
 from .checking import validated
 from .cost import Costs, MacCounter
 from .errors import BudgetOutOfReach, DiffESError
 from .heap import Kept
 from .latency import nanoseconds, paired
 from .layers import Anatomy, Content, Cut, Plan, Switch, realise
+from .limits import Gigabytes, Share, Speedup
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, intercepted, make_probes, sample
 from .progress import Reporter
 from .units import Thin, Unit
 
+_USUAL = 0.7
 _PATIENCE = 3.0
 """Seconds for which a level's price is measured more often than it has to be."""
 
 
+@checked("", BudgetOutOfReach)
 @dataclass(frozen=True)
 class Budget:
-    """What a schedule may cost.
+    """What a schedule may cost: a share of the dense trajectory's multiply-accumulates, or a time; and what its weights
+    may take besides.
 
     Args:
-        macs: the share of the dense trajectory's multiply-accumulates, above 0, at most 1.
-        speedup: how many times faster than now the whole pipeline is to be, on this device at the user's own setting;
-            then ``macs`` says nothing.
+        macs: the share of the multiply-accumulates, above 0, at most 1; None: 0.7, where no speed-up is asked for.
+        speedup: instead, how many times faster than now the whole pipeline is to be, on this device at the user's own
+            setting.
         weights_gb: the most GB of weights on the device while a stage runs; their library waits elsewhere (streamed).
+
+    Raises:
+        BudgetOutOfReach: numbers of no sense, or MACs and a speed-up at once.
     """
 
-    macs: float = 0.7
-    speedup: float | None = None
-    weights_gb: float | None = None
+    macs: Share | None = None
+    speedup: Speedup | None = None
+    weights_gb: Gigabytes | None = None
 
     def __post_init__(self) -> None:
-        if self.speedup is not None and not 1 <= self.speedup < math.inf:
-            remedy = "Say how many times faster, such as 1.4."
-            raise DiffESError("speedup", expected="a number from 1 up", found=str(self.speedup), remedy=remedy)
-        if self.weights_gb is not None and not 0 < self.weights_gb < math.inf:
-            remedy = "Give the GB that weights may take, such as 1.5."
-            raise DiffESError("weights", expected="a number above 0", found=str(self.weights_gb), remedy=remedy)
+        if self.macs is not None and self.speedup is not None:
+            found, remedy = f"macs {self.macs:g} and speedup {self.speedup:g}", "Leave one of them out."
+            raise BudgetOutOfReach("budget", expected="a share of MACs or a speed-up", found=found, remedy=remedy)
+
+    @property
+    def share(self) -> float:
+        """Of MACs; where a speed-up is asked for, it says nothing."""
+        return _USUAL if self.macs is None else self.macs
+
+    def to_json(self) -> dict[str, float | None]:
+        """As it is written into a journal."""
+        return {"macs": self.share, "speedup": self.speedup, "weights_gb": self.weights_gb}
 
 
 class _Measured(BaseModel):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -19,31 +18,34 @@ from .commands import compress_command
 from .compress import found_again
 from .conditioning import Asked, conditions_of, family_of
 from .console import finish, open_pipeline, out, reopened
-from .demo import run_demo
+from .demo import SETTINGS, run_demo
 from .errors import DiffESError
 from .evaluate import Effort, evaluate
-from .export import export
+from .export import check_new, export
 from .options import (
     Artefact,
     AsJson,
     Config,
     Frames,
     Height,
+    Images,
     InDtype,
     Model,
     Moved,
     OnDevice,
     Point,
-    Width,
+    Trials,
 )
+from .options import Width as PixelWidth
 from .pipeline import Pipeline, Probe, Sampling, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
 from .settings import restore
-from .store import make_folder
-from .story import contact_sheet, picture, publish, tell
+from .store import check_outputs, make_folder
+from .story import PUBLISHED, contact_sheet, picture, publish, tell
 from .study import prepare
 from .tiles import MODELS, load_reference
+from .units import Width
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
 
@@ -73,6 +75,8 @@ def demo_command(
     as_json: AsJson = False,
 ) -> None:
     """The whole story on the bundled model: compress to 0.7 and 0.5 of the compute, compare with every alternative."""
+    SETTINGS.changed(seed=seed)
+    check_outputs(out_folder, *PUBLISHED)
     result, story = run_demo(out_folder, seed, Reporter())
     tables.show_rows(out, story)
     out.print(f"\nLook at [bold]{out_folder / 'report.html'}[/bold]; figures in {out_folder / 'result.json'}.")
@@ -82,11 +86,11 @@ def demo_command(
 @app.command("inspect")
 def inspect_command(
     model: Model,
-    levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
+    levels: Annotated[int, typer.Option(help="levels of the width ladder")] = 8,
     timed: Annotated[bool, typer.Option("--time", help="time every layer at every level too")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="samples of the timed calls")] = 16,
+    batch: Annotated[int, typer.Option(help="samples of the timed calls")] = 16,
     height: Height = None,
-    width: Width = None,
+    width: PixelWidth = None,
     frames: Frames = None,
     config: Config = None,
     dtype: InDtype = None,
@@ -94,9 +98,9 @@ def inspect_command(
     as_json: AsJson = False,
 ) -> None:
     """What can be pruned, what cannot and why, and what each level costs."""
+    ladder, sampling = Width(levels), Sampling(steps=10, batch=batch, height=height, width=width, frames=frames)
     pipe = open_pipeline(model, dtype, device, None, config)
-    sampling = Sampling(steps=10, batch=batch, height=height, width=width, frames=frames)
-    found = inspection.inspect(pipe, levels, Reporter(), sampling, timed=timed)
+    found = inspection.inspect(pipe, ladder.levels, Reporter(), sampling, timed=timed)
     tables.show_inspection(out, found)
     finish(found, as_json)
 
@@ -105,7 +109,7 @@ def inspect_command(
 def sample_command(
     folder: Artefact,
     dense: Annotated[bool, typer.Option("--dense", help="the base model instead, for the same noises")] = False,
-    count: Annotated[int, typer.Option(min=1, help="how many images")] = 8,
+    count: Annotated[int, typer.Option(help="how many images")] = 8,
     label: Annotated[list[str] | None, typer.Option(help="class by number or name; repeat for several")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="of a text pipeline; repeat for several")] = None,
     seed: Annotated[int, typer.Option(help="of the noises")] = 0,
@@ -118,11 +122,10 @@ def sample_command(
     as_json: AsJson = False,
 ) -> None:
     """Images, one PNG each and a contact sheet."""
+    asked = Images(count, seed, steps, guidance)
+    check_outputs(out_folder)
     fast, pipe = reopened(folder, model, device, point)
-    chosen: dict[str, Any] = {
-        name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None
-    }
-    setting = replace(fast.sampling, **chosen)
+    setting = asked.of(fast.sampling)
     probes = make_probes(pipe, count, seed, "sample", prompt)
     if label:
         classes = [_class(pipe, entry) for entry in label]
@@ -146,8 +149,8 @@ def sample_command(
     sheet = out_folder / f"{stem}-sheet.png"
     contact_sheet(list(images)).save(sheet)
     out.print(f"{count} images in {out_folder}; all of them in {sheet}")
-    asked = [probe.condition for probe in probes]
-    finish({"images": files, "sheet": str(sheet), "prompts" if _reads(pipe) else "labels": asked}, as_json)
+    conditions = [probe.condition for probe in probes]
+    finish({"images": files, "sheet": str(sheet), "prompts" if _reads(pipe) else "labels": conditions}, as_json)
 
 
 def _reads(pipe: Pipeline) -> bool:
@@ -172,13 +175,11 @@ def _class(pipe: Pipeline, label: str) -> int:
 @app.command("evaluate")
 def evaluate_command(
     folder: Artefact,
-    noises: Annotated[int, typer.Option(min=2, help="held-out noises for SNR and PSNR")] = 64,
+    noises: Annotated[int, typer.Option(help="held-out noises for SNR and PSNR")] = 64,
     images: Annotated[int, typer.Option(min=128, help="images for the Fréchet distance, where it can be had")] = 256,
-    rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 5,
-    batch: Annotated[int, typer.Option(min=1, help="samples per timed pipeline call")] = 32,
-    random: Annotated[
-        int | None, typer.Option(min=1, help="candidates of random search; default as many as ours")
-    ] = None,
+    rounds: Annotated[int, typer.Option(help="timed rounds")] = 5,
+    batch: Annotated[int, typer.Option(help="samples per timed pipeline call")] = 32,
+    random: Annotated[int | None, typer.Option(help="candidates of random search; default as many as ours")] = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="where result.json and report.html go; default DIR")
     ] = None,
@@ -189,6 +190,8 @@ def evaluate_command(
 ) -> None:
     """The comparison with the dense model and all baselines at equal cost: result.json and report.html."""
     start, reporter = time.monotonic(), Reporter()
+    effort, target = Effort(noises, images, rounds, batch, random=random), out_folder or folder
+    check_outputs(target, *PUBLISHED)
     fast, pipe = reopened(folder, model, device, point)
     fast.check(pipe)
     settings, budget = restore(fast.about["settings"]), float(fast.about["budget"])
@@ -196,7 +199,6 @@ def evaluate_command(
     found = {budget: found_again(fast)}
     name = model or fast.about["origin"]["model"]
     reference = load_reference() if name in MODELS else None
-    effort, target = Effort(noises, images, rounds, batch, random=random), out_folder or folder
     evaluation = evaluate(ready, found, reference, effort, target, reporter, fast)
     notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]
     story = tell(ready, name, found, evaluation, effort, time.monotonic() - start, notes)
@@ -209,19 +211,18 @@ def evaluate_command(
 @app.command("bench")
 def bench_command(
     folder: Artefact,
-    batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="samples per pipeline call; repeat for several")
-    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="samples per pipeline call; repeat for several")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="compile the denoiser's blocks first")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="timed rounds")] = 7,
+    rounds: Annotated[int, typer.Option(help="timed rounds")] = 7,
     point: Point = None,
     model: Moved = None,
     device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Latency, MACs and memory of the dense and the routed model, interleaved in one process."""
+    trials = Trials(tuple(batch or [32]), rounds)
     fast, pipe = reopened(folder, model, device, point)
-    result = compare(pipe, fast, batch or [32], rounds, Reporter(), compiled=compiled)
+    result = compare(pipe, fast, trials.batch, trials.rounds, Reporter(), compiled=compiled)
     tables.show_bench(out, result)
     finish(result, as_json)
 
@@ -236,6 +237,7 @@ def export_command(
     as_json: AsJson = False,
 ) -> None:
     """A result of one stage as a diffusers folder of its own, which loads without Diff-ES."""
+    check_new(out_folder)
     fast, pipe = reopened(folder, model, device, point)
     found = export(fast, pipe, out_folder)
     sizes = f"{found.bytes / 1e6:.1f} MB of weights, {found.dense_bytes / 1e6:.1f} before"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import tables
-from .compress import compress
+from .budget import Budget
+from .compress import Asked, compress
 from .conditioning import read_prompts
 from .console import finish, open_pipeline, out
 from .errors import DiffESError
 from .library import Method
 from .locks import held_folder
-from .obs import Ridge
 from .options import (
     MEASURES,
     PLACEMENTS,
@@ -37,7 +38,7 @@ from .options import (
 )
 from .options import Width as PixelWidth
 from .pipeline import Sampling
-from .placements import Compact
+from .placements import Compact, Saved
 from .progress import Reporter
 from .settings import Levers, Settings
 from .store import check_target
@@ -47,7 +48,9 @@ from .units import Depth, Grain, Ladder, Width
 def compress_command(
     model: Model,
     out_folder: Annotated[Path, typer.Option("--out", help="folder of the result")],
-    macs: Annotated[float, typer.Option(help="share of the dense compute that may be spent")] = 0.7,
+    macs: Annotated[
+        float | None, typer.Option(help="share of the dense compute that may be spent; default 0.7")
+    ] = None,
     speedup: Annotated[
         float | None, typer.Option(help="instead: how many times faster the pipeline is to be on this device")
     ] = None,
@@ -78,7 +81,7 @@ def compress_command(
     units: Annotated[
         Grain | None, typer.Option(help="what carries its own level; default block, or whole where blocks are ranked")
     ] = None,
-    levels: Annotated[int, typer.Option(min=2, help="levels of the width ladder")] = 8,
+    levels: Annotated[int | None, typer.Option(help="levels of the width ladder; default 8")] = None,
     corrections: Annotated[
         int, typer.Option(help="directions along which chosen steps are corrected; 0: they stay the sampler's own")
     ] = 4,
@@ -90,11 +93,13 @@ def compress_command(
         PlacementName, typer.Option(help="where the stages' weights wait; auto: by the memory that is free")
     ] = PlacementName.AUTO,
     tolerance: Annotated[
-        float, typer.Option(help="compact: what leaving out parts of a correction may add to a layer's error")
-    ] = 0.1,
+        float | None,
+        typer.Option(help="compact: what leaving out parts of a correction may add to a layer's error; default 0.1"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
     table: Annotated[
-        Path | None, typer.Option(help="an earlier result of the same settings, whose sensitivities are used again")
+        Path | None,
+        typer.Option(help="an earlier result of the same settings, whose sensitivities are used again"),
     ] = None,
     workers: Annotated[int, typer.Option(help="processes that score candidates at the same time")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
@@ -110,19 +115,12 @@ def compress_command(
     as_json: AsJson = False,
 ) -> None:
     """Calibrate, rank and search the best schedule within the budget; Ctrl-C loses nothing."""
-    check_target(out_folder)
-    depth = Depth(bypass=compensate)
-    ladders: dict[Prune, Ladder] = {
-        Prune.WIDTH: Width(levels),
-        Prune.DEPTH: depth,
-        Prune.BOTH: Width(levels, depth=depth),
-    }
-    ridge = Ridge() if compensate else None
+    method = Method(_ladder(prune, levels, compensate), RANKINGS[ranking], shared_order=shared_order, grain=units)
     settings = Settings(
         sampling=Sampling(steps, guidance, batch, negative_prompt, height, width, frames),
         stages=stages,
         levers=levers,
-        method=Method(ladders[prune], RANKINGS[ranking], ridge, shared_order=shared_order, grain=units),
+        method=method if compensate else replace(method, compensation=None),
         calibration=calibration,
         corrections=corrections,
         probes=probes,
@@ -137,8 +135,10 @@ def compress_command(
         seed=seed,
         prompts=None if prompts is None else read_prompts(prompts),
     )
-    where = Compact(tolerance) if placement is PlacementName.COMPACT else PLACEMENTS[placement]
-    start, journal = time.monotonic(), out_folder / "journal.jsonl"
+    where, journal = _placement(placement, tolerance), out_folder / "journal.jsonl"
+    Asked(Budget(macs, speedup, weights_gb), settings, where, journal, resume, workers, table)
+    check_target(out_folder)
+    start = time.monotonic()
     with held_folder(out_folder):
         pipe = open_pipeline(model, dtype, device, scheduler, config)
         try:
@@ -165,6 +165,25 @@ def compress_command(
     shown = [{key: point.about[key] for key in kept} for point in points]
     about = {key: fast.about[key] for key in kept}
     finish({"out": str(out_folder), "levels": fast.schedule.levels, **about, "front": shown}, as_json)
+
+
+def _ladder(prune: Prune, levels: int | None, compensate: bool) -> Ladder:
+    depth = Depth(bypass=compensate)
+    if prune is not Prune.DEPTH:
+        return Width(8 if levels is None else levels, depth=depth if prune is Prune.BOTH else None)
+    if levels is not None:
+        found = f"{levels} beside --prune depth, whose levels are numbers of blocks"
+        raise DiffESError("--levels", expected="none", found=found, remedy="Leave one of them out.")
+    return depth
+
+
+def _placement(name: PlacementName, tolerance: float | None) -> Saved | None:
+    if name is PlacementName.COMPACT:
+        return Compact() if tolerance is None else Compact(tolerance)
+    if tolerance is not None:
+        found, remedy = f"{tolerance:g} beside --placement {name.value}", "Say --placement compact, or leave it out."
+        raise DiffESError("--tolerance", expected="none", found=found, remedy=remedy)
+    return PLACEMENTS[name]
 
 
 def _shares(front: str) -> tuple[float, ...]:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from .arguments import Place, checked
 from .artefact import Compressed, fingerprint, load
 from .benchmark import Runner, measure, running
 from .budget import Budget
 from .compaction import Compaction
+from .errors import DiffESError
 from .journal import Journal
 from .judge import Judge
 from .layers import Plan
+from .limits import Workers
 from .loading import origin_of
 from .locks import held_file
 from .pipeline import AnyPipeline, denoiser_of
-from .placements import Compact, Placement, Streamed, parameter_bytes
+from .placements import Compact, Placement, Saved, Streamed, parameter_bytes
 from .progress import Reporter
 from .schedule import Schedule
 from .search import Generation, Levels
 from .searching import Found, evolve
 from .sensitivity import Sensitivity, sensitivity
 from .settings import Settings, describe
+from .store import check_outputs, read_manifest
 from .study import Study, Survey, as_measured, identity, study, survey
 
 
@@ -82,14 +86,44 @@ def finish(
     return Compressed(schedule, plans, settings.sampling, base, about, placement, timesteps, corrections)
 
 
+@checked("")
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a search: whatever can be refused before a model is looked at is refused when this is made.
+
+    Raises:
+        DiffESError: a setting of no sense, or a placement beside ``budget.weights_gb``, which says it.
+        ArtefactError: ``table`` is no artefact.
+        StorageError: the journal cannot be written.
+    """
+
+    budget: Budget
+    settings: Settings
+    placement: Saved | None = None
+    journal: Place | None = None
+    resume: bool = False
+    workers: Workers = 1
+    table: Place | None = None
+    reporter: Reporter | None = None
+
+    def __post_init__(self) -> None:
+        if self.placement is not None and self.budget.weights_gb is not None:
+            found, remedy = f"{type(self.placement).__name__} beside weights_gb", "Leave one of them out."
+            raise DiffESError("placement", expected="none, since the result is streamed", found=found, remedy=remedy)
+        if self.table is not None:
+            read_manifest(Path(self.table))
+        if self.journal is not None:
+            check_outputs(Path(self.journal).parent, Path(self.journal).name)
+
+
 def compress(
     pipe: AnyPipeline,
-    macs: float = 0.7,
+    macs: float | None = None,
     settings: Settings | None = None,
     *,
     speedup: float | None = None,
     weights_gb: float | None = None,
-    placement: Placement | None = None,
+    placement: Saved | None = None,
     journal: str | Path | None = None,
     resume: bool = False,
     workers: int = 1,
@@ -102,15 +136,16 @@ def compress(
     Args:
         pipe: a pipeline of one of the classes in ``loading.SUPPORTED``, with the scheduler you sample with; it is left
             as it was.
-        macs: the share of the dense trajectory's multiply-accumulates that may be spent, in (0, 1].
+        macs: the share of the dense trajectory's multiply-accumulates that may be spent, in (0, 1]; by default 0.7.
         settings: everything else that the result depends on; give at least your own steps and guidance.
         speedup: in place of ``macs``, how many times faster the whole pipeline is to be on this device, at your own
             batch.
-        weights_gb: the most GB of weights on the device; the result is placed ``Streamed``.
+        weights_gb: the most GB of weights on the device, besides either; the result is placed ``Streamed``.
         placement: where the weights of the stages wait when the result runs; None leaves it to the memory that is free
             then. ``Compact`` factors the corrections, and measures what that costs.
         journal: a file to which every evaluation is appended, so that a stopped search can be resumed.
-        resume: go on with an existing journal, to the result that an uninterrupted run gives.
+        resume: go on with an existing journal, to the result that an uninterrupted run gives; where there is none, the
+            search starts anew, and the reporter says so.
         workers: processes that score candidates at the same time, each with a copy of the pipeline; they are dealt over
             the CUDA devices. Their number changes nothing but the time.
         table: the folder of an earlier result of this model and these settings, whose sensitivities are taken, not
@@ -124,37 +159,33 @@ def compress(
         DiffESError: bad settings, or a journal of other settings.
         StorageError: another process searches with this journal; or the disk refused.
     """
-    reporter, budget = reporter or Reporter(quiet=True), Budget(macs, speedup, weights_gb)
-    settings = (settings or Settings()).changed(**changes)
+    start, budget = Settings() if settings is None else settings, Budget(macs, speedup, weights_gb)
+    asked = Asked(budget, start, placement, journal, resume, workers, table, reporter)
     with held_file(journal):
-        return _compress(pipe, settings, budget, placement, journal, resume, workers, table, reporter)
+        return _compress(pipe, replace(asked, settings=asked.settings.changed(**changes)))
 
 
-def _compress(
-    pipe: AnyPipeline,
-    settings: Settings,
-    budget: Budget,
-    placement: Placement | None,
-    journal: str | Path | None,
-    resume: bool,
-    workers: int,
-    table: str | Path | None,
-    reporter: Reporter,
-) -> Compressed:
+def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
     """:func:`compress`, while nobody else works on the journal."""
-    priced, speedup, weights_gb = None, budget.speedup, budget.weights_gb
-    earlier = None if table is None else load(table).about
+    reporter, settings, budget = asked.reporter or Reporter(quiet=True), asked.settings, asked.budget
+    journal, resume, table, placement = asked.journal, asked.resume, asked.table, asked.placement
+    speedup, weights_gb = budget.speedup, budget.weights_gb
+    earlier, priced = None if table is None else load(table).about, None
     if earlier is not None:
         settings = as_measured(settings, earlier["settings"])
-    if resume and journal is not None:
-        header = Journal.began_with(Path(journal))
+    if resume:
+        header = {} if journal is None else Journal.began_with(Path(journal))
         settings, priced = as_measured(settings, header), header.get("prices")
+        if not header:
+            reporter.say(f"There is no journal to resume{f' at {journal}' if journal else ''}: the search starts anew.")
     surveyed = survey(pipe, settings, reporter, budget, priced)
     known = None if earlier is None else Sensitivity.restored(earlier["sensitivity"], surveyed, str(table))
     log = open_journal(surveyed, budget, journal, reporter, resume=resume, table=known)
     ready = study(surveyed, reporter)
-    front = (share for share in ready.settings.front if ready.costs.attainable(share))
-    with Judge(ready, log, workers) as judge:
+    front = [share for share in ready.settings.front if ready.costs.attainable(share)]
+    if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
+        reporter.say(f"Left out of the front, below the cheapest schedule: {', '.join(lost)}.")
+    with Judge(ready, log, asked.workers) as judge:
         errors = known or sensitivity(ready, judge, reporter)
         found = evolve(ready, (ready.share, *front), judge, errors, reporter)
     if weights_gb is not None:
@@ -172,7 +203,7 @@ def _compress(
 def open_journal(
     surveyed: Survey,
     budget: Budget,
-    path: str | Path | None,
+    path: str | PurePath | None,
     reporter: Reporter,
     *,
     resume: bool,
@@ -180,7 +211,7 @@ def open_journal(
 ) -> Journal:
     """The journal of one search, bound to everything that its scores and its course depend on; for who holds it."""
     prices = None if surveyed.prices is None else surveyed.prices.to_json()
-    facts = {**describe(surveyed.settings), "budget": asdict(budget), "prices": prices, **identity(surveyed.pipe)}
+    facts = {**describe(surveyed.settings), "budget": budget.to_json(), "prices": prices, **identity(surveyed.pipe)}
     facts["table"] = None if table is None else sha256(repr(table).encode()).hexdigest()
     journal = Journal(Path(path) if path is not None else None, facts, resume=resume)
     if journal.dropped:

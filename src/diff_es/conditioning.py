@@ -15,8 +15,10 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from .arguments import Text, checked
 from .errors import DiffESError
 from .exchange import exchanged
+from .limits import Batch, Frames, Guidance, Pixels, Steps
 from .rng import derive_seed
 
 Pipeline: TypeAlias = DiffusionPipeline  # what Diff-ES can drive
@@ -60,6 +62,7 @@ FAMILIES: dict[str, Family] = {
 """By the class's name, so that none of them is imported, with all that it needs, unless it is used."""
 
 
+@checked("")
 @dataclass(frozen=True)
 class Sampling:
     """The user's own setting, which everything is calibrated on and judged at.
@@ -75,20 +78,13 @@ class Sampling:
         frames: of a video; None: the pipeline's own.
     """
 
-    steps: int = 50
-    guidance: float = 4.0
-    batch: int = 16
-    negative_prompt: str | None = None
-    height: int | None = None
-    width: int | None = None
-    frames: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("guidance", 0), ("height", 1), ("width", 1), ("frames", 1)):
-            value = getattr(self, name)
-            if value is not None and not least <= value < float("inf"):
-                remedy = "Give the value you sample with."
-                raise DiffESError(name, expected=f"a number from {least} up", found=str(value), remedy=remedy)
+    steps: Steps = 50
+    guidance: Guidance = 4.0
+    batch: Batch = 16
+    negative_prompt: Text | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
+    frames: Frames | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import metrics
+from .arguments import checked
 from .artefact import Compressed
 from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure, running
@@ -21,6 +22,7 @@ from .compress import open_journal
 from .conditioning import Encodings, encoded_once
 from .driving import run_search
 from .judge import Judge
+from .limits import Batch, Count, Rounds, Several
 from .locks import held_file
 from .multistep import Corrections
 from .pipeline import decode, make_probes, sample, trace
@@ -35,16 +37,17 @@ from .tiles import Reference
 from .units import Width
 
 
+@checked("")
 @dataclass(frozen=True)
 class Effort:
     """How much the evaluation runs."""
 
-    noises: int = 64  # held-out noises for SNR and PSNR
-    images: int = 128  # images for the Fréchet distance
-    rounds: int = 3  # timed rounds
-    batch: int = 32  # samples per timed pipeline call; small batches time the overhead of small operations
-    strip: int = 8  # images shown of each contender
-    random: int | None = None  # candidates of the random search; None: as many as our own search ran
+    noises: Several = 64  # held-out noises for SNR and PSNR
+    images: Count = 128  # images for the Fréchet distance
+    rounds: Rounds = 3  # timed rounds
+    batch: Batch = 32  # samples per timed pipeline call; small batches time the overhead of small operations
+    strip: Count = 8  # images shown of each contender
+    random: Count | None = None  # candidates of the random search; None: as many as our own search ran
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import SkipValidation
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from .arguments import Place, checked
 from .artefact import Compressed
 from .conditioning import Asked, family_of
 from .errors import DiffESError, StorageError, UnsupportedModel
@@ -25,6 +27,7 @@ from .layers import Kind, Plan, discover, realise, state_dict
 from .loading import check
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_of, hushed, meta_twin, trace, with_denoiser
 from .pruned_transformer import PRUNED, Pruning
+from .store import check_outputs
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Exported:
         return f"{kind}.from_pretrained({str(self.folder)!r}{precision}{trust})"
 
 
-def export(result: Compressed, pipe: AnyPipeline, folder: str | Path) -> Exported:
+@checked()
+def export(result: Compressed, pipe: SkipValidation[AnyPipeline], folder: Place) -> Exported:
     """Write a pipeline that, loaded and cast as ``pipe`` was, gives to the bit what that gives under ``result.routed``.
 
     Where blocks are merely left out, the denoiser is diffusers' own class with fewer of them. Where layers are thinner,
@@ -65,8 +69,8 @@ def export(result: Compressed, pipe: AnyPipeline, folder: str | Path) -> Exporte
         UnsupportedModel: another pipeline than ``DiTPipeline``, or a denoiser class that has no pruned form.
         StorageError: the disk refused, or the folder holds something.
     """
-    target = Path(folder).resolve()  # a link keeps pointing there
-    _check_target(target)
+    target = Path(os.path.realpath(folder))  # a link keeps pointing there
+    check_new(target)
     ready = _with_classes(pipe)
     plan = _one_plan(result)
     dense = result.check(pipe)
@@ -245,28 +249,36 @@ def _bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
-def _check_target(target: Path) -> None:
-    expected, remedy = "a new or an empty folder", "Name another one."
-    found = "a file" if target.exists() and not target.is_dir() else "a mount point" if target.is_mount() else None
-    if found is None and target.is_dir() and any(target.iterdir()):
-        found = "a folder with files in it"
-    if found is not None:
-        raise StorageError(str(target), expected=expected, found=found, remedy=remedy)
+def check_new(target: Path) -> None:
+    """Refuse, before any work is done, what :func:`export` does not write to.
+
+    Raises:
+        StorageError: a folder that holds something, or one that cannot be made or written to.
+    """
+    check_outputs(target)
+    if target.exists() and any(target.iterdir()):
+        expected, found = "a new or an empty folder", "a folder with files in it"
+        raise StorageError(str(target), expected=expected, found=found, remedy="Name another one.")
 
 
 @contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """A folder that takes the place of ``target`` at the end of the block, or vanishes."""
-    staging = None
+    """A folder whose files are those of ``target`` at the end of the block, or vanish."""
+    staging, there, moved = None, target.exists(), list[Path]()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target if there else target.parent))
         staging.chmod(0o755)
         yield staging
-        if target.exists():
-            target.rmdir()
-        os.replace(staging, target)
+        if not there:
+            os.replace(staging, target)
+        else:  # it may be where somebody stands, or where a disk is mounted; without its index nothing loads
+            for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == "model_index.json"):
+                moved.append(target / entry.name)
+                os.replace(entry, moved[-1])
     except (OSError, SafetensorError) as error:
+        for path in moved:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         remedy = "Choose another folder, or free some space and run the same command again."
         raise StorageError(str(target), expected="room to write", found=str(error), remedy=remedy) from error
     finally:

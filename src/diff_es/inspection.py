@@ -5,18 +5,28 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from pydantic import SkipValidation
 from torch import nn
 
+from .arguments import checked
 from .cost import Costs, MacCounter
 from .latency import LayerTime, hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, Kind, discover, named_parameters
-from .pipeline import Pipeline, Sampling, denoiser_of, trace
+from .limits import Levels
+from .loading import check
+from .pipeline import AnyPipeline, Sampling, denoiser_of, trace
 from .progress import Reporter
 from .units import Depth, Grain, Width, never_thinned, units_of
 
 
+@checked()
 def inspect(
-    pipe: Pipeline, levels: int, reporter: Reporter, sampling: Sampling | None = None, *, timed: bool = False
+    pipe: SkipValidation[AnyPipeline],
+    levels: Levels = 8,
+    reporter: Reporter | None = None,
+    sampling: Sampling | None = None,
+    *,
+    timed: bool = False,
 ) -> dict[str, Any]:
     """The findings as JSON values; MACs are those of one denoiser call.
 
@@ -24,11 +34,17 @@ def inspect(
     model's with ``macs_of_no_level``, which no level changes.
 
     Args:
+        levels: of the width ladder.
+        reporter: shows progress; default silent.
         sampling: what the pipeline is asked for; by default images of its own size.
         timed: whether every shape of layer is timed at every level, in calls of ``sampling.batch``. A level at which a
             layer runs slower than dense leaves it dense.
+
+    Raises:
+        UnsupportedModel: as for ``compress``, a pipeline that Diff-ES cannot drive, or no pipeline at all.
     """
-    denoiser, sampling = denoiser_of(pipe), sampling or Sampling(steps=10)
+    denoiser, reporter = denoiser_of(check(pipe)), reporter or Reporter(quiet=True)
+    sampling = sampling or Sampling(steps=10)
     anatomy, path = discover(denoiser), trace(pipe, sampling)
     multiple, times = hardware_multiple(denoiser.device, denoiser.dtype), tuple[LayerTime, ...]()
     width, depth = Width(levels, multiple, ()), Depth()

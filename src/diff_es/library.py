@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from .arguments import checked, named
 from .calibrate import Statistics
 from .layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, as_matrix, from_matrix, output_of, shortcut_of
 from .obs import Moments, Obs, Ranking, Ridge, regress
@@ -16,6 +18,7 @@ from .progress import Reporter
 from .units import Depth, Grain, Ladder, Thin, Unit, Width, units_of, usual_grain
 
 
+@checked()
 @dataclass(frozen=True)
 class Method:
     """How levels are made from statistics."""
@@ -25,7 +28,7 @@ class Method:
     compensation: Ridge | None = field(default_factory=Ridge)  # None slices the dense weights
     stagewise: bool = True  # False shares one set of statistics between all stages
     shared_order: bool = False  # True lets all stages give up their groups in one order, and only the weights differ
-    grain: Grain | None = None  # what carries its own level; None: units.usual_grain
+    grain: Annotated[Grain, named(Grain)] | None = None  # what carries its own level; None: units.usual_grain
 
     @property
     def depth(self) -> Depth | None:

@@ -208,7 +208,7 @@ def check(pipe: AnyPipeline) -> Pipeline:
             that are stored otherwise than it computes, classes that it has not, or as :func:`check_denoiser`.
         DiffESError: group offloading that brings in copies of parameters.
     """
-    if family_of(pipe) is None:
+    if isinstance(pipe, diffusers.DiffusionPipeline) and family_of(pipe) is None:
         _check_class("pipe", type(pipe).__name__)
     if sequentially(check_denoiser(pipe)):
         remedy = "Call pipe.remove_all_hooks(), and offload again to run a result; or take model or group offload."
@@ -260,6 +260,13 @@ def check_denoiser(pipe: AnyPipeline) -> Denoiser:
     Raises:
         UnsupportedModel: there is none, it is wrapped, it has no weights, or it is in training mode.
     """
+    if not isinstance(pipe, diffusers.DiffusionPipeline):
+        expected, found, remedy = f"one of {', '.join(SUPPORTED)}", type(pipe).__name__, "Give a pipeline of diffusers."
+        if isinstance(pipe, nn.Module):
+            found += ", a network without a pipeline that samples with it"
+            remedy = "Give the pipeline that it belongs to. What can be pruned in a network of your own is declared: "
+            remedy += "diff_es.layers.declare, as in examples/foreign_denoiser.py."
+        raise UnsupportedModel("pipe", expected=expected, found=found, remedy=remedy)
     name = denoiser_name(pipe)
     if name is None:
         found, remedy = ", ".join(pipe.components), "Give a diffusers pipeline that has one of them."

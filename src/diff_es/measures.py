@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 from torch import Tensor
 
 from . import metrics
+from .arguments import checked
 from .pipeline import Pipeline, decode
 
 
-class Measure(Protocol):
-    """A closeness of two sets of final latents; higher is better."""
-
-    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        """What is compared: the latents themselves, or their images."""
-
-    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
-        """(N,) in the measure's own unit."""
-
-    def error(self, closeness: float) -> float:
-        """A closeness as an error that adds up over independent causes, 0 being exact."""
-
-
+@checked()
 @dataclass(frozen=True)
 class LatentSNR:
     """Signal-to-noise ratio of the final latent against the dense one, in dB."""
 
     def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
+        """As of every measure: what is compared, the latents themselves or their images."""
         return latents
 
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
+        """(N,) in the measure's own unit; higher is better."""
         return metrics.snr_db(reference, result)
 
     def error(self, closeness: float) -> float:
+        """A closeness as an error that adds up over independent causes, 0 being exact."""
         return _power(closeness)
 
 
+@checked()
 @dataclass(frozen=True)
 class ImagePSNR:
     """Peak signal-to-noise ratio of the image, in dB."""
@@ -53,6 +46,7 @@ class ImagePSNR:
         return _power(closeness)
 
 
+@checked()
 @dataclass(frozen=True)
 class ImageSSIM:
     """Structural similarity of the image, at most 1."""
@@ -68,6 +62,10 @@ class ImageSSIM:
 
     def error(self, closeness: float) -> float:
         return 1 - closeness
+
+
+Measure: TypeAlias = LatentSNR | ImagePSNR | ImageSSIM
+"""A closeness of two sets of final latents that settings can be saved with."""
 
 
 def _power(decibel: float) -> float:

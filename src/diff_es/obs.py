@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from .errors import DiffESError
+from .arguments import checked
+from .limits import Damping, Rounds
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,6 @@ def _double(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
-def _check_positive(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            remedy = "Leave it out to take the default."
-            raise DiffESError(f"{where}.{name}", expected="a number above 0", found=str(value), remedy=remedy)
-
-
 def damped(hessian: Tensor, damping: float, floor: float | Tensor = 0.0) -> Tensor:
     """H + (damping * mean(diag H) + floor) * I; for an input that is always zero, I."""
     scale = damping * hessian.diagonal().mean().clamp_min(0) + floor
@@ -88,21 +82,17 @@ def damped(hessian: Tensor, damping: float, floor: float | Tensor = 0.0) -> Tens
 # ------------------------------------------------------------------------------------------------------- ranking
 
 
-class Ranking(Protocol):
-    """Says in which order the groups of a layer go."""
-
-    def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
-        """int64 (G,), the group that goes first first; weight (O, G * width)."""
-
-
+@checked()
 @dataclass(frozen=True)
 class Magnitude:
     """By |W_g|^2, the squared norm of a group's columns; blind to the inputs."""
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
+        """As of every ranking: int64 (G,), the group that goes first first; weight (O, G * width)."""
         return _grouped(_double(weight).square().sum(0), width).argsort(stable=True)
 
 
+@checked()
 @dataclass(frozen=True)
 class Activation:
     """By E|x_g|^2, the power of a group's inputs; blind to the weights."""
@@ -111,6 +101,7 @@ class Activation:
         return _grouped(moments.power(), width).argsort(stable=True)
 
 
+@checked()
 @dataclass(frozen=True)
 class Wanda:
     """By the sum of |W_ij| (E x_j^2)^(1/2) over a group (Sun et al. 2023, arXiv 2306.11695, made structured)."""
@@ -119,6 +110,7 @@ class Wanda:
         return _grouped(_double(weight).abs().sum(0) * moments.power().sqrt(), width).argsort(stable=True)
 
 
+@checked()
 @dataclass(frozen=True)
 class Obs:
     """Greedy structured Optimal Brain Surgeon (Hassibi & Stork 1993; the paper's section on second-order pruning).
@@ -132,11 +124,8 @@ class Obs:
             one.
     """
 
-    damping: float = 0.01
-    rounds: int = 1024
-
-    def __post_init__(self) -> None:
-        _check_positive("Obs", damping=self.damping, rounds=self.rounds)
+    damping: Damping = 0.01
+    rounds: Rounds = 1024
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
         # float32 from here on: the order alone is at stake, and the loop is bound by memory
@@ -155,6 +144,10 @@ class Obs:
             weight.addmm_(weight[:, removed], update, alpha=-1)
             inverse.addmm_(inverse[:, removed], update, alpha=-1)
         return torch.cat(order)
+
+
+Ranking: TypeAlias = Obs | Wanda | Magnitude | Activation
+"""Says in which order the groups of a layer go: one that settings can be saved with."""
 
 
 def _obs_scores(weight: Tensor, inverse: Tensor, alive: Tensor, width: int) -> Tensor:
@@ -186,6 +179,7 @@ def _columns(groups: Tensor, width: int) -> Tensor:
 # -------------------------------------------------------------------------------------------------- compensation
 
 
+@checked()
 @dataclass(frozen=True)
 class Ridge:
     """Re-solve the kept weights: ridge regression of the dense layer's output on the kept inputs.
@@ -200,11 +194,8 @@ class Ridge:
         intercept: whether the mean of what was removed goes into the bias (H is then the covariance).
     """
 
-    damping: float = 0.01
+    damping: Damping = 0.01
     intercept: bool = True
-
-    def __post_init__(self) -> None:
-        _check_positive("Ridge", damping=self.damping)
 
     def solve(
         self, weight: Tensor, bias: Tensor | None, moments: Moments, order: Tensor, counts: Sequence[int]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .arguments import checked
+from .limits import Batch, Count, Guidance, Rounds, Seed, Steps
 from .measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
 from .obs import Activation, Magnitude, Obs, Ranking, Wanda
-from .placements import Compact, Placement, Resident, Streamed
+from .pipeline import Sampling
+from .placements import Compact, Resident, Saved, Streamed
 
 
 class Dtype(StrEnum):
@@ -78,12 +82,38 @@ MEASURES: dict[MeasureName, Measure] = {
     MeasureName.SSIM: ImageSSIM(),
 }
 
-PLACEMENTS: dict[PlacementName, Placement | None] = {
+PLACEMENTS: dict[PlacementName, Saved | None] = {
     PlacementName.AUTO: None,
     PlacementName.RESIDENT: Resident(),
     PlacementName.STREAMED: Streamed(),
     PlacementName.COMPACT: Compact(),
 }
+
+
+@checked("")
+@dataclass(frozen=True)
+class Images:
+    """What `diff-es sample` is asked for."""
+
+    count: Count
+    seed: Seed
+    steps: Steps | None  # None: those of the artefact
+    guidance: Guidance | None
+
+    def of(self, sampling: Sampling) -> Sampling:
+        """The artefact's setting with what is asked for instead."""
+        steps = sampling.steps if self.steps is None else self.steps
+        return replace(sampling, steps=steps, guidance=sampling.guidance if self.guidance is None else self.guidance)
+
+
+@checked("")
+@dataclass(frozen=True)
+class Trials:
+    """What `diff-es bench` is asked for."""
+
+    batch: tuple[Batch, ...]
+    rounds: Rounds
+
 
 Model = Annotated[
     str,

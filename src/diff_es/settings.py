@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cache, reduce
-from operator import or_
-from types import UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import FiniteFloat, InstanceOf, TypeAdapter
+from pydantic import Field
 
-from .checking import shown, validated
+from .arguments import LISTED, Text, checked, named
+from .checking import shown
 from .errors import DiffESError
 from .library import Method
+from .limits import Chance, Count, CountOrNone, Directions, Finer, Seed, Share, Steps
 from .measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
-from .obs import Activation, Magnitude, Obs, Ranking, Ridge, Wanda
+from .obs import Activation, Magnitude, Obs, Ridge, Wanda
 from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
 from .units import Depth, Grain, Width
+
+Prompts: TypeAlias = Annotated[tuple[Text, ...], LISTED, Field(min_length=1)]
 
 
 class Levers(StrEnum):
@@ -30,44 +31,38 @@ class Levers(StrEnum):
     BOTH = "prune,steps"
 
 
+@checked("")
 @dataclass(frozen=True)
 class Settings:
     """Everything that the result depends on, besides the model and the budget."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    stages: int = 10
-    levers: Levers = Levers.BOTH
+    stages: Steps = 10
+    levers: Annotated[Levers, named(Levers)] = Levers.BOTH
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
-    calibration: int = 128  # samples that calibration runs
-    fine: int = 4  # where steps are a choice, results are compared with so many times the user's own steps
-    corrections: int = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
-    probes: int = 32  # noises that candidates are judged on
-    heat: int | None = None  # the first of them, after which the worse half drops out; None: half of them, 0: none
-    sensed: int = 10  # the first of them, on which sensitivities are measured
-    finalists: int = 5  # best candidates that are judged again ...
-    held_out: int = 32  # ... on so many noises that the search never saw
-    population: int = 20
-    generations: int = 40  # and half as many more where steps and levels are both a choice
-    survivors: int = 5  # of all so far, from which offspring are drawn
-    crossover: float = 0.3  # share of offspring by crossover; the others are mutations
-    switches: int | None = None  # most level switches of a mutation; None: by the number of choices
-    placings: int = 16  # generations in which the steps of the best schedules are moved about; 1: none
-    offspring: int = 8  # of each of them
-    front: tuple[float, ...] = ()  # budgets that are searched beside the one asked for
-    seed: int = 0
-    prompts: tuple[str, ...] | None = None  # of text pipelines, dealt to the noises; None: the pipeline's own
+    calibration: Count = 128  # samples that calibration runs
+    fine: Finer = 4  # where steps are a choice, results are compared with so many times the user's own steps
+    corrections: Directions = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
+    probes: Count = 32  # noises that candidates are judged on
+    heat: CountOrNone | None = None  # the first of them, after which the worse half drops out; None: half, 0: none
+    sensed: Count = 10  # the first of them, on which sensitivities are measured
+    finalists: Count = 5  # best candidates that are judged again ...
+    held_out: Count = 32  # ... on so many noises that the search never saw
+    population: Count = 20
+    generations: Count = 40  # and half as many more where steps and levels are both a choice
+    survivors: Count = 5  # of all so far, from which offspring are drawn
+    crossover: Chance = 0.3  # share of offspring by crossover; the others are mutations
+    switches: Count | None = None  # most level switches of a mutation; None: by the number of choices
+    placings: Count = 16  # generations in which the steps of the best schedules are moved about; 1: none
+    offspring: Count = 8  # of each of them
+    front: Annotated[tuple[Share, ...], LISTED] = ()  # budgets that are searched beside the one asked for
+    seed: Seed = 0
+    prompts: Prompts | None = None  # of text pipelines, dealt to the noises; None: the pipeline's own
 
     def __post_init__(self) -> None:
-        remedy = "Leave it out to take the default."
-        counts = ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations")
-        for name in (*counts, "sensed", "placings", "offspring"):
-            if getattr(self, name) < 1:
-                raise DiffESError(name, expected="1 or more", found=str(getattr(self, name)), remedy=remedy)
-        if self.corrections < 0:
-            raise DiffESError("corrections", expected="0 or more", found=str(self.corrections), remedy=remedy)
-        if not 0 <= self.first_heat < self.probes:
-            expected = f"a number from 0, below the {self.probes} probes"
+        if self.first_heat >= self.probes:
+            expected, remedy = f"a number from 0, below the {self.probes} probes", "Leave it out to take the default."
             raise DiffESError("heat", expected=expected, found=str(self.heat), remedy=remedy)
 
     @property
@@ -92,8 +87,8 @@ class Settings:
                 known = ", ".join([*vars(self.sampling), *vars(self)])
                 raise DiffESError("settings", expected=f"one of {known}", found=name, remedy="Mind the spelling.")
         sampling = {name: value for name, value in changes.items() if name not in own}
-        before = own.get("sampling", self.sampling)
-        return replace(self, **{**own, "sampling": replace(before, **sampling)})
+        other = replace(self, **own)
+        return replace(other, sampling=replace(other.sampling, **sampling)) if sampling else other
 
 
 _RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)
@@ -102,7 +97,6 @@ _CHOICES: dict[str, type] = {
     kind.__name__: kind
     for kind in (Sampling, Method, Width, Depth, Grain, Ridge, Levers, *_RANKINGS, *_MEASURES, *_PLACEMENTS)
 }
-_OPEN: dict[Any, tuple[type, ...]] = {Ranking: _RANKINGS, Measure: _MEASURES}  # to classes of the user's own
 _EDITED = "Compress again, with the settings that are meant."
 
 
@@ -153,27 +147,8 @@ def made(kind: type[Kind], described: Mapping[str, Any], where: str) -> Kind:
     Raises:
         DiffESError: a field that the class has not, or a value that it cannot have.
     """
-    schemas, values = _schemas(cast(Any, kind)), dict[str, Any]()
-    for name, entry in described.items():
-        if name not in schemas:
-            raise DiffESError(where, expected=f"one of {', '.join(schemas)}", found=shown(name), remedy=_EDITED)
-        place = f"{where}.{name}"
-        values[name] = validated(schemas[name], value_of(entry, place), place, _EDITED, DiffESError, strict=True)
-    return kind(**values)
-
-
-@cache
-def _schemas(kind: Any) -> dict[str, TypeAdapter[Any]]:
-    """By field, what it can hold."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: TypeAdapter(_schema(hints[field.name])) for field in fields(kind)}
-
-
-def _schema(hint: Any) -> Any:
-    """A field's type, where objects of ours stand for themselves: they were made, and so checked, before."""
-    instance: Any = InstanceOf
-    if isinstance(hint, type) and (hint in _OPEN or is_dataclass(hint)):
-        return reduce(or_, [instance[kind] for kind in _OPEN.get(hint, (hint,))])
-    if get_origin(hint) in (Union, UnionType):
-        return reduce(or_, map(_schema, get_args(hint)))
-    return FiniteFloat if hint is float else hint
+    try:
+        return kind(**{name: value_of(entry, f"{where}.{name}") for name, entry in described.items()})
+    except DiffESError as error:
+        inside = error.where if error.where.startswith(where) else f"{where}: {error.where}"
+        raise DiffESError(inside, expected=error.expected, found=error.found, remedy=_EDITED) from error

@@ -126,19 +126,44 @@ def make_folder(folder: Path) -> None:
         raise StorageError(str(folder), expected="a folder", found=str(error), remedy=_REPLACE) from error
 
 
+def check_outputs(folder: Path, *files: str) -> None:
+    """Refuse, before any work is done, a folder that cannot be made or written to, or in which something else has the
+    name of one of these files. Nothing is left behind.
+
+    Raises:
+        StorageError: the disk refuses, or there is a file, a device or a folder of such a name.
+    """
+    made = list[Path]()
+    try:
+        for part in (*reversed(folder.parents), folder):
+            if not part.exists():
+                part.mkdir()
+                made.append(part)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for path in (folder / name for name in files):
+            if path.exists() and not path.is_file():
+                raise StorageError(str(path), expected="a file", found="something else", remedy=_REPLACE)
+    except OSError as error:
+        there = os.path.isfile(folder)
+        expected, found = ("a folder", "a file") if there else ("a folder to write to", str(error))
+        raise StorageError(str(folder), expected=expected, found=found, remedy=_REPLACE) from error
+    finally:
+        with suppress(OSError):  # another run has begun to write there
+            for part in reversed(made):
+                part.rmdir()
+
+
 def check_target(folder: Path) -> None:
     """Refuse, before any work is done, a folder that :func:`write_folder` would refuse.
 
     Raises:
-        StorageError: it is a file, or a folder that is neither empty nor an artefact; journals may be in it.
+        StorageError: it is a file, a folder that is neither empty nor an artefact (journals may be in it), or it cannot
+            be written to.
         ArtefactError: it holds an artefact that this version does not know.
     """
-    try:
-        if not folder.is_dir() and folder.exists():
-            raise StorageError(str(folder), expected="a folder", found="a file", remedy=_REPLACE)
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    except OSError as error:
-        raise StorageError(str(folder), expected="a folder", found=str(error), remedy=_REPLACE) from error
+    check_outputs(folder)
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     if MANIFEST in names:
         read_manifest(folder)
     elif not all(name.endswith(".jsonl") or _NAMED.fullmatch(name) or _UNFINISHED.fullmatch(name) for name in names):

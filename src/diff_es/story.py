@@ -20,6 +20,8 @@ from .searching import Found
 from .store import write_text
 from .study import Study
 
+PUBLISHED = ("result.json", "report.html")
+
 
 def picture(image: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] to an 8-bit image; of a video (3, F, H, W) the frames side by side."""
@@ -108,12 +110,12 @@ def _device(device: torch.device) -> str:
 
 
 def publish(folder: Path, story: Story) -> dict[str, list[dict[str, str | int | float | None]]]:
-    """Write ``result.json`` and ``report.html``; returns what ``result.json`` holds.
+    """Write the files :data:`PUBLISHED`; returns what the first holds.
 
     Raises:
         StorageError: the disk refused.
     """
     result = {"rows": [row.to_json() for row in story.rows]}
-    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-    write_text(folder / "report.html", render(story))
+    for name, text in zip(PUBLISHED, (json.dumps(result, indent=2) + "\n", render(story)), strict=True):
+        write_text(folder / name, text)
     return result

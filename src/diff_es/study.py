@@ -212,7 +212,7 @@ def survey(
     if path is not None:  # steps are counted, not calls
         own, each = stages.steps(path.timesteps), traced.calls
     macs = Costs.tabled([[each * cost for cost in row] for row in table], own, choices)
-    costs, share, prices = macs, budget.macs, None
+    costs, share, prices = macs, budget.share, None
     if budget.speedup is not None:
         prices = Prices.restored(priced, macs) if priced else None
         prices = prices or measured_prices(pipe, counter, units, macs, settings.sampling, reporter)

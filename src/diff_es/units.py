@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
+from .arguments import LISTED, Text, checked
 from .errors import DiffESError
 from .layers import Anatomy, Layer
+from .limits import Level, Levels, Multiple
 
 
+@checked()
 @dataclass(frozen=True)
 class Depth:
     """Level l leaves out the l least important blocks, each replaced by a fitted linear map; one block always stays."""
@@ -17,6 +21,7 @@ class Depth:
     bypass: bool = True  # False leaves nothing in a block's place
 
 
+@checked()
 @dataclass(frozen=True)
 class Width:
     """Levels 0 to ``levels`` - 1: level l removes floor(l n / levels) of the n heads or channels of every layer.
@@ -31,16 +36,10 @@ class Width:
         depth: how blocks may be skipped whole instead; None leaves them alone.
     """
 
-    levels: int = 8
-    multiple: int | None = None
-    dense: tuple[tuple[str, int], ...] | None = None
+    levels: Levels = 8
+    multiple: Multiple | None = None
+    dense: Annotated[tuple[Annotated[tuple[Text, Level], LISTED], ...], LISTED] | None = None
     depth: Depth | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, least in (("levels", self.levels, 2), ("multiple", self.multiple, 1)):
-            if value is not None and value < least:
-                expected, remedy = f"{least} or more", "Leave it out to take the default."
-                raise DiffESError(f"Width.{name}", expected=expected, found=str(value), remedy=remedy)
 
     def kept(self, layer: Layer, level: int) -> int:
         """How many groups of a layer stay at a level."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -23,9 +24,11 @@ from .streamed import Streamed, StreamedStore
 
 __all__ = [
     "Compact",
+    "Placed",
     "Placement",
     "Resident",
     "ResidentStore",
+    "Saved",
     "Stitched",
     "Store",
     "Streamed",
@@ -33,6 +36,12 @@ __all__ = [
     "choose",
     "parameter_bytes",
 ]
+
+
+Saved: TypeAlias = Resident | Streamed | Compact
+"""The placements that a result can be saved with."""
+Placed: TypeAlias = Saved | Stitched
+"""And that it can run with."""
 
 
 def choose(denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Placement:

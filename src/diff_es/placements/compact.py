@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArtefactError, DiffESError
+from ..arguments import checked
+from ..errors import ArtefactError
 from ..layers import (
     Anatomy,
     Bypass,
@@ -26,10 +27,12 @@ from ..layers import (
     row_picks,
     sequentially,
 )
+from ..limits import Tolerance
 from .contract import Store, distinct, parameter_bytes
 from .resident import Resident
 
 
+@checked()
 @dataclass(frozen=True)
 class Compact:
     """The rows that feed a layer are the dense ones, put in the order of the stage, so that those which stay are a
@@ -42,14 +45,7 @@ class Compact:
             layer's output on the calibration inputs, relative to it. Used when the plans are made.
     """
 
-    tolerance: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.tolerance > 0:
-            remedy = "Leave it out to take 0.1."
-            raise DiffESError(
-                "Compact.tolerance", expected="a number above 0", found=str(self.tolerance), remedy=remedy
-            )
+    tolerance: Tolerance = 0.1
 
     def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
         for plan in distinct(plans):

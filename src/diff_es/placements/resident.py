@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..arguments import checked
 from ..layers import Anatomy, Plan, Switch, Weights, realise
 from .contract import Store, distinct, parameter_bytes
 
 
+@checked()
 @dataclass(frozen=True)
 class Resident:
     """Every stage's weights stay beside the dense ones, on the device unless these are offloaded; stages of the same

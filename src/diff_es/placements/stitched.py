@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..arguments import checked
 from ..errors import DiffESError
 from ..exchange import exchanged
 from ..layers import Anatomy, Plan, Switch, realise, sequentially
 from .contract import Store, distinct, parameter_bytes
 
 
+@checked()
 @dataclass(frozen=True)
 class Stitched:
     """One whole network per distinct plan, all on the device; for comparison."""

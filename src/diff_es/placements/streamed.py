@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DiffESError
+from ..arguments import checked
 from ..layers import Anatomy, Bypass, Content, Plan, Switch, Weights, named_parameters, owned_by, realise, sequentially
+from ..limits import Room
 from .contract import Store, distinct, parameter_bytes
 from .resident import Resident
 
 _ALIGNMENT = 64  # bytes
 
 
+@checked()
 @dataclass(frozen=True)
 class Streamed:
     """The library waits in host memory (pinned; for a CPU, in a memory-mapped file), the dense weights that it replaces
@@ -29,12 +31,7 @@ class Streamed:
             what does not fit beside the current stage is copied at the switch.
     """
 
-    limit: float = 1.15
-
-    def __post_init__(self) -> None:
-        if not self.limit > 0:
-            remedy = "Leave it out to take 1.15."
-            raise DiffESError("Streamed.limit", expected="a number above 0", found=str(self.limit), remedy=remedy)
+    limit: Room = 1.15
 
     def open(self, denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Store:
         if sequentially(denoiser):  # its hooks stream already
