@@ -157,6 +157,7 @@ def _end(workers: list[_Worker]) -> None:
             worker.process.kill()
         for worker in workers:
             worker.process.join()
+            worker.process.close()
             worker.pipe.close()
         workers.clear()
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from typing import IO
 
 from .errors import StorageError
@@ -44,11 +45,9 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 def _refused(needed: int, error: OSError) -> StorageError:
-    try:
-        folder = tempfile.gettempdir()
-        free = f"{shutil.disk_usage(folder).free / 1e6:.2f} MB free"
-    except OSError:
-        folder, free = "temporary folder", "none that can be written"
-    found = f"{free} ({error.strerror})"
+    folder, free = tempfile.tempdir or "temporary folder", "none"
+    with suppress(OSError):
+        free = f"{shutil.disk_usage(folder).free / 1e6:.2f} MB"
     remedy = "Set the environment variable TMPDIR to a folder on a disk with room for it, or free some here."
-    return StorageError(folder, expected=f"room for {needed / 1e6:.2f} MB more", found=found, remedy=remedy)
+    expected, found = f"room for {needed / 1e6:.2f} MB more", f"{free} ({error.strerror or error})"
+    return StorageError(str(folder), expected=expected, found=found, remedy=remedy)

@@ -1,0 +1,94 @@
+"""Many short runs of the command line: each is a process of its own, forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+_SERVE = """
+import json, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from diff_es import __main__, cli
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+for line in sys.stdin:
+    asked = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        for number, name in ((0, os.devnull), (1, asked["out"]), (2, asked["err"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ["diff-es", *asked["arguments"]]
+        try:
+            __main__.main()
+        except SystemExit as ended:
+            sys.stdout.flush()
+            os._exit(ended.code or 0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Run(NamedTuple):
+    """How a command ended: its exit code, minus the signal where it was killed, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """One that runs now."""
+
+    def __init__(self, pid: int, server: subprocess.Popen[str], folder: Path) -> None:
+        self.pid, self._server, self._folder = pid, server, folder
+
+    def kill(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def ended(self) -> Run:
+        assert self._server.stdout is not None
+        code = int(self._server.stdout.readline())
+        return Run(code, *((self._folder / name).read_text() for name in ("out", "err")))
+
+
+class Warm:
+    """A process that has imported everything, and forks."""
+
+    def __init__(self, server: subprocess.Popen[str], folder: Path) -> None:
+        self._server, self._folder = server, folder
+
+    def start(self, *arguments: object) -> Command:
+        asked = {
+            "arguments": list(map(str, arguments)),
+            "out": str(self._folder / "out"),
+            "err": str(self._folder / "err"),
+        }
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(json.dumps(asked), file=self._server.stdin, flush=True)
+        return Command(int(self._server.stdout.readline()), self._server, self._folder)
+
+    def run(self, *arguments: object) -> Run:
+        return self.start(*arguments).ended()
+
+
+@contextmanager
+def warm(folder: Path) -> Iterator[Warm]:
+    """``folder`` is for what the commands print."""
+    folder.mkdir()
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=pipe, stdout=pipe, text=True, env=environment)
+    with server:
+        yield Warm(server, folder)
+        assert server.stdin is not None
+        server.stdin.close()
