@@ -30,7 +30,7 @@ OURS = partial(StorageError, "here", expected="room", found="none", remedy="Make
 
 
 def workers(*each: Load[int, Any], patience: float = 60) -> Workers[int, Any]:
-    return Workers(partial(memoryview, SHARED), each, patience)
+    return Workers(lambda: memoryview(SHARED), each, patience)
 
 
 def pipes() -> list[str]:

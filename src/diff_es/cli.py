@@ -76,7 +76,7 @@ def demo_command(
     """The whole story on the bundled model: compress to 0.7 and 0.5 of the compute, compare with every alternative."""
     result, story = run_demo(out_folder, seed, Reporter())
     tables.show_rows(out, story)
-    out.print(f"\nLook at [bold]{out_folder / 'report.html'}[/bold]; figures in {out_folder / 'result.json'}.")
+    out.print(f"\nLook at {out_folder / 'report.html'}; figures in {out_folder / 'result.json'}.")
     finish(result, as_json)
 
 
@@ -203,7 +203,7 @@ def evaluate_command(
     story = tell(ready, name, found, evaluation, effort, time.monotonic() - start, notes)
     result = publish(target, story)
     tables.show_rows(out, story)
-    out.print(f"\nLook at [bold]{target / 'report.html'}[/bold].")
+    out.print(f"\nLook at {target / 'report.html'}.")
     finish(result, as_json)
 
 
@@ -241,7 +241,7 @@ def export_command(
     found = export(fast, pipe, out_folder)
     sizes = f"{found.bytes / 1e6:.1f} MB of weights, {found.dense_bytes / 1e6:.1f} before"
     out.print(f"{found.denoiser} with {sizes}. It loads without Diff-ES:")
-    out.print(found.call, markup=False, highlight=False, soft_wrap=True)
+    out.print(found.call, highlight=False, soft_wrap=True)
     kinds = {"pipeline": found.pipeline, "denoiser": found.denoiser, "stock": found.stock}
     weights = {"weight_bytes": found.bytes, "dense_weight_bytes": found.dense_bytes}
     finish({"out": str(found.folder), **kinds, **weights, "call": found.call}, as_json)

@@ -19,7 +19,7 @@ from .loading import reopen
 from .options import Dtype, Scheduler
 from .pipeline import Pipeline
 
-out = Console()
+out = Console(markup=False, emoji=False)  # names and paths are printed as they are
 
 
 _PLAIN = {"–": "-", "—": "-", "•": "*", "×": "x", "…": "~", "≤": "<", "≥": ">", "’": "'"}

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +70,7 @@ class Workers(Generic[J, A]):
         """End the processes; those of later jobs are others."""
         _end(self._all)
 
-    def answers(self, jobs: Sequence[J]) -> Iterator[tuple[J, A]]:
+    def answers(self, jobs: Sequence[J]) -> Generator[tuple[J, A]]:
         """Each job and its answer, in the order in which they come.
 
         Raises:
