@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from diff_es import __main__, cli
+from diff_es import compress
+from tests.tiny import settings, tiny
+compress(tiny(), 0.6, settings(generations=1))  # imports the rest
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 for line in sys.stdin:
     asked = json.loads(line)
@@ -52,7 +55,8 @@ class Command:
         self.pid, self._server, self._folder = pid, server, folder
 
     def kill(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(self.pid, number)
 
     def ended(self) -> Run:
         assert self._server.stdout is not None
@@ -82,12 +86,12 @@ class Warm:
 
 
 @contextmanager
-def warm(folder: Path) -> Iterator[Warm]:
-    """``folder`` is for what the commands print."""
-    folder.mkdir()
+def warm(folder: Path, temporary: Path) -> Iterator[Warm]:
+    """``folder`` is for what the commands print, ``temporary`` their folder for temporary files."""
     pipe = subprocess.PIPE
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=pipe, stdout=pipe, text=True, env=environment)
+    environment, root = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}, Path(__file__).parents[1]
+    python = [sys.executable, "-c", _SERVE]
+    server = subprocess.Popen(python, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=root)
     with server:
         yield Warm(server, folder)
         assert server.stdin is not None

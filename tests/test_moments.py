@@ -1,0 +1,114 @@
+"""A command that is killed, terminated, interrupted or hung up at any moment: nothing is lost, and nothing stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import tiny
+from tests.warm import Command, Run, Warm, warm
+
+ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to end
+SETTINGS = "--macs 0.6 --stages 2 --steps 4 --guidance 1 --batch 2 --calibration 2 --generations 4 --population 4"
+SETTINGS += " --probes 2 --heat 0 --held-out 1 --finalists 2 --levels 3 --levers prune --front= --json --resume"
+
+
+class Place:
+    """A model, a folder for results in a folder of its own, and one for temporary files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.model = root, root / "model"
+        self.results, self.temporary, self.printed = (root / name for name in ("results", "temporary", "printed"))
+        for folder in (self.results, self.temporary, self.printed):
+            folder.mkdir()
+        tiny(layers=1).save_pretrained(self.model)
+
+    def arguments(self, name: str, *more: object) -> list[str]:
+        return list(map(str, ["compress", self.model, "--out", self.results / name, *SETTINGS.split(), *more]))
+
+    def scores(self, name: str) -> set[bytes]:
+        """What a search has written down, but for a last line that was cut short."""
+        journal = self.results / name / "journal.jsonl"
+        lines = journal.read_bytes().splitlines(keepends=True)[1:] if journal.exists() else []
+        return {line for line in lines if line.endswith(b"\n")}
+
+    def result(self, name: str) -> Any:
+        saved = json.loads((self.results / name / "diff-es.json").read_text())
+        return saved["points"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("moments"))
+
+
+@pytest.fixture(scope="module")
+def server(place: Place) -> Iterator[Warm]:
+    with warm(place.printed, place.temporary) as started:
+        yield started
+
+
+def check(place: Place, run: Run, number: signal.Signals) -> None:
+    """How a command has ended that a signal has met, or not any more."""
+    assert "Traceback" not in run.err
+    assert "Warning" not in run.err
+    if run.code == 0:
+        return
+    if number is signal.SIGKILL:
+        assert run.code == -signal.SIGKILL
+    else:
+        told = json.loads(run.out.splitlines()[-1])["error"]
+        assert (run.code, told["type"], told["found"]) == (128 + number, "Stopped", number.name), run
+        assert run.err.splitlines()[-1] == f"Stopped by {number.name}. {told['remedy']}"
+        assert run.err.count("Stopped") == 1
+        assert [name for name in os.listdir(place.results) if name.startswith(".")] == []
+    assert os.listdir(place.temporary) == []
+
+
+def nobody_lives(group: int, patience: float = 20) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline, "a process lives on"
+        time.sleep(0.02)
+
+
+def test_a_search_may_be_ended_at_any_moment(place: Place, server: Warm) -> None:
+    """Each search is gone on with after each of its ends; 32 of them, at moments of a whole run's length."""
+    server.run(*place.arguments("first"))
+    start = time.monotonic()
+    assert server.run(*place.arguments("whole")).code == 0
+    length, rng = time.monotonic() - start, random.Random(0)
+    name, search, ends = "0", 0, 0
+    for turn in range(32):
+        before = place.scores(name)
+        command = server.start(*place.arguments(name))
+        time.sleep(rng.uniform(0, length))
+        number = (*ASKED, signal.SIGKILL)[turn % 4]
+        command.kill(number)
+        run = command.ended()
+        check(place, run, number)
+        nobody_lives(command.pid)
+        assert place.scores(name) >= before
+        ends += run.code != 0
+        if run.code == 0:
+            assert place.result(name) == place.result("whole")
+            search += 1
+            name = str(search)
+    assert ends >= 8
+    assert server.run(*place.arguments(name)).code == 0
+    assert place.result(name) == place.result("whole")
+    assert place.scores(name) == place.scores("whole")
