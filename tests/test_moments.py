@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.tiny import tiny
-from tests.warm import Command, Run, Warm, warm
+from tests.warm import Run, Warm, used, warm, work
 
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to end
 SETTINGS = "--macs 0.8 --stages 2 --steps 4 --guidance 1 --batch 2 --calibration 2 --generations 4 --population 4"
@@ -90,15 +90,14 @@ def nobody_lives(group: int, patience: float = 20) -> None:
 
 
 def test_a_search_may_be_ended_at_any_moment(place: Place, server: Warm) -> None:
-    """Each search is gone on with after each of its ends; 32 of them, at moments of a whole run's length."""
-    start = time.monotonic()
-    assert server.run(*place.arguments("whole")).code == 0
-    length, rng = time.monotonic() - start, random.Random(0)
+    """Each search is gone on with after each of its ends; 36 of them, at moments of a whole run."""
+    whole, rng = server.run(*place.arguments("whole")), random.Random(0)
+    assert whole.code == 0, whole
     name, search, ends = "0", 0, 0
-    for turn in range(32):
+    for turn in range(36):
         before, strays = place.scores(name), place.hidden()
         command = server.start(*place.arguments(name))
-        time.sleep(rng.uniform(0, length))
+        work(command.pid, rng.uniform(0, whole.seconds))
         number = (*ASKED, signal.SIGKILL)[turn % 4]
         command.kill(number)
         run = command.ended()
@@ -115,3 +114,32 @@ def test_a_search_may_be_ended_at_any_moment(place: Place, server: Warm) -> None
     assert server.run(*place.arguments(name)).code == 0
     assert place.result(name) == place.result("whole")
     assert place.scores(name) == place.scores("whole")
+
+
+def test_a_command_may_be_ended_while_it_imports(place: Place) -> None:
+    """From the first line of ours on, in processes of their own: before, they are Python's."""
+    rng, environment = random.Random(1), {**os.environ, "OMP_NUM_THREADS": "1"}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell runs in the background ignores Ctrl-C
+    for number in ASKED * 3:
+        python = [sys.executable, "-m", "diff_es", *place.arguments("imports")]
+        pipe = subprocess.PIPE
+        child = subprocess.Popen(
+            python, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heard, process_group=0
+        )
+        while not hears(child.pid):
+            assert child.poll() is None
+            time.sleep(0.002)
+        work(child.pid, used(child.pid) + rng.uniform(0, 3))
+        child.send_signal(number)
+        out, err = child.communicate(timeout=60)
+        check(place, Run(child.returncode, 0, out, err), number)
+        assert child.returncode == 128 + number
+        assert err == f"Stopped by {number.name}. Run the same command again.\n"
+        nobody_lives(child.pid)
+        assert not place.scores("imports")
+
+
+def hears(pid: int) -> bool:
+    """Whether a process catches SIGHUP, the last for which it is prepared."""
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGHUP - 1) & 1)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,14 +37,29 @@ for line in sys.stdin:
             sys.stdout.flush()
             os._exit(ended.code or 0)
     print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    _, status, used = os.wait4(pid, 0)
+    print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, flush=True)
 """
+
+
+def used(pid: int) -> float:
+    """Seconds of a processor that a process has used."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def work(pid: int, seconds: float) -> None:
+    """Wait until a process has used so much of a processor, however many share it, or has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while used(pid) < seconds:
+            time.sleep(0.003)
 
 
 class Run(NamedTuple):
     """How a command ended: its exit code, minus the signal where it was killed, and what it printed."""
 
     code: int
+    seconds: float  # of a processor
     out: str
     err: str
 
@@ -60,8 +76,8 @@ class Command:
 
     def ended(self) -> Run:
         assert self._server.stdout is not None
-        code = int(self._server.stdout.readline())
-        return Run(code, *((self._folder / name).read_text() for name in ("out", "err")))
+        code, seconds = self._server.stdout.readline().split()
+        return Run(int(code), float(seconds), *((self._folder / name).read_text() for name in ("out", "err")))
 
 
 class Warm:
