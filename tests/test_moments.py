@@ -139,6 +139,55 @@ def test_a_command_may_be_ended_while_it_imports(place: Place) -> None:
         assert not place.scores("imports")
 
 
+def test_workers_and_their_parent_may_be_ended_at_any_moment(place: Place, server: Warm) -> None:
+    """While they start, and at work; a whole group at once, as a terminal does it; then one worker after another."""
+    rng, alone = random.Random(2), server.run(*place.arguments("alone"))
+    assert alone.code == 0, alone
+    for turn in range(6):
+        before, command = place.scores("together"), server.start(*place.arguments("together", "--workers", 2))
+        workers = started(command.pid)
+        number, wait = (*ASKED, signal.SIGKILL)[turn % 4], (rng.uniform(0, 2), rng.uniform(2, 4))[turn // 3]
+        work(workers[0], wait)
+        if turn % 2:
+            command.kill(number)
+        else:
+            os.killpg(command.pid, number)
+        run = command.ended()
+        check(place, run, number)
+        nobody_lives(command.pid)
+        assert place.scores("together") >= before
+    for _ in range(2):
+        before, command = place.scores("together"), server.start(*place.arguments("together", "--workers", 2))
+        for number in ASKED:  # are its parent's business
+            os.kill(started(command.pid)[0], number)
+        work(started(command.pid)[1], rng.uniform(0, 4))
+        os.kill(started(command.pid)[0], signal.SIGKILL)
+        run = command.ended()
+        nobody_lives(command.pid)
+        assert (run.code, "Traceback" in run.err) == (2, False), run.err
+        told = json.loads(run.out.splitlines()[-1])["error"]
+        assert (told["type"], told["where"], "signal 9" in told["found"]) == ("DiffESError", "workers", True)
+        assert run.err.splitlines()[-1].startswith("error: DiffESError: workers: expected living processes, found one")
+        assert place.scores("together") >= before
+        assert os.listdir(place.temporary) == []
+    assert server.run(*place.arguments("together")).code == 0
+    assert place.result("together") == place.result("alone")
+    assert place.scores("together") == place.scores("alone")
+
+
+def started(parent: int) -> list[int]:
+    """The workers of a process, as soon as there are two."""
+    deadline = time.monotonic() + 120
+    while True:
+        assert time.monotonic() < deadline
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        names = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+        workers = [child for child, name in names.items() if "spawn_main" in name]
+        if len(workers) == 2:
+            return workers
+        time.sleep(0.005)
+
+
 def hears(pid: int) -> bool:
     """Whether a process catches SIGHUP, the last for which it is prepared."""
     caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))

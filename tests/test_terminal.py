@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from diff_es.progress import Reporter
 WHERE = "down_blocks.{}.attentions.0.transformer_blocks.0.ff.net.0[proj]"
 
 
+@cache
 def inspection() -> dict[str, Any]:
     """Of a tiny model, under the names of a large one; some layers timed, one refused."""
     found = inspect(tiny(), 8, Reporter(quiet=True))
@@ -104,8 +106,7 @@ def test_progress_names_what_runs_at_any_width(width: int, monkeypatch: pytest.M
     with reporter.task(name, 12_345) as task:
         for _ in range(12_345):
             task.advance("best 12.34")
-    text = Console(width=400)
-    last = text.render_str(sys.stderr.getvalue()).plain  # type: ignore[attr-defined]
+    last = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "…" not in last
     assert "12345/12345" in last
     assert not Counter(filter(str.isalnum, name)) - Counter(filter(str.isalnum, last))
@@ -138,7 +139,7 @@ def test_every_command_prints_on_a_terminal_that_is_not_utf_8(
                 main()
             assert ended.value.code == code
             if code == 0:
-                assert told in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+                assert told in " ".join(out.buffer.getvalue().decode(encoding).split())  # type: ignore[attr-defined]
 
 
 def test_prompts_are_read_whole_or_refused_by_line(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_prompts_are_read_whole_or_refused_by_line(tmp_path: Path) -> None:
         (["compress", "bundled", "--nope"], "UsageError", "--nope"),
         (["nope"], "UsageError", "No such command"),
         (["compress", "bundled"], "UsageError", "--out"),
-        (["inspect", "bundled", "--levels", "many"], "UsageError", "'many'"),
+        (["inspect", "bundled", "--levels", "many"], "UsageError", "'--levels'"),
         (["inspect", "bundled", "--levels", "1"], "UsageError", "--levels"),
         (["inspect", "FOLDER"], "UnsupportedModel", "FOLDER"),
         (["sample", "FOLDER"], "ArtefactError", "FOLDER"),
@@ -196,8 +197,7 @@ def test_errors_are_one_line_and_json_too(
         error = json.loads(out.splitlines()[-1])["error"]
         assert error.keys() == {"type", "where", "expected", "found", "remedy"}
         parts = f"{error['where']}: expected {error['expected']}, found {error['found']}. {error['remedy']}"
-        assert err == f"error: {kind}: {parts}
-"
+        assert err == f"error: {kind}: {parts}\n"
 
 
 def ended(work: Callable[[], Any], capfd: Any) -> tuple[int, str]:
@@ -272,7 +272,7 @@ except KeyboardInterrupt:
 time.sleep(1.1)
 try:
     Dropped()  # nothing can be raised there
-    time.sleep(5)
+    time.sleep(20)
 except KeyboardInterrupt:
     print("again")
 listener.ignore()
@@ -280,5 +280,5 @@ signal.raise_signal(signal.SIGTERM)
 signal.raise_signal(signal.SIGINT)
 print("whole")
 """
-    done = python(code)
+    done = python(code)  # much sooner than after all of these seconds
     assert (done.stdout, done.stderr, done.returncode) == ("SIGTERM\nagain\nwhole\n", "", 0)
