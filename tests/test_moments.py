@@ -89,6 +89,7 @@ def nobody_lives(group: int, patience: float = 20) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_search_may_be_ended_at_any_moment(place: Place, server: Warm) -> None:
     """Each search is gone on with after each of its ends; 36 of them, at moments of a whole run."""
     whole, rng = server.run(*place.arguments("whole")), random.Random(0)
@@ -116,11 +117,12 @@ def test_a_search_may_be_ended_at_any_moment(place: Place, server: Warm) -> None
     assert place.scores(name) == place.scores("whole")
 
 
+@pytest.mark.slow
 def test_a_command_may_be_ended_while_it_imports(place: Place) -> None:
     """From the first line of ours on, in processes of their own: before, they are Python's."""
     rng, environment = random.Random(1), {**os.environ, "OMP_NUM_THREADS": "1"}
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell runs in the background ignores Ctrl-C
-    for number in ASKED * 3:
+    for number in ASKED * 2:
         python = [sys.executable, "-m", "diff_es", *place.arguments("imports")]
         pipe = subprocess.PIPE
         child = subprocess.Popen(
@@ -139,14 +141,15 @@ def test_a_command_may_be_ended_while_it_imports(place: Place) -> None:
         assert not place.scores("imports")
 
 
+@pytest.mark.slow
 def test_workers_and_their_parent_may_be_ended_at_any_moment(place: Place, server: Warm) -> None:
     """While they start, and at work; a whole group at once, as a terminal does it; then one worker after another."""
     rng, alone = random.Random(2), server.run(*place.arguments("alone"))
     assert alone.code == 0, alone
-    for turn in range(6):
+    for turn in range(4):
         before, command = place.scores("together"), server.start(*place.arguments("together", "--workers", 2))
         workers = started(command.pid)
-        number, wait = (*ASKED, signal.SIGKILL)[turn % 4], (rng.uniform(0, 2), rng.uniform(2, 4))[turn // 3]
+        number, wait = (*ASKED, signal.SIGKILL)[turn % 4], rng.uniform(0, 3)
         work(workers[0], wait)
         if turn % 2:
             command.kill(number)
@@ -156,20 +159,19 @@ def test_workers_and_their_parent_may_be_ended_at_any_moment(place: Place, serve
         check(place, run, number)
         nobody_lives(command.pid)
         assert place.scores("together") >= before
-    for _ in range(2):
-        before, command = place.scores("together"), server.start(*place.arguments("together", "--workers", 2))
-        for number in ASKED:  # are its parent's business
-            os.kill(started(command.pid)[0], number)
-        work(started(command.pid)[1], rng.uniform(0, 4))
-        os.kill(started(command.pid)[0], signal.SIGKILL)
-        run = command.ended()
-        nobody_lives(command.pid)
-        assert (run.code, "Traceback" in run.err) == (2, False), run.err
-        told = json.loads(run.out.splitlines()[-1])["error"]
-        assert (told["type"], told["where"], "signal 9" in told["found"]) == ("DiffESError", "workers", True)
-        assert run.err.splitlines()[-1].startswith("error: DiffESError: workers: expected living processes, found one")
-        assert place.scores("together") >= before
-        assert os.listdir(place.temporary) == []
+    before, command = place.scores("together"), server.start(*place.arguments("together", "--workers", 2))
+    for number in ASKED:  # are its parent's business
+        os.kill(started(command.pid)[0], number)
+    work(started(command.pid)[1], rng.uniform(0, 4))
+    os.kill(started(command.pid)[0], signal.SIGKILL)
+    run = command.ended()
+    nobody_lives(command.pid)
+    assert (run.code, "Traceback" in run.err) == (2, False), run.err
+    told = json.loads(run.out.splitlines()[-1])["error"]
+    assert (told["type"], told["where"], "signal 9" in told["found"]) == ("DiffESError", "workers", True)
+    assert run.err.splitlines()[-1].startswith("error: DiffESError: workers: expected living processes, found one")
+    assert place.scores("together") >= before
+    assert os.listdir(place.temporary) == []
     assert server.run(*place.arguments("together")).code == 0
     assert place.result("together") == place.result("alone")
     assert place.scores("together") == place.scores("alone")
