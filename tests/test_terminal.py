@@ -101,12 +101,13 @@ def test_progress_names_what_runs_at_any_width(width: int, monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", printed)
     name, reporter = "evolution of [steps] and levels", Reporter()
     with reporter.task(name, 12_345) as task:
         for _ in range(12_345):
             task.advance("best 12.34")
-    last = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    last = printed.getvalue()
     assert "…" not in last
     assert "12345/12345" in last
     assert not Counter(filter(str.isalnum, name)) - Counter(filter(str.isalnum, last))
@@ -139,7 +140,7 @@ def test_every_command_prints_on_a_terminal_that_is_not_utf_8(
                 main()
             assert ended.value.code == code
             if code == 0:
-                assert told in " ".join(out.buffer.getvalue().decode(encoding).split())  # type: ignore[attr-defined]
+                assert told in " ".join(out.buffer.getvalue().decode(encoding).split())
 
 
 def test_prompts_are_read_whole_or_refused_by_line(tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_public_names_are_what_they_were() -> None:
     assert sorted(dir(diff_es)) == sorted(diff_es.__all__)
     assert all(hasattr(diff_es, name) for name in diff_es.__all__)
     with pytest.raises(AttributeError, match="module 'diff_es' has no attribute 'nothing'"):
-        diff_es.nothing  # type: ignore[attr-defined]  # noqa: B018
+        diff_es.nothing  # noqa: B018
 
 
 def test_whoever_started_the_command_may_have_a_signal_ignored() -> None:
