@@ -314,7 +314,8 @@ def test_ctrl_c_keeps_the_journal_and_resume_finishes(run: Run, model_folder: Pa
     stdout, stderr = child.communicate(timeout=60)
     assert child.returncode == 130
     assert "Traceback" not in stdout + stderr
-    assert "run the same command with --resume to go on" in " ".join(stdout.split())
+    told = f"Stopped by SIGINT. What was evaluated is in {journal}: run the same command with --resume to go on."
+    assert stderr.splitlines()[-1] == told
     assert [path.name for path in out.iterdir()] == ["journal.jsonl"]
     header, *evaluated = journal.read_bytes().splitlines(keepends=True)
     run(*call, out, "--resume", "--json").result()

@@ -10,15 +10,15 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 from . import inspection, tables
 from .benchmark import compare
 from .commands import compress_command
 from .compress import found_again
 from .conditioning import Asked, conditions_of, family_of
-from .console import finish, open_pipeline, out, reopened
+from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .demo import SETTINGS, run_demo
+from .ending import Ending
 from .errors import DiffESError
 from .evaluate import Effort, evaluate
 from .export import check_new, export
@@ -41,6 +41,7 @@ from .pipeline import Pipeline, Probe, Sampling, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
 from .settings import restore
+from .signals import Listener
 from .store import check_outputs, make_folder
 from .story import PUBLISHED, contact_sheet, picture, publish, tell
 from .study import prepare
@@ -49,7 +50,7 @@ from .units import Width
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _version(asked: bool) -> None:
@@ -79,7 +80,7 @@ def demo_command(
     check_outputs(out_folder, *PUBLISHED)
     result, story = run_demo(out_folder, seed, Reporter())
     tables.show_rows(out, story)
-    out.print(f"\nLook at [bold]{out_folder / 'report.html'}[/bold]; figures in {out_folder / 'result.json'}.")
+    out.print(f"\nLook at {out_folder / 'report.html'}; figures in {out_folder / 'result.json'}.")
     finish(result, as_json)
 
 
@@ -204,7 +205,7 @@ def evaluate_command(
     story = tell(ready, name, found, evaluation, effort, time.monotonic() - start, notes)
     result = publish(target, story)
     tables.show_rows(out, story)
-    out.print(f"\nLook at [bold]{target / 'report.html'}[/bold].")
+    out.print(f"\nLook at {target / 'report.html'}.")
     finish(result, as_json)
 
 
@@ -242,25 +243,21 @@ def export_command(
     found = export(fast, pipe, out_folder)
     sizes = f"{found.bytes / 1e6:.1f} MB of weights, {found.dense_bytes / 1e6:.1f} before"
     out.print(f"{found.denoiser} with {sizes}. It loads without Diff-ES:")
-    out.print(found.call, markup=False, highlight=False, soft_wrap=True)
+    out.print(found.call, highlight=False, soft_wrap=True)
     kinds = {"pipeline": found.pipeline, "denoiser": found.denoiser, "stock": found.stock}
     weights = {"weight_bytes": found.bytes, "dense_weight_bytes": found.dense_bytes}
     finish({"out": str(found.folder), **kinds, **weights, "call": found.call}, as_json)
 
 
-def main() -> None:
-    """Run the command line; an error of ours is one message and exit code 2, Ctrl-C is exit code 130."""
-    try:
-        app()
-    except DiffESError as error:
-        Console(stderr=True).print(
-            f"error: {type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(2)
-    except torch.OutOfMemoryError as error:
-        found = str(error).splitlines()[0]
-        Console(stderr=True).print(f"error: {found} Take a smaller --batch.", markup=False, highlight=False)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder that cannot be read
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
-        sys.exit(2)
+def main(listener: Listener | None = None) -> None:
+    """Run the command line; bad input is one message and exit code 2, Ctrl-C is exit code 130.
+
+    Args:
+        listener: who hears signals, where it is not Python alone.
+    """
+    print_anywhere()
+    command = typer.main.get_command(app)
+    with Ending(listener), command.make_context("diff-es", sys.argv[1:] or ["--help"]) as context:
+        command.invoke(context)
+        sys.stdout.flush()
+    sys.exit(0)

@@ -155,8 +155,9 @@ def compress_command(
                 table=table,
                 reporter=Reporter(),
             )
-        except KeyboardInterrupt:
-            out.print(f"\nStopped. What was evaluated is in {journal}: run the same command with --resume to go on.")
+        except KeyboardInterrupt as stop:
+            if journal.exists():
+                stop.add_note(f"What was evaluated is in {journal}: run the same command with --resume to go on.")
             raise
         fast.save(out_folder)
     tables.show_compressed(out, fast, out_folder, time.monotonic() - start)

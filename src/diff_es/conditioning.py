@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,20 +114,31 @@ def bundled_prompts() -> tuple[str, ...]:
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
-    """The prompts of a text file, one on each line; empty lines are none.
+    """The prompts of a text file in UTF-8, one on each line; empty lines are none, nor is a byte-order mark.
 
     Raises:
-        DiffESError: the file cannot be read, or holds no prompt.
+        DiffESError: the file cannot be read, is in another encoding, or holds no prompt.
     """
+    expected = "prompts, one on each line"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file.read_bytes().removeprefix(BOM_UTF8).splitlines()
+    except OSError as error:
         found, remedy = str(error), "Give a text file in UTF-8."
-        raise DiffESError(str(file), expected="prompts, one on each line", found=found, remedy=remedy) from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
+        raise DiffESError(str(file), expected=expected, found=found, remedy=remedy) from error
+    prompts = tuple(filter(None, (_prompt(file, number, line) for number, line in enumerate(lines, 1))))
     if not prompts:
-        raise DiffESError(str(file), expected="prompts, one on each line", found="none", remedy="Write some into it.")
+        raise DiffESError(str(file), expected=expected, found="none", remedy="Write some into it.")
     return prompts
+
+
+def _prompt(file: Path, number: int, line: bytes) -> str:
+    try:
+        if b"\0" in line:  # as text in UTF-16 has them
+            raise ValueError("a zero byte")
+        return line.decode("utf-8").strip()
+    except ValueError as error:
+        found, remedy = f"another encoding: {error}", "Save the file as UTF-8."
+        raise DiffESError(f"{file}, line {number}", expected="text in UTF-8", found=found, remedy=remedy) from error
 
 
 def own_prompts(pipe: Pipeline) -> tuple[str, ...]:

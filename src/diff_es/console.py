@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,28 @@ from .loading import reopen
 from .options import Dtype, Scheduler
 from .pipeline import Pipeline
 
-out = Console()
+out = Console(markup=False, emoji=False)  # names and paths are printed as they are
+
+
+_PLAIN = {"–": "-", "—": "-", "•": "*", "×": "x", "…": "~", "≤": "<", "≥": ">", "’": "'"}
+
+
+def print_anywhere() -> None:
+    """From now on, what a terminal cannot show is printed as the nearest that it can, one character for each."""
+    codecs.register_error("diff-es", _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="diff-es")
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(map(_plain, error.object[error.start : error.end])), error.end
+
+
+def _plain(character: str) -> str:
+    alike = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return _PLAIN.get(character) or alike[:1] or "?"
 
 
 def open_pipeline(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 
 class DiffESError(ValueError):
@@ -19,6 +20,11 @@ class DiffESError(ValueError):
         super().__init__(f"{where}: expected {expected}, found {found}. {remedy}")
         self.where, self.expected, self.found, self.remedy = where, expected, found, remedy
 
+    def __reduce__(self) -> tuple[Callable[[], DiffESError], tuple[()]]:
+        """Exceptions are copied and pickled by their positional arguments, which do not make one of these."""
+        made = partial(type(self), self.where, expected=self.expected, found=self.found, remedy=self.remedy)
+        return made, ()
+
 
 class UnsupportedModel(DiffESError):
     """A model or pipeline that Diff-ES cannot prune."""
@@ -34,6 +40,15 @@ class ArtefactError(DiffESError):
 
 class StorageError(DiffESError):
     """The disk refused: full, read-only, or a folder that is not ours to replace."""
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; for that of the CPU, and that of libraries on a GPU, PyTorch has no type of error."""
+    told = isinstance(error, RuntimeError | OSError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    return told or isinstance(error, MemoryError)
 
 
 def several(names: Sequence[str]) -> str:

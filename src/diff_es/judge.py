@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from functools import cached_property
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +14,7 @@ from .errors import DiffESError
 from .fitness import Fitness
 from .journal import Journal, Scale
 from .pipeline import denoiser_of, hushed
+from .pool import Workers
 from .search import Levels
 from .study import Study
 
@@ -74,11 +68,11 @@ class Judge(AbstractContextManager["Judge"]):
             remedy = "Leave it out to take one."
             raise DiffESError("workers", expected="1 or more", found=str(workers), remedy=remedy)
         self.journal, self.scorer = journal, Scorer(ready)
-        self._pool = None if workers == 1 else _pool(ready, workers)
+        self._workers = None if workers == 1 else _workers(ready, workers)
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._workers is not None:
+            self._workers.close()
 
     def scores(
         self, candidates: Sequence[Levels], scale: Scale = Scale.ALL, done: Callable[[], None] = lambda: None
@@ -87,7 +81,7 @@ class Judge(AbstractContextManager["Judge"]):
 
         Raises:
             DiffESError: a worker has died.
-            StorageError: the journal's disk refused.
+            StorageError: the journal's disk refused, or the temporary folder has no room for what workers share.
         """
         known, heats = self.journal.known[scale], self.journal.known[Scale.HEAT]
         new = [levels for levels in candidates if levels not in known]
@@ -105,54 +99,27 @@ class Judge(AbstractContextManager["Judge"]):
         return self.scores([levels])[levels]
 
     def _scored(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, float]]:
-        if self._pool is None:
-            yield from ((job, self.scorer(job)) for job in jobs)
-            return
-        futures: dict[Future[float], Job] = {}
-        try:
-            futures |= {self._pool.submit(_score, job): job for job in jobs}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            remedy = "Take fewer workers if memory ran out, and go on with --resume: nothing that was scored is lost."
-            found = "one that died"
-            raise DiffESError("workers", expected="living processes", found=found, remedy=remedy) from error
-        finally:
-            for future in futures:
-                future.cancel()
+        if self._workers is None:
+            return ((job, self.scorer(job)) for job in jobs)
+        return self._workers.answers(jobs)
 
 
-def _pool(ready: Study, workers: int) -> ProcessPoolExecutor:
-    """Processes that have received a copy of a study, each on its own device where there are several."""
-    copy, context = io.BytesIO(), get_context("spawn")
-    torch.save(ready, copy)  # in memory, between processes of one run; nothing of it is kept
-    here = denoiser_of(ready.pipe).device
-    devices = context.SimpleQueue()
-    for index in range(workers):
-        devices.put(f"cuda:{index % torch.cuda.device_count()}" if here.type == "cuda" else str(here))
-    given = (copy.getvalue(), devices, torch.get_num_threads())
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=given)
+def _workers(ready: Study, count: int) -> Workers[Job, float]:
+    """Processes that receive a copy of a study, each on its own device where there are several."""
+    here, threads = denoiser_of(ready.pipe).device, torch.get_num_threads()
+    cuda = here.type == "cuda"
+    devices = [f"cuda:{index % torch.cuda.device_count()}" if cuda else str(here) for index in range(count)]
+    return Workers(partial(_content, ready), [partial(_scorer, device, threads) for device in devices])
 
 
-_SCORER: Scorer | None = None  # of a worker process
+def _content(ready: Study) -> memoryview:
+    """A copy of a study, for other processes of this run; nothing of it is kept."""
+    copy = io.BytesIO()
+    torch.save(ready, copy)
+    return copy.getbuffer()
 
 
-def _begin(copy: bytes, devices: Any, threads: int) -> None:
-    """What a worker does first. As many threads as in the parent: results depend on their number in the last bit."""
-    global _SCORER
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _scorer(device: str, threads: int, path: str) -> Scorer:
+    """What a worker scores with. As many threads as in the parent: results depend on their number in the last bit."""
     torch.set_num_threads(threads)
-    _SCORER = Scorer(torch.load(io.BytesIO(copy), map_location=devices.get(), weights_only=False))
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _score(job: Job) -> float:
-    assert _SCORER is not None
-    return _SCORER(job)
+    return Scorer(torch.load(path, map_location=device, mmap=True, weights_only=False))

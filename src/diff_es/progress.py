@@ -10,7 +10,16 @@ from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 
 class Task(Protocol):
@@ -52,6 +61,30 @@ class _Lines:
             print(line.rstrip(), file=self._stream, flush=True)
 
 
+_NAME = 16
+"""The fewest characters to a line of a name that takes several."""
+
+
+def _columns(width: int) -> Iterator[ProgressColumn]:
+    """What a terminal of so many columns has room for, beside the whole name of the work and how far it is."""
+    whole = Column(no_wrap=True)
+    yield TextColumn(
+        "{task.description}",
+        markup=False,
+        table_column=whole if width >= 80 else Column(min_width=_NAME, overflow="fold"),
+    )
+    if width >= 80:
+        yield BarColumn(bar_width=None)
+    yield MofNCompleteColumn(table_column=whole)
+    if width >= 80:
+        yield TimeElapsedColumn(table_column=whole)
+        yield TextColumn("ETA", table_column=whole)
+    if width >= 60:
+        yield TimeRemainingColumn(table_column=whole)
+    if width >= 40:
+        yield TextColumn("{task.fields[note]}", markup=False, table_column=whole)
+
+
 class Reporter:
     """Shows progress on standard error.
 
@@ -60,7 +93,7 @@ class Reporter:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet, self._console = quiet, Console(stderr=True)
+        self._quiet, self._console = quiet, Console(stderr=True, markup=False, emoji=False)
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Task]:
@@ -70,9 +103,7 @@ class Reporter:
         elif not self._console.is_terminal:
             yield _Lines(description, total, sys.stderr)
         else:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            eta = (TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-            with Progress(*columns, *eta, console=self._console) as bar:
+            with Progress(*_columns(self._console.width), console=self._console) as bar:
                 yield _Bar(bar, description, total)
 
     def warn(self, text: str) -> None:

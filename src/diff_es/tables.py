@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
+from rich.text import Text
 
 from .artefact import Compressed
 from .placements import Compact
@@ -19,12 +21,53 @@ _UNITS_IN_FULL = 16
 """The most units of which a table shows every level."""
 
 
-def _table(title: str, *columns: str) -> Table:
-    """As narrow as can be, so that a terminal of 80 columns cuts no number short; names take several lines first."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
+_NAME = 16
+"""The fewest characters to a line of a name that takes several."""
+
+
+class _Table:
+    """Rows of text under headings, which cut nothing short: where lines are too short for all columns, names, which
+    come first, take several lines; where they are too short for that too, every row is a list of its own."""
+
+    def __init__(self, title: str, *headings: str) -> None:
+        self._title, self._headings, self._rows = title, headings, list[tuple[str, ...]]()
+
+    def add_row(self, *cells: str) -> None:
+        self._rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        widths = self._widths(options.max_width)
+        table = Table(
+            title=Text(self._title), title_justify="left", box=SIMPLE_HEAD, padding=0, show_header=bool(widths)
+        )
+        if widths:
+            for i, (heading, width) in enumerate(zip(self._headings, widths, strict=True)):
+                table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold", width=width)
+            for row in self._rows:
+                table.add_row(*map(Text, row))
+        else:
+            headings = [heading.replace("-\n", "").replace("\n", " ") for heading in self._headings]
+            table.add_column(overflow="fold", width=max(map(cell_len, headings)))
+            table.add_column(overflow="fold")
+            for row in self._rows:
+                for pair in zip(headings, row, strict=True):
+                    table.add_row(*map(Text, pair))
+                table.add_section()
+        yield table
+
+    def _widths(self, room: int) -> list[int]:
+        """Of the columns, side by side; none where there is no room for them."""
+        columns = [*zip(self._headings, *self._rows, strict=True)]
+        whole = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
+        words = [max(cell_len(word) for cell in column for word in cell.split()) for column in columns]
+        widths = [min(words[0], _NAME), *words[1:]]
+        left = room - len(columns) - 1 - sum(widths)  # a blank between two, and one at each end
+        if left < 0:
+            return []
+        for i, most in enumerate(whole):
+            more = min(left, most - widths[i])
+            widths[i], left = widths[i] + more, left - more
+        return widths
 
 
 def _number(value: float | None, form: str = ".1f") -> str:
@@ -33,7 +76,7 @@ def _number(value: float | None, form: str = ".1f") -> str:
 
 def show_rows(console: Console, story: Story) -> None:
     """The comparison."""
-    table = _table(story.title, "Contender", "Steps", "MACs", "Speed-up", "SNR dB", "to own", "PSNR dB", "Fréchet")
+    table = _Table(story.title, "Contender", "Steps", "MACs", "Speed-up", "SNR dB", "to own", "PSNR dB", "Fréchet")
     for row in story.rows:
         table.add_row(
             row.contender if row.budget == 1 else f"{row.contender} at {row.budget:g}",
@@ -53,7 +96,7 @@ def show_rows(console: Console, story: Story) -> None:
 def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
     """What can be pruned."""
     size = f"{found['parameters'] / 1e6:.1f}M parameters, {found['macs'] / 1e9:.2f} GMACs a call"
-    kinds = _table(f"{found['denoiser']}: {size}", "Kind", "Layers", "Groups in each", "Width of a group")
+    kinds = _Table(f"{found['denoiser']}: {size}", "Kind", "Layers", "Groups in each", "Width of a group")
     for kind in dict.fromkeys(layer["kind"] for layer in found["layers"]):
         layers = [layer for layer in found["layers"] if layer["kind"] == kind]
         groups = sorted({layer["groups"] for layer in layers})
@@ -61,12 +104,12 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
         kinds.add_row(kind, str(len(layers)), ", ".join(map(str, groups)), ", ".join(map(str, widths)))
     console.print(kinds)
     deepest = max(len(found["width_macs_ratio"]), len(found["depth_macs_ratio"]))
-    costs = _table("MACs of a call, relative to dense", "Level", "Width", "Depth (blocks skipped)")
+    costs = _Table("MACs of a call, relative to dense", "Level", "Width", "Depth (blocks skipped)")
     for level in range(deepest):
         ratios = [found[name][level : level + 1] for name in ("width_macs_ratio", "depth_macs_ratio")]
         costs.add_row(str(level), *(f"{ratio[0]:.3f}" if ratio else "–" for ratio in ratios))
     console.print(costs)
-    each = _table(
+    each = _Table(
         "GMACs of each block, as far as levels decide about them", "Block", "Layers", "Level 0", "Deepest level"
     )
     for unit in found["units"]:
@@ -76,10 +119,10 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
     console.print(each)
     if found["timed"]:
         _show_times(console, found["timed"])
-    rest = dict[str, Table]()  # by reason
+    rest = dict[str, _Table]()  # by reason
 
     def left(name: str, parameters: str, reason: str) -> None:
-        rest.setdefault(reason, _table(f"Left dense: {reason}", "Where", "Parameters")).add_row(name, parameters)
+        rest.setdefault(reason, _Table(f"Left dense: {reason}", "Where", "Parameters")).add_row(name, parameters)
 
     for part in found["left_dense"]:
         left(part["name"], f"{part['parameters'] / 1e6:.2f}M", part["reason"])
@@ -87,14 +130,15 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
         left(name, "–", "keeps all of its groups at every level: it runs no faster with fewer")
     for refusal in found["refused"]:
         left(refusal["name"], "–", f"refused: {refusal['reason']}")
-    console.print(*rest.values())
+    for table in rest.values():
+        console.print(table)
 
 
 def _show_times(console: Console, timed: Sequence[Mapping[str, Any]]) -> None:
     """How much faster than dense each shape of layer runs."""
     levels = len(timed[0]["ratios"])
     columns = map(str, range(1, levels))
-    table = _table("Speed-up of a layer, measured, by level", "Layers of one shape", *columns)
+    table = _Table("Speed-up of a layer, measured, by level", "Layers of one shape", *columns)
     for shape in timed:
         pairs = list(zip(shape["ratios"], shape["slower"], strict=True))[1:]
         cells = ["left dense" if slower else f"{1 / ratio:.2f}x" for ratio, slower in pairs]
@@ -113,7 +157,7 @@ def _levels(row: Sequence[int]) -> str:
 def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: float) -> None:
     """What a search found."""
     about = fast.about
-    table = _table("Schedule (level 0 is dense)", "Stage", "Steps", "From timestep", "Level")
+    table = _Table("Schedule (level 0 is dense)", "Stage", "Steps", "From timestep", "Level")
     first = 0
     for stage, (steps, row) in enumerate(zip(about["steps"], fast.schedule.levels, strict=True)):
         begins = f"{about['timesteps'][first]:g}" if steps else "–"
@@ -155,7 +199,7 @@ def show_bench(console: Console, result: Mapping[str, Any]) -> None:
     pipeline, denoiser = ["Pipe-\nline\nms", "Speed-\nup"], ["De-\nnoiser\nms", "Speed-\nup"]
     columns = ["Batch", "Prom-\nised", *pipeline, *denoiser, "Switch\nms", "Weights\nMB"]
     peaks = all(row["peak_bytes"] is not None for row in result["rows"])
-    table = _table(setting, "Runner", *columns, *(["Peak\nMB"] if peaks else []))
+    table = _Table(setting, "Runner", *columns, *(["Peak\nMB"] if peaks else []))
     for row in result["rows"]:
         cells = [
             str(row["batch"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..arguments import checked
 from ..layers import Anatomy, Bypass, Content, Plan, Switch, Weights, named_parameters, owned_by, realise, sequentially
 from ..limits import Room
+from ..scratch import scratch
 from .contract import Store, distinct, parameter_bytes
 from .resident import Resident
 
@@ -72,6 +72,9 @@ class StreamedStore:
 
     Args:
         ahead: copy the next stage while the current one runs; by default where the device has streams of its own.
+
+    Raises:
+        StorageError: the temporary folder has no room for what waits; nothing has changed then.
     """
 
     def __init__(
@@ -87,9 +90,11 @@ class StreamedStore:
         touched = {key for plan in plans for key in plan.cuts} | {key for key in layers if key.startswith(gone)}
         replaced = {name for key in touched for name in owned_by(denoiser, layers[key])}
         self._dense = {name: parameters[name] for name in sorted(replaced)}
+        dense = sum(parameter.nbytes + _ALIGNMENT for parameter in self._dense.values())
+        self._room = dense * (len(distinct(plans)) + 1)  # bytes of host memory that are still needed, at most
         self._shelves = {id(plan): self._shelve(denoiser, anatomy, plan) for plan in distinct(plans)}
         self._keys, self._kept_alive = [id(plan) for plan in plans], tuple(plans)
-        home = _chunk({name: parameter.data for name, parameter in self._dense.items()}, self._device)
+        home = self._lay({name: parameter.data for name, parameter in self._dense.items()})
         self._switch, self._blocks = Switch(denoiser), {block.name: block for block in anatomy.blocks}
         self._base = parameter_bytes(denoiser) - sum(parameter.nbytes for parameter in self._dense.values())
         self._held, self._peak = dict[int, list[Tensor]](), self._base  # shelf: copies of its chunks on the device
@@ -173,8 +178,20 @@ class StreamedStore:
         groups = dict[str, dict[str, Tensor]]()
         for name in sorted(tensors, key=_natural):
             groups.setdefault(".".join(name.split(".")[:2]), {})[name] = tensors[name]
-        chunks = tuple(_chunk(group, self._device) for group in groups.values())
+        chunks = tuple(self._lay(group) for group in groups.values())
         return _Shelf(chunks, weights.counts, weights.picks, bypasses)
+
+    def _lay(self, tensors: Mapping[str, Tensor]) -> _Chunk:
+        """Tensors laid out in one stretch of host memory."""
+        entries, offset = dict[str, tuple[int, torch.dtype, torch.Size]](), 0
+        for name, tensor in tensors.items():
+            entries[name] = (offset, tensor.dtype, tensor.shape)
+            offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        chunk = _Chunk(_host_memory(offset, self._device, self._room), entries)
+        self._room -= offset
+        for name, view in chunk.views(chunk.flat).items():
+            view.copy_(tensors[name])
+        return chunk
 
     def _fetch(self, key: int, count: int) -> None:
         """Have the first ``count`` chunks of a shelf on the device, copied on the side stream where there is one, into
@@ -225,23 +242,12 @@ def _natural(name: str) -> list[Any]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in name.replace("|", ".").split(".")]
 
 
-def _chunk(tensors: Mapping[str, Tensor], device: torch.device) -> _Chunk:
-    """Tensors laid out in one stretch of host memory."""
-    entries, offset = dict[str, tuple[int, torch.dtype, torch.Size]](), 0
-    for name, tensor in tensors.items():
-        entries[name] = (offset, tensor.dtype, tensor.shape)
-        offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    chunk = _Chunk(_host_memory(offset, device), entries)
-    for name, view in chunk.views(chunk.flat).items():
-        view.copy_(tensors[name])
-    return chunk
-
-
-def _host_memory(size: int, device: torch.device) -> Tensor:
-    """uint8 (size,): pinned for a GPU; for a CPU, whose own memory is the device's, a file that is already unlinked."""
+def _host_memory(size: int, device: torch.device, needed: int) -> Tensor:
+    """uint8 (size,), one of several of ``needed`` bytes in all: pinned for a GPU; for a CPU, whose own memory is the
+    device's, a file without a name."""
     if device.type == "cuda":
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
     if size == 0:
         return torch.empty(0, dtype=torch.uint8)
-    with tempfile.NamedTemporaryFile(prefix="diff-es-") as file:
-        return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
+    with scratch(size, needed) as file:
+        return torch.from_file(f"/dev/fd/{file.fileno()}", shared=True, size=size, dtype=torch.uint8)
