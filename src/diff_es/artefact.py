@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .errors import ArtefactError, DiffESError, several
-from .layers import Plan, adapted, base_parameters, check_plan, discover
+from .layers import Anatomy, Plan, adapted, anatomy_of, base_parameters, check_plan
 from .loading import check_denoiser
 from .multistep import Correct, Corrections, fixed
 from .packing import left_out, pack, unpack
@@ -72,6 +72,8 @@ class Compressed:
     def routed(self, pipe: AnyPipeline, placement: Placement | None = None) -> Iterator[AnyPipeline]:
         """Run ``pipe`` with this result inside a ``with`` block; afterwards it is dense again, to the bit.
 
+        A denoiser that was declared (``diff_es.layers.declare``) may take the place of a pipeline.
+
         The pipeline is called as before, with the number of steps that the result was made for; where the search chose
         the steps, those are taken instead, and another number is refused.
 
@@ -110,7 +112,8 @@ class Compressed:
         routing.detach()
 
     def check(self, pipe: AnyPipeline) -> nn.Module:
-        """The denoiser of a dense pipeline that this was made for; raises as :meth:`routed` does."""
+        """The denoiser of a dense pipeline, or a declared one itself, that this was made for; raises as :meth:`routed`
+        does."""
         denoiser: nn.Module = check_denoiser(pipe)
         if self.timesteps is not None and family_of(pipe) is None:  # such as image to image, by a strength
             remedy = "Search levels alone (`--levers prune`): they hold wherever a pipeline starts."
@@ -127,7 +130,7 @@ class Compressed:
                 expected = f"{made}, for which steps are corrected"
                 remedy = "Give the pipeline the scheduler that it was compressed with, or compress it with this one."
                 raise ArtefactError("scheduler", expected=expected, found=own, remedy=remedy)
-        anatomy, plans = discover(denoiser), {id(plan): plan for plan in self.plans}.values()
+        anatomy, plans = anatomy_of(denoiser), {id(plan): plan for plan in self.plans}.values()
         pruned = {name for plan in plans for name in plan.cuts}
         skipped = tuple({f"{block}." for plan in plans for block in plan.bypasses})
         refused = {refusal.name: refusal.reason for refusal in anatomy.refusals if refusal.name in pruned}
@@ -146,12 +149,14 @@ class Compressed:
             raise ArtefactError("hash of the base model", expected=expected, found=f"{found[:12]}...", remedy=remedy)
         return denoiser
 
-    def _routing(self, pipe: AnyPipeline, placement: Placement | None) -> tuple[nn.Module, Stages, Callable[[], Store]]:
+    def _routing(
+        self, pipe: AnyPipeline, placement: Placement | None
+    ) -> tuple[nn.Module, Anatomy, Stages, Callable[[], Store]]:
         """What routing a matching pipeline takes; raises as :meth:`routed`."""
         denoiser = self.check(pipe)
-        anatomy = discover(denoiser)
+        anatomy = anatomy_of(denoiser)
         placement = placement or self.placement or choose(denoiser, anatomy, self.plans)
-        return denoiser, self.schedule.stages, partial(placement.open, denoiser, anatomy, self.plans)
+        return denoiser, anatomy, self.schedule.stages, partial(placement.open, denoiser, anatomy, self.plans)
 
     def _steps(self, timesteps: tuple[float, ...]) -> tuple[tuple[float, ...], int, Correct | None]:
         """What stepping a matching pipeline takes."""

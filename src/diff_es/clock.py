@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .layers import time_reader
 from .schedule import Stages
 
 _THOUSANDTHS = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
@@ -27,19 +27,21 @@ def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> Removable
 def on_stage(denoiser: nn.Module, stages: Stages, enter: Callable[[int], None]) -> RemovableHandle:
     """Call ``enter(stage)`` before every forward of the denoiser.
 
-    ``stages`` are cut in timesteps of the scheduler. Where pipelines scale and round what they hand on, the boundaries
-    are scaled and rounded like it, so that a timestep at a boundary keeps to its side. Two timesteps that become one by
+    ``stages`` are cut in timesteps of the scheduler, or in what else the denoiser is declared to receive. Where what is
+    handed on is scaled and rounded, as 0.6 is in float32, the boundaries are scaled and rounded like it, so that a
+    timestep at a boundary keeps to its side. Two timesteps that become one by
     rounding, which in bfloat16 are less than 4 of 1000 apart, are one to the denoiser and belong to the later stage.
     """
-    if float(_handed(denoiser, torch.ones(()))) == 1:
-        return _on_call(denoiser, lambda value: enter(stages.index(float(value))))
-    rounded = dict[torch.dtype, list[float]]()
+    known, exact = dict[torch.dtype, list[float]](), float(_handed(denoiser, torch.ones(()))) == 1
 
-    def call(value: Tensor) -> None:
-        if value.dtype not in rounded:
-            boundaries = torch.tensor(stages.boundaries, dtype=torch.float32).to(value.dtype)
-            rounded[value.dtype] = _handed(denoiser, boundaries).tolist()
-        enter(sum(float(value) <= boundary for boundary in rounded[value.dtype]))
+    def call(value: Any) -> None:
+        kind = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else torch.float64
+        if kind not in known:
+            boundaries = torch.tensor(stages.boundaries, dtype=torch.float64)
+            if not exact or kind is not torch.float64:
+                boundaries = boundaries.float().to(kind)
+            known[kind] = _handed(denoiser, boundaries).tolist()
+        enter(sum(float(value) <= boundary for boundary in known[kind]))
 
     return _on_call(denoiser, call)
 
@@ -56,10 +58,10 @@ def _handed(denoiser: nn.Module, timesteps: Tensor) -> Tensor:
 
 
 def _on_call(denoiser: nn.Module, call: Callable[[Any], None]) -> RemovableHandle:
-    position = list(inspect.signature(type(denoiser).forward).parameters).index("timestep") - 1
+    read = time_reader(denoiser)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        value = kwargs["timestep"] if "timestep" in kwargs else args[position]
+        value = read(args, kwargs)
         if isinstance(value, Tensor):  # one for each sample, or for each token, where those of a given frame have 0
             value = value.max() if value.dim() > 1 else value.reshape(-1)[0]
         call(value)

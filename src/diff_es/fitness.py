@@ -121,7 +121,7 @@ class Fitness:
         self._pipe, self._library, self._stages, self._measure = pipe, library, stages, measure
         self._sampling, self._path = sampling, path
         self._bank = Bank(pipe, library) if bank is None else bank
-        self._routing = Routing(denoiser_of(pipe), stages, lambda: self._bank)
+        self._routing = Routing(denoiser_of(pipe), library.anatomy, stages, lambda: self._bank)
         size = sampling.batch
         self._chunks = [probes[i : min(i + size, heat)] for i in range(0, heat, size)]
         self._first = len(self._chunks) or 1  # chunks of the first heat
@@ -185,7 +185,7 @@ class Fitness:
         denoiser = denoiser_of(self._pipe)
         opened, scores = partial(Resident().open, denoiser, self._library.anatomy, plans), list[Tensor]()
         correct = fixed(self.corrections(levels))
-        with routed(denoiser, self._stages, opened), self._stepped(levels, correct):
+        with routed(denoiser, self._library.anatomy, self._stages, opened), self._stepped(levels, correct):
             for i in range(self._judged):
                 result = self._measure.view(self._pipe, self._sample(self._chunks[i]))
                 scores.append(self._measure.closeness(self._teacher[i], result))

@@ -9,7 +9,7 @@ from torch import nn
 
 from .cost import Costs, MacCounter
 from .latency import LayerTime, hardware_multiple, slower_layers, time_layers
-from .layers import Anatomy, Kind, discover, named_parameters
+from .layers import Anatomy, Kind, anatomy_of, named_parameters
 from .pipeline import Pipeline, Sampling, denoiser_of, trace
 from .progress import Reporter
 from .units import Depth, Grain, Width, never_thinned, units_of
@@ -29,7 +29,7 @@ def inspect(
             layer runs slower than dense leaves it dense.
     """
     denoiser, sampling = denoiser_of(pipe), sampling or Sampling(steps=10)
-    anatomy, path = discover(denoiser), trace(pipe, sampling)
+    anatomy, path = anatomy_of(denoiser), trace(pipe, sampling)
     multiple, times = hardware_multiple(denoiser.device, denoiser.dtype), tuple[LayerTime, ...]()
     width, depth = Width(levels, multiple, ()), Depth()
     if timed:

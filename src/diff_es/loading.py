@@ -22,10 +22,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from .conditioning import FAMILIES, Asked, family_of
 from .errors import DiffESError, UnsupportedModel, several
-from .layers import adapted, check_groups, lost, sequentially
+from .layers import adapted, check_groups, declared, lost, sequentially
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
 from .tiles import MODELS as BUNDLED
 
@@ -230,12 +231,14 @@ def check(pipe: AnyPipeline) -> Pipeline:
     return pipe
 
 
-def check_denoiser(pipe: AnyPipeline) -> Denoiser:
-    """The denoiser of a pipeline, if it can be routed: any pipeline will do.
+def check_denoiser(pipe: AnyPipeline | nn.Module) -> Denoiser:
+    """The denoiser of a pipeline, if it can be routed: any pipeline will do, and a module that was declared.
 
     Raises:
         UnsupportedModel: there is none, it is wrapped, it has no weights, or it is in training mode.
     """
+    if isinstance(pipe, nn.Module):
+        return _check_weights("denoiser", _check_declared(pipe))
     name = denoiser_name(pipe)
     if name is None:
         found, remedy = ", ".join(pipe.components), "Give a diffusers pipeline that has one of them."
@@ -245,6 +248,18 @@ def check_denoiser(pipe: AnyPipeline) -> Denoiser:
         found = type(denoiser).__name__
         remedy = "Put the model itself there. To compile it, call `compile()` on its blocks, which keeps them in place."
         raise UnsupportedModel(where, expected="a diffusers model", found=found, remedy=remedy)
+    return _check_weights(where, denoiser)
+
+
+def _check_declared(module: nn.Module) -> nn.Module:
+    if declared(module) is None:
+        expected, found = "a diffusers pipeline, or a denoiser that was declared", f"a {type(module).__name__}"
+        remedy = "Call diff_es.layers.declare(module, ...) first, with what was declared when the result was made."
+        raise UnsupportedModel("denoiser", expected=expected, found=found, remedy=remedy)
+    return module
+
+
+def _check_weights(where: str, denoiser: nn.Module) -> nn.Module:
     if denoiser.training:
         found = "training mode, in which labels and activations are dropped at random"
         raise UnsupportedModel(where, expected="evaluation mode", found=found, remedy=f"Call {where}.eval() first.")

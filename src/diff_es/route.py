@@ -12,7 +12,7 @@ from torch import nn
 from .clock import on_stage
 from .errors import DiffESError, several
 from .heap import Kept
-from .layers import RoomToCompile, base_parameters, check_groups, discover, owned_by
+from .layers import Anatomy, RoomToCompile, base_parameters, check_groups, owned_by
 from .layers.compiled import submodule
 from .placements import Store
 from .schedule import Stages
@@ -28,18 +28,21 @@ class Routing:
 
     Args:
         denoiser: what is routed.
+        anatomy: what can be pruned in it.
         stages: the intervals of timesteps.
         open_store: lays out the weights of all stages; called by :meth:`attach`.
     """
 
-    def __init__(self, denoiser: nn.Module, stages: Stages, open_store: Callable[[], Store]) -> None:
+    def __init__(self, denoiser: nn.Module, anatomy: Anatomy, stages: Stages, open_store: Callable[[], Store]) -> None:
         self._denoiser, self._stages, self._open = denoiser, stages, open_store
-        exchanged = {name for layer in discover(denoiser).layers for name in owned_by(denoiser, layer)}
+        exchanged = {name for layer in anatomy.layers for name in owned_by(denoiser, layer)}
         paths = dict.fromkeys(name.rpartition(".")[0] for name in sorted(exchanged))
         self._owners = {path: submodule(denoiser, path) for path in paths}
         self._dtypes = {path: next(module.parameters()).dtype for path, module in self._owners.items()}
-        # the first parameter that stays, adapters or not: where it lies tells whether the pipeline was moved
-        witness = next(name for name, _ in base_parameters(denoiser) if name not in exchanged)
+        # the first parameter that stays, adapters or not: where it lies tells whether the pipeline was moved; where none
+        # stays, the first of those that take turns
+        names = [name for name, _ in base_parameters(denoiser)]
+        witness = next((name for name in names if name not in exchanged), names[0])
         owner, _, self._witness = witness.rpartition(".")
         self._witness_owner = submodule(denoiser, owner)
 
@@ -154,8 +157,8 @@ def attached(routing: Routing) -> Iterator[None]:
 
 
 @contextmanager
-def routed(denoiser: nn.Module, stages: Stages, open_store: Callable[[], Store]) -> Iterator[Routing]:
+def routed(denoiser: nn.Module, anatomy: Anatomy, stages: Stages, open_store: Callable[[], Store]) -> Iterator[Routing]:
     """:func:`attached` with a routing of its own."""
-    routing = Routing(denoiser, stages, open_store)
+    routing = Routing(denoiser, anatomy, stages, open_store)
     with attached(routing):
         yield routing

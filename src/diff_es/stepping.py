@@ -35,7 +35,7 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import DiffESError
 from .multistep import Correct, Corrections, corrected
@@ -264,8 +264,10 @@ class _Run:
 _STEPPED: WeakKeyDictionary[Scheduler, ref[Stepping]] = WeakKeyDictionary()
 
 
-def stepping_of(pipe: AnyPipeline) -> Stepping | None:
-    """The stepping attached to a pipeline, if any."""
+def stepping_of(pipe: AnyPipeline | nn.Module) -> Stepping | None:
+    """The stepping attached to a pipeline, if any; a denoiser by itself takes no steps."""
+    if isinstance(pipe, nn.Module):
+        return None
     held = _STEPPED.get(pipe.scheduler)
     return None if held is None else held()
 

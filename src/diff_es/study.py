@@ -16,7 +16,7 @@ from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .fitness import Bank, Fitness, timesteps_of
 from .latency import hardware_multiple, slower_layers, time_layers
-from .layers import Anatomy, discover
+from .layers import Anatomy, anatomy_of
 from .library import Library
 from .loading import check, origin_of
 from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, trace
@@ -169,12 +169,14 @@ def survey(
     if routing_of(denoiser) is not None:
         remedy = "Leave the `routed` context, or call `remove(pipe)`, first."
         raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-    anatomy = discover(denoiser)
-    if not anatomy.layers or not anatomy.blocks:
+    anatomy = anatomy_of(denoiser)
+    skips = isinstance(settings.method.ladder, Depth) or settings.method.depth is not None
+    if not anatomy.layers or (skips and not anatomy.blocks):
         raise UnsupportedModel(
             type(denoiser).__name__,
             expected="attention heads, feed-forward channels and blocks that can be pruned",
-            found="; ".join(f"{r.name}: {r.reason}" for r in anatomy.refusals[:3]) or "no layer of a known kind",
+            found="; ".join(f"{r.name}: {r.reason}" for r in anatomy.refusals[:3])
+            or ("no block to skip" if anatomy.layers else "no layer of a known kind"),
             remedy="See `diff-es inspect` for every layer.",
         )
     ladder = settings.method.ladder

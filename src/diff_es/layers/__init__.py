@@ -25,18 +25,33 @@ from .contract import (
     common,
     from_matrix,
 )
-from .declared import Channels, Heads, Residual, declare
+from .convolutions import Convolution, Projection, channel_dimension, given_to, often_seen, row_dimension
+from .declaration import Channels, Heads, Residual
+from .declared import Declared, check_evaluating, declare, declared, time_reader
 from .offload import check_groups, lost, sequentially
-from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
+from .realise import (
+    check_plan,
+    fed_by,
+    merge,
+    output_of,
+    owned_by,
+    placed_bypasses,
+    placed_picks,
+    realise,
+    row_picks,
+    weight_of,
+)
 from .standin import shortcut_of
 from .switch import Switch
 
 __all__ = [
     "DENSE",
+    "Declared",
     "Anatomy",
     "Block",
     "Bypass",
     "Channels",
+    "Convolution",
     "Cut",
     "Factor",
     "Found",
@@ -44,6 +59,7 @@ __all__ = [
     "Kind",
     "Layer",
     "Plan",
+    "Projection",
     "Refusal",
     "Residual",
     "RoomToCompile",
@@ -51,32 +67,47 @@ __all__ = [
     "Switch",
     "Weights",
     "adapted",
+    "anatomy_of",
     "as_matrix",
     "base_parameters",
+    "channel_dimension",
+    "check_evaluating",
     "check_groups",
     "check_plan",
     "common",
     "declare",
+    "declared",
     "discover",
     "fed_by",
     "from_matrix",
+    "given_to",
     "lost",
     "merge",
     "named_parameters",
+    "often_seen",
     "output_of",
     "owned_by",
     "placed_bypasses",
     "placed_picks",
     "realise",
+    "row_dimension",
     "row_picks",
     "sequentially",
     "shortcut_of",
     "state_dict",
     "submodule",
+    "time_reader",
+    "weight_of",
 ]
 
 
 _KINDS = (joint, fused, gluconv, normed, attention, multihead, feedforward, resnet, block)  # the special ones first
+
+
+def anatomy_of(denoiser: nn.Module) -> Anatomy:
+    """What can be pruned in a denoiser: what was declared of it, or else what discovery finds."""
+    known = declared(denoiser)
+    return discover(denoiser) if known is None else known.anatomy
 
 
 def discover(denoiser: nn.Module) -> Anatomy:
