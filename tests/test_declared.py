@@ -290,7 +290,11 @@ def test_channels_of_convolutions_and_blocks_of_pixels() -> None:
     [
         (lambda: Net(Mixing()), part(module="blocks.*"), "blocks.*: expected the name of a module, found none of that"),
         (lambda: Net(Mixing()), part(rows=("values",)), "parts.0.values: expected the name of a module"),
-        (lambda: Net(Mixing()), part(output="norm"), "parts.0.norm: expected nn.Linear or a convolution, found a Identity"),
+        (
+            lambda: Net(Mixing()),
+            part(output="norm"),
+            "parts.0.norm: expected nn.Linear or a convolution, found a Identity",
+        ),
         (lambda: Net(Mixing()), part(heads=5), "parts.0.out: expected equal parts of the input columns, found 16 col"),
         (lambda: Net(Mixing()), part(rows=(Rows("value", 2),)), "parts.0.value.weight: expected 32 rows: 2 x 4 groups"),
         (lambda: Net(Mixing()), part(counts=(("heads", 2),)), "parts.0.heads: expected 8, 2 for each group, found 4"),
