@@ -5,8 +5,8 @@
 A small transformer of `nn.TransformerEncoderLayer`s learns for some seconds to make short signals out of noise. What
 can be pruned in it is declared; then it is calibrated on its own trajectories, ranked, searched and routed as a
 diffusers pipeline is, from the same parts of the library, and the result saved, and run from its folder as in a new
-process. To bring your own denoiser, exchange `Denoiser`, `DECLARATION` and `sample`; its forward has to have an argument
-that tells the stage, falling from noise to signal: `timestep`, or what `declare(..., timestep="t")` names.
+process. To bring your own denoiser, exchange `Denoiser`, `DECLARATION` and `sample`; its forward has to have an
+argument that tells the stage, falling from noise to signal: `timestep`, or what `declare(..., timestep="t")` names.
 """
 
 from __future__ import annotations

@@ -189,8 +189,8 @@ class Gatherer:
             cut = ", ".join(f"{boundary:g}" for boundary in self._stages.boundaries)
             found = f"{heard}, of which none is in stage {missing[0]} of those cut at {cut or 'no timestep'}"
             remedy = (
-                "Cut the stages in what the denoiser itself receives: Stages.split(its timesteps, count), from noise to "
-                "image. Where its time rises to the image, wrap it in a module that takes the time left."
+                "Cut the stages in what the denoiser itself receives: Stages.split(its timesteps, count), from noise "
+                "to image. Where its time rises to the image, wrap it in a module that takes the time left."
             )
             raise DiffESError("calibration", expected="calls in every stage", found=found, remedy=remedy)
 

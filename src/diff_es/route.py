@@ -39,8 +39,8 @@ class Routing:
         paths = dict.fromkeys(name.rpartition(".")[0] for name in sorted(exchanged))
         self._owners = {path: submodule(denoiser, path) for path in paths}
         self._dtypes = {path: next(module.parameters()).dtype for path, module in self._owners.items()}
-        # the first parameter that stays, adapters or not: where it lies tells whether the pipeline was moved; where none
-        # stays, the first of those that take turns
+        # the first parameter that stays, adapters or not: where it lies tells whether the pipeline was moved; where
+        # none stays, the first of those that take turns
         names = [name for name, _ in base_parameters(denoiser)]
         witness = next((name for name in names if name not in exchanged), names[0])
         owner, _, self._witness = witness.rpartition(".")

@@ -53,8 +53,8 @@ class Stages:
             )
         if any(a <= b for a, b in pairwise(distinct)):
             remedy = (
-                "Use a sampler that runs from noise to image; where a denoiser's own time rises to the image, wrap it in "
-                "a module that takes the time left, such as 1 - t."
+                "Use a sampler that runs from noise to image; where a denoiser's own time rises to the image, wrap it "
+                "in a module that takes the time left, such as 1 - t."
             )
             raise DiffESError("timesteps", expected="descending ones", found=str(distinct[:8]), remedy=remedy)
         firsts = [s * steps // count for s in range(1, count)]

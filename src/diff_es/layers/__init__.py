@@ -46,13 +46,13 @@ from .switch import Switch
 
 __all__ = [
     "DENSE",
-    "Declared",
     "Anatomy",
     "Block",
     "Bypass",
     "Channels",
     "Convolution",
     "Cut",
+    "Declared",
     "Factor",
     "Found",
     "Heads",

@@ -25,8 +25,9 @@ class Rows:
     """A module whose output rows belong to the groups of a :class:`Layer`: all its parameters have them first.
 
     A linear layer, a convolution (also a depthwise one; of a transposed one they are second in the weight), or a norm,
-    whose scale and shift are rows. ``module`` is its name below the denoiser. Its rows are ``chunks`` equal parts (2 under GEGLU: value and gate), and in each part group
-    g owns the rows g * width to (g + 1) * width - 1; ``width`` None is the layer's own.
+    whose scale and shift are rows. ``module`` is its name below the denoiser. Its rows are ``chunks`` equal parts (2
+    under GEGLU: value and gate), and in each part group g owns the rows g * width to (g + 1) * width - 1; ``width``
+    None is the layer's own.
     """
 
     module: str

@@ -1,4 +1,4 @@
-"""Output projections of every kind: where their weights and inputs have what, and what the taps of a convolution see."""
+"""Output projections of every kind: what their weights and inputs have where, and what a convolution's taps see."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import DiffESError
 from .compiled import submodule
 from .contract import Anatomy, Layer
-from .declaration import Declaration, Residual, wrong
+from .declaration import Declaration, Residual
 from .described import check_apart, described, matching
 from .streams import watched
 from .trial import repeated, try_blocks, try_layers
@@ -77,7 +77,7 @@ def declare(
     check_apart(layers)
     if not layers and not blocks:
         remedy = "Declare its Heads, Channels or Residual blocks."
-        raise wrong("", "something that can be pruned", "nothing", remedy)
+        raise DiffESError("declaration", expected="something that can be pruned", found="nothing", remedy=remedy)
     if timestep is not None:
         _try_timestep(denoiser, timestep, call)
     anatomy = Anatomy(tuple(layers), watched(denoiser, blocks, lambda: repeated(denoiser, call)), ())
@@ -88,16 +88,24 @@ def declare(
 
 
 def check_evaluating(denoiser: nn.Module) -> None:
-    """Whether a denoiser, with all in it, is in evaluation mode.
+    """Whether a denoiser, and what in it tells the modes apart, is in evaluation mode.
 
     Raises:
         DiffESError: it is not.
     """
-    training = next((name for name, module in denoiser.named_modules() if module.training), None)
+    named = (name for name, module in denoiser.named_modules() if module.training and (not name or _varies(module)))
+    training = next(named, None)
     if training is not None:
         where = f"denoiser, {training}" if training else "denoiser"
         found, remedy = "training mode, in which activations are dropped at random", "Call its eval() first."
         raise DiffESError(where, expected="evaluation mode", found=found, remedy=remedy)
+
+
+def _varies(module: nn.Module) -> bool:
+    """Whether a module of PyTorch's gives something else in training mode, and is not a part of one that does."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return isinstance(module, nn.RReLU | nn.modules.batchnorm._NormBase)
 
 
 def time_reader(denoiser: nn.Module, name: str | None = None) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:

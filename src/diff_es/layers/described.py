@@ -19,8 +19,8 @@ from .multihead import REASON
 
 FOLDED = (
     "Fold it into the layer before it: torch.nn.utils.fusion.fuse_conv_bn_eval(convolution, norm), or "
-    "fuse_linear_bn_eval, with nn.Identity() in the norm's place; where none is before it, put its scale and shift into "
-    "a convolution of kernel size 1 with a group for each channel, and declare that among the rows"
+    "fuse_linear_bn_eval, with nn.Identity() in the norm's place; where none is before it, put its scale and shift "
+    "into a convolution of kernel size 1 with a group for each channel, and declare that among the rows"
 )
 
 

@@ -1,4 +1,4 @@
-"""What passes through the residual blocks of a declaration in one call: which streams, how wide, and along which side."""
+"""What passes through the blocks of a declaration in one call: which streams, how wide, and along which side."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..errors import DiffESError
 from .compiled import submodule
 from .contract import Anatomy, Cut, Layer, Plan, Weights
 from .convolutions import channel_dimension, given_to
