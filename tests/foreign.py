@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from diff_es.layers import Anatomy, Channels, Heads, Plan, Residual, Rows, declare, output_of
@@ -80,6 +83,23 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor) -> dict[str, Tensor]:
         return {"sample": self.layers(x * sigma[:, None, None])}
+
+
+class Own(ModelMixin, ConfigMixin):
+    """A denoiser of the user's own inside a diffusers pipeline: layers at the root, no block, a time named ``t``."""
+
+    @register_to_config
+    def __init__(self, sample_size: int = 8, in_channels: int = 3) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(in_channels, 32, 3, padding=1), nn.GroupNorm(8, 32)
+        self.time, self.last = nn.Linear(1, 32), nn.Conv2d(32, in_channels, 3, padding=1)
+
+    def forward(self, sample: Tensor, t: Tensor) -> UNet2DOutput:
+        moved = self.time(t.reshape(-1, 1).to(sample) / 1000)[:, :, None, None]
+        return UNet2DOutput(sample=self.last((self.norm(self.first(sample)) + moved).relu()))
+
+
+OWN = (Channels("", ("first", "norm", "time"), "last"),)
 
 
 class Between(nn.Module):
@@ -204,16 +224,15 @@ def masked(model: nn.Module, anatomy: Anatomy, plan: Plan) -> nn.Module:
         cut = plan.cuts.get(layer.name)
         if cut is None:
             continue
-        output, transposed = output_of(twin, layer), "Transpose" in type(output_of(twin, layer)).__name__
-        weight = output.weight.clone()
-        whole = weight.transpose(0, 1) if transposed else weight  # a view: what is written here is there
+        output: Any = output_of(twin, layer)
+        weight, dense = output.weight.clone(), output_of(model, layer).bias
+        whole = weight.transpose(0, 1) if "Transpose" in type(output).__name__ else weight  # a view
         kept = layer.columns(cut.kept) + layer.start
         values = whole[:, kept].clone() if cut.weight is None else cut.weight
         whole[:, layer.start : layer.start + layer.size] = 0
         whole[:, kept] = values
         output.weight = nn.Parameter(weight, requires_grad=False)
         if cut.bias is not None:
-            before = 0 if output.bias is None else output.bias
-            dense = 0 if output_of(model, layer).bias is None else output_of(model, layer).bias
-            output.bias = nn.Parameter(before + (cut.bias - dense), requires_grad=False)
+            bias = cut.bias if dense is None else output.bias + (cut.bias - dense)
+            output.bias = nn.Parameter(bias, requires_grad=False)
     return twin

@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from diffusers import DDIMPipeline, DDIMScheduler
+from hypothesis import given
+from hypothesis import settings as bounded
 from hypothesis import strategies as st
-from tests.foreign import CASES, TIMES, Case, masked
+from tests.foreign import CASES, OWN, TIMES, Case, Own, masked
 from tests.tiny import assert_same, snapshot
+from tests.tiny import settings as search
 from torch import Tensor, nn
 
-from diff_es import Compact, Compressed, Method, Resident, Sampling, Streamed, UnsupportedModel, Width, load
+from diff_es import (
+    ArtefactError,
+    Compact,
+    Compressed,
+    Depth,
+    Levers,
+    Method,
+    Resident,
+    Sampling,
+    Streamed,
+    UnsupportedModel,
+    Width,
+    compress,
+    load,
+)
 from diff_es.artefact import fingerprint
 from diff_es.calibrate import Gatherer, Statistics
 from diff_es.compaction import Compaction
-from diff_es.layers import Anatomy, Kind, Plan, Switch, Weights, anatomy_of, discover, often_seen, realise
+from diff_es.layers import (
+    Anatomy,
+    Kind,
+    Plan,
+    Residual,
+    Switch,
+    Weights,
+    anatomy_of,
+    declare,
+    declared,
+    discover,
+    often_seen,
+    realise,
+)
 from diff_es.library import Library
 from diff_es.progress import Reporter
 from diff_es.route import routed
 from diff_es.schedule import Schedule, Stages
+from diff_es.study import prepare
 from diff_es.units import Grain
 
 STAGES = Stages.split(TIMES, 2)
@@ -69,8 +102,8 @@ def test_a_declared_layer_is_calibrated_ranked_and_routed_as_the_masked_dense_on
     factored = [Compaction(library, 0.05).plan(stage, (level,)) for stage, level in ((0, 1), (1, 2))]
     assert any(cut.factors for cut in factored[1].cuts.values())
     results = list[Tensor]()
-    for placement in (Resident(), Compact()):
-        with routed(model, anatomy, STAGES, partial(placement.open, model, anatomy, factored)):
+    for place in (Resident(), Compact()):
+        with routed(model, anatomy, STAGES, partial(place.open, model, anatomy, factored)):
             results.append(case.run(model))
     assert close(results[1], results[0])
     assert case.run(model).equal(dense)
@@ -140,6 +173,48 @@ def test_the_anatomy_that_was_declared_is_what_everything_goes_by() -> None:
     assert discover(model).layers == ()
 
 
+def own() -> Any:
+    torch.manual_seed(0)
+    pipe = DDIMPipeline(Own().eval().requires_grad_(False), DDIMScheduler())
+    declare(pipe.unet, OWN, lambda: pipe.unet(torch.randn(2, 3, 8, 8), torch.tensor(5.0)), timestep="t")
+    return pipe
+
+
+def shown(pipe: Any, steps: int) -> Tensor:
+    found: Tensor = pipe(2, torch.Generator().manual_seed(0), num_inference_steps=steps, output_type="np").images
+    return torch.as_tensor(found)
+
+
+@pytest.mark.parametrize("levers", [Levers.PRUNE, Levers.BOTH])
+def test_a_declared_denoiser_in_a_pipeline_is_compressed_saved_and_run(levers: Levers, tmp_path: Path) -> None:
+    """By all that the library does: nothing asks discovery, which finds nothing in it."""
+    pipe = own()
+    dense = shown(pipe, 6)
+    small = search(sampling=Sampling(6, batch=4), levers=levers, stages=2, method=Method(Width(4, dense=())))
+    fast = compress(pipe, 0.6, small)
+    with fast.routed(pipe):
+        expected = shown(pipe, 6)
+    assert shown(pipe, 6).equal(dense)
+    assert not expected.equal(dense)
+    fast.save(tmp_path / "fast")
+    with load(tmp_path / "fast").routed(own()) as twin:
+        assert shown(twin, 6).equal(expected)
+    undeclared = DDIMPipeline(deepcopy(pipe.unet), DDIMScheduler())
+    with pytest.raises(
+        ArtefactError, match=r"found none. .* is declared first, as it was then: diff_es.layers.declare"
+    ):
+        load(tmp_path / "fast").apply(undeclared)
+
+
+def test_a_copy_of_a_study_in_a_worker_goes_by_the_declaration() -> None:
+    ready, copy = prepare(own(), search(sampling=Sampling(4), stages=2, method=Method(Width(4, dense=())))), BytesIO()
+    torch.save(ready, copy)
+    copy.seek(0)
+    other = torch.load(copy, weights_only=False)
+    assert other.pipe.unet is not ready.pipe.unet
+    assert declared(other.pipe.unet) == declared(ready.pipe.unet) is not None
+
+
 def test_a_cast_while_routed_casts_every_parameter() -> None:
     case = CASES["parallel"]
     model = case.model()
@@ -174,9 +249,6 @@ class Stack(nn.Module):
 
 
 def test_a_block_of_pixels_is_skipped_along_its_channels_without_being_told() -> None:
-    from diff_es import Depth
-    from diff_es.layers import Residual
-
     case = Case(Stack, (Residual("blocks.*"),), (6, 6, 6))
     model = case.model()
     anatomy = case.declared(model)
@@ -198,7 +270,7 @@ KINDS: Any = {
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @given(st.data())
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@bounded(max_examples=100, deadline=None, derandomize=True, database=None)
 def test_what_taps_see_of_pixels_is_what_a_convolution_of_ones_adds_up(data: st.DataObject) -> None:
     kind, dimensions = data.draw(st.sampled_from(sorted(KINDS)))
     few = st.tuples(*[st.integers(1, 3)] * dimensions)

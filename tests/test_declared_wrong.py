@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,8 +22,8 @@ from diff_es.schedule import Stages
 from diff_es.trajectory import Trajectory, placed
 
 STAGES = Stages((0.5,))
-HEADS, MLP, SKIP = CASES["parallel"].declaration
-CONVS, PIXELS = CASES["pixels"].declaration
+HEADS, MLP, SKIP = cast(tuple[Heads, Channels, Residual], CASES["parallel"].declaration)
+CONVS, PIXELS = cast(tuple[Channels, Residual], CASES["pixels"].declaration)
 
 
 def refused(case: Case, message: str) -> None:
@@ -216,7 +216,7 @@ def test_a_norm_with_statistics_is_folded_as_the_message_says() -> None:
     refused(case, r"norm: expected rows .* found a BatchNorm2d.* Fold it .*fuse_conv_bn_eval")
     folded = replace(case, declaration=(Channels("", ("conv1",), "conv2"),))
     refused(folded, r"conv2: expected a layer that runs.* norm keeps statistics of channels. Fold it .*nn.Identity")
-    model = case.model()
+    model: Any = case.model()
     dense = case.call(model)
     model.conv1, model.norm = fuse_conv_bn_eval(model.conv1, model.norm), nn.Identity()
     assert (case.call(model) - dense).abs().max() <= 1e-5 * dense.abs().max()
@@ -398,9 +398,7 @@ def test_the_change_from_step_to_step_is_that_of_all_samples(name: str) -> None:
 def test_an_output_without_a_tensor_is_refused_by_name() -> None:
     model = Given(lambda x: Answer()).eval()
     with (
-        pytest.raises(
-            DiffESError, match=r"denoiser: expected to return a tensor, found Answer. Let its forward return"
-        ),
+        pytest.raises(DiffESError, match=r"denoiser: expected to return a tensor, found Answer. Let its forward"),
         Gatherer(model, Stages(()), (), ()),
     ):
         model(torch.zeros(1), 1.0)

@@ -16,7 +16,7 @@ from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .fitness import Bank, Fitness, timesteps_of
 from .latency import hardware_multiple, slower_layers, time_layers
-from .layers import Anatomy, anatomy_of
+from .layers import Anatomy, Declared, anatomy_of, declared, remember
 from .library import Library
 from .loading import check, origin_of
 from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, trace
@@ -49,6 +49,13 @@ class Survey:
     prices: Prices | None  # measured, for a budget of time
     units: tuple[Unit, ...]
     path: Trajectory | None  # the user's own, where the steps of a stage are a choice
+    declared: Declared | None  # what was declared of the denoiser, if anything
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy in another process has a denoiser of its own, of which the same is declared."""
+        vars(self).update(state)
+        if self.declared is not None:
+            remember(denoiser_of(self.pipe), self.declared)
 
 
 @dataclass(frozen=True)
@@ -220,7 +227,8 @@ def survey(
     if budget.weights_gb is not None:
         costs = within_memory(costs, counter, units, budget.weights_gb * 1e9)
     costs.space(share)  # an impossible budget is refused before anything runs
-    return Survey(pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path)
+    known = declared(denoiser)
+    return Survey(pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path, known)
 
 
 def step_choices(own: Sequence[int], fine: int, room: Sequence[int]) -> tuple[tuple[int, ...], ...]:

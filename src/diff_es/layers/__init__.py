@@ -27,7 +27,7 @@ from .contract import (
 )
 from .convolutions import Convolution, Projection, channel_dimension, given_to, often_seen, row_dimension
 from .declaration import Channels, Heads, Residual
-from .declared import Declared, check_evaluating, declare, declared, time_reader
+from .declared import Declared, check_evaluating, declare, declared, remember, time_reader
 from .offload import check_groups, lost, sequentially
 from .realise import (
     check_plan,
@@ -90,6 +90,7 @@ __all__ = [
     "placed_bypasses",
     "placed_picks",
     "realise",
+    "remember",
     "row_dimension",
     "row_picks",
     "sequentially",

@@ -40,6 +40,11 @@ def declared(denoiser: nn.Module) -> Declared | None:
     return _DECLARED.get(submodule(denoiser, ""))
 
 
+def remember(denoiser: nn.Module, known: Declared) -> None:
+    """Go by what was declared of another copy of a denoiser."""
+    _DECLARED[submodule(denoiser, "")] = known
+
+
 def timestep_of(denoiser: nn.Module) -> str:
     """The argument of a denoiser's forward that tells the stage."""
     known = declared(denoiser)
@@ -83,7 +88,7 @@ def declare(
     anatomy = Anatomy(tuple(layers), watched(denoiser, blocks, lambda: repeated(denoiser, call)), ())
     try_layers(denoiser, anatomy, call)
     try_blocks(denoiser, anatomy, call)
-    _DECLARED[submodule(denoiser, "")] = Declared(anatomy, timestep or TIMESTEP)
+    remember(denoiser, Declared(anatomy, timestep or TIMESTEP))
     return anatomy
 
 

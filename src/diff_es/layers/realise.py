@@ -142,7 +142,7 @@ def weight_of(output: Projection, layer: Layer) -> Tensor:
 
 def _check(name: str, cut: Cut, layer: Layer | None, denoiser: nn.Module) -> None:
     if layer is None:
-        raise _misfit(name, "a prunable layer of that name", "none")
+        raise _misfit(name, "a prunable layer of that name", "none", _DECLARE)
     kept = cut.kept.tolist()
     if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= layer.groups:
         raise _misfit(name, f"ascending groups from 0 to {layer.groups - 1}", f"{kept[:4]} to {kept[-1:]}")
@@ -167,7 +167,7 @@ def _check_follower(layer: Layer, plan: Plan) -> None:
 
 def _check_bypass(name: str, bypass: Bypass | None, block: Block | None) -> None:
     if block is None:
-        raise _misfit(name, "a block of that name", "none")
+        raise _misfit(name, "a block of that name", "none", _DECLARE)
     if bypass is not None:
         found, shapes = bypass.tensors(), block.shapes()
         if found.keys() != shapes.keys():
@@ -181,6 +181,9 @@ def _check_shape(name: str, what: str, tensor: Tensor | None, shape: tuple[int, 
         raise _misfit(name, f"{what} of shape {shape}", f"shape {tuple(tensor.shape)}")
 
 
-def _misfit(name: str, expected: str, found: str) -> ArtefactError:
-    remedy = "Load the pipeline that was compressed, or compress this one."
+_DECLARE = " A denoiser of your own is declared first, as it was then: diff_es.layers.declare."
+
+
+def _misfit(name: str, expected: str, found: str, further: str = "") -> ArtefactError:
+    remedy = f"Load the pipeline that was compressed, or compress this one.{further}"
     return ArtefactError(f"base model, {name}", expected=expected, found=found, remedy=remedy)
