@@ -96,7 +96,7 @@ def measure(
         times["dense"].append(seconds(call, timesteps))
         for name in names:
             before = private_bytes()
-            with routed(denoiser, stages, partial(PLACES[name].open, denoiser, anatomy, plans)) as routing:
+            with routed(denoiser, anatomy, stages, partial(PLACES[name].open, denoiser, anatomy, plans)) as routing:
                 times[name].append(seconds(call, timesteps))
                 private[name] = private_bytes() - before
                 if round_index == args.rounds:

@@ -50,7 +50,7 @@ def main() -> None:
     other = Kept(torch.device("meta"))
     note("for another device")
     other.close()
-    with routed(model, Stages(()), route):
+    with routed(model, discover(model), Stages(()), route):
         note("routed")
     note("routed no more")
     print(json.dumps(found))

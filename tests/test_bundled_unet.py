@@ -107,7 +107,7 @@ def test_level_0_is_the_dense_model_to_the_bit(pipe: Any) -> None:
     dense = sample(pipe, probes, sampling)
     stages = Stages.split(trace(pipe, sampling).timesteps, 2)
     opened = partial(Resident().open, pipe.unet, anatomy, [DENSE] * 2)
-    with routed(pipe.unet, stages, opened):
+    with routed(pipe.unet, anatomy, stages, opened):
         assert torch.equal(sample(pipe, probes, sampling), dense)
 
 

@@ -96,7 +96,12 @@ def at_level(pipe: DiTPipeline, level: int, seed: int) -> Plan:
 def ten(pipe: DiTPipeline, seed: int = 0, placement: Placement | None = None) -> tuple[Any, ...]:
     """Arguments of ``routed``: ten stages, each with weights of its own, at three levels."""
     plans = [at_level(pipe, level, 10 * seed + i) for i, level in enumerate(LEVELS)]
-    return pipe.transformer, stages_of(pipe, 10, Sampling(10)), opened(pipe, plans, placement)
+    return (
+        pipe.transformer,
+        discover(pipe.transformer),
+        stages_of(pipe, 10, Sampling(10)),
+        opened(pipe, plans, placement),
+    )
 
 
 def shown(pipe: DiTPipeline, steps: int = 10) -> Tensor:
@@ -160,7 +165,7 @@ def test_more_levels_than_the_recompile_limit_are_compiled_all_the_same() -> Non
     with config.patch(cache_size_limit=once):
         for level in (1, 3):
             store = opened(pipe, [at_level(pipe, level, 0)])
-            with routed(pipe.transformer, stages_of(pipe, 1), store):
+            with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 1), store):
                 shown(pipe)
             counts.append(backend.count)
     assert counts == [2 * once, 3 * once]
@@ -267,7 +272,7 @@ def test_a_wrapper_around_the_whole_denoiser_is_refused() -> None:
 def test_a_stage_has_the_same_addresses_and_shapes_in_every_call() -> None:
     """What CUDA graphs need."""
     pipe = tiny()
-    denoiser, stages, store = ten(pipe)
+    denoiser, anatomy, stages, store = ten(pipe)
     seen = [list[dict[str, Any]]() for _ in LEVELS]
 
     def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -279,7 +284,7 @@ def test_a_stage_has_the_same_addresses_and_shapes_in_every_call() -> None:
         stage = stages.index(float(kwargs["timestep"][0]))
         seen[stage].append({name: (p.data_ptr(), p.shape, p.stride()) for name, p in held.items()})
 
-    with routed(denoiser, stages, store):
+    with routed(denoiser, anatomy, stages, store):
         denoiser.register_forward_pre_hook(note, with_kwargs=True)
         for steps in (10, 10, 23):
             shown(pipe, steps)
@@ -293,7 +298,13 @@ def test_a_stage_has_the_same_addresses_and_shapes_in_every_call() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
 def test_inductor_gives_what_eager_gives() -> None:
     pipe = tiny(layers=2)
-    arguments = pipe.transformer, stages_of(pipe, 2), opened(pipe, [at_level(pipe, 2, seed) for seed in (0, 1)])
+    anatomy = discover(pipe.transformer)
+    arguments = (
+        pipe.transformer,
+        anatomy,
+        stages_of(pipe, 2),
+        opened(pipe, [at_level(pipe, 2, seed) for seed in (0, 1)]),
+    )
     with routed(*arguments):
         eager = images(pipe)
     in_place(pipe, "inductor")

@@ -13,7 +13,7 @@ from tests.tiny import images, joint, opened, random_plan, settings, snapshot, s
 from torch import Tensor
 
 from diff_es import Compact, Compressed, Depth, DiffESError, Method, Resident, Streamed, Width, compress, load
-from diff_es.layers import DENSE
+from diff_es.layers import DENSE, discover
 from diff_es.pipeline import make_probes, sample
 from diff_es.placements import Placement, Stitched
 from diff_es.route import routed
@@ -34,11 +34,11 @@ def test_all_placements_give_bitwise_the_same_images(placement: Placement, dtype
     pipe = on_gpu(dtype)
     plans = (random_plan(pipe, 1), DENSE, random_plan(pipe, 2, skip=[1]))
     dense, before = images(pipe), snapshot(pipe.transformer)
-    with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, plans, Resident())):
+    with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opened(pipe, plans, Resident())):
         expected = images(pipe)
     assert not torch.equal(expected, dense)
     for _ in range(3):  # a copy that is read before it is there would not show every time
-        with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, plans, placement)):
+        with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opened(pipe, plans, placement)):
             assert torch.equal(images(pipe), expected)
     after = snapshot(pipe.transformer)
     assert all(torch.equal(value, after[key]) for key, value in before.items() if key.startswith("value of "))
@@ -49,7 +49,7 @@ def test_all_placements_give_bitwise_the_same_images(placement: Placement, dtype
 def test_level_0_is_the_dense_model_bitwise(dtype: torch.dtype) -> None:
     pipe = on_gpu(dtype)
     dense = images(pipe)
-    with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, (DENSE,) * 3)):
+    with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opened(pipe, (DENSE,) * 3)):
         assert torch.equal(images(pipe), dense)
 
 

@@ -129,7 +129,7 @@ def test_the_score_is_the_snr_of_the_images_latents(study: Study) -> None:
     handle = study.pipe.vae.post_quant_conv.register_forward_pre_hook(lambda m, args: latents.append(args[0]))
     user_images(study.pipe, probes)
     plans = [study.library.plan(stage, row) for stage, row in enumerate(levels)]
-    with routed(study.pipe.transformer, study.stages, opened(study.pipe, plans)):
+    with routed(study.pipe.transformer, study.anatomy, study.stages, opened(study.pipe, plans)):
         user_images(study.pipe, probes)
     handle.remove()
     dense, pruned = (torch.cat(latents[i : i + 2]).numpy().astype(np.float64) for i in (0, 2))
@@ -143,7 +143,7 @@ def test_image_measures_judge_the_users_images(study: Study, measure: Measure) -
     levels: Levels = ((2,), (3,), (1,))
     dense = user_images(study.pipe, probes)
     plans = [study.library.plan(stage, row) for stage, row in enumerate(levels)]
-    with routed(study.pipe.transformer, study.stages, opened(study.pipe, plans)):
+    with routed(study.pipe.transformer, study.anatomy, study.stages, opened(study.pipe, plans)):
         pruned = user_images(study.pipe, probes)
     fitness = fitness_of(study, measure=measure)
     if isinstance(measure, ImagePSNR):

@@ -97,7 +97,7 @@ def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study)
         plans = [study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels))]
         stores = opened(pipe, plans)
         steps = study.timesteps(levels) or (), CALL.steps, fixed(fitness.corrections(levels))
-        with stepped(pipe, *steps), routed(pipe.transformer, study.stages, stores):
+        with stepped(pipe, *steps), routed(pipe.transformer, study.anatomy, study.stages, stores):
             found = latents_of(pipe, probes)
         assert fitness(levels) == pytest.approx(decibels(reference, found), rel=1e-6)
         assert fitness.of_plans(plans, levels) == pytest.approx(fitness(levels), rel=1e-6)

@@ -54,7 +54,7 @@ def test_every_shape_is_compressed_routed_saved_and_loaded(name: str, prune: str
     pipe = tiny(**changes)
     call: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance}
     before, dense = snapshot(pipe.transformer), images(pipe, **call)
-    with routed(pipe.transformer, stages_of(pipe, 3, sampling), opened(pipe, [DENSE] * 3)):
+    with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3, sampling), opened(pipe, [DENSE] * 3)):
         assert torch.equal(images(pipe, **call), dense)
     method = Method(Depth()) if prune == "depth" else Method(Width(4))
     chosen = settings(sampling=sampling, method=method, population=4, generations=2, probes=2)
@@ -172,7 +172,7 @@ def test_diffusers_own_test_passes_with_nothing_pruned(published: DiTPipeline) -
     assert_published(dense)
     stages, anatomy = stages_of(published, 2, Sampling(2, 4.0, 1)), anatomy_of(published)
     assert len(anatomy.layers) == 4
-    with routed(published.transformer, stages, opened(published, [DENSE, DENSE])):
+    with routed(published.transformer, discover(published.transformer), stages, opened(published, [DENSE, DENSE])):
         image = published_image(published)
     assert_published(image)
     assert np.array_equal(image, dense)

@@ -48,7 +48,8 @@ def stages_of(pipe: Any, sampling: Sampling, count: int) -> Stages:
 def dense(pipe: Any, stages: Stages) -> Any:
     """What ``routed`` takes to prune nothing."""
     denoiser = denoiser_of(pipe)
-    return denoiser, stages, partial(Resident().open, denoiser, discover(denoiser), [DENSE] * len(stages))
+    anatomy = discover(denoiser)
+    return denoiser, anatomy, stages, partial(Resident().open, denoiser, anatomy, [DENSE] * len(stages))
 
 
 def users_own(case: Case, pipe: Any, probes: tuple[Probe, ...]) -> Tensor:

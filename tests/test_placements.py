@@ -75,10 +75,10 @@ OURS = ALL[:-1]
 def test_all_placements_give_bitwise_the_same_images(placement: Placement | None, changes: dict[str, Any]) -> None:
     pipe = tiny(**changes)
     dense = images(pipe)
-    with routed(pipe.transformer, stages_of(pipe, 3), open_with(pipe, Resident())):
+    with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), open_with(pipe, Resident())):
         expected = images(pipe)
     assert not torch.equal(expected, dense)
-    with routed(pipe.transformer, stages_of(pipe, 3), open_with(pipe, placement)):
+    with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), open_with(pipe, placement)):
         assert torch.equal(images(pipe), expected)
         assert torch.equal(images(pipe, steps=4), images(pipe, steps=4))
         assert torch.equal(images(pipe), expected)
@@ -89,7 +89,7 @@ def test_all_placements_give_bitwise_the_same_images(placement: Placement | None
 def test_level_0_is_bitwise_dense_wherever_weights_wait(placement: Placement | None) -> None:
     pipe = tiny()
     dense, mixed = images(pipe), open_with(pipe, placement)
-    with routed(pipe.transformer, stages_of(pipe, 3), mixed) as routing:
+    with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), mixed) as routing:
         pipe.transformer(torch.zeros(1, 4, 8, 8), torch.tensor([999]), torch.tensor([1]))  # a pruned stage first
         routing.store.to(1)
         moved = pipe.transformer.forward(torch.ones(1, 4, 8, 8), torch.tensor([1]), torch.tensor([1])).sample
@@ -116,7 +116,10 @@ def test_however_routing_ends_nothing_stays(
             raise error
 
     opener = open_with(pipe, placement)
-    with suppress(RuntimeError, KeyboardInterrupt), routed(pipe.transformer, stages_of(pipe, 3), opener):
+    with (
+        suppress(RuntimeError, KeyboardInterrupt),
+        routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opener),
+    ):
         handle = pipe.transformer.pos_embed.register_forward_hook(stop)
         images(pipe)
     handle.remove()
@@ -142,7 +145,7 @@ def test_a_switch_that_is_interrupted_is_undone(monkeypatch: pytest.MonkeyPatch)
 
         def run() -> None:
             with (
-                routed(pipe.transformer, stages_of(pipe, 3), open_with(pipe, Compact())),
+                routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), open_with(pipe, Compact())),
                 monkeypatch.context() as patch,
             ):
                 patch.setattr(Tensor, "argsort", interrupt)
@@ -176,7 +179,9 @@ def test_streaming_holds_one_stage_and_no_dense_weight_that_a_stage_replaces() -
     touched = {name for weights in slim for name in weights.tensors}
     rest = sum(p.nbytes for name, p in pipe.transformer.named_parameters() if name not in touched)
     dense = on_device(pipe.transformer, ())
-    with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, plans, Streamed())) as routing:
+    with routed(
+        pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opened(pipe, plans, Streamed())
+    ) as routing:
         for stage, weights in enumerate(slim):
             routing.store.to(stage)
             padding = 64 * len(weights.tensors)
@@ -195,7 +200,10 @@ def test_streaming_ahead_keeps_its_limit_and_two_stages(limit: float) -> None:
     dense, most = on_device(pipe.transformer, ()), max(weights.bytes for weights in slim)
     padding = 64 * len(slim[0].tensors)
     with routed(
-        pipe.transformer, stages_of(pipe, 3), partial(ahead, pipe.transformer, discover(pipe.transformer), plans, limit)
+        pipe.transformer,
+        discover(pipe.transformer),
+        stages_of(pipe, 3),
+        partial(ahead, pipe.transformer, discover(pipe.transformer), plans, limit),
     ) as routing:
         images(pipe)
         images(pipe)
@@ -213,7 +221,9 @@ def test_compact_holds_the_dense_network_the_merged_projections_and_the_factors(
     factors = sum(tensor.nbytes for tensor in kept_on_device(plans))
     rows = [p for layer in discover(pipe.transformer).layers for _, _, p in fed_by(pipe.transformer, layer)]
     spare = sum({p.shape: p.nbytes for p in rows}.values())  # a tensor of each shape exists in two orders
-    with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, plans, Compact())) as routing:
+    with routed(
+        pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opened(pipe, plans, Compact())
+    ) as routing:
         for stage, plan in enumerate(plans):
             routing.store.to(stage)
             outputs = {layer.name: layer.output for layer in discover(pipe.transformer).layers}
@@ -240,7 +250,7 @@ def test_memory_at_ten_stages_and_half_of_the_groups() -> None:
         plans.append(Plan(cuts))
     dense, peaks = on_device(pipe.transformer, ()), dict[str, float]()
     for placement in (Resident(), Streamed(), Compact(), Stitched()):
-        with routed(pipe.transformer, stages, opened(pipe, plans, placement)) as routing:
+        with routed(pipe.transformer, discover(pipe.transformer), stages, opened(pipe, plans, placement)) as routing:
             images(pipe, steps=10)
             peaks[type(placement).__name__] = routing.store.peak_bytes / dense
     assert peaks["Streamed"] <= 1.15
@@ -255,7 +265,7 @@ def test_compact_refuses_whole_weights_by_name_and_changes_nothing() -> None:
     plans = [random_plan(pipe, 1)] * 3
     with (
         pytest.raises(ArtefactError, match=r"plan, transformer_blocks.0.attn1: .* found a whole weight"),
-        routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, plans, Compact())),
+        routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opened(pipe, plans, Compact())),
     ):
         pass
     assert_same(before, snapshot(pipe.transformer))

@@ -204,5 +204,7 @@ def test_diffusers_own_call_is_the_same_with_nothing_pruned(name: str) -> None:
     assert np.isfinite(plain).all()
     pipe.scheduler.set_timesteps(2)
     stages = Stages.split(pipe.scheduler.timesteps.tolist(), 2)
-    with routed(denoiser, stages, partial(Resident().open, denoiser, discover(denoiser), [DENSE, DENSE])):
+    with routed(
+        denoiser, discover(denoiser), stages, partial(Resident().open, denoiser, discover(denoiser), [DENSE, DENSE])
+    ):
         assert np.array_equal(image(), plain)

@@ -20,7 +20,7 @@ from tests.tiny import CALL, assert_same, by_hand, images, opened, random_plan, 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diff_es import DiffESError
-from diff_es.layers import DENSE, Plan
+from diff_es.layers import DENSE, Anatomy, Plan, discover
 from diff_es.pipeline import make_probes, sample
 from diff_es.placements import Store
 from diff_es.route import Routing, routed, routing_of
@@ -39,9 +39,9 @@ def mixed(pipe: DiTPipeline) -> tuple[Plan, ...]:
     return (random_plan(pipe, 1), DENSE, random_plan(pipe, 2, skip=[1]))
 
 
-def prepared(pipe: DiTPipeline) -> tuple[Any, Stages, Callable[[], Store]]:
+def prepared(pipe: DiTPipeline) -> tuple[Any, Anatomy, Stages, Callable[[], Store]]:
     """Arguments of ``routed`` for the mixed plans."""
-    return pipe.transformer, stages_of(pipe, 3), opened(pipe, mixed(pipe))
+    return pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opened(pipe, mixed(pipe))
 
 
 @pytest.mark.parametrize("changes", MODELS)
@@ -49,7 +49,7 @@ def prepared(pipe: DiTPipeline) -> tuple[Any, Stages, Callable[[], Store]]:
 def test_level_0_everywhere_is_bitwise_the_dense_pipeline(changes: dict[str, Any], guidance: float) -> None:
     pipe = tiny(**changes)
     dense = images(pipe, guidance=guidance)
-    with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, [DENSE] * 3)):
+    with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opened(pipe, [DENSE] * 3)):
         assert torch.equal(images(pipe, guidance=guidance), dense)
     assert torch.equal(images(pipe, guidance=guidance), dense)
 
@@ -67,7 +67,7 @@ def test_a_routed_run_equals_a_stitched_one_of_smaller_networks(
     pipe.scheduler.set_timesteps(steps)
     turns = [networks[stages.index(float(t))] for t in pipe.scheduler.timesteps]
     stitched = list(by_hand(pipe, turns, [3, 4], guidance))[-1]
-    with routed(pipe.transformer, stages, opened(pipe, plans)):
+    with routed(pipe.transformer, discover(pipe.transformer), stages, opened(pipe, plans)):
         found = images(pipe, [3, 4], steps, guidance)
     expected = (pipe.vae.decode(stitched).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -82,7 +82,7 @@ def test_the_step_of_a_stage_is_the_step_at_its_index(changes: dict[str, Any]) -
     plans = mixed(pipe)
     turns = [slimmed(pipe.transformer, plans[stage]) for stage in (0, 0, 1, 1, 2, 2)]
     stitched = list(by_hand(pipe, turns, [3, 4], CALL.guidance))[-1]
-    with routed(pipe.transformer, stages_of(pipe, 3), opened(pipe, plans)):
+    with routed(pipe.transformer, discover(pipe.transformer), stages_of(pipe, 3), opened(pipe, plans)):
         found = images(pipe, [3, 4])
     torch.testing.assert_close(found, (pipe.vae.decode(stitched).sample / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
@@ -163,7 +163,7 @@ def test_a_late_start_runs_the_stage_of_its_timestep(first: int) -> None:
     networks = [slimmed(pipe.transformer, plan) for plan in plans]
     pipe.scheduler.set_timesteps(6)
     latents, labels = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2])
-    with routed(pipe.transformer, stages, opened(pipe, plans)):
+    with routed(pipe.transformer, discover(pipe.transformer), stages, opened(pipe, plans)):
         for t in pipe.scheduler.timesteps[first:]:
             call = {"timestep": t.expand(2), "class_labels": labels}
             expected = networks[stages.index(float(t))](latents, **call).sample

@@ -55,7 +55,8 @@ def plans_of(pipe: Any) -> list[Plan]:
 
 def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | None = None) -> Any:
     denoiser = denoiser_of(pipe)
-    return routed(denoiser, stages, partial((placement or Resident()).open, denoiser, discover(denoiser), plans))
+    anatomy = discover(denoiser)
+    return routed(denoiser, anatomy, stages, partial((placement or Resident()).open, denoiser, anatomy, plans))
 
 
 def offload(pipe: Any) -> None:

@@ -190,7 +190,7 @@ def test_a_plan_is_the_union_of_its_parts_and_made_once(ladder: Ladder, grain: G
 def macs_of(pipe: DiTPipeline, counter: MacCounter, library: Library, stage: int, row: tuple[int, ...]) -> set[int]:
     """Of a call as it really runs, and as the counter has it for the realised plan."""
     plan = library.plan(stage, row)
-    with routed(pipe.transformer, Stages(()), opened(pipe, [plan])), counted(pipe) as calls:
+    with routed(pipe.transformer, discover(pipe.transformer), Stages(()), opened(pipe, [plan])), counted(pipe) as calls:
         images(pipe, [1], steps=1)
     return {calls[0].macs, counter._count(plan)}
 
@@ -217,7 +217,10 @@ def test_a_random_schedule_of_blocks_and_steps_costs_what_it_should(ladder: Widt
         options = [[int(rng.integers(len(row))) for row in ready.costs.options] for _ in range(3)]
         levels = tuple((int(rng.choice(n)), *row) for n, row in zip(ready.costs.choices or (), options, strict=True))
         plans = [ready.library.plan(stage, row) for stage, row in enumerate(ready.rows(levels))]
-        timesteps, routing = ready.timesteps(levels) or (), (pipe.transformer, ready.stages, opened(pipe, plans))
+        timesteps, routing = (
+            ready.timesteps(levels) or (),
+            (pipe.transformer, ready.anatomy, ready.stages, opened(pipe, plans)),
+        )
         with stepped(pipe, timesteps, CALL.steps), routed(*routing), counted(pipe) as calls:
             images(pipe, [1])
         assert [call.timestep for call in calls] == list(timesteps)

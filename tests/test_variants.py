@@ -56,7 +56,8 @@ def skipping(pipe: Any) -> list[Plan]:
 
 def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | None = None) -> Any:
     denoiser = denoiser_of(pipe)
-    return routed(denoiser, stages, partial((placement or Resident()).open, denoiser, discover(denoiser), plans))
+    anatomy = discover(denoiser)
+    return routed(denoiser, anatomy, stages, partial((placement or Resident()).open, denoiser, anatomy, plans))
 
 
 @pytest.fixture(scope="module")
