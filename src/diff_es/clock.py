@@ -29,8 +29,8 @@ def on_stage(denoiser: nn.Module, stages: Stages, enter: Callable[[int], None]) 
 
     ``stages`` are cut in timesteps of the scheduler, or in what else the denoiser is declared to receive. Where what is
     handed on is scaled and rounded, as 0.6 is in float32, the boundaries are scaled and rounded like it, so that a
-    timestep at a boundary keeps to its side. Two timesteps that become one by
-    rounding, which in bfloat16 are less than 4 of 1000 apart, are one to the denoiser and belong to the later stage.
+    timestep at a boundary keeps to its side. Two timesteps that become one by rounding, which in bfloat16 are less than
+    4 of 1000 apart, are one to the denoiser and belong to the later stage.
     """
     known, exact = dict[torch.dtype, list[float]](), float(_handed(denoiser, torch.ones(()))) == 1
 
@@ -41,7 +41,8 @@ def on_stage(denoiser: nn.Module, stages: Stages, enter: Callable[[int], None]) 
             if not exact or kind is not torch.float64:
                 boundaries = boundaries.float().to(kind)
             known[kind] = _handed(denoiser, boundaries).tolist()
-        enter(sum(float(value) <= boundary for boundary in known[kind]))
+        timestep = float(value)
+        enter(sum(timestep <= boundary for boundary in known[kind]))
 
     return _on_call(denoiser, call)
 

@@ -123,9 +123,7 @@ def _spread(path: Trajectory, stages: Stages, stage: int, own: list[float], end:
         remedy = "Ask for fewer steps in this stage."
         raise DiffESError(f"steps of stage {stage}", expected=expected, found=str(count), remedy=remedy)
     if any(stages.index(t) != stage for t in spread):
-        ends, starts = (*stages.boundaries, end), (first, *stages.boundaries)
-        expected = f"boundaries that hold its timesteps from {first!r} to above {end!r}"
-        found = f"those at {starts[stage]!r} and {ends[stage]!r}"
+        expected, found = f"a boundary at {end!r}, where the next stage begins", f"one at {stages.boundaries[stage]!r}"
         raise DiffESError(f"stage {stage}", expected=expected, found=found, remedy="Take `path.stages(count)`.")
     return spread
 
