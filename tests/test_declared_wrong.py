@@ -121,7 +121,11 @@ GROUPED = between((4, 5), lambda: nn.ConvTranspose1d(4, 16, 3, groups=2), lambda
         ),
         (
             replace(CASES["root"], declaration=(Channels("", ("down",), "up"),)),
-            "up: expected .*|down.weight: expected 6 rows",
+            "up: expected a layer that runs without",
+        ),
+        (
+            replace(CASES["root"], declaration=(Channels("", ("up", "up"), "down"),)),
+            "up: expected rows of one layer each, found some that are declared twice. Name each module once",
         ),
     ],
 )
@@ -132,6 +136,28 @@ def test_what_cannot_be_cut_is_refused_with_the_reason(case: Case, message: str)
 class Dead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 0 * x
+
+
+class Chain(nn.Module):
+    """Each layer's output feeds the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        found: Tensor = self.d(self.c(self.b(self.a(x).relu()).relu()).relu())
+        return found
+
+
+def test_of_layers_that_follow_one_another_every_other_one_is_declared() -> None:
+    case = Case(Chain, (Channels("", ("a",), "b"), Channels("", ("b",), "c"), Channels("", ("c",), "d")), (5, 6))
+    refused(case, "b: expected rows or columns of a weight to be cut, found both.* declare every other one")
+    first, _, last = case.declaration
+    assert [layer.groups for layer in replace(case, declaration=(first, last)).declared(case.model()).layers] == [
+        16,
+        16,
+    ]
 
 
 class Tail(nn.Module):

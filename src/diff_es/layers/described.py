@@ -75,17 +75,25 @@ def described(denoiser: nn.Module, name: str, part: Heads | Channels) -> Layer:
 
 
 def check_apart(layers: Sequence[Layer]) -> None:
-    """Whether no two layers are of one name, or own a column both.
+    """Whether no two layers own the same columns or rows, and no weight is cut both ways.
 
     Raises:
-        DiffESError: two are.
+        DiffESError: two do, or one is.
     """
-    remedy = "Declare every column once, and of columns that several layers share `start` and `size`."
     for i, layer in enumerate(layers):
         for other in layers[:i]:
             apart = layer.start >= other.start + other.size or other.start >= layer.start + layer.size
-            if layer.name == other.name or (layer.output == other.output and not apart):
+            if layer.output == other.output and not apart:
+                remedy = "Declare every column once, and of columns that several layers share `start` and `size`."
                 raise wrong(layer.output, "columns of one layer each", "some that are declared twice", remedy)
+    outputs, fed = {layer.output for layer in layers}, [rows.module for layer in layers for rows in layer.rows]
+    for path in fed:
+        if fed.count(path) > 1:
+            remedy = "Name each module once among all rows: what feeds two outputs stays whole."
+            raise wrong(path, "rows of one layer each", "some that are declared twice", remedy)
+        if path in outputs:
+            expected, found = "rows or columns of a weight to be cut", "both: it is an output, and feeds another"
+            raise wrong(path, expected, found, "Of layers that follow one another, declare every other one.")
 
 
 def keeps_statistics(module: nn.Module) -> bool:

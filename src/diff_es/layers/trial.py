@@ -46,10 +46,11 @@ def try_layers(denoiser: nn.Module, anatomy: Anatomy, call: Callable[[], object]
     for gone in (0, -1):
         try:
             culprit, reason = _first_wrong(denoiser, anatomy, anatomy.layers, gone, call), _OTHERS
-            if culprit is not None and len(anatomy.layers) > 1:
-                culprit, reason = _first_failing(denoiser, anatomy, gone, call, culprit)
-        except _FAILURES:
-            culprit, reason = _first_failing(denoiser, anatomy, gone, call)
+            if culprit is not None:
+                culprit, reason = _first_failing(denoiser, anatomy, gone, call, (culprit, _OTHERS))
+        except _FAILURES as error:
+            together = f"that all together do not: {_short(error)}"
+            culprit, reason = _first_failing(denoiser, anatomy, gone, call, (anatomy.layers[0], together))
         if culprit is not None:
             which = "first" if gone == 0 else "last"
             expected = f"a layer that runs without its {which} group, the others unchanged"
@@ -79,16 +80,16 @@ def _folding(denoiser: nn.Module, layer: Layer) -> str:
 
 
 def _first_failing(
-    denoiser: nn.Module, anatomy: Anatomy, gone: int, call: Callable[[], object], suspect: Layer | None = None
-) -> tuple[Layer | None, str]:
-    """The first layer that does not run on its own, and what it says; the suspect, where all of them do."""
+    denoiser: nn.Module, anatomy: Anatomy, gone: int, call: Callable[[], object], otherwise: tuple[Layer, str]
+) -> tuple[Layer, str]:
+    """The first layer that does not run on its own, and what it says, or what is said otherwise."""
     for layer in anatomy.layers:
         try:
             if _first_wrong(denoiser, anatomy, (layer,), gone, call) is not None:
                 return layer, _OTHERS
         except _FAILURES as error:
             return layer, _short(error)
-    return suspect, _OTHERS
+    return otherwise
 
 
 def _first_wrong(
