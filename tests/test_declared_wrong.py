@@ -367,7 +367,7 @@ def test_stages_in_other_units_than_the_denoisers_are_refused_where_they_are_not
         case.run(model)
     with pytest.raises(
         DiffESError,
-        match=r"calls in every stage, found timesteps from 0.9 to 0.2, of which none is in stage 0 of .* 500. Cut",
+        match=r"calibration, down: .* found none in stage 0: all timesteps were from 0.9 to 0.2, and .* at 500. Cut",
     ):
         gatherer.statistics()
     wrapped = TimeLeft(model)

@@ -170,29 +170,26 @@ class Gatherer:
         Raises:
             DiffESError: a stage had no calls, or a layer or block never ran in it; the message names it.
         """
-        self._check_heard()
         for stage, sums in enumerate(self._sums):
             for name, part in sums.items():
                 if part.empty:
-                    remedy = "Calibrate with calls in which it runs, such as those that use its adapter."
-                    found = f"none in stage {stage}"
-                    raise DiffESError(
-                        f"calibration, {name}", expected="inputs in every stage", found=found, remedy=remedy
-                    )
+                    found, remedy = self._missing(stage)
+                    expected = "inputs in every stage"
+                    raise DiffESError(f"calibration, {name}", expected=expected, found=found, remedy=remedy)
         gathered = tuple({name: part.moments() for name, part in stage.items()} for stage in self._sums)
         return Statistics(gathered, self._change.means())
 
-    def _check_heard(self) -> None:
-        missing = [stage for stage, calls in enumerate(self._calls) if not calls]
-        if missing:
-            heard = f"timesteps from {max(self._heard):g} to {min(self._heard):g}" if self._heard else "no call at all"
-            cut = ", ".join(f"{boundary:g}" for boundary in self._stages.boundaries)
-            found = f"{heard}, of which none is in stage {missing[0]} of those cut at {cut or 'no timestep'}"
-            remedy = (
-                "Cut the stages in what the denoiser itself receives: Stages.split(its timesteps, count), from noise "
-                "to image. Where its time rises to the image, wrap it in a module that takes the time left."
-            )
-            raise DiffESError("calibration", expected="calls in every stage", found=found, remedy=remedy)
+    def _missing(self, stage: int) -> tuple[str, str]:
+        """What was found of a stage without inputs, and what to do."""
+        found, own = f"none in stage {stage}", self._stages.boundaries
+        if self._calls[stage] or not self._heard:
+            return found, "Calibrate with calls in which it runs, such as those that use its adapter."
+        heard = f"from {max(self._heard):g} to {min(self._heard):g}"
+        found += f": all timesteps were {heard}, and stages are cut at {', '.join(f'{t:g}' for t in own)}"
+        return found, (
+            "Cut the stages in what the denoiser itself receives: Stages.split(its timesteps, count), from noise to "
+            "image; where its time rises to the image, wrap it in a module that takes the time left."
+        )
 
     def _enter(self, stage: int) -> None:
         self._stage = stage
