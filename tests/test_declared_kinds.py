@@ -190,7 +190,8 @@ def test_a_declared_denoiser_in_a_pipeline_is_compressed_saved_and_run(levers: L
     """By all that the library does: nothing asks discovery, which finds nothing in it."""
     pipe = own()
     dense = shown(pipe, 6)
-    small = search(sampling=Sampling(6, batch=4), levers=levers, stages=2, method=Method(Width(4, dense=())))
+    method = Method(Width(4, dense=()))
+    small = search(sampling=Sampling(6, batch=4), levers=levers, stages=2, method=method, corrections=0, generations=1)
     fast = compress(pipe, 0.6, small)
     with fast.routed(pipe):
         expected = shown(pipe, 6)

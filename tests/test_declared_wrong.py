@@ -221,6 +221,55 @@ def test_where_nothing_tells_it_the_user_does(way: str) -> None:
     assert block.pixels
 
 
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        (("up",), "declaration: expected Heads, Channels and Residual, found a str"),
+        ((Channels("", cast(Any, "up"), "down"),), r"down: expected names or Rows in a tuple, found up. Such as rows="),
+        ((Channels("", cast(Any, (1,)), "down"),), "down: expected names or Rows in a tuple"),
+        ((Channels("", (Rows("up", 0),), "down"),), "down: expected heads, chunks, widths and sizes as whole numbers"),
+        (
+            (Channels("", (Rows("up", 1, 0),), "down"),),
+            "down: expected heads, chunks, widths and sizes as whole numbers",
+        ),
+        (
+            (Heads("", cast(Any, 2.0), ("up",), "down"),),
+            "down: expected heads, chunks, widths and sizes as whole numbers",
+        ),
+        ((Channels("", ("up",), "down", start=cast(Any, "1")),), "down: expected heads, chunks, widths"),
+        ((Channels("", ("up",), ""),), "expected nn.Linear or a convolution, found a AtRoot"),
+        ((Channels("", ("",), "down"),), "declaration: expected rows of modules below the denoiser"),
+    ],
+)
+def test_what_is_no_declaration_is_refused(declaration: Any, message: str) -> None:
+    refused(replace(CASES["root"], declaration=declaration), message)
+
+
+def test_a_call_that_does_not_run_is_refused() -> None:
+    model, parts = CASES["root"].model(), CASES["root"].declaration
+    calls: list[Any] = [lambda: model(torch.randn(2, 5, 7), torch.ones(2)), torch.zeros(1)]
+    for call in calls:
+        with pytest.raises(
+            DiffESError, match=r"declaration, call: expected a call that runs, found .*Error: .* lambda:"
+        ):
+            declare(model, parts, call, timestep="t")
+    with pytest.raises(DiffESError, match=r"down: expected to run in a call of the denoiser"):
+        declare(model, parts, lambda: None)
+    with pytest.raises(DiffESError, match="expected a denoiser to declare, found a str"):
+        declare(cast(Any, "unet"), parts, lambda: None)
+
+
+class ByName(Ways):
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        found: Tensor = self.block(x=x)
+        return found
+
+
+def test_a_block_that_is_called_by_name_is_refused_with_what_to_do() -> None:
+    case = Case(lambda: ByName("moved"), (Residual("block"),), (6, 6, 6))
+    refused(case, "block: expected a block that can be left out.* Call it with its hidden states first, by place")
+
+
 # ---------------------------------------------------------------------------------------------------------- norms
 
 

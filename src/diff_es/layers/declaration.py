@@ -86,6 +86,28 @@ class Residual:
 Declaration: TypeAlias = Sequence[Heads | Channels | Residual]
 
 
+def check_said(part: object) -> None:
+    """Whether a part of a declaration is one, with rows in a tuple and whole numbers.
+
+    Raises:
+        DiffESError: it is not.
+    """
+    if not isinstance(part, Heads | Channels | Residual):
+        remedy = "Declare a sequence of them, such as (Heads(...), Residual(...))."
+        raise wrong("", "Heads, Channels and Residual", f"a {type(part).__name__}", remedy)
+    if isinstance(part, Residual):
+        return
+    if not isinstance(part.rows, tuple | list) or not all(isinstance(row, str | Rows) for row in part.rows):
+        raise wrong(part.output, "names or Rows in a tuple", str(part.rows), 'Such as rows=("q", "k", "v").')
+    said = [part.size, *(n for row in part.rows if isinstance(row, Rows) for n in (row.chunks, row.width))]
+    numbers = [number for number in said if number is not None]
+    numbers += [part.heads] if isinstance(part, Heads) else []
+    if any(type(number) is not int or number < 1 for number in numbers) or type(part.start) is not int:
+        expected, remedy = "heads, chunks, widths and sizes as whole numbers above 0", "Declare those that it has."
+        raise wrong(part.output, expected, str(part), remedy)
+
+
 def wrong(where: str, expected: str, found: str, remedy: str) -> DiffESError:
     """A declaration that does not describe its denoiser."""
-    return DiffESError(f"declaration, {where}", expected=expected, found=found, remedy=remedy)
+    where = f"declaration, {where}" if where else "declaration"
+    return DiffESError(where, expected=expected, found=found, remedy=remedy)

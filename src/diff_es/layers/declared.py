@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ..errors import DiffESError
 from .compiled import submodule
 from .contract import Anatomy, Layer
-from .declaration import Declaration, Residual
+from .declaration import Declaration, Residual, check_said, wrong
 from .described import check_apart, described, matching
 from .streams import watched
-from .trial import repeated, try_blocks, try_layers
+from .trial import repeated, try_blocks, try_call, try_layers
 
 TIMESTEP = "timestep"
 
@@ -60,7 +60,7 @@ def declare(
     place of what discovery would find. A saved result is run in a new process by declaring the same there first.
 
     Every layer is run without its first group, and without its last, and must hand its output projection what the dense
-    one does in the groups that stay; every block is left out. That takes six calls, one more for each block, and some
+    one does in the groups that stay; every block is left out. That takes seven calls, one more for each block, and some
     for each layer only where one is wrong.
 
     Args:
@@ -71,9 +71,13 @@ def declare(
     Raises:
         DiffESError: the declaration does not describe this denoiser; the message names the module and what to say.
     """
+    if not isinstance(denoiser, nn.Module):
+        found, remedy = f"a {type(denoiser).__name__}", "Give the module whose forward is called, such as pipe.unet."
+        raise DiffESError("declaration", expected="a denoiser to declare", found=found, remedy=remedy)
     check_evaluating(denoiser)
     layers, blocks = list[Layer](), list[Residual]()
     for part in declaration:
+        check_said(part)
         for name in matching(denoiser, part.module):
             if isinstance(part, Residual):
                 blocks.append(replace(part, module=name))
@@ -82,8 +86,10 @@ def declare(
     check_apart(layers)
     if not layers and not blocks:
         remedy = "Declare its Heads, Channels or Residual blocks."
-        raise DiffESError("declaration", expected="something that can be pruned", found="nothing", remedy=remedy)
-    if timestep is not None:
+        raise wrong("", "something that can be pruned", "nothing", remedy)
+    if timestep is None:
+        try_call(denoiser, call)
+    else:
         _try_timestep(denoiser, timestep, call)
     anatomy = Anatomy(tuple(layers), watched(denoiser, blocks, lambda: repeated(denoiser, call)), ())
     try_layers(denoiser, anatomy, call)
@@ -153,7 +159,6 @@ def _try_timestep(denoiser: nn.Module, name: str, call: Callable[[], object]) ->
 
     handle = denoiser.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        with torch.no_grad():
-            repeated(denoiser, call)
+        try_call(denoiser, call)
     finally:
         handle.remove()

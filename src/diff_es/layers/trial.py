@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..errors import DiffESError
 from .compiled import submodule
 from .contract import Anatomy, Cut, Layer, Plan, Weights
 from .convolutions import channel_dimension, given_to
@@ -25,6 +26,22 @@ _REMEDY = (
     "integer that the forward reads; leave out what mixes groups before the output, such as a norm across them."
 )
 _WHOLE = ""  # the denoiser's own output, among the inputs of the projections
+
+
+def try_call(denoiser: nn.Module, call: Callable[[], object]) -> None:
+    """Call the denoiser once as it is.
+
+    Raises:
+        DiffESError: that fails.
+    """
+    try:
+        with torch.no_grad():
+            repeated(denoiser, call)
+    except DiffESError:  # of a hook
+        raise
+    except _FAILURES as error:
+        remedy = "Give a function that calls the denoiser once: lambda: denoiser(noise, timestep=t)."
+        raise wrong("call", "a call that runs", _short(error), remedy) from error
 
 
 def try_layers(denoiser: nn.Module, anatomy: Anatomy, call: Callable[[], object]) -> None:
@@ -68,7 +85,10 @@ def try_blocks(denoiser: nn.Module, anatomy: Anatomy, call: Callable[[], object]
             with _switched(denoiser, anatomy, Plan(bypasses={block.name: None})):
                 repeated(denoiser, call)
         except _FAILURES as error:
-            remedy = "Leave this block out of the declaration, or declare what it returns."
+            remedy = (
+                "Call it with its hidden states first, by place and not by name; or leave it out of the declaration, "
+                "or declare what it returns."
+            )
             raise wrong(block.name, "a block that can be left out", _short(error), remedy) from error
 
 
@@ -190,9 +210,10 @@ def _switched(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Iterator[Non
 
 
 def repeated(denoiser: nn.Module, call: Callable[[], object]) -> None:
-    """A call that draws its input draws the same every time, and leaves no trace in the random state."""
+    """A call that draws its input draws the same every time, and leaves no trace in the random state; compiled code
+    would trace the hooks."""
     device = next(denoiser.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
         torch.manual_seed(0)
         call()
 
