@@ -4,8 +4,9 @@
 
 A small transformer of `nn.TransformerEncoderLayer`s learns for some seconds to make short signals out of noise. What
 can be pruned in it is declared; then it is calibrated on its own trajectories, ranked, searched and routed as a
-diffusers pipeline is, from the same parts of the library. To bring your own denoiser, exchange `Denoiser`,
-`DECLARATION` and `sample`; its forward has to have an argument `timestep`, which tells the stage.
+diffusers pipeline is, from the same parts of the library, and the result saved, and run from its folder as in a new
+process. To bring your own denoiser, exchange `Denoiser`, `DECLARATION` and `sample`; its forward has to have an
+argument that tells the stage, falling from noise to signal: `timestep`, or what `declare(..., timestep="t")` names.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diff_es import Method, Resident, Width
+from diff_es import Compressed, Method, Resident, Sampling, Width, load
+from diff_es.artefact import fingerprint
 from diff_es.calibrate import Gatherer
 from diff_es.cost import Costs
 from diff_es.layers import Anatomy, Channels, Cut, Heads, Plan, Residual, Switch, Weights, declare, realise
@@ -27,7 +31,7 @@ from diff_es.library import Library
 from diff_es.metrics import snr_db
 from diff_es.progress import Reporter
 from diff_es.route import routed
-from diff_es.schedule import Stages
+from diff_es.schedule import Schedule, Stages
 from diff_es.search import Evolution, Levels, evolutionary_search
 from diff_es.units import Grain, Thin
 
@@ -191,6 +195,17 @@ def main() -> None:
         decibel = score(candidate, 101, held_out)
         print(f"{name:8} levels {shown}  {costs.ratio(candidate):.2f} of the compute  {decibel:.1f} dB held out")
     assert torch.equal(sample(denoiser, 101), held_out), "the dense denoiser is back, to the bit"
+
+    # a result, as `compress` makes them; whoever loads it elsewhere declares the same of the same weights first
+    plans = tuple(library.plan(stage, row) for stage, row in enumerate(found))
+    made = Compressed(Schedule(stages, found), plans, Sampling(STEPS), fingerprint(denoiser), about={})
+    with TemporaryDirectory() as folder:
+        made.save(Path(folder) / "found")
+        twin = Denoiser().eval().requires_grad_(False)
+        twin.load_state_dict(denoiser.state_dict())
+        declare(twin, DECLARATION, lambda: twin(torch.randn(2, LENGTH), timestep=torch.ones(2)))
+        with load(Path(folder) / "found").routed(twin):
+            assert torch.equal(sample(twin, 101), result(found, 101)), "a saved result gives the same, to the bit"
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def trial(net: nn.Module, *declaration: Heads | Channels | Residual) -> Anatomy:
 
 def test_a_true_declaration_is_accepted_also_on_inputs_that_are_drawn() -> None:
     torch.manual_seed(0)
-    net, drawn = Net(Mixing(), Mixing()), torch.random.get_rng_state()
+    net, drawn = Net(Mixing(), Mixing()).eval(), torch.random.get_rng_state()
     anatomy = trial(net, part(), Residual("parts.*"))
     assert [(layer.groups, layer.width) for layer in anatomy.layers] == [(4, 4)] * 2
     assert [block.width for block in anatomy.blocks] == [8, 8]
@@ -230,10 +230,10 @@ class Unpacking(Net):
 
 
 def test_a_block_that_returns_a_tuple_says_so() -> None:
-    anatomy = trial(Unpacking(Packed()), Residual("parts.*", returns=("hidden_states",)))
+    anatomy = trial(Unpacking(Packed()).eval(), Residual("parts.*", returns=("hidden_states",)))
     assert anatomy.blocks[0].returns == ("hidden_states",)
     with pytest.raises(DiffESError, match=r"parts.0: expected to return a tensor, found a tuple of 1. Declare what"):
-        trial(Unpacking(Packed()), Residual("parts.*"))
+        trial(Unpacking(Packed()).eval(), Residual("parts.*"))
 
 
 class Gained(Net):
@@ -254,7 +254,7 @@ class Gained(Net):
 
 def test_an_argument_of_all_heads_is_gathered_where_it_is_declared() -> None:
     torch.manual_seed(0)
-    net = Gained(Gained.Part())
+    net = Gained(Gained.Part()).eval()
     before = snapshot(net)
     (layer,) = trial(net, part(arguments=("gain",))).layers
     assert layer.arguments == (("parts.0", "gain"),)
@@ -290,7 +290,11 @@ def test_channels_of_convolutions_and_blocks_of_pixels() -> None:
     [
         (lambda: Net(Mixing()), part(module="blocks.*"), "blocks.*: expected the name of a module, found none of that"),
         (lambda: Net(Mixing()), part(rows=("values",)), "parts.0.values: expected the name of a module"),
-        (lambda: Net(Mixing()), part(output="norm"), "parts.0.norm: expected nn.Linear or nn.Conv2d, found a Identity"),
+        (
+            lambda: Net(Mixing()),
+            part(output="norm"),
+            "parts.0.norm: expected nn.Linear or a convolution, found a Identity",
+        ),
         (lambda: Net(Mixing()), part(heads=5), "parts.0.out: expected equal parts of the input columns, found 16 col"),
         (lambda: Net(Mixing()), part(rows=(Rows("value", 2),)), "parts.0.value.weight: expected 32 rows: 2 x 4 groups"),
         (lambda: Net(Mixing()), part(counts=(("heads", 2),)), "parts.0.heads: expected 8, 2 for each group, found 4"),

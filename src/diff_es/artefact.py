@@ -17,7 +17,7 @@ from torch import nn
 
 from .arguments import Place, checked
 from .errors import ArtefactError, DiffESError, several
-from .layers import Plan, adapted, base_parameters, check_plan, discover
+from .layers import Plan, adapted, anatomy_of, base_parameters, check_plan
 from .limits import Speedup
 from .loading import check_denoiser, check_module
 from .manifest import Point, tied
@@ -78,6 +78,8 @@ class Compressed:
     def routed(self, pipe: SkipValidation[AnyPipeline], placement: Placed | None = None) -> Iterator[AnyPipeline]:
         """Run ``pipe`` with this result inside a ``with`` block; afterwards it is dense again, to the bit.
 
+        A denoiser that was declared (``diff_es.layers.declare``) may take the place of a pipeline.
+
         The pipeline is called as before, with the number of steps that the result was made for; where the search chose
         the steps, those are taken instead, and another number is refused.
 
@@ -114,7 +116,8 @@ class Compressed:
 
     @checked()
     def check(self, pipe: SkipValidation[AnyPipeline]) -> nn.Module:
-        """The denoiser of a dense pipeline that this was made for; raises as :meth:`routed` does."""
+        """The denoiser of a dense pipeline, or a declared one itself, that this was made for; raises as :meth:`routed`
+        does."""
         denoiser: nn.Module = check_denoiser(pipe)
         if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
@@ -134,7 +137,7 @@ class Compressed:
     def _check_denoiser(self, denoiser: nn.Module) -> None:
         """Whether a denoiser is the one that this was made for, all layers as they were."""
         check_module(denoiser, "denoiser")
-        anatomy, plans = discover(denoiser), {id(plan): plan for plan in self.plans}.values()
+        anatomy, plans = anatomy_of(denoiser), {id(plan): plan for plan in self.plans}.values()
         pruned = {name for plan in plans for name in plan.cuts}
         skipped = tuple({f"{block}." for plan in plans for block in plan.bypasses})
         refused = {refusal.name: refusal.reason for refusal in anatomy.refusals if refusal.name in pruned}
@@ -158,7 +161,7 @@ class Compressed:
     def _begin(self, pipe: AnyPipeline, placement: Placement | None) -> Routing:
         """Route a pipeline and choose its steps, both or nothing."""
         denoiser = self.check(pipe)
-        anatomy, place, stepping = discover(denoiser), placement or self.placement, None
+        anatomy, place, stepping = anatomy_of(denoiser), placement or self.placement, None
         if self.timesteps is not None:
             stepping = Stepping(pipe, self.timesteps, self.sampling.steps, fixed(self.corrections))
 

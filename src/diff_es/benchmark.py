@@ -16,7 +16,7 @@ from torch import nn
 from .artefact import Compressed
 from .heap import Kept
 from .latency import finished
-from .layers import DENSE, Plan, discover
+from .layers import DENSE, Plan, anatomy_of
 from .multistep import Corrections, fixed
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
 from .placements import Compact, Placement, Resident, Stitched, Streamed, parameter_bytes
@@ -52,7 +52,7 @@ class Runner:
                 yield None
                 return
             denoiser = denoiser_of(pipe)
-            anatomy = discover(denoiser)
+            anatomy = anatomy_of(denoiser)
             opened = partial(self.placement.open, denoiser, anatomy, self.plans)
             with routed(denoiser, self.stages, opened) as routing:
                 yield routing
@@ -188,7 +188,7 @@ def compare(
     fast.check(pipe)
     denoiser, stages = denoiser_of(pipe), fast.schedule.stages
     if compiled:
-        for block in discover(denoiser).blocks:
+        for block in anatomy_of(denoiser).blocks:
             denoiser.get_submodule(block.name).compile()
     whole = any(cut.weight is not None for plan in fast.plans for cut in plan.cuts.values())
     places: dict[str, Placement] = {"resident": Resident(), "streamed": Streamed()}

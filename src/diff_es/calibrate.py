@@ -6,18 +6,30 @@ import inspect
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import fold, unfold
+from torch.utils._pytree import tree_leaves
 
-from .clock import on_stage
+from .clock import on_stage, on_timestep
 from .errors import DiffESError
 from .finite import check_finite
-from .layers import Anatomy, Block, Layer, output_of, shortcut_of, submodule
+from .layers import (
+    Anatomy,
+    Block,
+    Convolution,
+    Layer,
+    channel_dimension,
+    check_evaluating,
+    given_to,
+    often_seen,
+    output_of,
+    shortcut_of,
+    submodule,
+)
 from .obs import Moments
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, sample
 from .progress import Reporter
@@ -63,20 +75,21 @@ class _Accumulator:
         first += x.sum(0)
         self._count += len(x)
 
-    def add_pixels(self, images: Tensor, module: nn.Conv2d) -> None:
-        """Add what the taps of a convolution see of images (N, D, H, W): each pixel as often as it is seen, and the
-        zeros of the padding, which are much of a small image."""
-        size, padding = images.shape[2:], module.padding
-        assert not isinstance(padding, str)
-        taps = unfold(torch.ones(1, 1, *size), module.kernel_size, module.dilation, padding, module.stride)
-        often = fold(torch.ones_like(taps), size, module.kernel_size, module.dilation, padding, module.stride)
+    def add_pixels(self, images: Tensor, module: Convolution, outputs: Sequence[int]) -> None:
+        """Add what the taps of a convolution see of images (N, D, H, W), or (N, D, L): each pixel as often as it is
+        seen, and the zeros beside them, which are much of a small image.
+
+        Args:
+            outputs: the sizes of what comes out of it, without batch and channels.
+        """
+        often, looks = often_seen(module, images.shape[2:], outputs)
         x = images.detach().movedim(1, -1).reshape(-1, images.shape[1]).float()
         second, first, shift = self._around(x)
-        x, zeros = x - shift, int((taps == 0).sum()) * len(images)
+        x, zeros = x - shift, (looks - int(often.sum(dtype=torch.float64))) * len(images)
         weighted = x * often.flatten().repeat(len(images)).to(x.device)[:, None]
         second.addmm_(weighted.T, x).addmm_(shift[:, None], shift[None], alpha=zeros)
         first += weighted.sum(0) - zeros * shift
-        self._count += taps.numel() * len(images)
+        self._count += looks * len(images)
 
     def _around(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self._sums is None:
@@ -107,7 +120,7 @@ class _Change:
 
     def add(self, stage: int, output: Tensor) -> None:
         now = output.detach().float()
-        if self.before is not None:
+        if self.before is not None and self.before.shape == now.shape:
             change = float((now - self.before).norm() / self.before.norm())
             if math.isfinite(change):  # relative to an output that is nothing there is none
                 self._sums[stage] += change
@@ -134,18 +147,22 @@ class Gatherer:
         self._denoiser, self._stages, self._layers, self._blocks = denoiser, stages, layers, blocks
         self._sums = [{name: _Accumulator() for name in names} for _ in range(len(stages))]
         self._change, self._stage, self._stack = _Change(len(stages)), 0, ExitStack()
+        self._heard, self._calls = list[float](), [0] * len(stages)  # timesteps, and how many of each stage
 
     def __enter__(self) -> Gatherer:
+        check_evaluating(self._denoiser)
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would trace the hooks
             stack.callback(on_stage(self._denoiser, self._stages, self._enter).remove)
+            stack.callback(on_timestep(self._denoiser, self._heard.append).remove)
             stack.callback(self._denoiser.register_forward_hook(self._of_denoiser).remove)
             for layer in self._layers:
-                module = self._denoiser.get_submodule(layer.output)
-                stack.callback(module.register_forward_pre_hook(partial(self._of_layer, layer)).remove)
-            for block in self._blocks:
-                module, hook = self._denoiser.get_submodule(block.name), partial(self._of_block, block)
+                module, hook = self._denoiser.get_submodule(layer.output), partial(self._of_layer, layer)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            for block in self._blocks:
+                module = self._denoiser.get_submodule(block.name)
+                watch = partial(self._of_block, block)
+                stack.callback(module.register_forward_hook(watch, with_kwargs=True).remove)
             self._stack = stack.pop_all()
         return self
 
@@ -160,16 +177,15 @@ class Gatherer:
         """What has been gathered.
 
         Raises:
-            DiffESError: a layer or block never ran in a stage, or its sums are not finite; the message names it.
+            DiffESError: a stage had no calls, a layer or block never ran in it, or its sums are not finite; the message
+                names it.
         """
         for stage, sums in enumerate(self._sums):
             for name, part in sums.items():
                 if part.empty:
-                    remedy = "Calibrate with calls in which it runs, such as those that use its adapter."
-                    found = f"none in stage {stage}"
-                    raise DiffESError(
-                        f"calibration, {name}", expected="inputs in every stage", found=found, remedy=remedy
-                    )
+                    found, remedy = self._missing(stage)
+                    expected = "inputs in every stage"
+                    raise DiffESError(f"calibration, {name}", expected=expected, found=found, remedy=remedy)
                 if not part.finite:
                     remedy = "Search steps alone (`--levers steps`), for which nothing is calibrated."
                     expected, found = "inputs whose squares float32 holds", f"NaN or infinity in stage {stage}"
@@ -177,19 +193,40 @@ class Gatherer:
         gathered = tuple({name: part.moments() for name, part in stage.items()} for stage in self._sums)
         return Statistics(gathered, self._change.means())
 
+    def _missing(self, stage: int) -> tuple[str, str]:
+        """What was found of a stage without inputs, and what to do."""
+        found, own = f"none in stage {stage}", self._stages.boundaries
+        if self._calls[stage] or not self._heard:
+            return found, "Calibrate with calls in which it runs, such as those that use its adapter."
+        heard = f"from {max(self._heard):g} to {min(self._heard):g}"
+        found += f": all timesteps were {heard}, and stages are cut at {', '.join(f'{t:g}' for t in own)}"
+        return found, (
+            "Cut the stages in what the denoiser itself receives: Stages.split(its timesteps, count), from noise to "
+            "image; where its time rises to the image, wrap it in a module that takes the time left."
+        )
+
     def _enter(self, stage: int) -> None:
         self._stage = stage
+        self._calls[stage] += 1
 
     def _of_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._change.add(self._stage, output[0])
+        self._change.add(self._stage, _prediction(output))
 
-    def _of_layer(self, layer: Layer, module: nn.Module, args: tuple[Any, ...]) -> None:
-        sums, own = self._sums[self._stage][layer.name], slice(layer.start, layer.start + layer.size)
-        output = output_of(self._denoiser, layer)
-        if isinstance(output, nn.Conv2d):
-            sums.add_pixels(args[0][:, own], output)
+    def _of_layer(
+        self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+    ) -> None:
+        sums, projection, given = (
+            self._sums[self._stage][layer.name],
+            output_of(self._denoiser, layer),
+            given_to(args, kwargs),
+        )
+        channels = channel_dimension(projection, given)
+        own = given.narrow(channels, layer.start, layer.size)
+        if isinstance(projection, Convolution):
+            batch = own if channels else own[None]
+            sums.add_pixels(batch, projection, result.shape[channels + 1 :])
         else:
-            sums.add(args[0][..., own])
+            sums.add(own)
 
     def _of_block(
         self, block: Block, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -208,6 +245,20 @@ class Gatherer:
         for name, pair in zip(block.streams, pairs, strict=True):
             both = torch.cat(pair, 1).movedim(1, -1) if block.pixels else torch.cat(pair, -1)
             self._sums[self._stage][name].add(both)
+
+
+def _prediction(output: Any) -> Tensor:
+    """What a denoiser gives: a tensor, or the first one of several, by whatever name.
+
+    Raises:
+        DiffESError: there is none.
+    """
+    values = [getattr(output, part.name) for part in fields(output)] if is_dataclass(output) else output
+    found = next((leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)), None)
+    if found is None:
+        remedy = "Let its forward return its prediction, alone or first."
+        raise DiffESError("denoiser", expected="to return a tensor", found=type(output).__name__, remedy=remedy)
+    return found
 
 
 def calibrate(

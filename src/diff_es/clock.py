@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .layers import time_reader
 from .schedule import Stages
 
 _THOUSANDTHS = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
@@ -42,20 +42,24 @@ def on_stage(denoiser: nn.Module, stages: Stages, enter: Callable[[int], None]) 
 def stage_reader(denoiser: nn.Module, stages: Stages) -> Callable[[tuple[Any, ...], dict[str, Any]], int]:
     """Gives the stage of a denoiser call, for its arguments.
 
-    ``stages`` are cut in timesteps of the scheduler. Where pipelines scale and round what they hand on, the boundaries
-    are scaled and rounded like it, so that a timestep at a boundary keeps to its side. Two timesteps that become one by
-    rounding, which in bfloat16 are less than 4 of 1000 apart, are one to the denoiser and belong to the later stage.
+    ``stages`` are cut in timesteps of the scheduler, or in what else the denoiser is declared to receive. Where what is
+    handed on is scaled and rounded, as 0.6 is in float32, the boundaries are scaled and rounded like it, so that a
+    timestep at a boundary keeps to its side. Two timesteps that become one by rounding, which in bfloat16 are less than
+    4 of 1000 apart, are one to the denoiser and belong to the later stage.
     """
-    timestep_of, rounded = _timestep_reader(denoiser), dict[torch.dtype, list[float]]()
-    if float(_handed(denoiser, torch.ones(()))) == 1:
-        return lambda args, kwargs: stages.index(float(timestep_of(args, kwargs)))
+    read, known = _timestep_reader(denoiser), dict[torch.dtype, list[float]]()
+    exact = float(_handed(denoiser, torch.ones(()))) == 1
 
     def stage_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        value = timestep_of(args, kwargs)
-        if value.dtype not in rounded:
-            boundaries = torch.tensor(stages.boundaries, dtype=torch.float32).to(value.dtype)
-            rounded[value.dtype] = _handed(denoiser, boundaries).tolist()
-        return sum(float(value) <= boundary for boundary in rounded[value.dtype])
+        value = read(args, kwargs)
+        kind = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else torch.float64
+        if kind not in known:
+            boundaries = torch.tensor(stages.boundaries, dtype=torch.float64)
+            if not exact or kind is not torch.float64:
+                boundaries = boundaries.float().to(kind)
+            known[kind] = _handed(denoiser, boundaries).tolist()
+        timestep = float(value)
+        return sum(timestep <= boundary for boundary in known[kind])
 
     return stage_of
 
@@ -73,10 +77,10 @@ def _handed(denoiser: nn.Module, timesteps: Tensor) -> Tensor:
 
 def _timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
     """Gives the timestep among the arguments of a denoiser call, as it was handed on."""
-    position = list(inspect.signature(type(denoiser).forward).parameters).index("timestep") - 1
+    read = time_reader(denoiser)
 
     def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value = kwargs["timestep"] if "timestep" in kwargs else args[position]
+        value = read(args, kwargs)
         if isinstance(value, Tensor):  # one for each sample, or for each token, where those of a given frame have 0
             value = value.max() if value.dim() > 1 else value.reshape(-1)[0]
         return value

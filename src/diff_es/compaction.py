@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layers import Cut, Factor, Layer, Plan, as_matrix, output_of
+from .layers import Cut, Factor, Layer, Plan, as_matrix, output_of, weight_of
 from .library import Library, solved
 from .lowrank import factorise
 from .obs import Moments, damped
@@ -56,7 +56,7 @@ class Compaction:
         if cut.weight is None or ridge is None:
             return cut
         hessian = moments.hessian(centred=ridge.intercept)
-        columns, part = layer.columns(cut.kept).to(hessian.device), layer.part(output.weight.detach()).to(hessian)
+        columns, part = layer.columns(cut.kept).to(hessian.device), weight_of(output, layer).to(hessian)
         dense, whole = as_matrix(part), as_matrix(cut.weight.to(hessian))
         lost = dense.clone()
         lost[:, columns] -= whole

@@ -23,7 +23,7 @@ from .arguments import Place, checked
 from .artefact import Compressed
 from .conditioning import Asked, family_of
 from .errors import DiffESError, StorageError, UnsupportedModel
-from .layers import Kind, Plan, discover, realise, state_dict
+from .layers import Kind, Plan, anatomy_of, realise, state_dict
 from .loading import check
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_of, hushed, meta_twin, trace, with_denoiser
 from .pruned_transformer import PRUNED, Pruning
@@ -178,7 +178,7 @@ def _below(names: Iterable[str]) -> tuple[str, ...]:
 
 def _shallower(dense: Denoiser, plan: Plan, kept: Mapping[str, list[str]]) -> Denoiser | None:
     """The same class with fewer blocks; None where its configuration cannot say what the plan does."""
-    blocks, arguments = [block.name for block in discover(dense).blocks], _arguments(dense)
+    blocks, arguments = [block.name for block in anatomy_of(dense).blocks], _arguments(dense)
     stay = [name for name in blocks if name not in plan.bypasses]
     if not stay or _cuts(plan) or any(bypass is not None for bypass in plan.bypasses.values()):
         return None
@@ -207,7 +207,7 @@ def _pruned(dense: Denoiser, plan: Plan, kept: Mapping[str, list[str]]) -> Denoi
         names, found = " or ".join(kind.__name__ for kind in PRUNED), type(dense).__name__
         remedy = "Use the loader: `diff_es.load(...).routed(pipe)`."
         raise UnsupportedModel("pipe.transformer", expected=names, found=found, remedy=remedy)
-    anatomy = discover(dense)
+    anatomy = anatomy_of(dense)
     cuts, weights = _cuts(plan), realise(dense, anatomy, plan)
     sizes = {
         kind: {

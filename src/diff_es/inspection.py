@@ -11,7 +11,7 @@ from torch import nn
 from .arguments import checked
 from .cost import Costs, MacCounter
 from .latency import LayerTime, hardware_multiple, slower_layers, time_layers
-from .layers import Anatomy, Kind, discover, named_parameters
+from .layers import Anatomy, Kind, anatomy_of, named_parameters
 from .limits import Levels
 from .loading import check
 from .pipeline import AnyPipeline, Sampling, denoiser_of, trace
@@ -45,7 +45,7 @@ def inspect(
     """
     denoiser, reporter = denoiser_of(check(pipe)), reporter or Reporter(quiet=True)
     sampling = sampling or Sampling(steps=10)
-    anatomy, path = discover(denoiser), trace(pipe, sampling)
+    anatomy, path = anatomy_of(denoiser), trace(pipe, sampling)
     multiple, times = hardware_multiple(denoiser.device, denoiser.dtype), tuple[LayerTime, ...]()
     width, depth = Width(levels, multiple, ()), Depth()
     if timed:

@@ -11,7 +11,21 @@ from torch import Tensor, nn
 
 from .arguments import checked, named
 from .calibrate import Statistics
-from .layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, as_matrix, from_matrix, output_of, shortcut_of
+from .layers import (
+    DENSE,
+    Anatomy,
+    Block,
+    Bypass,
+    Cut,
+    Layer,
+    Plan,
+    Projection,
+    as_matrix,
+    from_matrix,
+    output_of,
+    shortcut_of,
+    weight_of,
+)
 from .obs import Moments, Obs, Ranking, Ridge, regress
 from .pipeline import Denoiser
 from .progress import Reporter
@@ -148,7 +162,7 @@ class Library:
         )
         if known is not None:
             return known
-        weights = [as_matrix(one.part(output_of(self.denoiser, one).weight.detach())) for one in family]
+        weights = [as_matrix(weight_of(output_of(self.denoiser, one), one)) for one in family]
         return fused(
             [
                 self.method.ranking.order(weight, moments[one.name], one.width)
@@ -207,7 +221,7 @@ def fused(orders: Sequence[Tensor]) -> Tensor:
 
 def solved(
     ridge: Ridge,
-    output: nn.Linear | nn.Conv2d,
+    output: Projection,
     layer: Layer,
     moments: Moments,
     order: Tensor,
@@ -218,7 +232,7 @@ def solved(
     Args:
         order: int64 (size,), the layer's columns, the one that goes first first.
     """
-    part = layer.part(output.weight.detach())
+    part = weight_of(output, layer)
     taps = part[0, 0].numel()
     bias = None if output.bias is None else output.bias.detach().repeat_interleave(taps) / taps
     columns = [count * layer.width for count in counts]

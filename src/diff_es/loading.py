@@ -28,7 +28,7 @@ from .checkpoint import bounded, check_filled, check_folder, load_part
 from .conditioning import FAMILIES, Asked, classes_of, family_of
 from .errors import DiffESError, UnsupportedModel, several
 from .hub import PLACES, fetched, hub_out_of_reach
-from .layers import adapted, check_groups, image_adapters, lost, sequentially, stored_otherwise
+from .layers import adapted, check_groups, declared, image_adapters, lost, sequentially, stored_otherwise
 from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, parts_of, read_json
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
 from .single_file import kind_of_file
@@ -208,7 +208,8 @@ def check(pipe: AnyPipeline) -> Pipeline:
             that are stored otherwise than it computes, classes that it has not, or as :func:`check_denoiser`.
         DiffESError: group offloading that brings in copies of parameters.
     """
-    if isinstance(pipe, diffusers.DiffusionPipeline) and family_of(pipe) is None:
+    _check_pipeline(pipe)
+    if family_of(pipe) is None:
         _check_class("pipe", type(pipe).__name__)
     if sequentially(check_denoiser(pipe)):
         remedy = "Call pipe.remove_all_hooks(), and offload again to run a result; or take model or group offload."
@@ -254,12 +255,30 @@ def _check_tokenizers(pipe: Pipeline) -> None:
                 raise UnsupportedModel(where, expected=expected, found=f"{found:g}", remedy="Correct it.")
 
 
-def check_denoiser(pipe: AnyPipeline) -> Denoiser:
-    """The denoiser of a pipeline, if it can be routed: any pipeline will do.
+def check_denoiser(pipe: AnyPipeline | nn.Module) -> Denoiser:
+    """The denoiser of a pipeline, if it can be routed: any pipeline will do, and a module that was declared.
 
     Raises:
         UnsupportedModel: there is none, it is wrapped, it has no weights, or it is in training mode.
     """
+    if isinstance(pipe, nn.Module):
+        check_module(pipe, "denoiser")
+        return pipe
+    _check_pipeline(pipe)
+    name = denoiser_name(pipe)
+    if name is None:
+        found, remedy = ", ".join(pipe.components), "Give a diffusers pipeline that has one of them."
+        raise UnsupportedModel("pipe", expected="a transformer or a unet", found=found, remedy=remedy)
+    denoiser = denoiser_of(pipe)
+    if not isinstance(denoiser, ModelMixin):
+        found, where = type(denoiser).__name__, f"pipe.{name}"
+        remedy = "Put the model itself there. To compile it, call `compile()` on its blocks, which keeps them in place."
+        raise UnsupportedModel(where, expected="a diffusers model", found=found, remedy=remedy)
+    check_module(denoiser, f"pipe.{name}")
+    return denoiser
+
+
+def _check_pipeline(pipe: object) -> None:
     if not isinstance(pipe, diffusers.DiffusionPipeline):
         expected, found, remedy = f"one of {', '.join(SUPPORTED)}", type(pipe).__name__, "Give a pipeline of diffusers."
         if isinstance(pipe, nn.Module):
@@ -267,21 +286,14 @@ def check_denoiser(pipe: AnyPipeline) -> Denoiser:
             remedy = "Give the pipeline that it belongs to. What can be pruned in a network of your own is declared: "
             remedy += "diff_es.layers.declare, as in examples/foreign_denoiser.py."
         raise UnsupportedModel("pipe", expected=expected, found=found, remedy=remedy)
-    name = denoiser_name(pipe)
-    if name is None:
-        found, remedy = ", ".join(pipe.components), "Give a diffusers pipeline that has one of them."
-        raise UnsupportedModel("pipe", expected="a transformer or a unet", found=found, remedy=remedy)
-    denoiser = denoiser_of(pipe)
-    check_module(denoiser, f"pipe.{name}")
-    return denoiser
 
 
 def check_module(denoiser: nn.Module, where: str) -> None:
     """Whether a denoiser can be routed; raises as :func:`check_denoiser`."""
-    if not isinstance(denoiser, ModelMixin):
-        found = type(denoiser).__name__
-        remedy = "Put the model itself there. To compile it, call `compile()` on its blocks, which keeps them in place."
-        raise UnsupportedModel(where, expected="a diffusers model", found=found, remedy=remedy)
+    if not isinstance(denoiser, ModelMixin) and declared(denoiser) is None:
+        expected, found = "a diffusers pipeline, or a denoiser that was declared", f"a {type(denoiser).__name__}"
+        remedy = "Call diff_es.layers.declare(module, ...) first, with what was declared when the result was made."
+        raise UnsupportedModel(where, expected=expected, found=found, remedy=remedy)
     if denoiser.training:
         found = "training mode, in which labels and activations are dropped at random"
         raise UnsupportedModel(where, expected="evaluation mode", found=found, remedy=f"Call {where}.eval() first.")

@@ -19,7 +19,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from .clock import stage_reader
 from .errors import DiffESError
 from .heap import Kept
-from .layers import Anatomy, Guard, Likeness, base_parameters, check_groups, discover, room_to_compile, submodule
+from .layers import Anatomy, Guard, Likeness, anatomy_of, base_parameters, check_groups, room_to_compile, submodule
 from .placements import Store
 from .schedule import Stages
 
@@ -35,6 +35,7 @@ class Routing:
 
     Args:
         denoiser: what is routed.
+        anatomy: what can be pruned in it.
         stages: the intervals of timesteps.
         open_store: lays out the weights of all stages for the dense denoiser as it is then.
         check: raises where a denoiser that has changed is no longer the one that the weights are for; where it is, the
@@ -51,7 +52,7 @@ class Routing:
         ending: Callable[[], None] | None = None,
     ) -> None:
         self._denoiser, self._open = denoiser, open_store
-        self._anatomy = discover(denoiser)
+        self._anatomy = anatomy_of(denoiser)
         self._check, self._ending = check, ending
         self._stage_of = stage_reader(denoiser, stages)
         self._lock, self._turns = RLock(), list[int]()  # stages of the calls under way, one within another
@@ -195,11 +196,11 @@ class Routing:
         self._close()
         if self._check is not None:
             self._check()
-        elif known.likeness.rewritten(moves=True) or discover(self._denoiser) != self._anatomy:
+        elif known.likeness.rewritten(moves=True) or anatomy_of(self._denoiser) != self._anatomy:
             remedy = "Leave the routed context first."
             expected = "one as it was when it was routed"
             raise DiffESError("denoiser", expected=expected, found=found or "another", remedy=remedy)
-        self._anatomy, self._known = discover(self._denoiser), None
+        self._anatomy, self._known = anatomy_of(self._denoiser), None
         self._store = self._open_anew()
 
     def _open_anew(self) -> Store:
@@ -232,8 +233,10 @@ class _Known:
         self.likeness = Likeness(denoiser, anatomy)
         self.guard = Guard(self.likeness.owners.values(), looked)
         owners = self.likeness.owners
-        # the first parameter that is never exchanged, adapters or not: where it lies, the denoiser lies
-        name = next(name for name, _ in base_parameters(denoiser) if name.rpartition(".")[0] not in owners)
+        # the first parameter that is never exchanged, adapters or not: where it lies, the denoiser lies; where all
+        # are, the first of them
+        names = [name for name, _ in base_parameters(denoiser)]
+        name = next((name for name in names if name.rpartition(".")[0] not in owners), names[0])
         path, _, self._leaf = name.rpartition(".")
         self._witness = submodule(denoiser, path)
         self._home = self._where()

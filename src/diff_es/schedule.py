@@ -30,7 +30,8 @@ class Stages:
                 "stage boundaries",
                 expected="strictly descending timesteps",
                 found=str(self.boundaries),
-                remedy="Use fewer stages, or a sampler whose timesteps descend.",
+                remedy="Give each boundary once, from noise to image, in what the denoiser receives as its timestep "
+                "(0 to 1000, 0 to 1, or sigmas); where a sampler repeats timesteps, use fewer stages.",
             )
 
     @classmethod
@@ -51,7 +52,10 @@ class Stages:
                 remedy=f"Ask for at most {steps} stages, or for more sampler steps: an empty stage saves nothing.",
             )
         if any(a <= b for a, b in pairwise(distinct)):
-            remedy = "Use a sampler that runs from noise to image."
+            remedy = (
+                "Use a sampler that runs from noise to image; where a denoiser's own time rises to the image, wrap it "
+                "in a module that takes the time left, such as 1 - t."
+            )
             raise DiffESError("timesteps", expected="descending ones", found=str(distinct[:8]), remedy=remedy)
         firsts = [s * steps // count for s in range(1, count)]
         return cls(tuple((distinct[i - 1] + distinct[i]) / 2 for i in firsts))

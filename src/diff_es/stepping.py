@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .arithmetic import PLACING, changed, denoiser_input, settings_that_differ
 from .chosen import Chosen
@@ -103,8 +103,11 @@ class Stepping:
 _STEPPED: WeakKeyDictionary[Any, ref[Stepping]] = WeakKeyDictionary()  # by pipelines, and by the stand-ins they hold
 
 
-def stepping_of(pipe: AnyPipeline) -> Stepping | None:
-    """The stepping attached to a pipeline, or whose stand-in it was given, if any."""
+def stepping_of(pipe: AnyPipeline | nn.Module) -> Stepping | None:
+    """The stepping attached to a pipeline, or whose stand-in it was given, if any; a denoiser by itself takes no
+    steps."""
+    if isinstance(pipe, nn.Module):
+        return None
     held = _STEPPED.get(pipe) or _STEPPED.get(pipe.scheduler)
     return None if held is None else held()
 

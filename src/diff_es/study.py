@@ -18,7 +18,7 @@ from .errors import DiffESError, UnsupportedModel
 from .finite import check_finite
 from .fitness import Bank, Fitness, timesteps_of
 from .latency import hardware_multiple, slower_layers, time_layers
-from .layers import Anatomy, discover
+from .layers import Anatomy, Declared, anatomy_of, declared, remember
 from .library import Library, Method
 from .loading import check, origin_of
 from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, sample, trace
@@ -30,7 +30,7 @@ from .search import Levels
 from .settings import Levers, Settings, value_of
 from .stepping import stepped
 from .trajectory import Trajectory, placed
-from .units import Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
+from .units import Depth, Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
 
 _WORTH_IT = 1.05
 """A gain below which the user is told before the search."""
@@ -52,6 +52,13 @@ class Survey:
     prices: Prices | None  # measured, for a budget of time
     units: tuple[Unit, ...]
     path: Trajectory | None  # the user's own, where the steps of a stage are a choice
+    declared: Declared | None  # what was declared of the denoiser, if anything
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy in another process has a denoiser of its own, of which the same is declared."""
+        vars(self).update(state)
+        if self.declared is not None:
+            remember(denoiser_of(self.pipe), self.declared)
 
     @property
     def reference(self) -> tuple[float, ...] | None:
@@ -172,12 +179,14 @@ def survey(
     if routing_of(denoiser) is not None:
         remedy = "Leave the `routed` context, or call `remove(pipe)`, first."
         raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-    anatomy, levers = discover(denoiser), settings.levers
-    if levers is not Levers.STEPS and not (anatomy.layers and anatomy.blocks):
+    anatomy, levers = anatomy_of(denoiser), settings.levers
+    skips = isinstance(settings.method.ladder, Depth) or settings.method.depth is not None
+    if levers is not Levers.STEPS and (not anatomy.layers or (skips and not anatomy.blocks)):
         raise UnsupportedModel(
             type(denoiser).__name__,
             expected="attention heads, feed-forward channels and blocks that can be pruned",
-            found="; ".join(f"{r.name}: {r.reason}" for r in anatomy.refusals[:3]) or "no layer of a known kind",
+            found="; ".join(f"{r.name}: {r.reason}" for r in anatomy.refusals[:3])
+            or ("no block to skip" if anatomy.layers else "no layer of a known kind"),
             remedy="See `diff-es inspect` for every layer.",
         )
     ladder = settings.method.ladder
@@ -222,7 +231,8 @@ def survey(
     if budget.weights_gb is not None:
         costs = within_memory(costs, counter, units, budget.weights_gb * 1e9)
     costs.space(share)  # an impossible budget is refused before anything runs
-    return Survey(pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path)
+    known = declared(denoiser)
+    return Survey(pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path, known)
 
 
 def step_choices(own: Sequence[int], fine: int, room: Sequence[int]) -> tuple[tuple[int, ...], ...]:

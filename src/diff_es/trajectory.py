@@ -24,10 +24,10 @@ Timesteps: TypeAlias = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The timesteps of the user's own setting, and what may stand in their place.
+    """The timesteps of the user's own setting, as float32 has them, and what may stand in their place.
 
     Raises:
-        DiffESError: timesteps that do not descend.
+        DiffESError: timesteps that do not descend, or of which float32 makes one.
     """
 
     timesteps: Timesteps
@@ -36,7 +36,10 @@ class Trajectory:
     noise: tuple[float, ...]  # sigma, the ratio of noise to signal, of timesteps 0, 1, ...; in flow matching t / T
 
     def __post_init__(self) -> None:
-        check_descending(self.timesteps)
+        # samplers hold them in float32: 0.6 of another precision would lie on the wrong side of a boundary at 0.6
+        held = tuple(float(np.float32(t)) for t in self.timesteps)
+        check_descending(held)
+        object.__setattr__(self, "timesteps", held)
 
     def stages(self, count: int) -> Stages:
         """``Stages.split`` with each boundary at the first timestep of the stage behind it, so that all that
@@ -68,7 +71,8 @@ def check_descending(timesteps: Sequence[float]) -> None:
         DiffESError: there are none, or they do not descend strictly.
     """
     if not timesteps or any(a <= b for a, b in pairwise(timesteps)):
-        found, remedy = str(list(timesteps)[:8]), "Name every timestep once, from noise to image."
+        found = str(list(timesteps)[:8])
+        remedy = "Name every timestep once, from noise to image, as far apart as float32 can tell."
         raise DiffESError("timesteps", expected="strictly descending ones", found=found, remedy=remedy)
 
 
@@ -119,7 +123,7 @@ def _spread(path: Trajectory, stages: Stages, stage: int, own: list[float], end:
         remedy = "Ask for fewer steps in this stage."
         raise DiffESError(f"steps of stage {stage}", expected=expected, found=str(count), remedy=remedy)
     if any(stages.index(t) != stage for t in spread):
-        expected, found = f"a boundary at {end:g}, where the next stage begins", f"one at {stages.boundaries[stage]:g}"
+        expected, found = f"a boundary at {end!r}, where the next stage begins", f"one at {stages.boundaries[stage]!r}"
         raise DiffESError(f"stage {stage}", expected=expected, found=found, remedy="Take `path.stages(count)`.")
     return spread
 

@@ -26,10 +26,23 @@ from .contract import (
     common,
     from_matrix,
 )
-from .declared import Channels, Heads, Residual, declare
+from .convolutions import Convolution, Projection, channel_dimension, given_to, often_seen, row_dimension
+from .declaration import Channels, Heads, Residual
+from .declared import Declared, check_evaluating, declare, declared, remember, time_reader
 from .guard import Guard
 from .offload import check_groups, lost, sequentially, stored_otherwise
-from .realise import check_plan, fed_by, merge, output_of, owned_by, placed_bypasses, placed_picks, realise, row_picks
+from .realise import (
+    check_plan,
+    fed_by,
+    merge,
+    output_of,
+    owned_by,
+    placed_bypasses,
+    placed_picks,
+    realise,
+    row_picks,
+    weight_of,
+)
 from .standin import shortcut_of
 from .switch import Content, Entry, Switch
 
@@ -40,7 +53,9 @@ __all__ = [
     "Bypass",
     "Channels",
     "Content",
+    "Convolution",
     "Cut",
+    "Declared",
     "Entry",
     "Factor",
     "Found",
@@ -50,41 +65,58 @@ __all__ = [
     "Layer",
     "Likeness",
     "Plan",
+    "Projection",
     "Refusal",
     "Residual",
     "Rows",
     "Switch",
     "Weights",
     "adapted",
+    "anatomy_of",
     "as_matrix",
     "base_parameters",
+    "channel_dimension",
+    "check_evaluating",
     "check_groups",
     "check_plan",
     "common",
     "declare",
+    "declared",
     "discover",
     "fed_by",
     "from_matrix",
+    "given_to",
     "image_adapters",
     "lost",
     "merge",
     "named_parameters",
+    "often_seen",
     "output_of",
     "owned_by",
     "placed_bypasses",
     "placed_picks",
     "realise",
+    "remember",
     "room_to_compile",
+    "row_dimension",
     "row_picks",
     "sequentially",
     "shortcut_of",
     "state_dict",
     "stored_otherwise",
     "submodule",
+    "time_reader",
+    "weight_of",
 ]
 
 
 _KINDS = (joint, fused, gluconv, normed, attention, multihead, feedforward, resnet, block)  # the special ones first
+
+
+def anatomy_of(denoiser: nn.Module) -> Anatomy:
+    """What can be pruned in a denoiser: what was declared of it, or else what discovery finds."""
+    known = declared(denoiser)
+    return discover(denoiser) if known is None else known.anatomy
 
 
 def discover(denoiser: nn.Module) -> Anatomy:

@@ -24,9 +24,10 @@ class Kind(StrEnum):
 class Rows:
     """A module whose output rows belong to the groups of a :class:`Layer`: all its parameters have them first.
 
-    A linear layer, a convolution (also a depthwise one), or a norm, whose scale and shift are rows. ``module`` is its
-    name below the denoiser. Its rows are ``chunks`` equal parts (2 under GEGLU: value and gate), and in each part group
-    g owns the rows g * width to (g + 1) * width - 1; ``width`` None is the layer's own.
+    A linear layer, a convolution (also a depthwise one; of a transposed one they are second in the weight), or a norm,
+    whose scale and shift are rows. ``module`` is its name below the denoiser. Its rows are ``chunks`` equal parts (2
+    under GEGLU: value and gate), and in each part group g owns the rows g * width to (g + 1) * width - 1; ``width``
+    None is the layer's own.
     """
 
     module: str
@@ -90,7 +91,7 @@ class Layer:
         return expanded(groups, self.width)
 
     def part(self, weight: Tensor) -> Tensor:
-        """The columns of the output's dense weight that are this layer's: (O, size), or (O, size, kh, kw)."""
+        """The columns of the output's dense weight that are this layer's: (O, size), or (O, size, taps...)."""
         return weight[:, self.start : self.start + self.size]
 
 
@@ -109,8 +110,8 @@ def common(names: Sequence[str]) -> str:
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """The weight of an output with one row for each output and tap: (O, D) as it is, (O, D, kh, kw) as
-    (O * kh * kw, D)."""
+    """The weight of an output with one row for each output and tap: (O, D) as it is, (O, D, taps...) as
+    (O * taps, D)."""
     return weight if weight.dim() == 2 else weight.movedim(1, -1).flatten(0, -2)
 
 
@@ -130,7 +131,8 @@ class Block:
         returns: the streams in the order in which a tuple holds them, such as ("encoder_hidden_states",
             "hidden_states"); (): the hidden states alone. One that is named here although ``context`` is None passes
             unchanged where the block is skipped.
-        pixels: whether the hidden states are (N, channels, H, W); otherwise they are (..., channels).
+        pixels: whether the hidden states are (N, channels, H, W), or of one or three dimensions in place of two;
+            otherwise they are (..., channels).
         shortcut: the 1x1 convolution that carries the hidden states past the block; it stays where the block is
             skipped.
         outputs: channels that the block returns, where another number than ``width``.
@@ -176,7 +178,7 @@ Found = Layer | Block | Refusal
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What discovery found in a denoiser."""
+    """What discovery found in a denoiser, or what was declared of it."""
 
     layers: tuple[Layer, ...]
     blocks: tuple[Block, ...]
@@ -234,9 +236,9 @@ class Cut:
     """
 
     kept: Tensor  # (K,) int64, ascending
-    weight: Tensor | None = None  # (O, K * width), of a convolution (O, K * width, kh, kw)
+    weight: Tensor | None = None  # (O, K * width), of a convolution (O, K * width, taps...), also of a transposed one
     bias: Tensor | None = None  # (O,)
-    factors: tuple[Factor, ...] = ()  # of a convolution: of its matrix (O * kh * kw, K * width)
+    factors: tuple[Factor, ...] = ()  # of a convolution: of its matrix (O * taps, K * width)
 
     def merged(self, dense: Tensor, columns: Tensor) -> Tensor:
         """(O, K * width, ...): the output projection, for the layer's part of the dense weight and the columns of it

@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArtefactError
+from ..errors import ArtefactError, DiffESError
 from .compiled import submodule
 from .contract import Anatomy, Block, Bypass, Cut, Layer, Plan, Rows, Weights, as_matrix, expanded
+from .convolutions import Projection, outputs_first, row_dimension
 from .offload import device_of, valued
 
 
@@ -28,7 +29,9 @@ def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
             if cut is not None:
                 for rows, leaf, parameter in fed_by(denoiser, layer):
                     kept = row_picks(layer, rows, cut.kept).to(parameter.device)
-                    tensors[f"{rows.module}.{leaf}"] = parameter.detach()[kept].contiguous()
+                    rows_first = row_dimension(submodule(denoiser, rows.module), leaf)
+                    slim = parameter.detach().movedim(rows_first, 0)[kept].movedim(0, rows_first)
+                    tensors[f"{rows.module}.{leaf}"] = slim.contiguous()
                 counts |= layer.sizes(len(cut.kept))
                 picks |= placed_picks(denoiser, layer, cut)
         tensors |= merge(denoiser, layers, plan)
@@ -64,7 +67,7 @@ def merge(denoiser: nn.Module, layers: Sequence[Layer], plan: Plan) -> dict[str,
     if not cuts:
         return {}
     output, end, parts = output_of(denoiser, layers[0]), 0, list[Tensor]()
-    dense = valued(output, "weight").detach()
+    dense = outputs_first(output, valued(output, "weight").detach())
     for layer, cut in cuts:
         parts += [
             dense[:, end : layer.start],
@@ -72,7 +75,8 @@ def merge(denoiser: nn.Module, layers: Sequence[Layer], plan: Plan) -> dict[str,
         ]
         end = layer.start + layer.size
     parts = [part for part in (*parts, dense[:, end:]) if part.shape[1]]
-    tensors = {f"{layers[0].output}.weight": parts[0] if len(parts) == 1 else torch.cat(parts, 1)}
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    tensors = {f"{layers[0].output}.weight": outputs_first(output, whole).contiguous()}
     biases = [cut.bias.to(dense) for _, cut in cuts if cut.bias is not None]
     if biases:
         first, *others = biases
@@ -98,8 +102,8 @@ def placed_bypasses(denoiser: nn.Module, plan: Plan) -> dict[str, Bypass | None]
 
 
 def _placed(block: nn.Module, tensor: Tensor) -> Tensor:
-    part = next(part for part in block.modules() if isinstance(part, nn.Linear | nn.Conv2d))
-    return tensor.to(device_of(part, "weight"), part.weight.dtype)
+    part = next((part for part in block.modules() if isinstance(part, Projection)), None)
+    return tensor if part is None else tensor.to(device_of(part, "weight"), part.weight.dtype)
 
 
 def check_plan(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> None:
@@ -118,20 +122,32 @@ def check_plan(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> None:
         _check_bypass(name, bypass, blocks.get(name))
 
 
-def output_of(denoiser: nn.Module, layer: Layer) -> nn.Linear | nn.Conv2d:
-    """The output projection of a layer."""
+def output_of(denoiser: nn.Module, layer: Layer) -> Projection:
+    """The output projection of a layer.
+
+    Raises:
+        DiffESError: it is another module by now, such as an adapter around it.
+    """
     module = submodule(denoiser, layer.output)
-    assert isinstance(module, nn.Linear | nn.Conv2d)
+    if not isinstance(module, Projection):
+        expected, remedy = "a linear layer or a convolution", "Undo what changed it: unload adapters, or fuse them."
+        raise DiffESError(layer.output, expected=expected, found=f"a {type(module).__name__}", remedy=remedy)
     return module
+
+
+def weight_of(output: Projection, layer: Layer) -> Tensor:
+    """The dense columns of a layer, (O, size) or (O, size, taps...)."""
+    return layer.part(outputs_first(output, output.weight.detach()))
 
 
 def _check(name: str, cut: Cut, layer: Layer | None, denoiser: nn.Module) -> None:
     if layer is None:
-        raise _misfit(name, "a prunable layer of that name", "none")
+        raise _misfit(name, "a prunable layer of that name", "none", _DECLARE)
     kept = cut.kept.tolist()
     if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= layer.groups:
         raise _misfit(name, f"ascending groups from 0 to {layer.groups - 1}", f"{kept[:4]} to {kept[-1:]}")
-    dense = output_of(denoiser, layer).weight
+    output = output_of(denoiser, layer)
+    dense = outputs_first(output, output.weight)
     outputs, columns = len(dense), len(kept) * layer.width
     _check_shape(name, "an output projection", cut.weight, (outputs, columns, *dense.shape[2:]))
     _check_shape(name, "a bias", cut.bias, (outputs,))
@@ -151,7 +167,7 @@ def _check_follower(layer: Layer, plan: Plan) -> None:
 
 def _check_bypass(name: str, bypass: Bypass | None, block: Block | None) -> None:
     if block is None:
-        raise _misfit(name, "a block of that name", "none")
+        raise _misfit(name, "a block of that name", "none", _DECLARE)
     if bypass is not None:
         found, shapes = bypass.tensors(), block.shapes()
         if found.keys() != shapes.keys():
@@ -165,6 +181,9 @@ def _check_shape(name: str, what: str, tensor: Tensor | None, shape: tuple[int, 
         raise _misfit(name, f"{what} of shape {shape}", f"shape {tuple(tensor.shape)}")
 
 
-def _misfit(name: str, expected: str, found: str) -> ArtefactError:
-    remedy = "Load the pipeline that was compressed, or compress this one."
+_DECLARE = " A denoiser of your own is declared first, as it was then: diff_es.layers.declare."
+
+
+def _misfit(name: str, expected: str, found: str, further: str = "") -> ArtefactError:
+    remedy = f"Load the pipeline that was compressed, or compress this one.{further}"
     return ArtefactError(f"base model, {name}", expected=expected, found=found, remedy=remedy)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import conv1d, conv2d, conv3d, linear
 
 from .compiled import submodule
 from .contract import Block, Bypass
@@ -80,7 +80,7 @@ class _StandIn(nn.Module):
 
 
 class _Pixels(_StandIn):
-    """Of a ResNet block: hidden states (N, channels, H, W)."""
+    """Of a ResNet block: hidden states (N, channels, H, W), or of one or three dimensions in place of two."""
 
     def __init__(self, bypass: Bypass | None, shortcut: nn.Conv2d | None) -> None:
         super().__init__(bypass)
@@ -90,8 +90,10 @@ class _Pixels(_StandIn):
         carried = hidden_states if self.shortcut is None else self.shortcut(hidden_states)
         if not self.parts:
             return carried
-        weight = self.weight[:, :, None, None].to(hidden_states)
-        return carried + conv2d(hidden_states, weight, self.bias.to(hidden_states))
+        dimensions = hidden_states.dim() - 2
+        weight = self.weight[(..., *[None] * dimensions)].to(hidden_states)
+        convolve = (conv1d, conv2d, conv3d)[dimensions - 1]
+        return carried + convolve(hidden_states, weight, self.bias.to(hidden_states))
 
 
 class _Streams(_StandIn):

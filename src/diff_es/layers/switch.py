@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import DiffESError
 from .compiled import submodule
 from .contract import Weights
+from .convolutions import Convolution, Transposed
 from .offload import hook_of, leads_others, listed_by_groups, other_hooks
 from .standin import picking, stand_in
 
@@ -111,9 +112,10 @@ class Switch:
         if leaf == "weight":
             if isinstance(module, nn.Linear):
                 sizes = {"out_features": tensor.shape[0], "in_features": tensor.shape[1]}
-            elif isinstance(module, nn.Conv2d):
-                groups = counts.get(f"{path}.groups", module.groups)
-                sizes = {"out_channels": tensor.shape[0], "in_channels": tensor.shape[1] * groups}
+            elif isinstance(module, Convolution):
+                groups, names = counts.get(f"{path}.groups", module.groups), ("out_channels", "in_channels")
+                names = names[::-1] if isinstance(module, Transposed) else names
+                sizes = dict(zip(names, (tensor.shape[0], tensor.shape[1] * groups), strict=True))
             elif isinstance(module, nn.GroupNorm):
                 sizes = {"num_channels": tensor.shape[0]}
             elif isinstance(module, nn.LayerNorm | nn.RMSNorm):

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from ..layers import Anatomy, Plan, fed_by, output_of
+from ..layers import Anatomy, Plan, fed_by, output_of, weight_of
 from .compact import Compact
 from .contract import Placement, Store, distinct, parameter_bytes
 from .resident import Resident, ResidentStore
@@ -59,7 +59,7 @@ def _parameters(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> int:
     total, layers = 0, {layer.name: layer for layer in anatomy.layers}
     for name, cut in plan.cuts.items():
         layer = layers[name]
-        output = layer.part(output_of(denoiser, layer).weight)
+        output = weight_of(output_of(denoiser, layer), layer)
         dense = sum(parameter.numel() for _, _, parameter in fed_by(denoiser, layer)) + output.numel()
         total += dense * len(cut.kept) // layer.groups + len(output)
     return total + sum(t.numel() for b in plan.bypasses.values() if b is not None for t in b.tensors().values())

@@ -24,8 +24,10 @@ from ..layers import (
     fed_by,
     merge,
     placed_picks,
+    row_dimension,
     row_picks,
     sequentially,
+    submodule,
 )
 from ..limits import Tolerance
 from .contract import Store, distinct, parameter_bytes
@@ -100,7 +102,8 @@ class CompactStore:
                 if cut is not None:
                     for rows, leaf, parameter in fed_by(self._denoiser, layer):
                         count = rows.chunks * len(cut.kept) * (rows.width or layer.width)
-                        tensors[f"{rows.module}.{leaf}"] = parameter.data[:count]
+                        rows_first = row_dimension(submodule(self._denoiser, rows.module), leaf)
+                        tensors[f"{rows.module}.{leaf}"] = parameter.data.narrow(rows_first, 0, count)
                     counts |= layer.sizes(len(cut.kept))
                     picks |= placed_picks(self._denoiser, layer, cut)
             merged = merge(self._denoiser, layers, plan)
@@ -142,7 +145,8 @@ class CompactStore:
                 # both are exchanged in one assignment: an interruption finds values and order that belong together
                 index, spare = now.argsort()[order].to(values.device), self._spare.pop(values.shape, None)
                 moved = torch.empty_like(values) if spare is None else spare
-                self._orders[name] = (torch.index_select(values, 0, index, out=moved), order)
+                rows_first = row_dimension(submodule(self._denoiser, rows.module), leaf)
+                self._orders[name] = (torch.index_select(values, rows_first, index, out=moved), order)
                 parameter.data = moved
                 self._spare[values.shape] = values
             parameter.data = self._orders.get(name, (values, now))[0]
