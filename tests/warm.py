@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from diff_es import __main__, cli
+from diff_es import compress
+from tests.tiny import settings, tiny
+compress(tiny(), 0.6, settings(generations=1))  # imports the rest
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 for line in sys.stdin:
     asked = json.loads(line)
@@ -33,14 +37,29 @@ for line in sys.stdin:
             sys.stdout.flush()
             os._exit(ended.code or 0)
     print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    _, status, used = os.wait4(pid, 0)
+    print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, flush=True)
 """
+
+
+def used(pid: int) -> float:
+    """Seconds of a processor that a process has used."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def work(pid: int, seconds: float) -> None:
+    """Wait until a process has used so much of a processor, however many share it, or has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while used(pid) < seconds:
+            time.sleep(0.003)
 
 
 class Run(NamedTuple):
     """How a command ended: its exit code, minus the signal where it was killed, and what it printed."""
 
     code: int
+    seconds: float  # of a processor
     out: str
     err: str
 
@@ -52,12 +71,13 @@ class Command:
         self.pid, self._server, self._folder = pid, server, folder
 
     def kill(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(self.pid, number)
 
     def ended(self) -> Run:
         assert self._server.stdout is not None
-        code = int(self._server.stdout.readline())
-        return Run(code, *((self._folder / name).read_text() for name in ("out", "err")))
+        code, seconds = self._server.stdout.readline().split()
+        return Run(int(code), float(seconds), *((self._folder / name).read_text() for name in ("out", "err")))
 
 
 class Warm:
@@ -82,12 +102,12 @@ class Warm:
 
 
 @contextmanager
-def warm(folder: Path) -> Iterator[Warm]:
-    """``folder`` is for what the commands print."""
-    folder.mkdir()
+def warm(folder: Path, temporary: Path) -> Iterator[Warm]:
+    """``folder`` is for what the commands print, ``temporary`` their folder for temporary files."""
     pipe = subprocess.PIPE
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=pipe, stdout=pipe, text=True, env=environment)
+    environment, root = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}, Path(__file__).parents[1]
+    python = [sys.executable, "-c", _SERVE]
+    server = subprocess.Popen(python, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=root)
     with server:
         yield Warm(server, folder)
         assert server.stdin is not None

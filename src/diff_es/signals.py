@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -57,7 +58,7 @@ class Listener:
             self._unraisable(unraisable)
             return
         self._last = -_SAME
-        threading.Timer(0.05, signal.raise_signal, [self.heard]).start()
+        threading.Timer(0.05, os.kill, [os.getpid(), self.heard]).start()
 
 
 @contextmanager
