@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -424,37 +423,6 @@ def test_a_worker_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None
             judge.scores(asked)
     again = Judge(ready, Journal(tmp_path / "journal.jsonl", {}, resume=True)).scores(asked)
     assert {levels: again[levels] for levels in asked[:2]} == first
-
-
-ORPHANS = """
-import multiprocessing, os, signal, sys
-from diff_es.journal import Journal, Scale
-from diff_es.judge import Judge
-from diff_es.study import prepare
-from hypothesis import given
-from hypothesis import strategies as st
-from tests.tiny import joint, tiny
-if __name__ == "__main__":
-    ready = prepare(tiny(), joint())
-    judge = Judge(ready, Journal(None, {}, resume=False), workers=2)
-    judge.scores([ready.own, ready.base, ready.finest, ((1, 0), *ready.own[1:])])
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_workers_end_with_their_parent(tmp_path: Path) -> None:
-    script = tmp_path / "orphans.py"
-    script.write_text(ORPHANS)
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120)
-    workers = list(map(int, done.stdout.split()))
-    assert (done.returncode, len(workers)) == (-signal.SIGKILL, 2), done.stderr
-    deadline = time.monotonic() + 20
-    while alive := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, f"workers live on: {alive}"
-        time.sleep(0.05)
 
 
 def sorted_points(points: Sequence[Compressed]) -> list[Compressed]:
