@@ -129,7 +129,10 @@ class Compressed:
                 "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
             )
         if self.timesteps is not None and self.corrections:
-            made = self.about["origin"]["scheduler"]
+            made = self.about.get("origin", {}).get("scheduler")
+            if made is None:
+                expected, remedy = "the scheduler that steps are corrected for, in about", "Leave corrections out."
+                raise ArtefactError("artefact", expected=expected, found="none", remedy=remedy)
             check_corrected(pipe.scheduler, made, self.timesteps, self.sampling.steps)
         self._check_denoiser(denoiser)
         return denoiser
@@ -251,7 +254,7 @@ def _restored(entry: Point, about: dict[str, Any], plans: Iterator[Plan]) -> Com
 
 def _cheap_enough(points: Sequence[Compressed], point: float) -> int:
     """The dearest of the points, which come cheapest first, that saves so much."""
-    ratios = [float(result.about["macs_ratio"]) for result in points]
+    ratios = [float(result.about.get("macs_ratio", 1.0)) for result in points]
     fits = [i for i, ratio in enumerate(ratios) if ratio * point <= 1 + 1e-9]
     if not fits:
         shown = ", ".join(f"{1 / ratio:.2f}x" for ratio in reversed(ratios))

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from .artefact import Compressed, load
+from .errors import ArtefactError
 from .loading import load as load_pipeline
 from .loading import reopen
 from .options import Dtype, Scheduler
@@ -56,6 +57,9 @@ def reopened(
 ) -> tuple[Compressed, Pipeline]:
     """An artefact and the pipeline it was made from, from its old place or its new one."""
     fast = load(folder, point)
+    if not fast.about:
+        found, remedy = "none: it was made by hand", "Use it from Python: diff_es.load(...).routed(...)."
+        raise ArtefactError(str(folder), expected="what a search said of it", found=found, remedy=remedy)
     return fast, reopen(fast.about["origin"], model, device)
 
 

@@ -140,31 +140,38 @@ class Point(_Entry):
     corrections: tuple[tuple[Number, ...], ...]
     base: Hash
     placement: Annotated[Resident | Streamed | Compact | None, BeforeValidator(_placement)]
-    about: _About
+    about: Annotated[_About | None, BeforeValidator(lambda about: about or None)]  # none of one made by hand
     sha256: Hash | None = None  # of all else, and of the tensors; earlier versions wrote none
 
     @model_validator(mode="after")
     def fits(self) -> Self:
-        stages, about = len(self.schedule.levels), self.about
-        _same("stages", stages, len(self.stages))
+        _same("stages", len(self.schedule.levels), len(self.stages))
+        self._check_steps()
+        if self.about is not None:
+            self._check_about(self.about)
+        elif self.corrections:
+            raise _unfit("about", "the scheduler that steps are corrected for", "nothing")
+        return self
+
+    def _check_about(self, about: _About) -> None:
+        stages = len(self.schedule.levels)
         _same("about.steps", stages, len(about.steps))
         _same("about.macs_by_level", len(about.units), len(about.macs_by_level))
-        self._check_steps()
         for i, row in enumerate(self.schedule.levels):
-            self._check_levels(f"schedule.levels[{i}]", row)
+            self._check_levels(about, f"schedule.levels[{i}]", row)
         for i, (rows, _, _) in enumerate(about.finalists):
-            self._check_candidate(f"about.finalists[{i}]", rows)
+            self._check_candidate(about, f"about.finalists[{i}]", rows)
         table, chosen = about.sensitivity, self.timesteps is not None
         _same("about.sensitivity.levels", stages, len(table.levels))
         for i, stage in enumerate(table.levels):
             sizes = f"about.sensitivity.levels[{i}]"
             _same(sizes, [len(options) for options in about.macs_by_level], [len(row) for row in stage])
         _same("about.sensitivity.steps", stages if chosen else None, None if table.steps is None else len(table.steps))
-        return self
 
     def _check_steps(self) -> None:
         """Chosen timesteps descend, and a step is corrected along no more directions than there are before it."""
-        _descend("timesteps", self.timesteps or (), self.about.origin.scheduler.trained)
+        most = None if self.about is None else self.about.origin.scheduler.trained
+        _descend("timesteps", self.timesteps or (), most)
         if self.corrections:
             _same("corrections", len(self.timesteps or ()), len(self.corrections))
         reach = 0
@@ -173,14 +180,14 @@ class Point(_Entry):
                 raise _unfit(f"corrections[{i}]", f"at most {2 + reach} numbers", str(len(weights)))
             reach = min(reach + 1, max(len(weights) - 1, 0))
 
-    def _check_levels(self, where: str, row: tuple[int | float, ...]) -> None:
-        options = [len(costs) for costs in self.about.macs_by_level]
+    def _check_levels(self, about: _About, where: str, row: tuple[int | float, ...]) -> None:
+        options = [len(costs) for costs in about.macs_by_level]
         _same(where, len(options), len(row))
         for level, count in zip(row, options, strict=True):
             if not isinstance(level, int) or not 0 <= level < count:
                 raise _unfit(where, f"levels from 0 to {count - 1}", f"{level}")
 
-    def _check_candidate(self, where: str, rows: Rows) -> None:
+    def _check_candidate(self, about: _About, where: str, rows: Rows) -> None:
         """A row for each stage, which begins with the number of steps where that is a choice, and then timesteps."""
         chosen, stages = self.timesteps is not None, len(self.stages)
         if len(rows) != stages and not (chosen and len(rows) == stages + 1):
@@ -188,9 +195,9 @@ class Point(_Entry):
         for row in rows[:stages]:
             if chosen and not (row and isinstance(row[0], int) and row[0] >= 0):
                 raise _unfit(where, "a number of steps first", str(row[:1]))
-            self._check_levels(where, row[1:] if chosen else row)
+            self._check_levels(about, where, row[1:] if chosen else row)
         for timesteps in rows[stages:]:
-            _descend(where, timesteps, self.about.origin.scheduler.trained)
+            _descend(where, timesteps, about.origin.scheduler.trained)
 
     def made(self) -> Schedule:
         """The schedule."""

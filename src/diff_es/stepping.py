@@ -69,8 +69,9 @@ class Stepping:
         """
         _check_free(self._pipe)
         self._pipe.scheduler = self._stand_in = self._chosen.stand_in()
-        hook = torch.compiler.disable(lambda *_: self._check_scheduler())
-        self._handle = denoiser_of(self._pipe).register_forward_pre_hook(hook)
+        denoiser = denoiser_of(self._pipe)
+        self._handle = denoiser.register_forward_pre_hook(_check_schedulers)
+        _HEARD.setdefault(denoiser, []).append(ref(self))
         _STEPPED[self._pipe] = _STEPPED[self._stand_in] = ref(self)
 
     def detach(self) -> None:
@@ -82,6 +83,9 @@ class Stepping:
             return
         del _STEPPED[self._pipe], _STEPPED[self._stand_in]
         self._handle.remove()
+        heard = [held for held in _HEARD.pop(denoiser_of(self._pipe), []) if held() is not self]
+        if heard:
+            _HEARD[denoiser_of(self._pipe)] = heard
         if self._pipe.scheduler is self._stand_in:
             self._pipe.scheduler = self._before
         self._chosen.release(self._stand_in)
@@ -90,7 +94,12 @@ class Stepping:
         held = _STEPPED.get(self._pipe)
         return held is not None and held() is self
 
-    def _check_scheduler(self) -> None:
+    def check_scheduler(self) -> None:
+        """Whether the pipeline still has the scheduler that runs the chosen steps.
+
+        Raises:
+            DiffESError: it has another one.
+        """
         if self._attached() and self._pipe.scheduler is not self._stand_in:
             remedy = (
                 "Leave the `routed` context or call `remove(pipe)` first, give the pipeline its scheduler, and route "
@@ -101,6 +110,17 @@ class Stepping:
 
 
 _STEPPED: WeakKeyDictionary[Any, ref[Stepping]] = WeakKeyDictionary()  # by pipelines, and by the stand-ins they hold
+
+
+_HEARD: WeakKeyDictionary[nn.Module, list[ref[Stepping]]] = WeakKeyDictionary()  # by denoisers
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _check_schedulers(denoiser: nn.Module, *_: object) -> None:
+    """A hook of denoisers; their copies, which have it too, are nobody's."""
+    for held in _HEARD.get(denoiser, ()):
+        if (stepping := held()) is not None:
+            stepping.check_scheduler()
 
 
 def stepping_of(pipe: AnyPipeline | nn.Module) -> Stepping | None:
