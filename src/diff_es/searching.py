@@ -26,8 +26,6 @@ _DOUBTS = (1.0, 2.0, 4.0)
 """How many times the table's errors of levels are counted, to choose what is pruned down."""
 _EACH = 2
 """How many schedules are pruned down to a budget for each doubt, and how many placed ones go on."""
-_FEW = 2
-"""How many finalists there are of what no search has made better: random schedules, rules of hand."""
 
 
 def evolve(
@@ -76,46 +74,48 @@ def _searched(
     own = {widened(ready, levels): score for levels, score in placed.items()}
     unpruned = list(ranked(own))[:most]
     if any(_is_pruned(ready, levels) for levels in best):
-        own |= place_both(ready, budget, [*best[: ready.settings.survivors], *unpruned[:_EACH]], judge, reporter)
-    first = [levels for levels in best if with_timesteps(ready, levels) not in own]
+        both = place_both(ready, budget, [*best[: ready.settings.survivors], *unpruned[:_EACH]], judge, reporter)
+        own = {**own, **both, **ranked(own)}  # who lost a later heat keeps its score
+    few, first = _few(ready), [levels for levels in best if with_timesteps(ready, levels) not in own]
     steps = [levels for levels in first if not _is_pruned(ready, levels)]
-    return [*list(ranked(own))[:most], *unpruned, *first[:_FEW], *steps[:_FEW]], own
+    return [*list(ranked(own))[:most], *unpruned, *first[:few], *steps[:few]], own
+
+
+def _few(ready: Study) -> int:
+    """How many finalists there are of what no search has made better: random schedules, rules of hand."""
+    return max(1, ready.settings.finalists // 2)
 
 
 def _by_chance(
     ready: Study, budget: float, space: Space, judge: Judge, reporter: Reporter
 ) -> tuple[list[Levels], Mapping[Levels, float]]:
-    """The best of some random schedules, the first that random search would come to, and all of them; where levels are
-    a choice too, as many of steps alone."""
-    settings, narrow = ready.settings, None if ready.path is None else space.dense()
-    search = by_chance(ready, space, f"random schedules at {budget:g}", settings.population, judge, reporter)
-    drawn = dict(search.ranking())
-    best = list(ranked(drawn))[:_FEW]
-    if narrow is not None and settings.levers is Levers.BOTH:
-        title, unpruned = f"random steps at {budget:g}", Unpruned(ready, judge)
-        search = by_chance(ready, narrow, title, settings.population, unpruned, reporter)
-        alone = {widened(ready, levels): score for levels, score in search.ranking()}
-        best += list(ranked(alone))[:_FEW]
-        drawn |= alone
-    return best, drawn
+    """The best of some random schedules, the first that random search would come to, and all of them; where steps and
+    levels are both a choice, half of them are of steps alone."""
+    count, narrow = ready.settings.population, None if ready.path is None else space.dense()
+    if ready.settings.levers is not Levers.BOTH or narrow is None:
+        drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, judge, reporter).ranking())
+        return list(ranked(drawn))[: _few(ready)], drawn
+    count, unpruned = -(-count // 2), Unpruned(ready, judge)
+    drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, judge, reporter).ranking())
+    search = by_chance(ready, narrow, f"random steps at {budget:g}", count, unpruned, reporter)
+    alone = {widened(ready, levels): score for levels, score in search.ranking()}
+    return [*list(ranked(drawn))[: _few(ready)], *list(ranked(alone))[: _few(ready)]], {**drawn, **alone}
 
 
 def _by_hand(ready: Study, budget: float, space: Space, judge: Judge) -> list[Finalist]:
-    """What users do: fewer steps of the dense model by the usual rules, the best of them on the search's probes; their
-    own setting, where it is within the budget; uniform pruning. Steps are corrected, and as the sampler takes them."""
-    rng, found = np.random.default_rng(derive_seed(ready.settings.seed, "uniform")), list[Levels]()
-    if space.feasible(ready.own):
-        found.append(ready.own)
+    """What users do: uniform pruning; fewer steps of the dense model by the usual rules, the best of them on the
+    search's probes; their own setting, where it is within the budget. Steps are corrected, and as the sampler takes
+    them."""
+    rng, found = np.random.default_rng(derive_seed(ready.settings.seed, "uniform")), list[Finalist]()
     if ready.settings.levers is not Levers.STEPS:
         with suppress(NoneFits):
-            found.append(space.repair(space.uniform(), rng))
-    ruled = by_rule(ready, budget)
-    best = list(ranked(judge.scores(ruled)))[:_FEW]
-    finalists = list(map(Finalist, [*best, *found]))
+            found.append(Finalist(space.repair(space.uniform(), rng)))
+    ruled, own = by_rule(ready, budget), [ready.own] if space.feasible(ready.own) else []
+    found += map(Finalist, [*list(ranked(judge.scores(ruled)))[: _few(ready)], *own])
     if ready.corrected:
         plain = ranked({levels: judge.scorer.fitness.plain(levels) for levels in ruled})
-        finalists += [Finalist(levels, corrected=False) for levels in [*list(plain)[:_FEW], *found]]
-    return finalists
+        found += [Finalist(levels, corrected=False) for levels in [*list(plain)[: _few(ready)], *own]]
+    return found
 
 
 @dataclass(frozen=True)
