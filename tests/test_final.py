@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import chain, pairwise
 from statistics import fmean
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from tests.tiny import CALL, joint, tiny
+from tests.tiny import settings as small
 
 from diff_es import Compressed, compress
+from diff_es.compress import found_again
 from diff_es.driving import widened
 from diff_es.final import Finalist, select
 from diff_es.fitness import Fitness
@@ -86,7 +90,7 @@ FINITE = st.floats(-20, 120, width=32)
 
 
 @given(st.data(), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5))
-@settings(derandomize=True, max_examples=150, deadline=None)
+@examples(derandomize=True, max_examples=150, deadline=None)
 def test_no_finalist_is_above_the_winner_on_the_noises_that_both_ran_on(
     data: st.DataObject, finalists: int, size: int, parts: int
 ) -> None:
@@ -153,7 +157,7 @@ def test_what_is_reported_was_measured_on_noises_that_chose_nothing(study: Study
 
 @pytest.mark.parametrize("levers", [Levers.STEPS, Levers.BOTH])
 def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) -> None:
-    ready = prepare(tiny(), joint(levers=levers, heat=0))
+    ready = prepare(tiny(), joint(levers=levers, heat=0, probes=2, population=4, generations=1, placings=2))
     judge = Judge(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (0.6, 1.0), judge, sensitivity(ready, judge, QUIET), QUIET)
     for budget, one in found.items():
@@ -165,8 +169,8 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
         assert ((ready.own, False) in finalists) == (budget == 1.0)
         narrow = ready.costs.space(budget).dense()
         assert narrow is not None
-        seed = derive_seed(0, "random search") % 2**32
-        drawn = random_search(narrow, ready.settings.population, seed=seed).ask()
+        seed, count = derive_seed(0, "random search") % 2**32, 4 if levers is Levers.STEPS else 2
+        drawn = random_search(narrow, count, seed=seed).ask()
         best = max((widened(ready, levels) for levels in drawn), key=judge.score)
         assert (best, True) in finalists
     smaller, larger = found.values()
@@ -174,15 +178,27 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
 
 
 def test_uniform_pruning_is_in_the_final() -> None:
-    fast = compress(tiny(), 0.6, joint(levers=Levers.PRUNE, heat=0))
+    fast = compress(tiny(), 0.6, small(probes=2, population=4, generations=1))
     shapes = [{level for (level,) in levels} for levels, *_ in fast.about["finalists"]]
     assert any(max(shape) - min(shape) <= 1 for shape in shapes)  # what is left of the budget is spent
 
 
 def test_a_result_says_on_how_many_noises_it_was_chosen_and_how_sure_its_score_is() -> None:
-    fast: Compressed = compress(tiny(), 0.6, joint(held_out=2, population=4, generations=2))
+    few = {"probes": 2, "population": 4, "generations": 1}
+    fast: Compressed = compress(tiny(), 0.6, small(held_out=2, **few))
     about = json.loads(json.dumps(dict(fast.about)))
     assert {noises for *_, noises, _ in about["finalists"]} <= {2 * part for part in range(1, PARTS + 1)}
     assert about["held_out_error"] > 0
-    one = compress(tiny(), 0.6, joint(held_out=1, population=4, generations=2))
+    assert found_again(fast).finalists[0].noises == about["finalists"][0][3]
+    one = compress(tiny(), 0.6, small(held_out=1, **few))
     assert one.about["held_out_error"] is None
+    assert found_again(one).error == np.inf
+
+
+def test_a_result_of_an_earlier_version_was_chosen_on_the_held_out_noises() -> None:
+    fast = compress(tiny(), 0.6, small(probes=2, population=4, generations=1))
+    about = {name: value for name, value in fast.about.items() if name != "held_out_error"}
+    about["finalists"] = [entry[:3] for entry in about["finalists"]]
+    found = found_again(replace(fast, about=about))
+    assert {one.noises for one in found.finalists} == {fast.about["settings"]["held_out"]}
+    assert (found.levels, found.corrected) == (fast.schedule.levels, True)

@@ -39,8 +39,8 @@ class Settings:
     probes: int = 32  # noises that candidates are judged on
     heat: int | None = None  # the first of them, after which the worse half drops out; None: half of them, 0: none
     sensed: int = 10  # the first of them, on which sensitivities are measured
-    finalists: int = 5  # best candidates that are judged again ...
-    held_out: int = 32  # ... on so many noises that the search never saw
+    finalists: int = 5  # best candidates of a search that are judged again, beside others (`final`) ...
+    held_out: int = 32  # ... on so many noises that the search never saw, or more, and the winner on so many fresh ones
     population: int = 20
     generations: int = 40  # and half as many more where steps and levels are both a choice
     survivors: int = 5  # of all so far, from which offspring are drawn

@@ -78,7 +78,7 @@ def tell(
         ("Guidance", f"{settings.sampling.guidance:g}"),
         ("Stages", str(len(study.stages))),
         ("Search", "; ".join(f"{f.evaluations} evaluations at {b:g}" for b, f in found.items())),
-        ("Probes", f"{settings.probes} to search, {settings.held_out} to choose among finalists"),
+        ("Probes", f"{settings.probes} to search, from {settings.held_out} up to choose among finalists"),
         ("Calibration", f"{settings.calibration} samples"),
         ("Batch of the timings", f"{effort.batch}, {effort.rounds} rounds"),
         ("Seed", str(settings.seed)),
