@@ -74,8 +74,8 @@ class Study(Survey):
 
     @cached_property
     def held_out(self) -> Fitness:
-        """Closeness to the reference on probes that no search sees; steps are corrected by what a batch of the search's
-        show, or of more like them where a batch holds more."""
+        """Closeness to the reference on probes that no search sees; corrections are fitted on a batch of the search's,
+        or of more like them."""
         lessons = max(self.settings.probes, self.settings.sampling.batch) if self.corrected else 0
         probes = self._probes("held-out", self.settings.held_out)
         return self._fitness(probes, self.reference, lessons=self._probes("search", lessons))
@@ -112,8 +112,7 @@ class Study(Survey):
 
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""
-        path = self.path
-        reference = None if path is None else placed(path, self.stages, [row[0] for row in self.base])
+        reference = None if self.path is None else placed(self.path, self.stages, [row[0] for row in self.base])
         return self._fitness(self._probes("search", self.settings.sensed_probes), reference)
 
     @cached_property
@@ -123,8 +122,7 @@ class Study(Survey):
     def _fitness(self, probes: Sequence[Probe], reference: Sequence[float] | None, **others: Any) -> Fitness:
         settings = self.settings
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
-        corrections = settings.corrections if self.corrected else 0
-        others |= {"corrections": corrections, "bank": self._bank}
+        others |= {"corrections": settings.corrections if self.corrected else 0, "bank": self._bank}
         return Fitness(*own, path=self.path, reference=reference, **others)
 
     def _probes(self, purpose: str, count: int) -> tuple[Probe, ...]:
