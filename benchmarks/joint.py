@@ -93,7 +93,8 @@ def main() -> None:
             found = evolve(study, args.budgets, scores, sensitivity(study, scores, reporter), reporter)
             for budget, result in found.items():
                 name = {Levers.PRUNE: "pruning alone", Levers.STEPS: "steps alone"}.get(levers, "steps and pruning")
-                judge(budget, name, scheduled(study, name, budget, result.levels), study=study, levels=result.levels)
+                ours = scheduled(study, name, budget, result.levels, None if result.corrected else ())
+                judge(budget, name, ours, study=study, levels=result.levels)
                 if levers is Levers.BOTH:
                     for rival in contenders(study, budget, result, result):
                         if rival.name in RIVALS:

@@ -32,7 +32,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"study"},
     {"judge"},
     {"sensitivity"},
-    {"driving"},
+    {"driving", "final"},
     {"searching"},
     {"compress", "export"},
     {"evaluate", "inspection"},

@@ -182,10 +182,15 @@ def test_a_fresh_process_gives_bitwise_the_same_images(case: Case, tmp_path: Pat
 
 def test_what_is_saved_is_the_best_of_what_was_judged(case: Case) -> None:
     about = case.fast.about
-    scores = [(score, held_out) for _, score, held_out in about["finalists"]]
-    assert (about["score"], about["held_out_score"]) == scores[0]
-    assert about["held_out_score"] == max(held_out for _, held_out in scores)
-    assert np.isfinite(scores).all()
+    (levels, *winner), *others = about["finalists"]
+    assert (about["score"], [list(row) for row in case.fast.schedule.levels]) == (
+        winner[0],
+        [list(row[1:]) for row in levels[:3]],
+    )
+    assert bool(case.fast.corrections) == winner[3]
+    for _, score, held_out, noises, _ in others:
+        assert noises < winner[2] or held_out <= winner[1]
+        assert np.isfinite([score, held_out]).all()
     assert about["score"] >= about["history"][0]["median"]
 
 

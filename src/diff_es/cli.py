@@ -14,7 +14,7 @@ import typer
 from . import inspection, tables
 from .benchmark import compare
 from .commands import compress_command
-from .compress import found_again
+from .compress import asked_again, found_again
 from .conditioning import Asked, conditions_of, family_of
 from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .demo import SETTINGS, run_demo
@@ -196,7 +196,7 @@ def evaluate_command(
     fast, pipe = reopened(folder, model, device, point)
     fast.check(pipe)
     settings, budget = restore(fast.about["settings"]), float(fast.about["budget"])
-    ready = prepare(pipe, settings, reporter)
+    ready = prepare(pipe, settings, reporter, *asked_again(fast, pipe, folder / "journal.jsonl"))
     found = {budget: found_again(fast)}
     name = model or fast.about["origin"]["model"]
     reference = load_reference() if name in MODELS else None

@@ -68,14 +68,18 @@ def compress_command(
     heat: Annotated[
         int | None, typer.Option(help="the first of them, after which the worse half drops out; default half, 0: none")
     ] = None,
-    held_out: Annotated[int, typer.Option(help="noises the finalists are judged on")] = 32,
+    held_out: Annotated[
+        int, typer.Option(help="noises the finalists are judged on, up to four times as many where they are close")
+    ] = 32,
     calibration: Annotated[int, typer.Option(help="samples of the calibration")] = 128,
     survivors: Annotated[int, typer.Option(help="best so far, from which offspring are drawn")] = 5,
     front: Annotated[str, typer.Option(help="other budgets to search along, such as 0.3,0.5; '' for none")] = (
         "0.3,0.4,0.5,0.6,0.75,0.9"
     ),
     measure: Annotated[MeasureName, typer.Option(help="what closeness means")] = MeasureName.SNR,
-    finalists: Annotated[int, typer.Option(help="candidates judged again on held-out noises")] = 5,
+    finalists: Annotated[
+        int, typer.Option(help="best candidates judged again on held-out noises, beside rules of hand and random ones")
+    ] = 5,
     ranking: Annotated[RankingName, typer.Option(help="how groups are ranked")] = RankingName.OBS,
     prune: Annotated[Prune, typer.Option(help="thin layers, skip whole blocks, or either")] = Prune.WIDTH,
     units: Annotated[
@@ -161,7 +165,7 @@ def compress_command(
             raise
         fast.save(out_folder)
     tables.show_compressed(out, fast, out_folder, time.monotonic() - start)
-    kept = ("budget", "macs_ratio", "cost_ratio", "score", "held_out_score", "steps")
+    kept = ("budget", "macs_ratio", "cost_ratio", "score", "held_out_score", "held_out_error", "steps")
     points = sorted((fast, *fast.others), key=lambda point: float(point.about["macs_ratio"]))
     shown = [{key: point.about[key] for key in kept} for point in points]
     about = {key: fast.about[key] for key in kept}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePath
+from statistics import fmean
 from typing import Any
 
 from .arguments import Place, checked
@@ -14,6 +16,7 @@ from .benchmark import Runner, measure, running
 from .budget import Budget
 from .compaction import Compaction
 from .errors import DiffESError
+from .final import Found, Judged
 from .journal import Journal
 from .judge import Judge
 from .layers import Plan
@@ -25,21 +28,22 @@ from .placements import Compact, Placement, Saved, Streamed, parameter_bytes
 from .progress import Reporter
 from .schedule import Schedule
 from .search import Generation, Levels
-from .searching import Found, evolve
+from .searching import evolve
 from .sensitivity import Sensitivity, sensitivity
 from .settings import Settings, describe
 from .store import check_outputs, read_manifest
 from .study import Study, Survey, as_measured, identity, study, survey
 
 
-def compacted(ready: Study, levels: Levels, placement: Compact, reporter: Reporter) -> tuple[tuple[Plan, ...], float]:
-    """A schedule's plans with low-rank corrections, and their score on the held-out probes."""
+def compacted(ready: Study, found: Found, placement: Compact, reporter: Reporter) -> tuple[tuple[Plan, ...], float]:
+    """A result's plans with low-rank corrections, and their score on the fresh probes."""
+    levels = found.levels
     compaction, plans = Compaction(ready.library, placement.tolerance), list[Plan]()
     with reporter.task("factor corrections", len(levels)) as task:
         for stage, row in enumerate(ready.rows(levels)):
             plans.append(compaction.plan(stage, row))
             task.advance()
-    return tuple(plans), ready.held_out.of_plans(plans, levels)
+    return tuple(plans), ready.fresh.of_plans(plans, levels, corrected=found.corrected)
 
 
 def finish(
@@ -57,16 +61,19 @@ def finish(
     timesteps = ready.timesteps(levels)
     extra: dict[str, Any] = {}
     if isinstance(placement, Compact):
-        plans, extra["compact_held_out_score"] = compacted(ready, levels, placement, reporter)
+        plans, extra["compact_held_out_score"] = compacted(ready, found, placement, reporter)
     if ready.path is not None:
-        extra["own_held_out_score"] = ready.held_out.plain(ready.own)
-        extra["held_out_score_to_own"] = ready.held_out_to_own(levels)
+        extra["own_held_out_score"] = ready.fresh.plain(ready.own)
+        extra["held_out_score_to_own"] = fmean(ready.fresh_to_own.each(levels, corrected=found.corrected))
     about: dict[str, Any] = {
         "budget": share,
+        "asked": {name: value for name, value in asdict(ready.budget).items() if value is not None},
+        "prices": None if ready.prices is None else ready.prices.to_json(),
         "macs_ratio": ready.macs.ratio(levels),
         "cost_ratio": ready.costs.ratio(levels),
         "score": found.score,
         "held_out_score": found.held_out,
+        "held_out_error": found.error if math.isfinite(found.error) else None,
         "finalists": [list(entry) for entry in found.finalists],
         "history": [asdict(generation) for generation in found.history],
         "evaluations": found.evaluations,
@@ -82,7 +89,7 @@ def finish(
     }
     base = fingerprint(denoiser_of(ready.pipe))
     schedule = Schedule(ready.stages, rows)
-    corrections = ready.held_out.corrections(levels)
+    corrections = ready.held_out.corrections(levels) if found.corrected else ()
     return Compressed(schedule, plans, settings.sampling, base, about, placement, timesteps, corrections)
 
 
@@ -169,7 +176,7 @@ def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
     """:func:`compress`, while nobody else works on the journal."""
     reporter, settings, budget = asked.reporter or Reporter(quiet=True), asked.settings, asked.budget
     journal, resume, table, placement = asked.journal, asked.resume, asked.table, asked.placement
-    speedup, weights_gb = budget.speedup, budget.weights_gb
+    speedup = budget.speedup
     earlier, priced = None if table is None else load(table).about, None
     if earlier is not None:
         settings = as_measured(settings, earlier["settings"])
@@ -188,8 +195,7 @@ def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
     with Judge(ready, log, asked.workers) as judge:
         errors = known or sensitivity(ready, judge, reporter)
         found = evolve(ready, (ready.share, *front), judge, errors, reporter)
-    if weights_gb is not None:
-        placement = Streamed(weights_gb * 1e9 / parameter_bytes(denoiser_of(ready.pipe)))
+    placement = ready.placement or placement
     results = {share: finish(ready, share, one, errors, placement, reporter) for share, one in found.items()}
     others = tuple(result for share, result in results.items() if share != ready.share)
     result = results[ready.share]
@@ -222,10 +228,55 @@ def open_journal(
 def found_again(fast: Compressed) -> Found:
     """What the search came back with, from a result that was saved."""
     about = fast.about
-    finalists = tuple((_levels(rows), score, held_out) for rows, score, held_out in about["finalists"])
-    history = tuple(Generation(**generation) for generation in about["history"])
-    scores = (about["score"], about["held_out_score"])
-    return Found(finalists[0][0], *scores, finalists, history, about["evaluations"])
+    few, finalists = about["settings"]["held_out"], list[Judged]()  # few: where it is not said on how many noises
+    for rows, score, held_out, *rest in about["finalists"]:
+        finalists.append(Judged(_levels(rows), score, held_out, *(rest or [few])))
+    error, winner = about.get("held_out_error"), finalists[0]
+    return Found(
+        winner.levels,
+        about["score"],
+        about["held_out_score"],
+        tuple(finalists),
+        tuple(Generation(**generation) for generation in about["history"]),
+        about["evaluations"],
+        math.inf if error is None else error,
+        winner.corrected,
+    )
+
+
+def asked_again(fast: Compressed, pipe: AnyPipeline, journal: Path) -> tuple[Budget, Mapping[str, Any] | None]:
+    """The budget that a saved result keeps, and the prices by which it does, from ``Prices.to_json``.
+
+    Args:
+        pipe: what it was made for.
+        journal: of its search, which may be gone. It is asked where the result, of an earlier version, does not say.
+
+    Raises:
+        DiffESError: a budget of time whose prices are not known.
+    """
+    about = fast.about
+    asked, prices = about.get("asked"), about.get("prices")
+    if asked is None:
+        header = Journal.began_with(journal)
+        asked, prices = header.get("budget", {}), header.get("prices")
+        if not asked and about["cost_ratio"] != about["macs_ratio"]:
+            remedy = "Compress again with the same --speedup into another folder; --table takes what was measured here."
+            expected, found = "the prices that its budget of time was kept by", "none: an earlier version made it"
+            raise DiffESError("result", expected=expected, found=found, remedy=remedy)
+        if not asked and (limit := _limit(fast)) is not None:
+            asked = {"weights_gb": limit * parameter_bytes(denoiser_of(pipe)) / 1e9}
+    if asked.get("speedup") is not None:
+        return Budget(speedup=asked["speedup"], weights_gb=asked.get("weights_gb")), prices
+    return Budget(float(about["budget"]), weights_gb=asked.get("weights_gb")), None
+
+
+def _limit(fast: Compressed) -> float | None:
+    """The share of the dense weights that a result keeps within, if it does: streamed, and no stage is dense."""
+    placement, steps = fast.placement, fast.about["steps"]
+    if not isinstance(placement, Streamed) or placement.limit >= 1:
+        return None
+    running = [row for row, count in zip(fast.schedule.levels, steps, strict=True) if count]
+    return placement.limit if all(len(row) == 1 and row[0] for row in running) else None
 
 
 def _levels(rows: Sequence[Sequence[int]]) -> Levels:

@@ -19,6 +19,7 @@ from .search import (
     front_search,
     placing_search,
     race,
+    random_search,
     tier,
     usual_switches,
 )
@@ -26,7 +27,7 @@ from .sensitivity import by_rule, with_timesteps
 from .study import Study
 
 Ranking = dict[Levels, float]
-"""Candidates and their scores; from :func:`ranked`, best first."""
+"""Candidates and their scores; from :func:`ranked`, best first and without those that were ruled out."""
 
 
 class Scores(Protocol):
@@ -105,9 +106,16 @@ def evolved(
     return search
 
 
+def by_chance(ready: Study, space: Space, title: str, count: int, judge: Scores, reporter: Reporter) -> Search:
+    """A finished random search of so many candidates; those of a longer one begin with them."""
+    search = random_search(space, count, seed=derive_seed(ready.settings.seed, "random search") % 2**32)
+    run_search(search, judge, reporter, title, count, (lambda _: 0) if ready.settings.first_heat else None)
+    return search
+
+
 def place_steps(ready: Study, share: float, best: Sequence[Levels], judge: Judge, reporter: Reporter) -> Ranking:
-    """Where the steps of the best schedules of steps alone lie best, beside the rules that people use: candidates by
-    score, with their timesteps as the last row.
+    """Where the steps of the best schedules of steps alone lie best, beside the rules that people use: all candidates,
+    with their timesteps as the last row.
 
     Args:
         best: schedules within the budget, best first.
@@ -142,7 +150,7 @@ def _placed(
     search = placing_search(space, ready.stages.boundaries, path.end, placing, first)
     total = len(first) + settings.offspring * (settings.placings - 1)
     run_search(search, judge, reporter, title, total, (lambda _: 0) if settings.first_heat else None)
-    return ranked(dict(search.ranking()))
+    return dict(search.ranking())
 
 
 def ranked(scores: Mapping[Levels, float]) -> Ranking:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from .benchmark import Runner, measure, running
 from .budget import Budget
 from .compress import open_journal
 from .conditioning import Encodings, encoded_once
-from .driving import run_search
+from .driving import by_chance, ranked
+from .final import Finalist, Found, select
 from .judge import Judge
 from .limits import Batch, Count, Rounds, Several
 from .locks import held_file
@@ -29,8 +29,7 @@ from .pipeline import decode, make_probes, sample, trace
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
-from .search import Levels, NoneFits, Search, Space, random_search
-from .searching import Found, select
+from .search import Levels, NoneFits, Space
 from .settings import Levers
 from .study import Study
 from .tiles import Reference
@@ -58,6 +57,7 @@ class Contender:
     budget: float
     macs_ratio: float
     runner: Runner
+    cost_ratio: float | None = None  # where it is priced in the unit of the budget
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,13 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was.
     """
     path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
-    seed, space = derive_seed(study.settings.seed, "random search") % 2**32, study.costs.space(macs)
-    search: Search = random_search(space, evaluations, seed=seed)
-    peers = (lambda _: 0) if study.settings.first_heat else None
+    budget = study.budget if study.prices else Budget(macs, weights_gb=study.budget.weights_gb)
+    space, title = study.costs.space(macs), f"random search at {macs:g}"
     with held_file(path):
-        judge = Judge(study, open_journal(study, Budget(macs), path, reporter, resume=True))
-        run_search(search, judge, reporter, f"random search at {macs:g}", evaluations, peers)
-    scores = {levels: score for levels, score in search.ranking() if score > -math.inf}
-    return select(study, scores, (), search.history, len(search.ranking()), reporter)
+        judge = Judge(study, open_journal(study, budget, path, reporter, resume=True))
+        search = by_chance(study, space, title, evaluations, judge, reporter)
+        best = list(ranked(dict(search.ranking())))[: study.settings.finalists]
+        return select(study, list(map(Finalist, best)), judge, search.history, len(search.ranking()), reporter)
 
 
 def scheduled(
@@ -93,16 +92,19 @@ def scheduled(
     fitted = study.held_out.corrections(levels) if corrections is None else corrections
     timesteps, sampling = study.timesteps(levels), study.settings.sampling
     runner = Runner(name, sampling, study.stages, plans, timesteps=timesteps, corrections=fitted)
-    return Contender(name, budget, study.macs.ratio(levels), runner)
+    return Contender(name, budget, study.macs.ratio(levels), runner, study.costs.ratio(levels))
 
 
 def _uniform(study: Study, budget: float) -> Contender:
-    if not isinstance(study.settings.method.ladder, Width) or study.settings.levers is Levers.STEPS:
+    """The same of every layer, to within one channel where MACs are counted; a level where they are not all there is:
+    widths between the levels have no price."""
+    free = isinstance(study.settings.method.ladder, Width) and study.costs == study.macs
+    if not free or study.settings.levers is Levers.STEPS:
         return _shaped(study, "uniform", budget, "uniform", Space.uniform)
     kept = uniform_width(study.counter, study.anatomy, budget)
     plans = tuple(study.library.thinned(stage, kept) for stage in range(len(study.stages)))
     ratio = study.counter.thinned(kept) / study.counter.dense()
-    return Contender("uniform", budget, ratio, Runner("uniform", study.settings.sampling, study.stages, plans))
+    return Contender("uniform", budget, ratio, Runner("uniform", study.settings.sampling, study.stages, plans), ratio)
 
 
 def _affordable_steps(study: Study, budget: float) -> tuple[int, float]:
@@ -134,18 +136,20 @@ def contenders(
 
     ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
-    sampling = study.settings.sampling
-    steps, ratio = _affordable_steps(study, budget)
-    rivals = [Contender("fewer-steps", budget, ratio, Runner("fewer-steps", replace(sampling, steps=steps)))]
+    sampling, rivals = study.settings.sampling, list[Contender]()
+    if 0 not in study.costs.barred:  # else the dense model's weights are too large
+        steps, ratio = _affordable_steps(study, budget)
+        fewer = Runner("fewer-steps", replace(sampling, steps=steps))
+        rivals.append(Contender("fewer-steps", budget, ratio, fewer, ratio))
     for pruned in (_uniform, _like_mosaic):
         with suppress(NoneFits):
             rivals.append(pruned(study, budget))
-    ours = scheduled(study, "diff-es", budget, found.levels, () if saved else None)
-    return (
-        *rivals,
-        scheduled(study, "random", budget, random.levels),
-        ours if saved is None else replace(ours, runner=running("diff-es", saved, sampling)),
-    )
+    rivals.append(scheduled(study, "random", budget, random.levels, None if random.corrected else ()))
+    ours = scheduled(study, "diff-es", budget, found.levels, () if saved or not found.corrected else None)
+    rivals.append(ours if saved is None else replace(ours, runner=running("diff-es", saved, sampling)))
+    if study.placement is None:
+        return tuple(rivals)
+    return tuple(replace(one, runner=replace(one.runner, placement=study.placement)) for one in rivals)
 
 
 def evaluate(

@@ -146,7 +146,7 @@ class Fitness:
             dense = ((0,) * len(self._library.units),) * len(self._stages)
             return self._checked(chunk, self._run(chunk, dense, corrected=False))
         steps, path, kept = self._sampling.steps, self._path, None
-        if reference is not None and chunk == self._lesson and self._count:
+        if reference is not None and chunk == self._lesson and self._count and self._taught is None:
             kept = self._goal = Recording(reference, path.end)
         with nullcontext() if reference is None else stepped(self._pipe, reference, steps, kept):
             return self._checked(chunk, self._sample(self._chunks[chunk]))
@@ -174,6 +174,11 @@ class Fitness:
             total, count = total + float(scores.sum()), count + len(scores)
         return _finite(total / count)
 
+    def each(self, levels: Levels, *, corrected: bool = True) -> list[float]:
+        """The closeness on each probe, minus infinity where a result is not finite; whether steps are corrected."""
+        chunks = [self._scores(i, levels, corrected=corrected) for i in range(self._judged)]
+        return [_finite(score) for score in torch.cat(chunks).tolist()]
+
     def plain(self, levels: Levels) -> float:
         """The score on all probes of a schedule whose steps are not corrected."""
         return _finite(float(torch.cat([self._scores(i, levels, corrected=False) for i in range(self._judged)]).mean()))
@@ -188,11 +193,11 @@ class Fitness:
             self._run(self._lesson, levels)
         return self._fitted[levels]
 
-    def of_plans(self, plans: Sequence[Plan], levels: Levels) -> float:
+    def of_plans(self, plans: Sequence[Plan], levels: Levels, *, corrected: bool = True) -> float:
         """The score of plans that are not the library's own, such as factored ones, with the steps of ``levels``."""
         denoiser = denoiser_of(self._pipe)
         opened, scores = partial(Resident().open, denoiser, self._library.anatomy, plans), list[Tensor]()
-        correct = fixed(self.corrections(levels))
+        correct = fixed(self.corrections(levels)) if corrected else None
         with routed(denoiser, self._stages, opened), self._stepped(levels, correct):
             for i in range(self._judged):
                 result = self._measure.view(self._pipe, self._sample(self._chunks[i]))

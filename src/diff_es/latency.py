@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -154,3 +154,12 @@ def finished(device: torch.device) -> None:
     """Wait until a device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def fitted(pipe: Pipeline, ladder: Width, anatomy: Anatomy, sampling: Sampling, reporter: Reporter) -> Width:
+    """A ladder whose widths suit the device: channel counts that it likes, and no layer slower than dense."""
+    denoiser = denoiser_of(pipe)
+    ladder = replace(ladder, multiple=ladder.multiple or hardware_multiple(denoiser.device, denoiser.dtype))
+    if ladder.dense is not None:
+        return ladder
+    return replace(ladder, dense=slower_layers(time_layers(pipe, anatomy, ladder, sampling, reporter)))

@@ -106,13 +106,19 @@ class _Sensitivity(_Entry):
     of: dict[str, Any]
 
 
+_Finalist = tuple[Rows, Score, Score] | tuple[Rows, Score, Score, Whole, Annotated[bool, Strict()]]
+
+
 class _About(_Entry):
     budget: Annotated[Positive, Field(le=1)]
     macs_ratio: Positive
     cost_ratio: Positive
     score: Score
     held_out_score: Score
-    finalists: Annotated[tuple[tuple[Rows, Score, Score], ...], Field(min_length=1)]
+    held_out_error: Annotated[Number, Field(ge=0)] | None = None
+    asked: dict[Text, Positive] | None = None
+    prices: dict[str, Any] | None = None
+    finalists: Annotated[tuple[_Finalist, ...], Field(min_length=1)]
     history: tuple[_Generation, ...]
     evaluations: Whole
     steps: tuple[Whole, ...]
@@ -159,7 +165,7 @@ class Point(_Entry):
         _same("about.macs_by_level", len(about.units), len(about.macs_by_level))
         for i, row in enumerate(self.schedule.levels):
             self._check_levels(about, f"schedule.levels[{i}]", row)
-        for i, (rows, _, _) in enumerate(about.finalists):
+        for i, (rows, *_) in enumerate(about.finalists):
             self._check_candidate(about, f"about.finalists[{i}]", rows)
         table, chosen = about.sensitivity, self.timesteps is not None
         _same("about.sensitivity.levels", stages, len(table.levels))

@@ -1,20 +1,22 @@
-"""The evolutionary search of a study: steps first, then steps and levels together; its finalists are judged again."""
+"""The evolutionary search of a study: steps first, then steps and levels together; last, a final."""
 
 from __future__ import annotations
 
 import math
 from bisect import insort
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .driving import Ranking, Unpruned, evolved, place_both, place_steps, ranked, widened
+from .driving import Ranking, Unpruned, by_chance, evolved, place_both, place_steps, ranked, widened
+from .final import Finalist, Found, select
 from .judge import Judge
 from .progress import Reporter
 from .rng import derive_seed
-from .search import Generation, Levels, Space
-from .sensitivity import Sensitivity, changed, starts
+from .search import Generation, Levels, NoneFits, Space
+from .sensitivity import Sensitivity, by_rule, changed, starts, with_timesteps
 from .settings import Levers
 from .study import Study
 
@@ -26,52 +28,18 @@ _EACH = 2
 """How many schedules are pruned down to a budget for each doubt, and how many placed ones go on."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a search came back with for one budget: the winner on held-out probes, and how it got there."""
-
-    levels: Levels
-    score: float  # on the search's probes
-    held_out: float  # on probes the search never saw
-    finalists: tuple[tuple[Levels, float, float], ...]  # (levels, search score, held-out score), best held-out first
-    history: tuple[Generation, ...]
-    evaluations: int  # candidates run in all, those of the sensitivity table included
-
-
-def select(
-    ready: Study,
-    scores: Mapping[Levels, float],
-    extra: Sequence[Levels],
-    history: tuple[Generation, ...],
-    evaluations: int,
-    reporter: Reporter,
-) -> Found:
-    """Judge the best candidates of a search again, on probes it never saw.
-
-    Args:
-        scores: of all candidates that keep the budget, best first.
-        extra: candidates that are judged in any case.
-    """
-    best = list(dict.fromkeys([*list(scores)[: ready.settings.finalists], *extra]))
-    finalists = []
-    with reporter.task("judge finalists", len(best)) as task:
-        for levels in best:
-            finalists.append((levels, scores[levels], ready.held_out(levels)))
-            task.advance()
-    finalists.sort(key=lambda entry: (-entry[2], entry[0]))
-    levels, score, held_out = finalists[0]
-    return Found(levels, score, held_out, tuple(finalists), history, evaluations)
-
-
 def evolve(
     ready: Study, budgets: Sequence[float], judge: Judge, table: Sensitivity, reporter: Reporter
 ) -> dict[float, Found]:
     """The evolutionary search for the best schedule within each budget, all of them in one run.
 
     Where steps and levels are both a choice, steps are searched first, draw by draw as they are alone. What is found is
-    pruned down to each budget, and from there steps and levels are searched together. The finalists of steps alone are
-    judged again beside the others, so that the winner is no worse on the held-out probes than theirs, nor than that of
-    a smaller budget.
+    pruned down to each budget, and from there steps and levels are searched together.
+
+    What few probes put forward may be what happens to suit them. So there is a final for each budget (``final``), among
+    the best of its search before and after timesteps were moved, the best that are not pruned, what users do by hand,
+    random schedules, and the winner of the smaller budget. On the noises that it was chosen on, the result is below
+    none of them.
 
     Args:
         budgets: shares of the dense cost.
@@ -80,38 +48,74 @@ def evolve(
     """
     by_budget = {budget: ready.costs.space(budget) for budget in sorted(set(budgets))}
     explored = _explore(ready, list(by_budget.values()), judge, table, reporter)
-    results, ran = dict[float, Found](), len(explored.scores.keys() | set(changed(ready)))
-    for (budget, space), start in zip(by_budget.items(), explored.knapsacks, strict=True):
-        best = {levels: score for levels, score in ranked(explored.scores).items() if space.feasible(levels)}
-        if ready.path is None:
-            best.setdefault(start, judge.score(start))  # it may have lost its heat
-            results[budget] = select(ready, best, [start], explored.history, ran, reporter)
-            continue
-        narrow = space.dense()
-        alone = [levels for levels in ranked(explored.alone) if narrow is not None and narrow.feasible(levels)]
-        placed = place_steps(ready, budget, alone, judge, reporter)
-        own = {widened(ready, levels): score for levels, score in placed.items()}
-        unpruned = list(own)[: ready.settings.finalists]
-        if any(_is_pruned(ready, levels) for levels in best):
-            first = [*list(best)[: ready.settings.survivors], *unpruned[:_EACH]]
-            own |= place_both(ready, budget, first, judge, reporter)
-        results[budget] = select(ready, ranked(own), unpruned, explored.history, ran + len(own), reporter)
-    return _rising(results)
+    results, smaller = dict[float, Found](), list[Finalist]()
+    for (budget, space), knapsack in zip(by_budget.items(), explored.knapsacks, strict=True):
+        best, placed = _searched(ready, budget, space, explored, judge, reporter)
+        lucky, drawn = _by_chance(ready, budget, space, judge, reporter)
+        first = [knapsack] if ready.path is None else []
+        finalists = [*map(Finalist, [*best, *first, *lucky]), *_by_hand(ready, budget, space, judge), *smaller]
+        ran = {*explored.scores, *changed(ready), *placed, *drawn, *(one.levels for one in finalists)}
+        found = select(ready, finalists, judge, explored.history, len(ran), reporter)
+        results[budget], smaller = found, [Finalist(found.levels, found.corrected)]
+    return results
 
 
-def _rising(results: Mapping[float, Found]) -> dict[float, Found]:
-    """The same but for a budget that comes out below a smaller one on held-out probes: that one's winner is its own.
+def _searched(
+    ready: Study, budget: float, space: Space, explored: _Explored, judge: Judge, reporter: Reporter
+) -> tuple[list[Levels], Mapping[Levels, float]]:
+    """The finalists of a budget's search, best first, and all candidates whose timesteps were moved on the way."""
+    most = ready.settings.finalists
+    best = [levels for levels in ranked(explored.scores) if space.feasible(levels)]
+    if ready.path is None:
+        return best[:most], {}
+    narrow = space.dense()
+    alone = [levels for levels in ranked(explored.alone) if narrow is not None and narrow.feasible(levels)]
+    placed = place_steps(ready, budget, alone, judge, reporter)
+    own = {widened(ready, levels): score for levels, score in placed.items()}
+    unpruned = list(ranked(own))[:most]
+    if any(_is_pruned(ready, levels) for levels in best):
+        both = place_both(ready, budget, [*best[: ready.settings.survivors], *unpruned[:_EACH]], judge, reporter)
+        own = {**own, **both, **ranked(own)}  # who lost a later heat keeps its score
+    few, first = _few(ready), [levels for levels in best if with_timesteps(ready, levels) not in own]
+    steps = [levels for levels in first if not _is_pruned(ready, levels)]
+    return [*list(ranked(own))[:most], *unpruned, *first[:few], *steps[:few]], own
 
-    Args:
-        results: smallest budget first.
-    """
-    rising, best = dict[float, Found](), next(iter(results.values()))
-    for budget, found in results.items():
-        if best.held_out > found.held_out:
-            finalists = (best.finalists[0], *found.finalists)
-            found = replace(found, levels=best.levels, score=best.score, held_out=best.held_out, finalists=finalists)
-        rising[budget] = best = found
-    return rising
+
+def _few(ready: Study) -> int:
+    """How many finalists there are of what no search has made better: random schedules, rules of hand."""
+    return max(1, ready.settings.finalists // 2)
+
+
+def _by_chance(
+    ready: Study, budget: float, space: Space, judge: Judge, reporter: Reporter
+) -> tuple[list[Levels], Mapping[Levels, float]]:
+    """The best of some random schedules, the first that random search would come to, and all of them; where steps and
+    levels are both a choice, half of them are of steps alone."""
+    count, narrow = ready.settings.population, None if ready.path is None else space.dense()
+    if ready.settings.levers is not Levers.BOTH or narrow is None:
+        drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, judge, reporter).ranking())
+        return list(ranked(drawn))[: _few(ready)], drawn
+    count, unpruned = -(-count // 2), Unpruned(ready, judge)
+    drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, judge, reporter).ranking())
+    search = by_chance(ready, narrow, f"random steps at {budget:g}", count, unpruned, reporter)
+    alone = {widened(ready, levels): score for levels, score in search.ranking()}
+    return [*list(ranked(drawn))[: _few(ready)], *list(ranked(alone))[: _few(ready)]], {**drawn, **alone}
+
+
+def _by_hand(ready: Study, budget: float, space: Space, judge: Judge) -> list[Finalist]:
+    """What users do: uniform pruning; fewer steps of the dense model by the usual rules, the best of them on the
+    search's probes; their own setting, where it is within the budget. Steps are corrected, and as the sampler takes
+    them."""
+    rng, found = np.random.default_rng(derive_seed(ready.settings.seed, "uniform")), list[Finalist]()
+    if ready.settings.levers is not Levers.STEPS:
+        with suppress(NoneFits):
+            found.append(Finalist(space.repair(space.uniform(), rng)))
+    ruled, own = by_rule(ready, budget), [ready.own] if space.feasible(ready.own) else []
+    found += map(Finalist, [*list(ranked(judge.scores(ruled)))[: _few(ready)], *own])
+    if ready.corrected:
+        plain = ranked({levels: judge.scorer.fitness.plain(levels) for levels in ruled})
+        found += [Finalist(levels, corrected=False) for levels in [*list(plain)[: _few(ready)], *own]]
+    return found
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ class Settings:
     probes: Count = 32  # noises that candidates are judged on
     heat: CountOrNone | None = None  # the first of them, after which the worse half drops out; None: half, 0: none
     sensed: Count = 10  # the first of them, on which sensitivities are measured
-    finalists: Count = 5  # best candidates that are judged again ...
-    held_out: Count = 32  # ... on so many noises that the search never saw
+    finalists: Count = 5  # best candidates of a search that are judged again, beside others (`final`) ...
+    held_out: Count = 32  # ... on so many noises that the search never saw, or more; the winner on so many fresh ones
     population: Count = 20
     generations: Count = 40  # and half as many more where steps and levels are both a choice
     survivors: Count = 5  # of all so far, from which offspring are drawn

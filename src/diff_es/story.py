@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from .evaluate import Effort, Evaluation
+from .final import Found
 from .pipeline import denoiser_of
 from .report import Curve, Heat, Story, Strip, render
 from .search import Generation
-from .searching import Found
 from .store import write_text
 from .study import Study
 
@@ -53,7 +53,8 @@ def _heat(study: Study, budget: float, found: Found) -> Heat:
     for steps in own:
         ends.append((timesteps[first], timesteps[first + steps - 1]))
         first += steps
-    title, names = f"Diff-ES at {budget:g} of the compute", tuple(unit.name for unit in study.units)
+    spent = "compute" if study.prices is None else "time"
+    title, names = f"Diff-ES at {budget:g} of the {spent}", tuple(unit.name for unit in study.units)
     most = max(len(unit.options) for unit in study.units) - 1
     return Heat(title, study.rows(found.levels), most, study.steps(found.levels), tuple(ends), names)
 
@@ -79,7 +80,7 @@ def tell(
         ("Guidance", f"{settings.sampling.guidance:g}"),
         ("Stages", str(len(study.stages))),
         ("Search", "; ".join(f"{f.evaluations} evaluations at {b:g}" for b, f in found.items())),
-        ("Probes", f"{settings.probes} to search, {settings.held_out} to choose among finalists"),
+        ("Probes", f"{settings.probes} to search, from {settings.held_out} up to choose among finalists"),
         ("Calibration", f"{settings.calibration} samples"),
         ("Batch of the timings", f"{effort.batch}, {effort.rounds} rounds"),
         ("Seed", str(settings.seed)),

@@ -17,11 +17,12 @@ from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .finite import check_finite
 from .fitness import Bank, Fitness, timesteps_of
-from .latency import hardware_multiple, slower_layers, time_layers
+from .latency import fitted
 from .layers import Anatomy, Declared, anatomy_of, declared, remember
 from .library import Library, Method
 from .loading import check, origin_of
-from .pipeline import AnyPipeline, Pipeline, Sampling, Trace, denoiser_of, make_probes, sample, trace
+from .pipeline import AnyPipeline, Pipeline, Trace, denoiser_of, make_probes, sample, trace
+from .placements import Streamed, parameter_bytes
 from .progress import Reporter
 from .route import routing_of
 from .samplers import is_deterministic, trajectory
@@ -29,11 +30,13 @@ from .schedule import Stages
 from .search import Levels
 from .settings import Levers, Settings, value_of
 from .stepping import stepped
-from .trajectory import Trajectory, placed
+from .trajectory import Trajectory, placed, step_choices
 from .units import Depth, Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
 
 _WORTH_IT = 1.05
 """A gain below which the user is told before the search."""
+PARTS = 4
+"""The most parts of held-out probes, ``Settings.held_out`` each, that a choice among finalists takes."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,19 @@ class Survey:
     units: tuple[Unit, ...]
     path: Trajectory | None  # the user's own, where the steps of a stage are a choice
     declared: Declared | None  # what was declared of the denoiser, if anything
+    budget: Budget  # that was asked for
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy in another process has a denoiser of its own, of which the same is declared."""
         vars(self).update(state)
         if self.declared is not None:
             remember(denoiser_of(self.pipe), self.declared)
+
+    @property
+    def placement(self) -> Streamed | None:
+        """Where weights wait, if the budget limits those on the device."""
+        limit = self.budget.weights_gb
+        return None if limit is None else Streamed(limit * 1e9 / parameter_bytes(denoiser_of(self.pipe)))
 
     @property
     def reference(self) -> tuple[float, ...] | None:
@@ -95,18 +105,40 @@ class Study(Survey):
 
     def fitness(self, purpose: str, count: int, heat: int = 0) -> Fitness:
         """Closeness to the reference on ``count`` probes of this purpose, ``heat`` of them in a first heat."""
-        return self._fitness(purpose, count, self.reference, heat=heat)
+        return self._fitness(self._probes(purpose, count), self.reference, heat=heat)
 
     @cached_property
     def held_out(self) -> Fitness:
-        """Closeness to the reference on probes that no search sees; steps are corrected by what the search's show."""
-        lessons = self._probes("search", self.settings.probes) if self.corrected else ()
-        return self._fitness("held-out", self.settings.held_out, self.reference, lessons=lessons)
+        """Closeness to the reference on probes that no search sees; corrections are fitted on a batch of the search's,
+        or of more like them."""
+        lessons = max(self.settings.probes, self.settings.sampling.batch) if self.corrected else 0
+        probes = self._probes("held-out", self.settings.held_out)
+        return self._fitness(probes, self.reference, lessons=self._probes("search", lessons))
+
+    def part(self, index: int) -> Fitness:
+        """The same on the next so many probes, and the next: part 0 is ``held_out``."""
+        if index not in self._parts:
+            self._parts[index] = self._on_part(index, self.reference) if index else self.held_out
+        return self._parts[index]
+
+    @property
+    def fresh(self) -> Fitness:
+        """The same on the first part that chooses nothing: what is reported comes from it."""
+        return self.part(PARTS)
 
     @cached_property
-    def held_out_to_own(self) -> Fitness:
-        """The same to the user's own setting."""
-        return self._fitness("held-out", self.settings.held_out, None, taught=self.held_out.corrections)
+    def fresh_to_own(self) -> Fitness:
+        """Closeness to the user's own setting, on the same probes."""
+        return self._on_part(PARTS, None)
+
+    def _on_part(self, index: int, reference: Sequence[float] | None) -> Fitness:
+        count = self.settings.held_out
+        probes = self._probes("held-out", (index + 1) * count)[index * count :]
+        return self._fitness(probes, reference, taught=self.held_out.corrections, memory=1 << 29)
+
+    @cached_property
+    def _parts(self) -> dict[int, Fitness]:
+        return {}
 
     @property
     def corrected(self) -> bool:
@@ -115,19 +147,17 @@ class Study(Survey):
 
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""
-        path = self.path
-        reference = None if path is None else placed(path, self.stages, [row[0] for row in self.base])
-        return self._fitness("search", self.settings.sensed_probes, reference)
+        reference = None if self.path is None else placed(self.path, self.stages, [row[0] for row in self.base])
+        return self._fitness(self._probes("search", self.settings.sensed_probes), reference)
 
     @cached_property
     def _bank(self) -> Bank:
         return Bank(self.pipe, self.library)
 
-    def _fitness(self, purpose: str, count: int, reference: Sequence[float] | None, **others: Any) -> Fitness:
-        settings, probes = self.settings, self._probes(purpose, count)
+    def _fitness(self, probes: Sequence[Probe], reference: Sequence[float] | None, **others: Any) -> Fitness:
+        settings = self.settings
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
-        corrections = settings.corrections if self.corrected else 0
-        others |= {"corrections": corrections, "bank": self._bank}
+        others |= {"corrections": settings.corrections if self.corrected else 0, "bank": self._bank}
         return Fitness(*own, path=self.path, reference=reference, **others)
 
     def _probes(self, purpose: str, count: int) -> tuple[Probe, ...]:
@@ -232,28 +262,9 @@ def survey(
         costs = within_memory(costs, counter, units, budget.weights_gb * 1e9)
     costs.space(share)  # an impossible budget is refused before anything runs
     known = declared(denoiser)
-    return Survey(pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path, known)
-
-
-def step_choices(own: Sequence[int], fine: int, room: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """How many steps each stage may take, for its own number: all small numbers and some up to ``fine`` times its own,
-    as far as there is room; none but in the first stage, which begins with the noise."""
-    numbers = [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128]
-    found = list[tuple[int, ...]]()
-    for stage, (steps, fits) in enumerate(zip(own, room, strict=True)):
-        most = min(fine * steps, fits)
-        taken = {steps, *(n for n in (2 * steps, most, *numbers) if n <= most)}
-        found.append(tuple(sorted(taken - {0} if stage == 0 else taken)))
-    return tuple(found)
-
-
-def fitted(pipe: Pipeline, ladder: Width, anatomy: Anatomy, sampling: Sampling, reporter: Reporter) -> Width:
-    """A ladder whose widths suit the device: channel counts that it likes, and no layer slower than dense."""
-    denoiser = denoiser_of(pipe)
-    ladder = replace(ladder, multiple=ladder.multiple or hardware_multiple(denoiser.device, denoiser.dtype))
-    if ladder.dense is not None:
-        return ladder
-    return replace(ladder, dense=slower_layers(time_layers(pipe, anatomy, ladder, sampling, reporter)))
+    return Survey(
+        pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path, known, budget
+    )
 
 
 def study(surveyed: Survey, reporter: Reporter) -> Study:
@@ -285,10 +296,16 @@ def _check_reference(surveyed: Survey) -> None:
         check_finite(pipe, probes, settings.sampling, shown)
 
 
-def prepare(pipe: AnyPipeline, settings: Settings, reporter: Reporter | None = None) -> Study:
+def prepare(
+    pipe: AnyPipeline,
+    settings: Settings,
+    reporter: Reporter | None = None,
+    budget: Budget | None = None,
+    priced: Mapping[str, Any] | None = None,
+) -> Study:
     """Survey and study in one; raises as :func:`survey` does."""
     reporter = reporter or Reporter(quiet=True)
-    return study(survey(pipe, settings, reporter), reporter)
+    return study(survey(pipe, settings, reporter, budget, priced), reporter)
 
 
 def as_measured(settings: Settings, earlier: Mapping[str, Any]) -> Settings:

@@ -164,7 +164,9 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
         table.add_row(str(stage), str(steps), begins, _levels(row) if steps else "–")
         first += steps
     console.print(table)
-    scores = f"{about['score']:.2f} on the search's probes, {about['held_out_score']:.2f} on held-out ones"
+    error = about.get("held_out_error")  # of a mean of one noise it is not known
+    fresh = f"{about['held_out_score']:.2f}" + ("" if error is None else f" ± {error:.2f}")
+    scores = f"{about['score']:.2f} on the search's probes, {fresh} on fresh ones"
     timed = "measured_speedup" in about
     asked = "" if timed else f" (asked: at most {about['budget']:g})"
     console.print(f"MACs {about['macs_ratio']:.4f} of dense{asked}; closeness {scores}.")

@@ -128,6 +128,18 @@ def _spread(path: Trajectory, stages: Stages, stage: int, own: list[float], end:
     return spread
 
 
+def step_choices(own: Sequence[int], fine: int, room: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """How many steps each stage may take, for its own number: all small numbers and some up to ``fine`` times its own,
+    as far as there is room; none but in the first stage, which begins with the noise."""
+    numbers = [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128]
+    found = list[tuple[int, ...]]()
+    for stage, (steps, fits) in enumerate(zip(own, room, strict=True)):
+        most = min(fine * steps, fits)
+        taken = {steps, *(n for n in (2 * steps, most, *numbers) if n <= most)}
+        found.append(tuple(sorted(taken - {0} if stage == 0 else taken)))
+    return tuple(found)
+
+
 def trailing(path: Trajectory, steps: int) -> Timesteps:
     """Evenly from the user's first timestep to the end (arXiv 2305.08891, table 2).
 

@@ -6,6 +6,7 @@ schedules keep the budget and how to move between them, and a `Search` asks for 
 
 from diff_es.search.additive import Branch, Point, branches, knapsack_hull, prunings
 from diff_es.search.ask import Generation, Propose, Scored, Search, replay
+from diff_es.search.choosing import Standing, choose, error_of
 from diff_es.search.evolve import (
     Evolution,
     EvoPress,
@@ -39,9 +40,12 @@ __all__ = [
     "Scored",
     "Search",
     "Space",
+    "Standing",
     "Steps",
     "best_within",
     "branches",
+    "choose",
+    "error_of",
     "evolutionary_search",
     "evopress_search",
     "front",
