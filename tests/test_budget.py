@@ -30,7 +30,7 @@ from diff_es.pipeline import on_timestep
 from diff_es.progress import Reporter
 from diff_es.route import routing_of
 from diff_es.settings import Levers
-from diff_es.study import survey
+from diff_es.survey import survey
 from diff_es.units import Grain
 
 QUIET = Reporter(quiet=True)

@@ -39,7 +39,7 @@ from diff_es.pipeline import on_timestep
 from diff_es.progress import Reporter
 from diff_es.samplers import STEPPABLE, check_scheduler
 from diff_es.stepping import stepped, stepping_of
-from diff_es.study import survey
+from diff_es.survey import survey
 
 TIMESTEPS = (801.0, 401.0, 201.0)
 START = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(7))

@@ -32,7 +32,8 @@ from diff_es.placements import Compact
 from diff_es.sensitivity import Sensitivity, starts
 from diff_es.settings import restore
 from diff_es.store import MANIFEST
-from diff_es.study import Study, as_measured, prepare
+from diff_es.study import Study, prepare
+from diff_es.survey import as_measured
 
 ARTEFACTS, JOURNALS, TABLES = 1000, 200, 200
 

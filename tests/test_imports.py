@@ -29,6 +29,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     {"settings"},
     {"manifest"},
     {"artefact", "benchmark", "report"},
+    {"survey"},
     {"study"},
     {"judge"},
     {"sensitivity"},

@@ -18,7 +18,8 @@ from diff_es.layers import DENSE, discover
 from diff_es.pipeline import denoiser_of, make_probes, sample
 from diff_es.progress import Reporter, Task
 from diff_es.settings import Levers
-from diff_es.study import study, survey
+from diff_es.study import study
+from diff_es.survey import survey
 from diff_es.units import Grain
 
 SMALL = {

@@ -23,7 +23,8 @@ from diff_es.route import routed
 from diff_es.schedule import Stages
 from diff_es.settings import Levers
 from diff_es.stepping import stepped
-from diff_es.study import Study, prepare, survey
+from diff_es.study import Study, prepare
+from diff_es.survey import survey
 from diff_es.units import Grain, Ladder, Option, Skip, Thin, units_of
 
 QUIET = Reporter(quiet=True)

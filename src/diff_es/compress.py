@@ -15,7 +15,7 @@ from .artefact import Compressed, fingerprint, load
 from .benchmark import Runner, measure, running
 from .budget import Budget
 from .compaction import Compaction
-from .errors import DiffESError
+from .errors import ArtefactError, DiffESError
 from .final import Found, Judged
 from .journal import Journal
 from .judge import Judge
@@ -32,7 +32,8 @@ from .searching import evolve
 from .sensitivity import Sensitivity, sensitivity
 from .settings import Settings, describe
 from .store import check_outputs, read_manifest
-from .study import Study, Survey, as_measured, identity, study, survey
+from .study import Study, study
+from .survey import Survey, as_measured, identity, survey
 
 
 def compacted(ready: Study, found: Found, placement: Compact, reporter: Reporter) -> tuple[tuple[Plan, ...], float]:
@@ -178,6 +179,9 @@ def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
     journal, resume, table, placement = asked.journal, asked.resume, asked.table, asked.placement
     speedup = budget.speedup
     earlier, priced = None if table is None else load(table).about, None
+    if earlier == {}:
+        expected, found = "the sensitivities that a search measured", "none: it was made by hand"
+        raise ArtefactError(str(table), expected=expected, found=found, remedy="Leave the table out.")
     if earlier is not None:
         settings = as_measured(settings, earlier["settings"])
     if resume:

@@ -19,7 +19,8 @@ from .published import published
 from .rng import derive_seed
 from .search import Levels, Point, Relaxed, Space, branches, knapsack_best, prunings
 from .settings import describe
-from .study import Study, Survey, identity
+from .study import Study
+from .survey import Survey, identity
 from .trajectory import exponential, karras, quadratic, trailing
 from .units import Thin
 

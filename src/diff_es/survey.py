@@ -1,0 +1,218 @@
+"""What is known of a model before anything of it has run: its structure, its stages, its prices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+from torch import nn
+
+from .artefact import fingerprint
+from .budget import Budget, Prices, measured_prices, within_memory
+from .conditioning import conditions_of
+from .cost import Costs, MacCounter
+from .errors import DiffESError, UnsupportedModel
+from .latency import fitted
+from .layers import Anatomy, Declared, anatomy_of, declared, remember
+from .library import Method
+from .loading import check, origin_of
+from .pipeline import AnyPipeline, Pipeline, Trace, denoiser_of, trace
+from .placements import Streamed, parameter_bytes
+from .progress import Reporter
+from .route import routing_of
+from .samplers import trajectory
+from .schedule import Stages
+from .search import Levels
+from .settings import Levers, Settings, value_of
+from .trajectory import Trajectory, placed, step_choices
+from .units import Depth, Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
+
+_WORTH_IT = 1.05
+"""A gain below which the user is told before the search."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a model before anything of it has run: its structure, its stages, its prices."""
+
+    pipe: Pipeline
+    settings: Settings
+    trace: Trace
+    stages: Stages
+    anatomy: Anatomy
+    counter: MacCounter
+    macs: Costs  # counted
+    costs: Costs  # in the unit of the budget
+    share: float  # of the user's own cost that may be spent
+    prices: Prices | None  # measured, for a budget of time
+    units: tuple[Unit, ...]
+    path: Trajectory | None  # the user's own, where the steps of a stage are a choice
+    declared: Declared | None  # what was declared of the denoiser, if anything
+    budget: Budget  # that was asked for
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy in another process has a denoiser of its own, of which the same is declared."""
+        vars(self).update(state)
+        if self.declared is not None:
+            remember(denoiser_of(self.pipe), self.declared)
+
+    @property
+    def placement(self) -> Streamed | None:
+        """Where weights wait, if the budget limits those on the device."""
+        limit = self.budget.weights_gb
+        return None if limit is None else Streamed(limit * 1e9 / parameter_bytes(denoiser_of(self.pipe)))
+
+    @property
+    def reference(self) -> tuple[float, ...] | None:
+        """The timesteps of the dense run that results are compared with: the finest that a schedule may take, where
+        steps are a choice; None: the user's own.
+
+        They are placed as a schedule's are, not by the sampler for another number of steps: DDIM's stride is a whole
+        number of timesteps, so that of its own 80 steps of 1000 (12, for spaces of 12.5) leads elsewhere.
+        """
+        if self.path is None:
+            return None
+        return placed(self.path, self.stages, [row[0] for row in self.finest])
+
+    @property
+    def finest(self) -> Levels:
+        """The schedule of the most steps, all of them dense."""
+        if self.costs.choices is None:
+            return self.own
+        return tuple((counts[-1], *own[1:]) for counts, own in zip(self.costs.choices, self.own, strict=True))
+
+    @property
+    def own(self) -> Levels:
+        """The schedule that is the user's own setting."""
+        dense = (0,) * len(self.units)
+        return tuple(dense if self.path is None else (n, *dense) for n in self.costs.steps)
+
+
+def survey(
+    pipe: AnyPipeline,
+    settings: Settings,
+    reporter: Reporter,
+    budget: Budget | None = None,
+    priced: Mapping[str, Any] | None = None,
+) -> Survey:
+    """Discover and price; of the model only single calls run, to be timed.
+
+    Args:
+        budget: what is to be kept; None: nothing.
+        priced: prices that were measured before, from ``Prices.to_json``.
+
+    Raises:
+        BudgetOutOfReach: no schedule keeps the budget; says what is attainable.
+        UnsupportedModel: a pipeline that Diff-ES cannot drive, or nothing in it that can be pruned.
+        DiffESError: more stages than steps, or a pipeline that is routed already.
+    """
+    pipe, budget = check(pipe), budget or Budget(macs=1.0)
+    denoiser, levers = denoiser_of(pipe), settings.levers
+    conditions_of(pipe, settings.prompts)
+    anatomy = _anatomy(denoiser, settings)
+    settings = _settled(pipe, anatomy, settings, budget, reporter)
+    method, traced = settings.method, trace(pipe, settings.sampling)
+    stages, path, choices = Stages.split(traced.timesteps, settings.stages), None, None
+    units = (
+        undivided(anatomy)
+        if levers is Levers.STEPS
+        else units_of(anatomy, method.ladder, method.grain or usual_grain(method.ladder))
+    )
+    if isinstance(method.ladder, Width) and levers is not Levers.STEPS:
+        for name in never_thinned(anatomy.layers, method.ladder):
+            reporter.warn(f"{name} keeps all of its groups at every level: it runs no faster with fewer here.")
+    if levers is not Levers.PRUNE:
+        path = _path(pipe, traced)
+        stages = path.stages(settings.stages)
+        choices = step_choices(stages.steps(path.timesteps), settings.fine, path.room(stages))
+    counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
+    table, own, each = counter.table(units, reporter), stages.steps(traced.timesteps), 1
+    if path is not None:  # steps are counted, not calls
+        own, each = stages.steps(path.timesteps), traced.calls
+    macs = Costs.tabled([[each * cost for cost in row] for row in table], own, choices)
+    costs, share, prices = macs, budget.share, None
+    if budget.speedup is not None:
+        prices = Prices.restored(priced, macs) if priced else None
+        prices = prices or measured_prices(pipe, counter, units, macs, settings.sampling, reporter)
+        if prices.best < _WORTH_IT:
+            reporter.say(f"Whatever the schedule, the pipeline gains no more than {prices.best:.2f}x here.")
+        costs, share = prices.costs, prices.share(budget.speedup)
+    if budget.weights_gb is not None:
+        costs = within_memory(costs, counter, units, budget.weights_gb * 1e9)
+    costs.space(share)  # an impossible budget is refused before anything runs
+    known = declared(denoiser)
+    return Survey(
+        pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path, known, budget
+    )
+
+
+def _anatomy(denoiser: nn.Module, settings: Settings) -> Anatomy:
+    """What can be pruned in a dense denoiser, if there is what these settings need."""
+    if routing_of(denoiser) is not None:
+        remedy = "Leave the `routed` context, or call `remove(pipe)`, first."
+        raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
+    anatomy = anatomy_of(denoiser)
+    skips = isinstance(settings.method.ladder, Depth) or settings.method.depth is not None
+    if settings.levers is not Levers.STEPS and (not anatomy.layers or (skips and not anatomy.blocks)):
+        raise UnsupportedModel(
+            type(denoiser).__name__,
+            expected="attention heads, feed-forward channels and blocks that can be pruned",
+            found="; ".join(f"{r.name}: {r.reason}" for r in anatomy.refusals[:3])
+            or ("no block to skip" if anatomy.layers else "no layer of a known kind"),
+            remedy="See `diff-es inspect` for every layer.",
+        )
+    return anatomy
+
+
+def _settled(pipe: Pipeline, anatomy: Anatomy, settings: Settings, budget: Budget, reporter: Reporter) -> Settings:
+    """With a ladder that suits the device, and the grain that is usual where none is asked for."""
+    ladder, method = settings.method.ladder, settings.method
+    if isinstance(ladder, Width):
+        if settings.levers is Levers.STEPS:  # nothing is pruned, so nothing need be timed
+            ladder = replace(ladder, dense=ladder.dense or ())
+        ladder = fitted(pipe, ladder, anatomy, settings.sampling, reporter)
+    grain = method.grain or usual_grain(ladder)
+    if settings.levers is Levers.STEPS or (method.grain is None and budget.weights_gb is not None):
+        grain = Grain.WHOLE
+    return replace(settings, method=replace(method, ladder=ladder, grain=grain))
+
+
+def _path(pipe: Pipeline, traced: Trace) -> Trajectory:
+    """The user's own trajectory, where the steps of a stage are a choice."""
+    if pipe.scheduler.order != 1:
+        remedy = "Search levels alone (--levers prune), or sample with a scheduler that calls the denoiser once."
+        found = f"{type(pipe.scheduler).__name__}, which calls it {pipe.scheduler.order} times"
+        raise DiffESError("scheduler", expected="one denoiser call a step", found=found, remedy=remedy)
+    return trajectory(pipe.scheduler, traced.timesteps)
+
+
+def as_measured(settings: Settings, earlier: Mapping[str, Any]) -> Settings:
+    """The settings with what was measured when an earlier run began: a second measurement might differ.
+
+    Args:
+        earlier: settings as ``describe`` wrote them.
+
+    Raises:
+        DiffESError: it did not.
+    """
+    ladder, method = settings.method.ladder, earlier.get("method")
+    if method is None or not isinstance(ladder, Width) or ladder.dense is not None:
+        return settings
+    made = value_of(method, "method")
+    before = made.ladder if isinstance(made, Method) else None
+    dense = before.dense if isinstance(before, Width) and before.levels == ladder.levels else None
+    return replace(settings, method=replace(settings.method, ladder=replace(ladder, dense=dense)))
+
+
+def identity(pipe: Pipeline) -> dict[str, Any]:
+    """What else scores depend on: the model, its sampler and the arithmetic."""
+    origin, denoiser = origin_of(pipe), denoiser_of(pipe)
+    return {
+        "model": fingerprint(denoiser),
+        "dtype": origin["dtype"],
+        "device": denoiser.device.type,
+        "versions": {name: version(name) for name in ("diff-es", "diffusers", "torch")},
+        "scheduler": origin["scheduler"],
+    }
