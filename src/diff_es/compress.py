@@ -180,8 +180,8 @@ def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
     speedup = budget.speedup
     earlier, priced = None if table is None else load(table).about, None
     if earlier == {}:
-        expected, found = "the sensitivities that a search measured", "none: it was made by hand"
-        raise ArtefactError(str(table), expected=expected, found=found, remedy="Leave the table out.")
+        expected, remedy = "the sensitivities that a search measured", "Leave the table out."
+        raise ArtefactError(str(table), expected=expected, found="a result made by hand", remedy=remedy)
     if earlier is not None:
         settings = as_measured(settings, earlier["settings"])
     if resume:
