@@ -35,7 +35,6 @@ class Routing:
 
     Args:
         denoiser: what is routed.
-        anatomy: what can be pruned in it.
         stages: the intervals of timesteps.
         open_store: lays out the weights of all stages for the dense denoiser as it is then.
         check: raises where a denoiser that has changed is no longer the one that the weights are for; where it is, the
@@ -78,15 +77,17 @@ class Routing:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             found = "one that is routed already"
             raise DiffESError("denoiser", expected="a denoiser that is not routed", found=found, remedy=remedy)
-        self._store = self._open_anew()
-        self._heap = Kept(next(denoiser.parameters()).device)
-        self._rest()
-        own = vars(denoiser)
-        if (compiled := own.get(_COMPILED)) is not None:
-            self._calls = compiled
-            own[_COMPILED] = self
-        own[_CALL] = self
-        own["_state_dict_pre_hooks"][_CALL] = _refuse_in_a_call
+        own, self._store = vars(denoiser), self._open_anew()
+        own[_CALL], own["_state_dict_pre_hooks"][_CALL] = self, _refuse_in_a_call
+        try:
+            self._heap = Kept(next(denoiser.parameters()).device)
+            if (compiled := own.get(_COMPILED)) is not None:
+                self._calls = compiled
+                own[_COMPILED] = self
+            self._rest()
+        except BaseException:
+            self.detach()
+            raise
 
     def detach(self) -> None:
         """Leave the dense denoiser and nothing else behind; a second time, do nothing."""
