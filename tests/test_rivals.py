@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     pipe.save_pretrained(folder / "model")
     limit = LIMIT * parameter_bytes(pipe.transformer) / 1e9
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diff_es.study.measured_prices", slow_to_shrink)
+        patch.setattr("diff_es.survey.measured_prices", slow_to_shrink)
         for name, budget in (("time", {"speedup": SPEEDUP}), ("weights", {"macs": 0.8, "weights_gb": limit})):
             journal = folder / name / "journal.jsonl"
             little = settings(probes=2, population=4, generations=1)
