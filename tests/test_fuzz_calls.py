@@ -60,7 +60,8 @@ def public() -> Iterator[Callable[..., Any]]:
 
 
 LONG = {"settings", "sampling", "speedup", "timed"}  # whatever is taken there may take its time
-SMALL = {"calibration": 2, "probes": 2, "held_out": 1, "finalists": 1, "population": 2, "generations": 1}
+SMALL: dict[str, Any] = {"calibration": 1, "probes": 1, "held_out": 1, "finalists": 1, "population": 1}
+SMALL |= {"generations": 1, "stages": 2, "sampling": Sampling(3, 1.0, 1)}
 CALLS = {found.__qualname__: found for found in public()}
 
 
@@ -125,6 +126,12 @@ def call(name: str, given: dict[str, Any], fast: Compressed, chosen: dict[str, A
             pass
     elif name == "Compressed.apply":
         fast.remove(taken["pipe"])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that are drawn are of this folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

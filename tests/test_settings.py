@@ -53,7 +53,7 @@ def test_levers_said_as_a_string_are_those(fast: Compressed) -> None:
     """``fast`` is of levels alone."""
     same = compress(tiny(), 0.6, settings(levers=Levers.BOTH, placings=1), levers="prune", placings=16)
     assert (same.schedule, same.timesteps) == (fast.schedule, None)
-    steps = compress(tiny(), 0.6, joint(), levers="steps")
+    steps = compress(tiny(), 0.6, joint(generations=1, population=2, placings=1), levers="steps")
     assert steps.timesteps is not None
     assert not any(map(any, steps.schedule.levels))
 
@@ -221,7 +221,10 @@ def test_a_search_without_a_journal_to_resume_says_that_it_starts_anew(
 ) -> None:
     lines = list[str]()
     monkeypatch.setattr(Reporter, "say", lambda _, text: lines.append(text))
-    journal, chosen = tmp_path / "journal.jsonl", settings(generations=1, front=(0.1, 0.9))
+    journal, chosen = (
+        tmp_path / "journal.jsonl",
+        settings(generations=1, population=2, probes=1, calibration=2, front=(0.1, 0.9)),
+    )
     first = compress(tiny(), 0.6, chosen, journal=journal, resume=True)
     assert lines[0] == f"There is no journal to resume at {journal}: the search starts anew."
     assert lines[1:] == ["Left out of the front, below the cheapest schedule: 0.1."]
