@@ -20,7 +20,7 @@ demo: $(STAMP)  ## compress the bundled model and write the report to demo/
 	$(BIN)/diff-es demo --out demo
 
 test: lint  ## lint, types and every test, slow ones included
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	$(BIN)/ruff check .

@@ -148,11 +148,11 @@ def test_only_a_new_or_empty_folder_is_written_to(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("ten years")
     (tmp_path / "link").symlink_to(tmp_path / "empty")
-    for target, found in (
-        (tmp_path / "full", "a folder with files in it"),
-        (tmp_path / "full" / "thesis.tex", "a file"),
+    for target, message in (
+        (tmp_path / "full", "expected a new or an empty folder, found a folder with files in it"),
+        (tmp_path / "full" / "thesis.tex", "expected a folder, found a file"),
     ):
-        with pytest.raises(StorageError, match=f"expected a new or an empty folder, found {found}"):
+        with pytest.raises(StorageError, match=message):
             export(result, pipe, target)
     assert export(result, pipe, tmp_path / "link").folder == tmp_path / "empty"
     with pytest.raises(StorageError, match="found a folder with files in it"):

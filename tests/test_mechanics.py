@@ -60,6 +60,7 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.block = Shared(bias)
         self.requires_grad_(False)
+        self.eval()
 
     def forward(self, hidden_states: Tensor, timestep: float) -> tuple[Tensor, Tensor]:
         pair: tuple[Tensor, Tensor] = self.block(hidden_states, timestep)

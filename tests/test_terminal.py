@@ -173,7 +173,7 @@ def test_prompts_are_read_whole_or_refused_by_line(tmp_path: Path) -> None:
         (["nope"], "UsageError", "No such command"),
         (["compress", "bundled"], "UsageError", "--out"),
         (["inspect", "bundled", "--levels", "many"], "UsageError", "'--levels'"),
-        (["inspect", "bundled", "--levels", "1"], "UsageError", "--levels"),
+        (["inspect", "bundled", "--levels", "1"], "DiffESError", "Width.levels"),
         (["inspect", "FOLDER"], "UnsupportedModel", "FOLDER"),
         (["sample", "FOLDER"], "ArtefactError", "FOLDER"),
         (["compress", "bundled", "--out", "FOLDER"], "StorageError", "a folder with other files"),

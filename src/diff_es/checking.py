@@ -58,7 +58,7 @@ def _expected(details: ErrorDetails) -> str:
     if details["type"] == "missing":
         return "an entry"
     text = details["msg"].removeprefix("Value error, ")
-    if kind := re.fullmatch(r"Input should be an instance of ([\w.]+)", text):
+    if kind := re.fullmatch(r"Input should be (?:a dictionary or )?an instance of ([\w.]+)", text):
         return _one(kind[1])
     text = re.sub(r"^\w+ should (be|have) ", "", text).replace("a valid ", "a ").partition(" after validation")[0]
     return text[:1].lower() + text[1:]

@@ -30,7 +30,7 @@ from .schedule import Schedule
 from .search import Generation, Levels
 from .searching import evolve
 from .sensitivity import Sensitivity, sensitivity
-from .settings import Settings, describe
+from .settings import Settings, describe, restore
 from .store import check_outputs, read_manifest
 from .study import Study, study
 from .survey import Survey, as_measured, identity, survey
@@ -179,7 +179,7 @@ def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
     journal, resume, table, placement = asked.journal, asked.resume, asked.table, asked.placement
     speedup = budget.speedup
     earlier, priced = None if table is None else load(table).about, None
-    if earlier == {}:
+    if earlier is not None and "sensitivity" not in earlier:
         expected, remedy = "the sensitivities that a search measured", "Leave the table out."
         raise ArtefactError(str(table), expected=expected, found="a result made by hand", remedy=remedy)
     if earlier is not None:
@@ -232,7 +232,7 @@ def open_journal(
 def found_again(fast: Compressed) -> Found:
     """What the search came back with, from a result that was saved."""
     about = fast.about
-    few, finalists = about["settings"]["held_out"], list[Judged]()  # few: where it is not said on how many noises
+    few, finalists = restore(about["settings"]).held_out, list[Judged]()  # few: where it is not said on how many noises
     for rows, score, held_out, *rest in about["finalists"]:
         finalists.append(Judged(_levels(rows), score, held_out, *(rest or [few])))
     error, winner = about.get("held_out_error"), finalists[0]

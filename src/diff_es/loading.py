@@ -262,7 +262,7 @@ def check_denoiser(pipe: AnyPipeline | nn.Module) -> Denoiser:
         UnsupportedModel: there is none, it is wrapped, it has no weights, or it is in training mode.
     """
     if isinstance(pipe, nn.Module):
-        check_module(pipe, "denoiser")
+        check_module(pipe, "pipe")
         return pipe
     _check_pipeline(pipe)
     name = denoiser_name(pipe)

@@ -136,6 +136,15 @@ class _About(_Entry):
     measured_speedup: Positive | None = None
 
 
+def _by_hand(about: Any) -> Any:
+    """None, where nothing is said but, at most, what it was made for."""
+    if isinstance(about, Mapping) and about.keys() <= {"origin"}:
+        if about:
+            _Origin.model_validate(about["origin"])
+        return None
+    return about
+
+
 class Point(_Entry):
     """The result for one budget."""
 
@@ -146,7 +155,7 @@ class Point(_Entry):
     corrections: tuple[tuple[Number, ...], ...]
     base: Hash
     placement: Annotated[Resident | Streamed | Compact | None, BeforeValidator(_placement)]
-    about: Annotated[_About | None, BeforeValidator(lambda about: about or None)]  # none of one made by hand
+    about: Annotated[_About | None, BeforeValidator(_by_hand)]  # None of one made by hand
     sha256: Hash | None = None  # of all else, and of the tensors; earlier versions wrote none
 
     @model_validator(mode="after")
@@ -155,8 +164,6 @@ class Point(_Entry):
         self._check_steps()
         if self.about is not None:
             self._check_about(self.about)
-        elif self.corrections:
-            raise _unfit("about", "the scheduler that steps are corrected for", "nothing")
         return self
 
     def _check_about(self, about: _About) -> None:

@@ -270,15 +270,25 @@ def read_folder(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
     Raises:
         ArtefactError: a file is missing or its hash differs; the message names it.
     """
-    manifest, tries = read_manifest(folder), 1
+    tries = 1
     while True:
+        written = _written(folder)
+        manifest = read_manifest(folder)
         try:
             files = {stem_of(name): _read(folder / name, facts) for name, facts in manifest["files"].items()}
             return files, manifest
         except ArtefactError:
-            before, manifest, tries = manifest, read_manifest(folder), tries + 1
-            if manifest["sha256"] == before["sha256"] or tries > _TRIES:
+            tries += 1
+            if _written(folder) == written or tries > _TRIES:
                 raise
+
+
+def _written(folder: Path) -> tuple[int, int] | None:
+    """What changes whenever the manifest is replaced, by the same one too."""
+    with suppress(OSError):
+        facts = (folder / MANIFEST).stat()
+        return facts.st_ino, facts.st_mtime_ns
+    return None
 
 
 def _read(path: Path, facts: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from .budget import Budget
 from .calibrate import Statistics, calibrate, parts_of
 from .conditioning import Probe
@@ -141,7 +143,8 @@ def _check_reference(surveyed: Survey) -> None:
     """
     pipe, settings, reference = surveyed.pipe, surveyed.settings, surveyed.reference
     probes = make_probes(pipe, 1, settings.seed, "search", settings.prompts)
-    with nullcontext() if reference is None else stepped(pipe, reference, settings.sampling.steps):
+    chosen = nullcontext() if reference is None else stepped(pipe, reference, settings.sampling.steps)
+    with chosen, torch.compiler.set_stance("force_eager"):  # what is compiled is compiled for the user's own calls
         shown = settings.measure.view(pipe, sample(pipe, probes, settings.sampling))
         check_finite(pipe, probes, settings.sampling, shown)
 
