@@ -148,9 +148,7 @@ def test_a_result_is_saved_and_runs_on_a_twin_that_is_declared_the_same(tmp_path
         expected = case.run(model)
     made.save(tmp_path / "made")
     twin, loaded = case.model(), load(tmp_path / "made")
-    with pytest.raises(
-        UnsupportedModel, match=r"pipe: expected .* declared, found a Tokens. Call diff_es.*declare"
-    ):
+    with pytest.raises(UnsupportedModel, match=r"pipe: expected .* declared, found a Tokens. Call diff_es.*declare"):
         loaded.apply(twin)
     case.declared(twin)
     dense = case.run(twin)
