@@ -95,7 +95,7 @@ def test_a_search_may_be_ended_at_any_moment(place: Place, server: Warm) -> None
     whole, rng = server.run(*place.arguments("whole")), random.Random(0)
     assert whole.code == 0, whole
     name, search, ends = "0", 0, 0
-    for turn in range(36):
+    for turn in range(39):
         before, strays = place.scores(name), place.hidden()
         command = server.start(*place.arguments(name))
         work(command.pid, rng.uniform(0, whole.seconds))
