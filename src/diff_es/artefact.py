@@ -78,7 +78,8 @@ class Compressed:
     def routed(self, pipe: SkipValidation[AnyPipeline], placement: Placed | None = None) -> Iterator[AnyPipeline]:
         """Run ``pipe`` with this result inside a ``with`` block; afterwards it is dense again, to the bit.
 
-        A denoiser that was declared (``diff_es.layers.declare``) may take the place of a pipeline.
+        Every pipeline that holds the same denoiser runs with its weights meanwhile, and calls of several threads take
+        turns. A denoiser that was declared (``diff_es.layers.declare``) may take the place of a pipeline.
 
         The pipeline is called as before, with the number of steps that the result was made for; where the search chose
         the steps, those are taken instead, and another number is refused.
