@@ -182,7 +182,7 @@ def test_what_is_done_inside_is_as_if_it_had_been_done_before(name: str, seed: i
     oracle.fast.apply(pipe, placement)
     routed, refused, right = True, 0, 0
     for _ in range(LENGTH):
-        kind = random.choice(["change"] * 6 + ["thread", "copy", "stop", "state", "load", "leave", "forget"])
+        kind = random.choice(["change"] * 6 + ["thread", "copy", "share", "stop", "state", "load", "leave", "forget"])
         story.append(kind)
         if kind == "change":
             after = random.choice(possible(name, pipe, state))
@@ -192,6 +192,12 @@ def test_what_is_done_inside_is_as_if_it_had_been_done_before(name: str, seed: i
         elif kind == "copy" and not state.cached:  # whose configuration holds the pipeline
             twin = deepcopy(pipe)
             assert torch.equal(oracle.image(twin, state), oracle.dense(state)), story
+        elif kind == "share" and state.dtype is torch.float32:  # to which from_pipe casts what it shares
+            pipe.to("cpu")
+            twin = type(pipe).from_pipe(pipe)
+            twin.set_progress_bar_config(disable=True)
+            if (expected := oracle(state, routed=routed)) is not None and not state.cached:
+                assert torch.equal(oracle.image(twin, state), expected), story
         elif kind == "stop":
             norms = [part for part in denoiser_of(pipe).modules() if isinstance(part, LayerNorm | GroupNorm)]
             handle = random.choice(norms).register_forward_hook(_stop)
