@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -30,6 +31,7 @@ LAST = {"compress": "", "bench": "1", "evaluate": "1"}
 LONG = {"speedup", "workers", "random", "images"}
 """What is only drawn so that it is refused, since it takes its time; and what is not drawn at all."""
 FIXED = {("demo", "out_folder"), ("evaluate", "model"), ("bench", "compiled"), ("inspect", "timed")}
+HANG = 10.0  # seconds, in which what is refused has to be
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +104,14 @@ def test_command_lines_end_well_or_in_one_message(
         out = tmp_path / f"out-{number}"
         line = drawn(draw, places, out)
         monkeypatch.setattr(sys, "argv", ["diff-es", *line])
+        began = time.monotonic()
         try:
             main()
         except SystemExit as end:
             code = int(end.code or 0)
         said = " ".join(capfd.readouterr().err.split())
         assert code in (0, 2), (line, said)
+        assert code == 0 or time.monotonic() - began < HANG, (line, said)
         assert "Traceback" not in said, (line, said)
         assert code == 0 or "error: " in said or "Error" in said, (line, said)
         assert code == 0 or not out.exists(), (line, said)  # refused before anything was calibrated
