@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diff_es import ArtefactError, Compact, DiffESError, Resident, Streamed
 from diff_es.artefact import fingerprint
-from diff_es.layers import Plan, discover
+from diff_es.layers import Anatomy, Likeness, Plan, discover
 from diff_es.pipeline import denoiser_of
 from diff_es.placements import Placed
 
@@ -380,3 +380,10 @@ def test_training_mode_and_other_modules_are_noticed() -> None:
         pruned = image_of("DiT", pipe)
     assert not torch.equal(pruned, dense)
     assert torch.equal(image_of("DiT", pipe), dense)
+
+
+def test_a_denoiser_of_which_nothing_can_be_pruned_has_a_likeness_too() -> None:
+    model = torch.nn.Linear(2, 2)
+    likeness = Likeness(model, Anatomy((), (), ()))
+    assert likeness.changed() is None
+    assert likeness.rewritten(moves=False) is None

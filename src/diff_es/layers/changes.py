@@ -38,8 +38,9 @@ class Likeness:
         self._homes = {path: submodule(denoiser, path) for path in homes}
         self._hooked = [denoiser, *(self._homes[name] for name in blocks)]
         self._edges = _edges(denoiser, [*self.owners, *self._homes])
-        self._listed = tuple(zip(*self._edges.values(), strict=True))
-        self._children = list(map(dict.get, *self._listed))
+        self._below = [below for below, _ in self._edges.values()]
+        self._leaves = [leaf for _, leaf in self._edges.values()]
+        self._children = list(map(dict.get, self._below, self._leaves))
         self._attributes = [vars(home) for home in self._homes.values()]
         self._places = [(self.owners[_above(name)], name.rpartition(".")[2]) for name in names]
         self._parameters = [owner._parameters[leaf] for owner, leaf in self._places]
@@ -51,7 +52,7 @@ class Likeness:
     def changed(self) -> str | None:
         """What is other than it was, without a look at values; to be asked with the parameters' own dictionaries in
         place."""
-        children = list(map(dict.get, *self._listed))
+        children = list(map(dict.get, self._below, self._leaves))
         if children != self._children:
             found = zip(self._edges, children, self._children, strict=True)
             return f"another module at {next(path for path, now, before in found if now is not before)}"
@@ -71,9 +72,8 @@ class Likeness:
         for (owner, leaf), before, after in zip(self._places, self._parameters, now, strict=True):
             if before is not after and hook_of(owner) is None:  # hooks put new ones there in every call
                 return f"another {leaf} of a {type(owner).__name__}"
-        if [fact[: 1 if moves else 2] for fact in self._facts] != [
-            fact[: 1 if moves else 2] for fact in self._facts_now()
-        ]:
+        told = 1 if moves else 2
+        if [fact[:told] for fact in self._facts] != [fact[:told] for fact in self._facts_now()]:
             return "weights of another type or on another device"
         return None if torch.equal(self._values, _sampled(self._parameters)) else "weights of other values"
 
