@@ -3,8 +3,8 @@
     python -m tests.gate tests/data/gate.json    # writes the record anew
 
 For each lever, and for two budgets in one search: the journal, the schedules, hashes of the plans' tensors and of the
-images. Candidates are written as rows: of each stage the number of steps, where it is a choice, and the levels; then the
-timesteps, where they were moved.
+images. Candidates are written as rows: of each stage the number of steps, where it is a choice, and the levels; then
+the timesteps, where they were moved.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Model:
 
 
 def _small(levers: Levers) -> Settings:
-    few = {"stages": 2, "population": 4, "generations": 2}
+    few: dict[str, Any] = {"stages": 2, "population": 4, "generations": 2}
     return settings(**few) if levers is Levers.PRUNE else joint(**few, levers=levers)
 
 
 def _bundled(levers: Levers) -> Settings:
-    few = {"probes": 2, "sensed": 1, "placings": 2, "offspring": 2, "finalists": 1}
+    few: dict[str, Any] = {"probes": 2, "sensed": 1, "placings": 2, "offspring": 2, "finalists": 1}
     method = Method(Width(3, dense=()), grain=Grain.WHOLE)
     return replace(_small(levers), sampling=Sampling(steps=4, guidance=2.0, batch=4), method=method, **few)
 
