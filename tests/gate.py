@@ -24,7 +24,9 @@ from tests.tiny import joint, noises, settings, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Method, Sampling, Settings, Width, compress
+from diff_es.format3 import rows_of
 from diff_es.loading import load
+from diff_es.search import Candidate
 from diff_es.settings import Levers
 from diff_es.units import Grain
 
@@ -94,7 +96,7 @@ def budget_of(fast: Compressed) -> float:
 def lines(journal: Path) -> list[list[Any]]:
     """Of every evaluation the rows, the score and the scale."""
     read = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
-    return [[line["levels"], line["score"], line["scale"]] for line in read]
+    return [[rows_of(Candidate.from_json(line["candidate"])), line["score"], line["scale"]] for line in read]
 
 
 def _of_result(fast: Compressed) -> dict[str, Any]:
