@@ -6,11 +6,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from .clock import stage_at
 from .conditioning import Encodings, encoded_once
 from .finite import check_finite
 from .heap import Kept
@@ -41,10 +42,9 @@ class Bank:
         self._parts = OrderedDict[tuple[int, int, int], tuple[Content, int]]()
         self._contents = list[Content]()
 
-    def choose(self, rows: Sequence[Sequence[int]], entered: Callable[[int], None]) -> None:
-        """Have the weights of a candidate ready, for one row of levels a stage; ``entered`` hears the stage of every
-        denoiser call."""
-        self._contents, self._entered = [], entered
+    def choose(self, rows: Sequence[Sequence[int]]) -> None:
+        """Have the weights of a candidate ready, for one row of levels a stage."""
+        self._contents = []
         for stage, row in enumerate(rows):
             content = dict[str, Entry]()
             for unit, level in enumerate(row):
@@ -72,7 +72,6 @@ class Bank:
         return self.weight_bytes
 
     def to(self, stage: int) -> None:
-        self._entered(stage)
         self._switch.put(self._contents[stage])
 
     def rest(self) -> None:
@@ -135,8 +134,9 @@ class Fitness:
         self._chunks += [lessons[:size]] if lessons else []
         self._lesson, self._taught = self._judged if lessons else 0, taught
         self._count, self._fitted = corrections, dict[Candidate, Corrections]()
+        self._goal: Recording | None = None  # what corrections are fitted to, where they are fitted here
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
-        self._encodings, self._stage_of = Encodings(), dict[float, int]()  # of timesteps that were run
+        self._encodings, self._stage_of = Encodings(), cache(stage_at(denoiser_of(pipe), stages))
         self._settled, self._heap = settled(pipe), Kept(denoiser_of(pipe).device)
         self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
 
@@ -236,6 +236,7 @@ class Fitness:
         if chunk != self._lesson or self._taught is not None:
             return self._replayed(chunk, candidate, fixed(self.corrections(candidate)))[0]
         assert self._path is not None
+        assert self._goal is not None
         timesteps = timesteps_of(self._path, self._stages, candidate)
         fit = fitting(self._goal, timesteps, self._path.end, self._count)
         result, self._fitted[candidate] = self._replayed(chunk, candidate, fit)
@@ -247,16 +248,11 @@ class Fitness:
         # samplers of third order lower it towards the end, so that the steps to come matter as well
         depends = int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
 
-        def key(past: Timesteps, whole: Timesteps) -> Hashable | None:
-            if any(timestep not in self._stage_of for timestep in past):
-                return None
-            reached = max(self._stage_of[timestep] for timestep in past)
+        def key(past: Timesteps, whole: Timesteps) -> Hashable:
+            reached = max(map(self._stage_of, past))
             return chunk, correct is not None, past, whole if depends else (), rows[: reached + 1]
 
-        def entered(stage: int) -> None:
-            self._stage_of[replay.timestep] = stage
-
-        self._bank.choose(rows, entered)
+        self._bank.choose(rows)
         with self._stepped(candidate, correct) as stepping:
             replay = Replay(self._pipe, self.cache, key)
             with attached(self._routing), replay.attached():
