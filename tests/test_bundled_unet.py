@@ -129,7 +129,7 @@ def test_evolved_beats_uniform_and_compensation_helps(pipe: Any) -> None:
         generations=3,
     )
     fast = compress(pipe, 0.7, settings)
-    assert fast.about["macs_ratio"] <= 0.7
+    assert fast.report.macs_ratio <= 0.7
     ready, found = prepare(pipe, settings), found_again(fast)
     bare = prepare(pipe, settings.changed(method=Method(Width(dense=()), compensation=None)))
     goal, _ = sampled(ready, Contender("dense", 1.0, 1.0, Runner("dense", SAMPLING)), 16, QUIET)

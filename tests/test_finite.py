@@ -175,7 +175,7 @@ class Exploding(Ridge):
 
 def test_candidates_that_overflow_are_bad_ones() -> None:
     fast = compress(tiny(), 0.8, settings(method=replace(METHOD, compensation=Exploding()), **FEW))
-    assert fast.about["held_out_score"] > 0
+    assert fast.report.held_out_score > 0
     rows = fast.schedule.levels
     assert max(level for row in rows for level in row) <= 1
     probes = make_probes(tiny(), 2, 0, "test")

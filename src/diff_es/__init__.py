@@ -6,7 +6,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artefact import Compressed, load
+    from .artefact import Compressed, Front, load
+    from .budget import Budget, MacsRatio, Speedup, WeightMemory
     from .compress import compress
     from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
     from .export import Exported, export
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Activation",
     "ArtefactError",
+    "Budget",
     "BudgetOutOfReach",
     "Compact",
     "Compressed",
     "Depth",
     "DiffESError",
     "Exported",
+    "Front",
     "Levers",
+    "MacsRatio",
     "Magnitude",
     "Method",
     "Obs",
@@ -34,10 +38,12 @@ __all__ = [
     "Ridge",
     "Sampling",
     "Settings",
+    "Speedup",
     "StorageError",
     "Streamed",
     "UnsupportedModel",
     "Wanda",
+    "WeightMemory",
     "Width",
     "compress",
     "export",
@@ -45,7 +51,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "artefact": ("Compressed", "load"),
+    "artefact": ("Compressed", "Front", "load"),
+    "budget": ("Budget", "MacsRatio", "Speedup", "WeightMemory"),
     "compress": ("compress",),
     "errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
     "export": ("Exported", "export"),

@@ -202,7 +202,7 @@ def compare(
             *(running(f"diff-es, {name}", fast, sampling, placement) for name, placement in places.items()),
         ]
         for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
-            ratio, peak = 1.0 if i < 2 else float(fast.about["macs_ratio"]), _peak_bytes(pipe, runner)
+            ratio, peak = 1.0 if i < 2 else fast.report.macs_ratio, _peak_bytes(pipe, runner)
             row = {"runner": runner.name, "batch": batch, "macs_ratio": ratio, **asdict(timing), "peak_bytes": peak}
             with runner.context(pipe) as routing:  # going through all stages shows the peak too
                 row["switch_ms"] = None if routing is None else switch_ms(routing, len(stages), denoiser.device)

@@ -67,9 +67,9 @@ def stage_reader(denoiser: nn.Module, stages: Stages) -> Callable[[tuple[Any, ..
 def stage_at(denoiser: nn.Module, stages: Stages) -> Callable[[float], int]:
     """Gives the stage of a scheduler's timestep before anything runs.
 
-    It is that of the denoiser call which the timestep leads to, as :func:`stage_reader` says, where timesteps are handed
-    on in the precision of the weights. Where they are handed on in a finer one, it is that or, for a timestep that
-    rounds to a boundary, the later one.
+    It is that of the denoiser call which the timestep leads to, as :func:`stage_reader` says, where timesteps are
+    handed on in the precision of the weights. Where they are handed on in a finer one, it is that or, for a timestep
+    that rounds to a boundary, the later one.
     """
     kinds = {parameter.dtype for parameter in denoiser.parameters() if parameter.is_floating_point()}
     kind = torch.float32 if kinds <= {torch.float32, torch.float64} else torch.bfloat16

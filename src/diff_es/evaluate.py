@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from .arguments import checked
 from .artefact import Compressed
 from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure, running
-from .budget import Budget
+from .budget import MacsRatio
 from .compress import open_journal
 from .conditioning import Encodings, encoded_once
 from .driving import by_chance, ranked
@@ -66,7 +66,7 @@ class Evaluation:
 
     rows: tuple[Row, ...]
     images: tuple[Tensor, ...]  # (strip, 3, H, W) in [0, 1], one for each row
-    random: Mapping[float, Found]
+    random: tuple[Found, ...]  # of each budget
 
 
 def random_rival(study: Study, macs: float, evaluations: int, journals: Path | None, reporter: Reporter) -> Found:
@@ -75,13 +75,14 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was.
     """
     path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
-    budget = study.budget if study.prices else Budget(macs, weights_gb=study.budget.weights_gb)
+    compute = study.budget.compute if study.prices else MacsRatio(macs)
+    study = replace(study, budget=replace(study.budget, compute=compute))
     space, title = study.costs.space(macs), f"random search at {macs:g}"
     with held_file(path):
-        judge = Judge(study, open_journal(study, budget, path, reporter, resume=True))
+        judge = Judge(study, open_journal(study, path, reporter, resume=True))
         search = by_chance(study, space, title, evaluations, judge, reporter)
         best = list(ranked(dict(search.ranking())))[: study.settings.finalists]
-        return select(study, list(map(Finalist, best)), judge, search.history, len(search.ranking()), reporter)
+        return select(study, macs, list(map(Finalist, best)), judge, search.history, len(search.ranking()), reporter)
 
 
 def scheduled(
@@ -128,15 +129,13 @@ def _shaped(study: Study, name: str, budget: float, purpose: str, shape: Callabl
     return scheduled(study, name, budget, space.repair(shape(space), rng), corrections=())
 
 
-def contenders(
-    study: Study, budget: float, found: Found, random: Found, saved: Compressed | None = None
-) -> tuple[Contender, ...]:
+def contenders(study: Study, found: Found, random: Found, saved: Compressed | None = None) -> tuple[Contender, ...]:
     """All rivals at one budget, in the order of the table, without those that cannot be made so cheap; none of them has
     its steps corrected, which is ours, but for random search, whose scores say what it would find.
 
     ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
-    sampling, rivals = study.settings.sampling, list[Contender]()
+    sampling, rivals, budget = study.settings.sampling, list[Contender](), found.limit
     if 0 not in study.costs.barred:  # else the dense model's weights are too large
         steps, ratio = _affordable_steps(study, budget)
         fewer = Runner("fewer-steps", replace(sampling, steps=steps))
@@ -154,7 +153,7 @@ def contenders(
 
 def evaluate(
     study: Study,
-    found: Mapping[float, Found],
+    found: Sequence[Found],
     real: Reference | None,
     effort: Effort,
     journals: Path | None,
@@ -164,18 +163,17 @@ def evaluate(
     """Run every contender at every budget on the same held-out noises, and time them side by side.
 
     Args:
-        found: the search's result for each budget.
+        found: the search's results.
         real: statistics of real data for the Fréchet distance; None leaves it out.
         journals: where the random search keeps its scores, if anywhere.
         saved: a result, which is then judged as it was saved.
     """
-    random = {
-        budget: random_rival(study, budget, effort.random or result.evaluations, journals, reporter)
-        for budget, result in found.items()
-    }
+    random = tuple(
+        random_rival(study, one.limit, effort.random or one.evaluations, journals, reporter) for one in found
+    )
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
-    for budget, result in found.items():
-        field += contenders(study, budget, result, random[budget], saved)
+    for one, rival in zip(found, random, strict=True):
+        field += contenders(study, one, rival, saved)
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if real else 0, effort.strip)
