@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diff_es import DiffESError, Method, Ridge, Settings, Width, compress
 from diff_es.measures import ImagePSNR
-from diff_es.obs import Moments
+from diff_es.moments import Moments
 from diff_es.pipeline import make_probes, sample
 from diff_es.settings import Levers
 from diff_es.units import Grain

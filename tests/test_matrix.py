@@ -16,7 +16,6 @@ from tests.tiny import CALL, assert_same, settings, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import Compressed, Method, Width, compress, load
-from diff_es.clock import on_stage
 from diff_es.conditioning import make_probes
 from diff_es.inspection import inspect
 from diff_es.layers import Anatomy, Plan, discover
@@ -24,6 +23,7 @@ from diff_es.pipeline import denoiser_of, sample
 from diff_es.progress import Reporter
 from diff_es.schedule import Schedule
 from diff_es.settings import Levers
+from diff_es.stage_clock import on_stage
 from diff_es.units import Depth
 
 ALL = {"DiT": Case(tiny, CALL), **CASES}

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .artefact import Compressed, Front, load
     from .budget import Budget, MacsRatio, Speedup, WeightMemory
+    from .compensation import Ridge
     from .compress import compress
     from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
     from .export import Exported, export
+    from .importance import Activation, Magnitude, Obs, Wanda
     from .library import Method
-    from .obs import Activation, Magnitude, Obs, Ridge, Wanda
     from .pipeline import Sampling
     from .placements import Compact, Resident, Streamed
     from .settings import Levers, Settings
@@ -57,7 +58,8 @@ _HOMES = {
     "errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
     "export": ("Exported", "export"),
     "library": ("Method",),
-    "obs": ("Activation", "Magnitude", "Obs", "Ridge", "Wanda"),
+    "compensation": ("Ridge",),
+    "importance": ("Activation", "Magnitude", "Obs", "Wanda"),
     "pipeline": ("Sampling",),
     "placements": ("Compact", "Resident", "Streamed"),
     "settings": ("Levers", "Settings"),

@@ -24,13 +24,14 @@ from .multistep import Corrections, fixed
 from .origin import Origin
 from .packing import left_out, pack, unpack
 from .pipeline import AnyPipeline, Sampling, family_of
-from .placements import Placed, Placement, Store, choose
+from .placements import Placed, Placement, Resident, Store, choose
 from .reported import SearchReport, report_to_json
 from .route import Routing, routing_of
 from .schedule import Schedule
 from .settings import plain
 from .stepping import Stepping, check_corrected, stepping_of
 from .store import MANIFEST, read_folder, write_folder
+from .timing import Runner
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Compressed:
         """The results of the same search for all budgets, this one among them."""
         points = sorted((self, *self.others), key=_macs_ratio)
         return Front(tuple(points), next(i for i, point in enumerate(points) if point is self))
+
+    def runner(self, name: str, sampling: Sampling, placement: Placement | None = None) -> Runner:
+        """This result as a contender in a comparison, in a placement; default resident."""
+        placed = placement or Resident()
+        return Runner(name, sampling, self.schedule.stages, self.plans, placed, self.timesteps, self.corrections)
 
     @checked()
     @contextmanager

@@ -13,6 +13,7 @@ import typer
 
 from . import inspection, tables
 from .benchmark import compare
+from .bundled_models import MODELS
 from .commands import compress_command
 from .compress import asked_again, found_again
 from .conditioning import Asked, conditions_of, family_of
@@ -44,7 +45,7 @@ from .signals import Listener
 from .store import check_outputs, make_folder
 from .story import PUBLISHED, contact_sheet, picture, publish, tell
 from .study import prepare
-from .tiles import MODELS, load_reference
+from .tiles import load_reference
 from .units import Width
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."

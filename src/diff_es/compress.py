@@ -13,7 +13,6 @@ from pydantic import TypeAdapter
 
 from .arguments import Place, checked
 from .artefact import Compressed, load
-from .benchmark import Runner, measure, running
 from .budget import Budget, MacsRatio, MeasuredPrices, Speedup, WeightMemory
 from .checking import validated
 from .compaction import Compaction
@@ -37,6 +36,7 @@ from .settings import Settings, describe, value_of
 from .store import check_outputs, read_manifest
 from .study import Study, study
 from .survey import Survey, as_measured, identity, survey
+from .timing import Runner, measure
 
 
 def compacted(ready: Study, found: Found, placement: Compact, reporter: Reporter) -> tuple[tuple[Plan, ...], float]:
@@ -212,7 +212,7 @@ def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
     result = next(point for point in points if point.report.limit == ready.limit)
     others = tuple(point for point in points if point is not result)
     if isinstance(budget.compute, Speedup):
-        runner = running("diff-es", result, result.sampling)
+        runner = result.runner("diff-es", result.sampling)
         _, timing = measure(ready.pipe, [Runner("dense", result.sampling), runner], 7, reporter)
         result = replace(result, searched=replace(result.report, measured_speedup=timing.speedup))
     return replace(result, others=others)

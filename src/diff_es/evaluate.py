@@ -14,8 +14,7 @@ from torch import Tensor
 from . import metrics
 from .arguments import checked
 from .artefact import Compressed
-from .baselines import fewer_steps, mosaic, uniform_width
-from .benchmark import Runner, measure, running
+from .baselines import fewer_steps, uniform_width
 from .budget import MacsRatio
 from .compress import open_journal
 from .conditioning import Encodings, encoded_once
@@ -29,10 +28,11 @@ from .pipeline import decode, make_probes, sample, trace
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
-from .search import Candidate, NoneFits, Space
+from .search import Candidate, NoneFits, Space, mosaic
 from .settings import Levers
 from .study import Study
 from .tiles import Reference
+from .timing import Runner, measure
 from .units import Width
 
 
@@ -145,7 +145,7 @@ def contenders(study: Study, found: Found, random: Found, saved: Compressed | No
             rivals.append(pruned(study, budget))
     rivals.append(scheduled(study, "random", budget, random.candidate, None if random.corrected else ()))
     ours = scheduled(study, "diff-es", budget, found.candidate, () if saved or not found.corrected else None)
-    rivals.append(ours if saved is None else replace(ours, runner=running("diff-es", saved, sampling)))
+    rivals.append(ours if saved is None else replace(ours, runner=saved.runner("diff-es", sampling)))
     if study.placement is None:
         return tuple(rivals)
     return tuple(replace(one, runner=replace(one.runner, placement=study.placement)) for one in rivals)

@@ -24,6 +24,7 @@ from diffusers import (
 )
 from torch import nn
 
+from .bundled_models import MODELS as BUNDLED
 from .checkpoint import bounded, check_filled, check_folder, load_part
 from .conditioning import FAMILIES, Asked, classes_of, family_of
 from .errors import DiffESError, UnsupportedModel, several
@@ -33,7 +34,6 @@ from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, p
 from .origin import Origin
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
 from .single_file import kind_of_file
-from .tiles import MODELS as BUNDLED
 
 SUPPORTED = tuple(FAMILIES)
 """The pipeline classes that Diff-ES drives: those of text, of classes and of neither, that begin with noise."""

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .baselines import mosaic
 from .errors import DiffESError
 from .journal import Scale
 from .judge import Judge
 from .progress import Reporter
 from .published import published
 from .rng import derive_seed
-from .search import Candidate, Point, Relaxed, Space, StageChoice, branches, knapsack_best, prunings
+from .search import Candidate, Point, Relaxed, Space, StageChoice, branches, knapsack_best, mosaic, prunings
 from .settings import describe
 from .study import Study
 from .survey import Survey, identity

@@ -1,11 +1,10 @@
-"""Denoisers whose layers no finder knows: what can be pruned in them, declared in a few lines, tried out at once, and
-remembered with the denoiser."""
+"""What was declared of denoisers whose layers no finder knows, remembered with the denoiser."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,11 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import DiffESError
 from .compiled import submodule
-from .contract import Anatomy, Layer
-from .declaration import Declaration, Residual, check_said, wrong
-from .described import check_apart, described, matching
-from .streams import watched
-from .trial import repeated, try_blocks, try_call, try_layers
+from .contract import Anatomy
 
 TIMESTEP = "timestep"
 
@@ -49,53 +44,6 @@ def timestep_of(denoiser: nn.Module) -> str:
     """The argument of a denoiser's forward that tells the stage."""
     known = declared(denoiser)
     return TIMESTEP if known is None else known.timestep
-
-
-def declare(
-    denoiser: nn.Module, declaration: Declaration, call: Callable[[], object], *, timestep: str | None = None
-) -> Anatomy:
-    """The anatomy that a declaration gives a denoiser, after trying it out on one call.
-
-    It is kept with the denoiser as long as this lives: from then on, whatever works on the denoiser goes by it, in
-    place of what discovery would find. A saved result is run in a new process by declaring the same there first.
-
-    Every layer is run without its first group, and without its last, and must hand its output projection what the dense
-    one does in the groups that stay; every block is left out. That takes seven calls, one more for each block, and some
-    for each layer only where one is wrong.
-
-    Args:
-        call: runs the denoiser once on any input, such as ``lambda: denoiser(noise, timestep=t)``.
-        timestep: the argument of the denoiser's forward that tells the stage: a number, or one for each sample, that
-            falls from noise to image; None: ``timestep``.
-
-    Raises:
-        DiffESError: the declaration does not describe this denoiser; the message names the module and what to say.
-    """
-    if not isinstance(denoiser, nn.Module):
-        found, remedy = f"a {type(denoiser).__name__}", "Give the module whose forward is called, such as pipe.unet."
-        raise DiffESError("declaration", expected="a denoiser to declare", found=found, remedy=remedy)
-    check_evaluating(denoiser)
-    layers, blocks = list[Layer](), list[Residual]()
-    for part in declaration:
-        check_said(part)
-        for name in matching(denoiser, part.module):
-            if isinstance(part, Residual):
-                blocks.append(replace(part, module=name))
-            else:
-                layers.append(described(denoiser, name, part))
-    check_apart(layers)
-    if not layers and not blocks:
-        remedy = "Declare its Heads, Channels or Residual blocks."
-        raise wrong("", "something that can be pruned", "nothing", remedy)
-    if timestep is None:
-        try_call(denoiser, call)
-    else:
-        _try_timestep(denoiser, timestep, call)
-    anatomy = Anatomy(tuple(layers), watched(denoiser, blocks, lambda: repeated(denoiser, call)), ())
-    try_layers(denoiser, anatomy, call)
-    try_blocks(denoiser, anatomy, call)
-    remember(denoiser, Declared(anatomy, timestep or TIMESTEP))
-    return anatomy
 
 
 def check_evaluating(denoiser: nn.Module) -> None:
@@ -148,17 +96,3 @@ def time_reader(denoiser: nn.Module, name: str | None = None) -> Callable[[tuple
         return value
 
     return read
-
-
-def _try_timestep(denoiser: nn.Module, name: str, call: Callable[[], object]) -> None:
-    """Whether a call brings a timestep; raises as :func:`time_reader` does."""
-    read = time_reader(denoiser, name)
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        read(args, kwargs)
-
-    handle = denoiser.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        try_call(denoiser, call)
-    finally:
-        handle.remove()
