@@ -13,9 +13,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from diff_es import Levers, Method, Sampling, Settings, Width, compress
+from diff_es.again import found_again
 from diff_es.artefact import fingerprint
 from diff_es.bundled_models import MODELS
-from diff_es.compress import found_again
 from diff_es.conditioning import Probe, bundled_prompts, conditions_of
 from diff_es.evaluate import Contender, contenders, sampled
 from diff_es.layers import DENSE, Kind, discover

@@ -25,8 +25,8 @@ from tests.mutations import (
 from tests.tiny import joint, settings, tiny
 
 from diff_es import Compressed, DiffESError, compress, load
+from diff_es.again import found_again
 from diff_es.budget import Prices
-from diff_es.compress import found_again
 from diff_es.journal import Journal, Scale
 from diff_es.placements import Compact
 from diff_es.sensitivity import Sensitivity, starts

@@ -15,9 +15,9 @@ from tests.tiny import CALL, settings, tiny
 
 import diff_es.evaluate
 from diff_es import Compressed, DiffESError, Streamed, compress, load
+from diff_es.again import asked_again
 from diff_es.budget import Budget, Prices
 from diff_es.cli import main
-from diff_es.compress import asked_again
 from diff_es.cost import Costs
 from diff_es.evaluate import Contender
 from diff_es.placements import parameter_bytes

@@ -15,10 +15,10 @@ from tests.pipelines import CASES, made
 from tests.tiny import joint, settings
 
 from diff_es import DiffESError, Method, Width, compress, load
+from diff_es.again import found_again
 from diff_es.benchmark import compare
 from diff_es.calibrate import Statistics
 from diff_es.cli import main
-from diff_es.compress import found_again
 from diff_es.evaluate import Effort, evaluate
 from diff_es.fitness import Fitness
 from diff_es.layers import Anatomy

@@ -12,10 +12,10 @@ import torch
 import typer
 
 from . import inspection, tables
+from .again import asked_again, found_again
 from .benchmark import compare
 from .bundled_models import MODELS
 from .commands import compress_command
-from .compress import asked_again, found_again
 from .conditioning import Asked, conditions_of, family_of
 from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .demo import SETTINGS, run_demo
@@ -23,6 +23,7 @@ from .ending import Ending
 from .errors import DiffESError
 from .evaluate import Effort, evaluate
 from .export import check_new, export
+from .files import check_outputs, make_folder
 from .options import (
     Artefact,
     AsJson,
@@ -42,7 +43,6 @@ from .pipeline import Pipeline, Probe, Sampling, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
 from .signals import Listener
-from .store import check_outputs, make_folder
 from .story import PUBLISHED, contact_sheet, picture, publish, tell
 from .study import prepare
 from .tiles import load_reference

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from .evaluate import Effort, Evaluation
+from .files import write_text
 from .final import Found
 from .pipeline import denoiser_of
 from .report import Curve, Heat, Story, Strip, render
 from .search import Generation
-from .store import write_text
 from .study import Study
 
 PUBLISHED = ("result.json", "report.html")
