@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .artefact import Compressed, Front, load
     from .budget import Budget, MacsRatio, Speedup, WeightMemory
     from .compensation import Ridge
-    from .compress import compress
+    from .compress import Run, compress
     from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
     from .export import Exported, export
     from .importance import Activation, Magnitude, Obs, Wanda
@@ -37,6 +37,7 @@ __all__ = [
     "Obs",
     "Resident",
     "Ridge",
+    "Run",
     "Sampling",
     "Settings",
     "Speedup",
@@ -54,7 +55,7 @@ __all__ = [
 _HOMES = {
     "artefact": ("Compressed", "Front", "load"),
     "budget": ("Budget", "MacsRatio", "Speedup", "WeightMemory"),
-    "compress": ("compress",),
+    "compress": ("Run", "compress"),
     "errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
     "export": ("Exported", "export"),
     "library": ("Method",),

@@ -44,7 +44,7 @@ def inspect(
         UnsupportedModel: as for ``compress``, a pipeline that Diff-ES cannot drive, or no pipeline at all.
     """
     denoiser, reporter = denoiser_of(check(pipe)), reporter or Reporter(quiet=True)
-    sampling = sampling or Sampling(steps=10)
+    sampling = (sampling or Sampling(10)).of(pipe)
     anatomy, path = anatomy_of(denoiser), trace(pipe, sampling)
     multiple, times = hardware_multiple(denoiser.device, denoiser.dtype), tuple[LayerTime, ...]()
     width, depth = Width(levels, multiple, ()), Depth()

@@ -108,6 +108,7 @@ def survey(
     """
     pipe, budget = check(pipe), budget or Budget(MacsRatio(1.0))
     denoiser, levers = denoiser_of(pipe), settings.levers
+    settings = replace(settings, sampling=settings.sampling.of(pipe))
     conditions_of(pipe, settings.prompts)
     anatomy = _anatomy(denoiser, settings)
     settings = _settled(pipe, anatomy, settings, budget, reporter)
