@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .budget import Budget, MacsRatio, Speedup, WeightMemory
     from .compensation import Ridge
     from .compress import Run, compress
+    from .enabling import disable, enable
     from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
     from .export import Exported, export
     from .importance import Activation, Magnitude, Obs, Wanda
@@ -48,6 +49,8 @@ __all__ = [
     "WeightMemory",
     "Width",
     "compress",
+    "disable",
+    "enable",
     "export",
     "load",
 ]
@@ -57,6 +60,7 @@ _HOMES = {
     "budget": ("Budget", "MacsRatio", "Speedup", "WeightMemory"),
     "compress": ("Run", "compress"),
     "errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
+    "enabling": ("disable", "enable"),
     "export": ("Exported", "export"),
     "library": ("Method",),
     "compensation": ("Ridge",),
