@@ -31,7 +31,7 @@ from diff_es.tiles import CLASSES, load_reference
 from diff_es.timing import Runner
 
 FOLDER = MODELS["bundled-unet"]
-SAMPLING = Sampling(steps=10, guidance=2.5)
+SAMPLING = Sampling(num_inference_steps=10, guidance_scale=2.5)
 QUIET = Reporter(quiet=True)
 
 
