@@ -25,21 +25,20 @@ from .errors import DiffESError
 from .evaluate import Effort, evaluate
 from .export import check_new, export
 from .files import check_outputs, make_folder
+from .grouped import Sections, grouped
 from .options import (
     Artefact,
     AsJson,
     Config,
-    Frames,
-    Height,
     Images,
     InDtype,
     Model,
     Moved,
     OnDevice,
     Point,
+    SizeOptions,
     Trials,
 )
-from .options import Width as PixelWidth
 from .pipeline import Pipeline, Probe, Sampling, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
@@ -60,7 +59,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-app.command("compress")(compress_command)
+app.command("compress", cls=Sections)(compress_command)
 
 
 @app.callback(help=_HELP)
@@ -85,22 +84,21 @@ def demo_command(
     finish(result, as_json)
 
 
-@app.command("inspect")
+@app.command("inspect", cls=Sections)
+@grouped
 def inspect_command(
     model: Model,
+    size: SizeOptions,
     levels: Annotated[int, typer.Option(help="levels of the width ladder")] = 8,
     timed: Annotated[bool, typer.Option("--time", help="time every layer at every level too")] = False,
     batch: Annotated[int, typer.Option(help="samples of the timed calls")] = 16,
-    height: Height = None,
-    width: PixelWidth = None,
-    frames: Frames = None,
     config: Config = None,
     dtype: InDtype = None,
     device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """What can be pruned, what cannot and why, and what each level costs."""
-    ladder, sampling = Width(levels), Sampling(10, None, batch, None, height, width, frames)
+    ladder, sampling = Width(levels), Sampling(10, None, batch, None, size.height, size.width, size.num_frames)
     pipe = open_pipeline(model, dtype, device, None, config)
     found = inspection.inspect(pipe, ladder.levels, Reporter(), sampling, timed=timed)
     tables.show_inspection(out, found)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from . import tables
 from .budget import Budget
+from .compensation import Ridge
 from .compress import Run, compress
 from .conditioning import read_prompts
 from .console import finish, open_pipeline, out
 from .errors import DiffESError
+from .grouped import grouped
+from .importance import Obs, Ranking
 from .library import Method
 from .locks import held_folder
 from .options import (
@@ -23,24 +26,16 @@ from .options import (
     RANKINGS,
     AsJson,
     Config,
-    Frames,
-    GuidanceScale,
-    Height,
     InDtype,
     MeasureName,
     Model,
-    Negative,
-    NumInferenceSteps,
     OnDevice,
     PlacementName,
-    Prompts,
     Prune,
     RankingName,
-    WithScheduler,
+    SamplingOptions,
 )
-from .options import Width as PixelWidth
-from .pipeline import Sampling
-from .placements import Compact, Saved
+from .placements import Compact, Saved, Streamed
 from .progress import Reporter
 from .reported import SearchReport
 from .settings import Levers, Settings
@@ -48,109 +43,183 @@ from .store import check_target
 from .units import Depth, Grain, Ladder, Width
 
 
-def compress_command(
-    model: Model,
-    out_folder: Annotated[Path, typer.Option("--out", help="folder of the result")],
+@dataclass(frozen=True)
+class BudgetOptions:
+    """What the result may cost."""
+
+    title: ClassVar = "Budget"
+
     macs: Annotated[
-        float | None, typer.Option(help="share of the dense compute that may be spent; default 0.7")
-    ] = None,
+        float | None, typer.Option(help="Share of the dense multiply-accumulates that may be spent; default 0.7.")
+    ] = None
     speedup: Annotated[
-        float | None, typer.Option(help="instead: how many times faster the pipeline is to be on this device")
-    ] = None,
+        float | None, typer.Option(help="In its place, how many times faster the pipeline is to be on this device.")
+    ] = None
     weights_gb: Annotated[
-        float | None, typer.Option("--weights-gb", help="the most GB of weights on the device; streams the rest")
-    ] = None,
-    levers: Annotated[Levers, typer.Option(help="what changes from stage to stage")] = Levers.BOTH,
-    stages: Annotated[int, typer.Option(help="stages of the trajectory")] = 10,
-    steps: NumInferenceSteps = None,
-    guidance: GuidanceScale = None,
-    batch: Annotated[int, typer.Option(help="samples per pipeline call")] = 16,
-    generations: Annotated[int, typer.Option(help="of the search")] = 40,
-    population: Annotated[int, typer.Option(help="candidates per generation")] = 20,
-    probes: Annotated[int, typer.Option(help="noises candidates are judged on")] = 32,
+        float | None, typer.Option(help="The most GB of weights on the device; the others are streamed.")
+    ] = None
+    front: Annotated[str, typer.Option(help="Other shares to search along, such as 0.3,0.5; none by default.")] = ""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How schedules are searched and judged."""
+
+    title: ClassVar = "Search"
+
+    levers: Annotated[Levers, typer.Option(help="What may change from stage to stage.")] = Levers.BOTH
+    stages: Annotated[int, typer.Option(help="Stages that the trajectory is cut into.")] = 10
+    measure: Annotated[MeasureName, typer.Option(help="What closeness to the dense model means.")] = MeasureName.SNR
+    probes: Annotated[int, typer.Option(help="Noises that candidates are judged on.")] = 32
     heat: Annotated[
-        int | None, typer.Option(help="the first of them, after which the worse half drops out; default half, 0: none")
-    ] = None,
-    held_out: Annotated[
-        int, typer.Option(help="noises the finalists are judged on, up to four times as many where they are close")
-    ] = 32,
-    calibration: Annotated[int, typer.Option(help="samples of the calibration")] = 128,
-    survivors: Annotated[int, typer.Option(help="best so far, from which offspring are drawn")] = 5,
-    front: Annotated[str, typer.Option(help="other budgets to search along, such as 0.3,0.5; '' for none")] = (
-        "0.3,0.4,0.5,0.6,0.75,0.9"
-    ),
-    measure: Annotated[MeasureName, typer.Option(help="what closeness means")] = MeasureName.SNR,
+        int | None,
+        typer.Option(help="The first of them, after which the worse half drops out; 0: none; default half of them."),
+    ] = None
+    sensed: Annotated[int, typer.Option(help="The first of them, on which sensitivities are measured.")] = 10
+    generations: Annotated[int, typer.Option(help="Generations of the search.")] = 40
+    population: Annotated[int, typer.Option(help="Candidates per generation.")] = 20
+    survivors: Annotated[int, typer.Option(help="Best candidates so far, from which offspring are drawn.")] = 5
+    crossover: Annotated[float, typer.Option(help="Share of offspring by crossover; the others are mutations.")] = 0.3
+    switches: Annotated[
+        int | None, typer.Option(help="The most level switches of a mutation; default by the number of choices.")
+    ] = None
+    placings: Annotated[int, typer.Option(help="Generations in which timesteps are moved; 1: none.")] = 16
+    offspring: Annotated[int, typer.Option(help="Candidates in each of these.")] = 8
     finalists: Annotated[
-        int, typer.Option(help="best candidates judged again on held-out noises, beside rules of hand and random ones")
-    ] = 5,
-    ranking: Annotated[RankingName, typer.Option(help="how groups are ranked")] = RankingName.OBS,
-    prune: Annotated[Prune, typer.Option(help="thin layers, skip whole blocks, or either")] = Prune.WIDTH,
-    units: Annotated[
-        Grain | None, typer.Option(help="what carries its own level; default block, or whole where blocks are ranked")
-    ] = None,
-    levels: Annotated[int | None, typer.Option(help="levels of the width ladder; default 8")] = None,
+        int, typer.Option(help="Best candidates that are judged again, beside rules of hand and random ones.")
+    ] = 5
+    held_out: Annotated[
+        int, typer.Option(help="Noises that they are judged on, up to four times as many where they are close.")
+    ] = 32
+    fine: Annotated[
+        int, typer.Option(help="Times the user's own steps that the run takes which results are compared with.")
+    ] = 4
     corrections: Annotated[
-        int, typer.Option(help="directions along which chosen steps are corrected; 0: they stay the sampler's own")
-    ] = 4,
-    compensate: Annotated[bool, typer.Option(help="re-solve the weights that stay")] = True,
+        int, typer.Option(help="The most directions along which chosen steps are corrected; 0: none.")
+    ] = 4
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0
+    table: Annotated[
+        Path | None, typer.Option(help="Earlier result of the same settings, whose sensitivities are used again.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """What a level takes away, and how the rest makes up for it."""
+
+    title: ClassVar = "Pruning"
+
+    prune: Annotated[Prune, typer.Option(help="Whether levels thin layers, skip whole blocks, or either.")] = (
+        Prune.WIDTH
+    )
+    units: Annotated[
+        Grain | None,
+        typer.Option(help="What carries its own level; default block, or whole where blocks are ranked."),
+    ] = None
+    levels: Annotated[int | None, typer.Option(help="Levels of width; default 8.")] = None
+    multiple: Annotated[
+        int | None, typer.Option(help="Channels that stay come in multiples of it; default as the device likes.")
+    ] = None
+    ranking: Annotated[RankingName, typer.Option(help="How groups are ranked.")] = RankingName.OBS
+    calibration: Annotated[int, typer.Option(help="Samples that calibration runs.")] = 128
+    compensate: Annotated[bool, typer.Option(help="Whether the weights that stay are solved anew.")] = True
+    damping: Annotated[float, typer.Option(help="Damping of the Hessian, relative to its mean diagonal.")] = 0.01
+    stagewise: Annotated[bool, typer.Option(help="Whether each stage has statistics of its own.")] = True
     shared_order: Annotated[
-        bool, typer.Option("--shared-order", help="one order of groups for all stages: less memory, less fidelity")
-    ] = False,
+        bool, typer.Option(help="Whether all stages give up groups in one order: less memory, less fidelity.")
+    ] = False
+
+    def method(self) -> Method:
+        """As the library takes it."""
+        ranking: Ranking = Obs(self.damping) if self.ranking is RankingName.OBS else RANKINGS[self.ranking]
+        return Method(
+            self._ladder(),
+            ranking,
+            Ridge(self.damping) if self.compensate else None,
+            stagewise=self.stagewise,
+            shared_order=self.shared_order,
+            grain=self.units,
+        )
+
+    def _ladder(self) -> Ladder:
+        depth = Depth(bypass=self.compensate)
+        if self.prune is not Prune.DEPTH:
+            levels = 8 if self.levels is None else self.levels
+            return Width(levels, self.multiple, depth=depth if self.prune is Prune.BOTH else None)
+        if self.levels is not None or self.multiple is not None:
+            found = f"{self.levels or self.multiple} beside --prune depth, whose levels are numbers of blocks"
+            where = "--levels" if self.levels is not None else "--multiple"
+            raise DiffESError(where, expected="none", found=found, remedy="Leave one of them out.")
+        return depth
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Where the weights of the stages wait when the result runs."""
+
+    title: ClassVar = "Where weights wait"
+
     placement: Annotated[
-        PlacementName, typer.Option(help="where the stages' weights wait; auto: by the memory that is free")
-    ] = PlacementName.AUTO,
+        PlacementName, typer.Option(help="Where the weights of stages wait; auto: by the memory that is free.")
+    ] = PlacementName.AUTO
     tolerance: Annotated[
         float | None,
-        typer.Option(help="compact: what leaving out parts of a correction may add to a layer's error; default 0.1"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
-    table: Annotated[
-        Path | None,
-        typer.Option(help="an earlier result of the same settings, whose sensitivities are used again"),
-    ] = None,
-    workers: Annotated[int, typer.Option(help="processes that score candidates at the same time")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped search")] = False,
-    prompts: Prompts = None,
-    negative_prompt: Negative = None,
-    height: Height = None,
-    width: PixelWidth = None,
-    frames: Frames = None,
-    scheduler: WithScheduler = None,
-    config: Config = None,
-    dtype: InDtype = None,
-    device: OnDevice = None,
-    as_json: AsJson = False,
+        typer.Option(help="What leaving out parts of a correction may add to a layer's error (compact); default 0.1."),
+    ] = None
+    limit: Annotated[
+        float | None,
+        typer.Option(help="The most weights on the device, relative to the dense model's (streamed); default 1.15."),
+    ] = None
+
+    def chosen(self) -> Saved | None:
+        """As the library takes it."""
+        own = {PlacementName.COMPACT: ("--tolerance", self.tolerance), PlacementName.STREAMED: ("--limit", self.limit)}
+        for name, (flag, value) in own.items():
+            if value is not None and self.placement is not name:
+                found = f"{value:g} beside --placement {self.placement.value}"
+                remedy = f"Say --placement {name.value}, or leave it out."
+                raise DiffESError(flag, expected="none", found=found, remedy=remedy)
+        if self.tolerance is not None:
+            return Compact(self.tolerance)
+        return PLACEMENTS[self.placement] if self.limit is None else Streamed(self.limit)
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """What it runs on, and what is said of it."""
+
+    title: ClassVar = "Machine"
+
+    config: Config = None
+    dtype: InDtype = None
+    device: OnDevice = None
+    workers: Annotated[int, typer.Option(help="Processes that score candidates at the same time.")] = 1
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped search.")] = False
+    as_json: AsJson = False
+
+
+@grouped
+def compress_command(
+    model: Model,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the result.")],
+    sampling: SamplingOptions,
+    budget: BudgetOptions,
+    search: SearchOptions,
+    pruning: PruningOptions,
+    weights: WeightOptions,
+    machine: MachineOptions,
 ) -> None:
     """Calibrate, rank and search the best schedule within the budget; Ctrl-C loses nothing."""
-    method = Method(_ladder(prune, levels, compensate), RANKINGS[ranking], shared_order=shared_order, grain=units)
-    settings = Settings(
-        sampling=Sampling(steps, guidance, batch, negative_prompt, height, width, frames),
-        stages=stages,
-        levers=levers,
-        method=method if compensate else replace(method, compensation=None),
-        calibration=calibration,
-        corrections=corrections,
-        probes=probes,
-        heat=heat,
-        held_out=held_out,
-        survivors=survivors,
-        front=_shares(front),
-        measure=MEASURES[measure],
-        finalists=finalists,
-        population=population,
-        generations=generations,
-        seed=seed,
-        prompts=None if prompts is None else read_prompts(prompts),
-    )
-    where, journal = _placement(placement, tolerance), out_folder / "journal.jsonl"
-    budget, run = Budget.of(None, macs, speedup, weights_gb), Run(where, journal, resume, workers, table, Reporter())
-    run.check(budget)
+    settings = _settings(sampling, budget, search, pruning)
+    asked, journal = Budget.of(None, budget.macs, budget.speedup, budget.weights_gb), out_folder / "journal.jsonl"
+    run = Run(weights.chosen(), journal, machine.resume, machine.workers, search.table, Reporter())
+    run.check(asked)
     check_target(out_folder)
     start = time.monotonic()
     with held_folder(out_folder):
-        pipe = open_pipeline(model, dtype, device, scheduler, config)
+        pipe = open_pipeline(model, machine.dtype, machine.device, sampling.scheduler, machine.config)
         try:
-            fast = compress(pipe, budget, settings, run)
+            fast = compress(pipe, asked, settings, run)
         except KeyboardInterrupt as stop:
             if journal.exists():
                 stop.add_note(f"What was evaluated is in {journal}: run the same command with --resume to go on.")
@@ -159,7 +228,37 @@ def compress_command(
     tables.show_compressed(out, fast, out_folder, time.monotonic() - start)
     shown = [_facts(point.report) for point in fast.front.points]
     said = {"out": str(out_folder), "levels": fast.schedule.levels, **_facts(fast.report), "front": shown}
-    finish(said, as_json)
+    finish(said, machine.as_json)
+
+
+def _settings(
+    sampling: SamplingOptions, budget: BudgetOptions, search: SearchOptions, pruning: PruningOptions
+) -> Settings:
+    return Settings(
+        sampling=sampling.setting(),
+        stages=search.stages,
+        levers=search.levers,
+        method=pruning.method(),
+        measure=MEASURES[search.measure],
+        calibration=pruning.calibration,
+        fine=search.fine,
+        corrections=search.corrections,
+        probes=search.probes,
+        heat=search.heat,
+        sensed=search.sensed,
+        finalists=search.finalists,
+        held_out=search.held_out,
+        population=search.population,
+        generations=search.generations,
+        survivors=search.survivors,
+        crossover=search.crossover,
+        switches=search.switches,
+        placings=search.placings,
+        offspring=search.offspring,
+        front=_shares(budget.front),
+        seed=search.seed,
+        prompts=None if sampling.prompts is None else read_prompts(sampling.prompts),
+    )
 
 
 def _facts(report: SearchReport) -> dict[str, object]:
@@ -167,25 +266,6 @@ def _facts(report: SearchReport) -> dict[str, object]:
     scores = {"score": report.score, "held_out_score": report.held_out_score, "held_out_error": report.held_out_error}
     costs = {"limit": report.limit, "macs_ratio": report.macs_ratio, "cost_ratio": report.cost_ratio}
     return {**costs, **scores, "steps": report.steps}
-
-
-def _ladder(prune: Prune, levels: int | None, compensate: bool) -> Ladder:
-    depth = Depth(bypass=compensate)
-    if prune is not Prune.DEPTH:
-        return Width(8 if levels is None else levels, depth=depth if prune is Prune.BOTH else None)
-    if levels is not None:
-        found = f"{levels} beside --prune depth, whose levels are numbers of blocks"
-        raise DiffESError("--levels", expected="none", found=found, remedy="Leave one of them out.")
-    return depth
-
-
-def _placement(name: PlacementName, tolerance: float | None) -> Saved | None:
-    if name is PlacementName.COMPACT:
-        return Compact() if tolerance is None else Compact(tolerance)
-    if tolerance is not None:
-        found, remedy = f"{tolerance:g} beside --placement {name.value}", "Say --placement compact, or leave it out."
-        raise DiffESError("--tolerance", expected="none", found=found, remedy=remedy)
-    return PLACEMENTS[name]
 
 
 def _shares(front: str) -> tuple[float, ...]:

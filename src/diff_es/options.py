@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -122,31 +122,59 @@ Model = Annotated[
         help="'bundled', 'bundled-unet', a folder in diffusers format, a .safetensors file of SD or SDXL, or a hub id"
     ),
 ]
-Config = Annotated[
-    str | None, typer.Option("--config", help="for a .safetensors file: a folder with its configurations")
-]
-Prompts = Annotated[
-    Path | None,
-    typer.Option("--prompts", help="text file, one prompt a line; default the model's prompts.txt or 64 of ours"),
-]
-Negative = Annotated[str | None, typer.Option("--negative-prompt", help="what guidance leads away from")]
-NumInferenceSteps = Annotated[
-    int | None,
-    typer.Option("--num-inference-steps", "--steps", help="sampler steps, as you sample; default the pipeline's own"),
-]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option("--guidance-scale", "--guidance", help="as you sample; default the pipeline's own"),
-]
-Height = Annotated[int | None, typer.Option("--height", help="in pixels; default the pipeline's own")]
-Width = Annotated[int | None, typer.Option("--width", help="in pixels; default the pipeline's own")]
-Frames = Annotated[int | None, typer.Option("--num-frames", "--frames", help="of a video; default the pipeline's own")]
-Moved = Annotated[str | None, typer.Option("--model", help="the base model, if it is no longer where it was")]
+Config = Annotated[str | None, typer.Option("--config", help="Folder with the configurations of a .safetensors file.")]
+Moved = Annotated[str | None, typer.Option("--model", help="The base model, if it is no longer where it was.")]
 Artefact = Annotated[Path, typer.Argument(help="what `diff-es compress --out` wrote")]
 Point = Annotated[
-    float | None, typer.Option(help="of the results for several budgets the best that is so many times cheaper")
+    float | None,
+    typer.Option(help="Of the results for several budgets, take the best that is so many times cheaper, such as 1.4."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
-InDtype = Annotated[Dtype | None, typer.Option("--dtype", help="default float32 on the CPU, bfloat16 elsewhere")]
-OnDevice = Annotated[str | None, typer.Option("--device", help="default CUDA, then MPS, then the CPU")]
-WithScheduler = Annotated[Scheduler | None, typer.Option(help="default the model's own")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+InDtype = Annotated[
+    Dtype | None, typer.Option("--dtype", help="Arithmetic of the pipeline; default float32 on the CPU, else bfloat16.")
+]
+OnDevice = Annotated[
+    str | None, typer.Option("--device", help="Device to run on; default CUDA, then MPS, then the CPU.")
+]
+
+
+@dataclass(frozen=True)
+class SizeOptions:
+    """What images or videos are sampled."""
+
+    title: ClassVar = "What you sample with"
+
+    height: Annotated[int | None, typer.Option(help="Height of the images in pixels; default the pipeline's own.")] = (
+        None
+    )
+    width: Annotated[int | None, typer.Option(help="Width of the images in pixels; default the pipeline's own.")] = None
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", "--frames", help="Frames of a video; default the pipeline's own.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class SamplingOptions(SizeOptions):
+    """The user's own setting."""
+
+    title: ClassVar = "What you sample with"
+
+    num_inference_steps: Annotated[
+        int | None,
+        typer.Option("--num-inference-steps", "--steps", help="Sampler steps; default the pipeline's own."),
+    ] = None
+    guidance_scale: Annotated[
+        float | None, typer.Option("--guidance-scale", "--guidance", help="Guidance; default the pipeline's own.")
+    ] = None
+    batch: Annotated[int, typer.Option(help="Samples per pipeline call.")] = 16
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file with one prompt a line; default the model's prompts.txt, or 64 of ours."),
+    ] = None
+    scheduler: Annotated[Scheduler | None, typer.Option(help="Sampler to use in place of the model's own.")] = None
+
+    def setting(self) -> Sampling:
+        """As the library takes it."""
+        sizes = self.height, self.width, self.num_frames
+        return Sampling(self.num_inference_steps, self.guidance_scale, self.batch, self.negative_prompt, *sizes)
