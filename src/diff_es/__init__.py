@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from .export import Exported, export
     from .library import Method
     from .obs import Activation, Magnitude, Obs, Ridge, Wanda
+    from .own_sampler import OwnSampler
     from .pipeline import Sampling
     from .placements import Compact, Resident, Streamed
+    from .progress import Reporter
     from .settings import Levers, Settings
     from .units import Depth, Width
 
@@ -30,6 +32,8 @@ __all__ = [
     "Magnitude",
     "Method",
     "Obs",
+    "OwnSampler",
+    "Reporter",
     "Resident",
     "Ridge",
     "Sampling",
@@ -51,8 +55,10 @@ _HOMES = {
     "export": ("Exported", "export"),
     "library": ("Method",),
     "obs": ("Activation", "Magnitude", "Obs", "Ridge", "Wanda"),
+    "own_sampler": ("OwnSampler",),
     "pipeline": ("Sampling",),
     "placements": ("Compact", "Resident", "Streamed"),
+    "progress": ("Reporter",),
     "settings": ("Levers", "Settings"),
     "units": ("Depth", "Width"),
 }

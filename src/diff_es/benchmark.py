@@ -18,7 +18,7 @@ from .heap import Kept
 from .latency import finished
 from .layers import DENSE, Plan, anatomy_of
 from .multistep import Corrections, fixed
-from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
+from .pipeline import Pipeline, Sampling, decode, denoiser_of, device_of, dtype_of, make_probes, sample
 from .placements import Compact, Placement, Resident, Stitched, Streamed, parameter_bytes
 from .progress import Reporter
 from .route import Routing, routed
@@ -127,7 +127,7 @@ def _once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
     denoiser = denoiser_of(pipe)
     probes = make_probes(pipe, runner.sampling.batch, 0, "timing")
     with runner.context(pipe):
-        watch = _Stopwatch(denoiser, denoiser.device)
+        watch = _Stopwatch(denoiser, device_of(denoiser))
         began = time.perf_counter()
         decode(pipe, sample(pipe, probes, runner.sampling))  # ends with images on the CPU: nothing is pending
         total = time.perf_counter() - began
@@ -137,7 +137,10 @@ def _once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
 def measure(pipe: Pipeline, runners: Sequence[Runner], rounds: int, reporter: Reporter) -> list[Timing]:
     """Time every runner once a round, after one round of warming up; the first runner is the reference."""
     times = [list[tuple[float, float]]() for _ in runners]
-    with closing(Kept(denoiser_of(pipe).device)), reporter.task("measure latency", (rounds + 1) * len(runners)) as task:
+    with (
+        closing(Kept(device_of(denoiser_of(pipe)))),
+        reporter.task("measure latency", (rounds + 1) * len(runners)) as task,
+    ):
         for round_index in range(rounds + 1):
             for runner, seen in zip(runners, times, strict=True):
                 result = _once(pipe, runner)
@@ -205,13 +208,13 @@ def compare(
             ratio, peak = 1.0 if i < 2 else float(fast.about["macs_ratio"]), _peak_bytes(pipe, runner)
             row = {"runner": runner.name, "batch": batch, "macs_ratio": ratio, **asdict(timing), "peak_bytes": peak}
             with runner.context(pipe) as routing:  # going through all stages shows the peak too
-                row["switch_ms"] = None if routing is None else switch_ms(routing, len(stages), denoiser.device)
+                row["switch_ms"] = None if routing is None else switch_ms(routing, len(stages), device_of(denoiser))
                 row["weight_bytes"] = parameter_bytes(denoiser) if routing is None else routing.store.peak_bytes
             rows.append(row)
-    device = denoiser.device
+    device = device_of(denoiser)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "dtype": str(denoiser.dtype),
+        "dtype": str(dtype_of(denoiser)),
         "threads": torch.get_num_threads(),
         "stages": len(stages),
         "steps": fast.sampling.steps,
@@ -223,7 +226,7 @@ def compare(
 
 
 def _peak_bytes(pipe: Pipeline, runner: Runner) -> int | None:
-    device = denoiser_of(pipe).device
+    device = device_of(denoiser_of(pipe))
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)

@@ -23,6 +23,7 @@ from .layers import Plan
 from .limits import Workers
 from .loading import origin_of
 from .locks import held_file
+from .own_sampler import OwnSampler, check_portable
 from .pipeline import AnyPipeline, denoiser_of
 from .placements import Compact, Placement, Saved, Streamed, parameter_bytes
 from .progress import Reporter
@@ -142,8 +143,8 @@ def compress(
     """Make a pipeline faster: calibrate it on its own trajectories, rank, and search a schedule within the budget.
 
     Args:
-        pipe: a pipeline of one of the classes in ``loading.SUPPORTED``, with the scheduler you sample with; it is left
-            as it was.
+        pipe: a pipeline of one of the classes in ``loading.SUPPORTED``, with the scheduler you sample with, or a
+            denoiser with a loop of your own (:class:`OwnSampler`); it is left as it was.
         macs: the share of the dense trajectory's multiply-accumulates that may be spent, in (0, 1]; by default 0.7.
         settings: everything else that the result depends on; give at least your own steps and guidance.
         speedup: in place of ``macs``, how many times faster the whole pipeline is to be on this device, at your own
@@ -178,6 +179,8 @@ def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
     reporter, settings, budget = asked.reporter or Reporter(quiet=True), asked.settings, asked.budget
     journal, resume, table, placement = asked.journal, asked.resume, asked.table, asked.placement
     speedup = budget.speedup
+    if asked.workers > 1 and isinstance(pipe, OwnSampler):
+        check_portable(pipe)
     earlier, priced = None if table is None else load(table).about, None
     if earlier is not None and "sensitivity" not in earlier:
         expected, remedy = "the sensitivities that a search measured", "Leave the table out."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from .artefact import Compressed
 from .baselines import fewer_steps, mosaic, uniform_width
 from .benchmark import Runner, measure, running
 from .budget import Budget
-from .compress import open_journal
+from .compress import asked_again, found_again, open_journal
 from .conditioning import Encodings, encoded_once
 from .driving import by_chance, ranked
 from .final import Finalist, Found, select
@@ -25,13 +25,13 @@ from .judge import Judge
 from .limits import Batch, Count, Rounds, Several
 from .locks import held_file
 from .multistep import Corrections
-from .pipeline import decode, make_probes, sample, trace
+from .pipeline import AnyPipeline, OwnSampler, decode, make_probes, sample, trace
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
 from .search import Levels, NoneFits, Space
-from .settings import Levers
-from .study import Study
+from .settings import Levers, restore
+from .study import Study, prepare
 from .tiles import Reference
 from .units import Width
 
@@ -65,7 +65,7 @@ class Evaluation:
     """Rows for the table, images for the eye, and the random search's course for the plot."""
 
     rows: tuple[Row, ...]
-    images: tuple[Tensor, ...]  # (strip, 3, H, W) in [0, 1], one for each row
+    images: tuple[Tensor, ...]  # (strip, 3, H, W) in [0, 1], one for each row; of a loop without a decoder none
     random: Mapping[float, Found]
 
 
@@ -137,7 +137,7 @@ def contenders(
     ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
     sampling, rivals = study.settings.sampling, list[Contender]()
-    if 0 not in study.costs.barred:  # else the dense model's weights are too large
+    if 0 not in study.costs.barred and _takes_steps(study.pipe):  # else the dense model's weights are too large
         steps, ratio = _affordable_steps(study, budget)
         fewer = Runner("fewer-steps", replace(sampling, steps=steps))
         rivals.append(Contender("fewer-steps", budget, ratio, fewer, ratio))
@@ -179,7 +179,7 @@ def evaluate(
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if real else 0, effort.strip)
-    n, rows = effort.noises, list[Row]()
+    n, rows, shows = effort.noises, list[Row](), _gives_images(study.pipe)
     with encoded_once(study.pipe, Encodings()):
         results = [sampled(study, contender, count, reporter) for contender in field]
         (own, _), (goal, goal_images) = results[0], results[0]
@@ -189,7 +189,8 @@ def evaluate(
             goal, goal_images = sampled(study, reference, n, reporter)
     for contender, timing, (latents, images) in zip(field, timings, results, strict=True):
         is_goal = contender.name == "dense" and study.path is None
-        snr, psnr = metrics.snr_db(goal[:n], latents[:n]), metrics.psnr_db(goal_images[:n], images[:n])
+        snr = metrics.snr_db(goal[:n], latents[:n])
+        psnr = metrics.psnr_db(goal_images[:n], images[:n]) if shows and not is_goal else None
         to_own = None if contender.name == "dense" else float(metrics.snr_db(own[:n], latents[:n]).mean())
         rows.append(
             Row(
@@ -203,12 +204,46 @@ def evaluate(
                 denoiser_speedup=timing.denoiser_speedup,
                 snr_db=None if is_goal else float(snr.mean()),
                 own_snr_db=to_own,
-                psnr_db=None if is_goal else float(psnr.mean()),
+                psnr_db=None if psnr is None else float(psnr.mean()),
                 frechet_distance=real.distance(images) if real else None,
                 weight_bytes=contender.runner.weight_bytes(study.pipe),
             )
         )
-    return Evaluation(tuple(rows), tuple(images[: effort.strip] for _, images in results), random)
+    strip = effort.strip if shows else 0
+    return Evaluation(tuple(rows), tuple(images[:strip] for _, images in results), random)
+
+
+def evaluated(
+    pipe: AnyPipeline,
+    fast: Compressed,
+    effort: Effort | None = None,
+    *,
+    folder: str | PurePath | None = None,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """The same of a result that was saved, or that ``compress`` just gave: its model is surveyed and calibrated anew.
+
+    Args:
+        folder: of the result, where the random search keeps its scores too; None: nothing is kept.
+
+    Raises:
+        ArtefactError: made for another base model.
+    """
+    fast.check(pipe)
+    place, reporter = None if folder is None else Path(folder), reporter or Reporter(quiet=True)
+    asked = asked_again(fast, pipe, (place or Path()) / "journal.jsonl")
+    ready = prepare(pipe, restore(fast.about["settings"]), reporter, *asked)
+    found = {float(fast.about["budget"]): found_again(fast)}
+    return evaluate(ready, found, None, effort or Effort(), place, reporter, fast)
+
+
+def _takes_steps(pipe: AnyPipeline) -> bool:
+    """Whether it can be asked for another number of steps."""
+    return not isinstance(pipe, OwnSampler) or pipe.times is not None
+
+
+def _gives_images(pipe: AnyPipeline) -> bool:
+    return not isinstance(pipe, OwnSampler) or pipe.decode is not None
 
 
 def sampled(study: Study, contender: Contender, count: int, reporter: Reporter) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,11 @@ from .layers import Content, Entry, Plan, Switch, realise
 from .library import Library
 from .measures import Measure
 from .multistep import Correct, Corrections, Recording, fitting, fixed
-from .pipeline import Pipeline, Probe, Sampling, denoiser_of, of_class, sample, settled
+from .own_sampler import OwnStepping
+from .pipeline import OwnSampler, Pipeline, Probe, Sampling, denoiser_of, device_of, of_class, sample, settled
 from .placements import Resident, parameter_bytes
 from .prefix import PrefixCache, Replay
+from .recall import Recall
 from .route import Routing, attached, routed
 from .schedule import Stages
 from .search import Levels
@@ -137,7 +139,7 @@ class Fitness:
         self._count, self._fitted = corrections, dict[Levels, Corrections]()
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
         self._encodings, self._stage_of = Encodings(), dict[float, int]()  # of timesteps that were run
-        self._settled, self._heap = settled(pipe), Kept(denoiser_of(pipe).device)
+        self._settled, self._heap = settled(pipe), Kept(device_of(denoiser_of(pipe)))
         self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
 
     def _learn(self, chunk: int, reference: Sequence[float] | None) -> Tensor:
@@ -210,7 +212,7 @@ class Fitness:
         return self._measure.closeness(self._teacher[chunk], result)
 
     @contextmanager
-    def _stepped(self, levels: Levels, correct: Correct | None) -> Iterator[Stepping | None]:
+    def _stepped(self, levels: Levels, correct: Correct | None) -> Iterator[Stepping | OwnStepping | None]:
         """With the sampler steps of a schedule, where they are a choice."""
         if self._path is None:
             yield None
@@ -242,6 +244,8 @@ class Fitness:
     def _replayed(self, chunk: int, levels: Levels, correct: Correct | None) -> tuple[Tensor, Corrections]:
         """Final latents, and what steps were corrected by."""
         rows = levels if self._path is None else tuple(row[1:] for row in levels[: len(self._stages)])
+        if isinstance(self._pipe, OwnSampler):
+            return self._recalled(chunk, levels, rows, correct)
         # samplers of third order lower it towards the end, so that the steps to come matter as well
         depends = int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
 
@@ -261,6 +265,22 @@ class Fitness:
                 result = self._sample(self._chunks[chunk])
             corrections = () if stepping is None else stepping.corrections
         self.calls += replay.runs * len(self._chunks[chunk])
+        return result, corrections
+
+    def _recalled(
+        self, chunk: int, levels: Levels, rows: Levels, correct: Correct | None
+    ) -> tuple[Tensor, Corrections]:
+        """The same of a loop of the user's own, whose single calls are known."""
+
+        def weights(stage: int) -> Hashable:
+            return (self._library.source(stage), rows[stage]) if any(rows[stage]) else None
+
+        recall = Recall(denoiser_of(self._pipe), self._stages, self.cache, weights)
+        self._bank.choose(rows, lambda stage: None)
+        with self._stepped(levels, correct) as stepping, attached(self._routing), recall.attached():
+            result = self._sample(self._chunks[chunk])
+            corrections = () if stepping is None else stepping.corrections
+        self.calls += recall.runs * len(self._chunks[chunk])
         return result, corrections
 
 

@@ -21,7 +21,7 @@ from .search import Levels, Point, Relaxed, Space, branches, knapsack_best, prun
 from .settings import describe
 from .study import Study
 from .survey import Survey, identity
-from .trajectory import exponential, karras, quadratic, trailing
+from .trajectory import by_hand
 from .units import Thin
 
 _WORST = 1e30
@@ -211,8 +211,7 @@ def by_rule(ready: Study, share: float) -> tuple[Levels, ...]:
     total, found = math.floor(share * sum(ready.costs.steps) + 1e-9), list[Levels]()
     if path is None or 0 in ready.costs.barred or not total:
         return ()
-    lists = [rule(path, total) for rule in (trailing, karras, exponential, quadratic)]
-    for timesteps in [*lists, *filter(None, [published(ready.pipe, path, total)])]:
+    for timesteps in [*by_hand(path, total), *filter(None, [published(ready.pipe, path, total)])]:
         counts = ready.stages.steps(timesteps)
         found.append((*((n, *dense) for n in counts), as_row(timesteps)))
     return tuple(found)
