@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .cost import MacCounter
 from .layers import Anatomy
-from .search import Levels, NoneFits, Space
+from .search import Candidate, NoneFits, Space
 
 
 def fewer_steps(steps: int, fraction: float) -> int:
@@ -55,7 +55,7 @@ def middle_phase(change: Sequence[float]) -> range:
     return min(enough, key=lambda run: (len(run), -sum(change[s] for s in run)))
 
 
-def mosaic(space: Space, change: Sequence[float], gap: int = 2) -> Levels:
+def mosaic(space: Space, change: Sequence[float], gap: int = 2) -> Candidate:
     """Three phases, the middle one ``gap`` levels less pruned than the others, nearest to the budget.
 
     Raises:

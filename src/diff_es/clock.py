@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,29 @@ def stage_reader(denoiser: nn.Module, stages: Stages) -> Callable[[tuple[Any, ..
             known[kind] = _handed(denoiser, boundaries).tolist()
         timestep = float(value)
         return sum(timestep <= boundary for boundary in known[kind])
+
+    return stage_of
+
+
+def stage_at(denoiser: nn.Module, stages: Stages) -> Callable[[float], int]:
+    """Gives the stage of a scheduler's timestep before anything runs.
+
+    It is that of the denoiser call which the timestep leads to, as :func:`stage_reader` says, where timesteps are handed
+    on in the precision of the weights. Where they are handed on in a finer one, it is that or, for a timestep that
+    rounds to a boundary, the later one.
+    """
+    kinds = {parameter.dtype for parameter in denoiser.parameters() if parameter.is_floating_point()}
+    kind = torch.float32 if kinds <= {torch.float32, torch.float64} else torch.bfloat16
+
+    def handed(timesteps: Sequence[float]) -> list[float]:
+        handed: list[float] = _handed(denoiser, torch.tensor(timesteps, dtype=torch.float64).float().to(kind)).tolist()
+        return handed
+
+    boundaries = handed(stages.boundaries)
+
+    def stage_of(timestep: float) -> int:
+        (value,) = handed([timestep])
+        return sum(value <= boundary for boundary in boundaries)
 
     return stage_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePath
@@ -17,6 +17,7 @@ from .budget import Budget
 from .compaction import Compaction
 from .errors import ArtefactError, DiffESError
 from .final import Found, Judged
+from .format3 import candidate_of, rows_of
 from .journal import Journal
 from .judge import Judge
 from .layers import Plan
@@ -28,7 +29,7 @@ from .pipeline import AnyPipeline, denoiser_of
 from .placements import Compact, Placement, Saved, Streamed, parameter_bytes
 from .progress import Reporter
 from .schedule import Schedule
-from .search import Generation, Levels
+from .search import Generation
 from .searching import evolve
 from .sensitivity import Sensitivity, sensitivity
 from .settings import Settings, describe, restore
@@ -39,13 +40,12 @@ from .survey import Survey, as_measured, identity, survey
 
 def compacted(ready: Study, found: Found, placement: Compact, reporter: Reporter) -> tuple[tuple[Plan, ...], float]:
     """A result's plans with low-rank corrections, and their score on the fresh probes."""
-    levels = found.levels
     compaction, plans = Compaction(ready.library, placement.tolerance), list[Plan]()
-    with reporter.task("factor corrections", len(levels)) as task:
-        for stage, row in enumerate(ready.rows(levels)):
-            plans.append(compaction.plan(stage, row))
+    with reporter.task("factor corrections", len(ready.stages)) as task:
+        for stage, levels in enumerate(found.candidate.levels):
+            plans.append(compaction.plan(stage, levels))
             task.advance()
-    return tuple(plans), ready.fresh.of_plans(plans, levels, corrected=found.corrected)
+    return tuple(plans), ready.fresh.of_plans(plans, found.candidate, corrected=found.corrected)
 
 
 def finish(
@@ -57,29 +57,28 @@ def finish(
     reporter: Reporter | None = None,
 ) -> Compressed:
     """The found schedule with its plans, ready to run and to save, and the table that another budget can start from."""
-    levels, settings, reporter = found.levels, ready.settings, reporter or Reporter(quiet=True)
-    rows = ready.rows(levels)
-    plans = tuple(ready.library.plan(stage, row) for stage, row in enumerate(rows))
-    timesteps = ready.timesteps(levels)
+    candidate, settings, reporter = found.candidate, ready.settings, reporter or Reporter(quiet=True)
+    plans = tuple(ready.library.plan(stage, levels) for stage, levels in enumerate(candidate.levels))
+    timesteps = ready.timesteps(candidate)
     extra: dict[str, Any] = {}
     if isinstance(placement, Compact):
         plans, extra["compact_held_out_score"] = compacted(ready, found, placement, reporter)
     if ready.path is not None:
         extra["own_held_out_score"] = ready.fresh.plain(ready.own)
-        extra["held_out_score_to_own"] = fmean(ready.fresh_to_own.each(levels, corrected=found.corrected))
+        extra["held_out_score_to_own"] = fmean(ready.fresh_to_own.each(candidate, corrected=found.corrected))
     about: dict[str, Any] = {
         "budget": share,
         "asked": {name: value for name, value in asdict(ready.budget).items() if value is not None},
         "prices": None if ready.prices is None else ready.prices.to_json(),
-        "macs_ratio": ready.macs.ratio(levels),
-        "cost_ratio": ready.costs.ratio(levels),
+        "macs_ratio": ready.macs.ratio(candidate),
+        "cost_ratio": ready.costs.ratio(candidate),
         "score": found.score,
         "held_out_score": found.held_out,
         "held_out_error": found.error if math.isfinite(found.error) else None,
-        "finalists": [list(entry) for entry in found.finalists],
+        "finalists": [[rows_of(one.candidate), *one[1:]] for one in found.finalists],
         "history": [asdict(generation) for generation in found.history],
         "evaluations": found.evaluations,
-        "steps": list(ready.steps(levels)),
+        "steps": list(ready.steps(candidate)),
         "timesteps": list(ready.trace.timesteps) if timesteps is None else list(timesteps),
         "reference_timesteps": None if ready.reference is None else list(ready.reference),
         "macs_by_level": [list(row) for row in ready.macs.options],
@@ -90,8 +89,8 @@ def finish(
         **extra,
     }
     base = fingerprint(denoiser_of(ready.pipe))
-    schedule = Schedule(ready.stages, rows)
-    corrections = ready.held_out.corrections(levels) if found.corrected else ()
+    schedule = Schedule(ready.stages, candidate.levels)
+    corrections = ready.held_out.corrections(candidate) if found.corrected else ()
     return Compressed(schedule, plans, settings.sampling, base, about, placement, timesteps, corrections)
 
 
@@ -237,10 +236,11 @@ def found_again(fast: Compressed) -> Found:
     about = fast.about
     few, finalists = restore(about["settings"]).held_out, list[Judged]()  # few: where it is not said on how many noises
     for rows, score, held_out, *rest in about["finalists"]:
-        finalists.append(Judged(_levels(rows), score, held_out, *(rest or [few])))
+        candidate = candidate_of(rows, len(fast.schedule.stages), steps=fast.timesteps is not None)
+        finalists.append(Judged(candidate, score, held_out, *(rest or [few])))
     error, winner = about.get("held_out_error"), finalists[0]
     return Found(
-        winner.levels,
+        winner.candidate,
         about["score"],
         about["held_out_score"],
         tuple(finalists),
@@ -284,7 +284,3 @@ def _limit(fast: Compressed) -> float | None:
         return None
     running = [row for row, count in zip(fast.schedule.levels, steps, strict=True) if count]
     return placement.limit if all(len(row) == 1 and row[0] for row in running) else None
-
-
-def _levels(rows: Sequence[Sequence[int]]) -> Levels:
-    return tuple(tuple(row) for row in rows)

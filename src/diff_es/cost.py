@@ -20,7 +20,7 @@ from .errors import BudgetOutOfReach
 from .layers import DENSE, Anatomy, Block, Bypass, Cut, Plan, Switch, Weights, common, owned_by, realise
 from .pipeline import Denoiser, Trace, device_of, dtype_of, meta_twin
 from .progress import Reporter
-from .search import Levels, Space, Steps
+from .search import Candidate, Space, Steps
 from .units import Thin, Unit
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that a module receives
@@ -214,15 +214,14 @@ class Costs:
         """One denoiser call, for one level of each unit."""
         return self.fixed + sum(row[level] for row, level in zip(self.options, levels, strict=True))
 
-    def of(self, levels: Levels) -> int:
-        """A whole schedule; where steps are a choice, its rows begin with their number."""
-        if self.choices is None:
-            return sum(n * self.call(row) for n, row in zip(self.steps, levels, strict=True))
-        return sum(row[0] * self.call(row[1:]) for row in levels[: len(self.steps)])
+    def of(self, candidate: Candidate) -> int:
+        """A whole schedule."""
+        steps = self.steps if self.choices is None else candidate.steps
+        return sum(n * self.call(levels) for n, levels in zip(steps, candidate.levels, strict=True))
 
-    def ratio(self, levels: Levels) -> float:
+    def ratio(self, candidate: Candidate) -> float:
         """The cost of a schedule over that of the user's own setting."""
-        return self.of(levels) / self.dense
+        return self.of(candidate) / self.dense
 
     def space(self, fraction: float) -> Space:
         """All schedules of at most this fraction of the dense trajectory's cost.

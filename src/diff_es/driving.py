@@ -11,8 +11,8 @@ from .judge import Judge
 from .progress import Reporter
 from .rng import derive_seed
 from .search import (
+    Candidate,
     Evolution,
-    Levels,
     Placing,
     Search,
     Space,
@@ -26,7 +26,7 @@ from .search import (
 from .sensitivity import by_rule, with_timesteps
 from .study import Study
 
-Ranking = dict[Levels, float]
+Ranking = dict[Candidate, float]
 """Candidates and their scores; from :func:`ranked`, best first and without those that were ruled out."""
 
 
@@ -34,8 +34,8 @@ class Scores(Protocol):
     """Who scores candidates: a judge, or one that sees them otherwise."""
 
     def scores(
-        self, candidates: Sequence[Levels], scale: Scale = Scale.ALL, done: Callable[[], None] = ...
-    ) -> Mapping[Levels, float]: ...
+        self, candidates: Sequence[Candidate], scale: Scale = Scale.ALL, done: Callable[[], None] = ...
+    ) -> Mapping[Candidate, float]: ...
 
 
 class Unpruned:
@@ -45,9 +45,9 @@ class Unpruned:
         self._ready, self._judge = ready, judge
 
     def scores(
-        self, candidates: Sequence[Levels], scale: Scale = Scale.ALL, done: Callable[[], None] = lambda: None
-    ) -> Mapping[Levels, float]:
-        found = self._judge.scores([widened(self._ready, levels) for levels in candidates], scale, done)
+        self, candidates: Sequence[Candidate], scale: Scale = Scale.ALL, done: Callable[[], None] = lambda: None
+    ) -> Mapping[Candidate, float]:
+        found = self._judge.scores([widened(self._ready, one) for one in candidates], scale, done)
         return dict(zip(candidates, found.values(), strict=True))
 
 
@@ -57,7 +57,7 @@ def run_search(
     reporter: Reporter,
     title: str,
     total: int,
-    peers: Callable[[Levels], int] | None = None,
+    peers: Callable[[Candidate], int] | None = None,
 ) -> None:
     """Answer every question of a search.
 
@@ -69,7 +69,7 @@ def run_search(
         def done() -> None:
             task.advance(f"best {search.history[-1].best:.2f}" if search.history else "")
 
-        def heat_of(rung: int, candidates: Sequence[Levels]) -> Mapping[Levels, float]:
+        def heat_of(rung: int, candidates: Sequence[Candidate]) -> Mapping[Candidate, float]:
             return judge.scores(candidates, Scale.HEAT, done) if rung == 0 else judge.scores(candidates)
 
         while not search.done:
@@ -84,7 +84,7 @@ def evolved(
     spaces: Sequence[Space],
     generations: int,
     purpose: str,
-    first: Sequence[Levels],
+    first: Sequence[Candidate],
     judge: Scores,
     reporter: Reporter,
 ) -> Search:
@@ -113,9 +113,9 @@ def by_chance(ready: Study, space: Space, title: str, count: int, judge: Scores,
     return search
 
 
-def place_steps(ready: Study, share: float, best: Sequence[Levels], judge: Judge, reporter: Reporter) -> Ranking:
+def place_steps(ready: Study, share: float, best: Sequence[Candidate], judge: Judge, reporter: Reporter) -> Ranking:
     """Where the steps of the best schedules of steps alone lie best, beside the rules that people use: all candidates,
-    with their timesteps as the last row.
+    with their timesteps.
 
     Args:
         best: schedules within the budget, best first.
@@ -123,24 +123,24 @@ def place_steps(ready: Study, share: float, best: Sequence[Levels], judge: Judge
     space = ready.costs.space(share).dense()
     if space is None:
         return {}
-    first = [with_timesteps(ready, levels) for levels in best[: ready.settings.survivors]]
-    first += [narrowed(ready, levels) for levels in by_rule(ready, share)]
+    first = [with_timesteps(ready, one) for one in best[: ready.settings.survivors]]
+    first += [narrowed(one) for one in by_rule(ready, share)]
     return _placed(ready, f"place the steps at {share:g}", space, first, Unpruned(ready, judge), reporter)
 
 
-def place_both(ready: Study, share: float, best: Sequence[Levels], judge: Judge, reporter: Reporter) -> Ranking:
+def place_both(ready: Study, share: float, best: Sequence[Candidate], judge: Judge, reporter: Reporter) -> Ranking:
     """The same for schedules that are pruned: steps and levels are moved.
 
     Args:
         best: schedules within the budget, best first; those that are placed already have their timesteps.
     """
-    first = [levels if len(levels) > len(ready.stages) else with_timesteps(ready, levels) for levels in best]
+    first = [one if one.timesteps else with_timesteps(ready, one) for one in best]
     title = f"place steps and levels at {share:g}"
     return _placed(ready, title, ready.costs.space(share), first, judge, reporter)
 
 
 def _placed(
-    ready: Study, title: str, space: Space, first: Sequence[Levels], judge: Scores, reporter: Reporter
+    ready: Study, title: str, space: Space, first: Sequence[Candidate], judge: Scores, reporter: Reporter
 ) -> Ranking:
     settings, path = ready.settings, ready.path
     assert path is not None
@@ -153,19 +153,17 @@ def _placed(
     return dict(search.ranking())
 
 
-def ranked(scores: Mapping[Levels, float]) -> Ranking:
-    """The candidates that were not ruled out, best first; equal scores in the order of their levels."""
-    alive = [(levels, score) for levels, score in scores.items() if score > -math.inf]
+def ranked(scores: Mapping[Candidate, float]) -> Ranking:
+    """The candidates that were not ruled out, best first; equal scores in the order of candidates."""
+    alive = [(candidate, score) for candidate, score in scores.items() if score > -math.inf]
     return dict(sorted(alive, key=lambda entry: (-entry[1], entry[0])))
 
 
-def widened(ready: Study, levels: Levels) -> Levels:
+def widened(ready: Study, candidate: Candidate) -> Candidate:
     """A schedule of steps alone with all units at level 0; timesteps stay."""
-    stages, units = len(ready.stages), len(ready.units)
-    return (*((row[0], *(0,) * units) for row in levels[:stages]), *levels[stages:])
+    return candidate.at_levels([(0,) * len(ready.units)] * len(candidate.stages))
 
 
-def narrowed(ready: Study, levels: Levels) -> Levels:
+def narrowed(candidate: Candidate) -> Candidate:
     """The steps of a schedule alone, as :meth:`Space.dense` has them; timesteps stay."""
-    stages = len(ready.stages)
-    return (*((row[0], 0) for row in levels[:stages]), *levels[stages:])
+    return candidate.at_levels([(0,)] * len(candidate.stages))

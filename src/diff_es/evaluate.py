@@ -29,7 +29,7 @@ from .pipeline import AnyPipeline, OwnSampler, decode, make_probes, sample, trac
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
-from .search import Levels, NoneFits, Space
+from .search import Candidate, NoneFits, Space
 from .settings import Levers, restore
 from .study import Study, prepare
 from .tiles import Reference
@@ -85,14 +85,14 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
 
 
 def scheduled(
-    study: Study, name: str, budget: float, levels: Levels, corrections: Corrections | None = None
+    study: Study, name: str, budget: float, candidate: Candidate, corrections: Corrections | None = None
 ) -> Contender:
     """A schedule of the study, by its own library; ``corrections`` of its steps, by default those fitted to it."""
-    plans = tuple(study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels)))
-    fitted = study.held_out.corrections(levels) if corrections is None else corrections
-    timesteps, sampling = study.timesteps(levels), study.settings.sampling
+    plans = tuple(study.library.plan(stage, levels) for stage, levels in enumerate(candidate.levels))
+    fitted = study.held_out.corrections(candidate) if corrections is None else corrections
+    timesteps, sampling = study.timesteps(candidate), study.settings.sampling
     runner = Runner(name, sampling, study.stages, plans, timesteps=timesteps, corrections=fitted)
-    return Contender(name, budget, study.macs.ratio(levels), runner, study.costs.ratio(levels))
+    return Contender(name, budget, study.macs.ratio(candidate), runner, study.costs.ratio(candidate))
 
 
 def _uniform(study: Study, budget: float) -> Contender:
@@ -122,7 +122,7 @@ def _like_mosaic(study: Study, budget: float) -> Contender:
     return _shaped(study, "mosaicdiff", budget, "mosaic", lambda space: mosaic(space, study.statistics.change))
 
 
-def _shaped(study: Study, name: str, budget: float, purpose: str, shape: Callable[[Space], Levels]) -> Contender:
+def _shaped(study: Study, name: str, budget: float, purpose: str, shape: Callable[[Space], Candidate]) -> Contender:
     """A schedule of one shape, filled up to equal cost."""
     space, rng = study.costs.space(budget), np.random.default_rng(derive_seed(study.settings.seed, purpose))
     return scheduled(study, name, budget, space.repair(shape(space), rng), corrections=())
@@ -144,8 +144,8 @@ def contenders(
     for pruned in (_uniform, _like_mosaic):
         with suppress(NoneFits):
             rivals.append(pruned(study, budget))
-    rivals.append(scheduled(study, "random", budget, random.levels, None if random.corrected else ()))
-    ours = scheduled(study, "diff-es", budget, found.levels, () if saved or not found.corrected else None)
+    rivals.append(scheduled(study, "random", budget, random.candidate, None if random.corrected else ()))
+    ours = scheduled(study, "diff-es", budget, found.candidate, () if saved or not found.corrected else None)
     rivals.append(ours if saved is None else replace(ours, runner=running("diff-es", saved, sampling)))
     if study.placement is None:
         return tuple(rivals)

@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 from .judge import Judge
 from .progress import Reporter
-from .search import Generation, Levels, choose, error_of
+from .search import Candidate, Generation, choose, error_of
 from .study import PARTS, Study
 
 
 class Finalist(NamedTuple):
     """A schedule, its steps corrected, where steps are, or as the sampler takes them."""
 
-    levels: Levels
+    candidate: Candidate
     corrected: bool = True
 
 
 class Judged(NamedTuple):
     """What the final made of a finalist."""
 
-    levels: Levels
+    candidate: Candidate
     score: float  # on the search's probes
     held_out: float  # mean on the noises of the final that it ran on, the first ones of all
     noises: int  # how many
@@ -35,7 +35,7 @@ class Judged(NamedTuple):
 class Found:
     """What a search came back with for one budget: the winner of its final, and how it got there."""
 
-    levels: Levels
+    candidate: Candidate
     score: float  # on the search's probes
     held_out: float  # mean on fresh noises, which have chosen nothing
     finalists: tuple[Judged, ...]  # the winner first; of the others those first that came furthest
@@ -60,18 +60,18 @@ def select(
         judge: knows their scores on the search's probes, or finds them.
     """
     field = list(dict.fromkeys(finalists))
-    known = judge.scores([one.levels for one in field if one.corrected])
+    known = judge.scores([one.candidate for one in field if one.corrected])
     with reporter.task("judge finalists", len(field) * PARTS) as task:
 
         def held_out(one: Finalist, part: int) -> list[float]:
             task.advance()
-            return ready.part(part).each(one.levels, corrected=one.corrected)
+            return ready.part(part).each(one.candidate, corrected=one.corrected)
 
         standings = choose(field, held_out, PARTS)
     judged = list[Judged]()
-    for (levels, corrected), scores in standings:
-        score = known[levels] if corrected else judge.scorer.fitness.plain(levels)
-        judged.append(Judged(levels, score, fmean(scores), len(scores), corrected))
-    winner, fresh = judged[0], ready.fresh.each(judged[0].levels, corrected=judged[0].corrected)
+    for (candidate, corrected), scores in standings:
+        score = known[candidate] if corrected else judge.scorer.fitness.plain(candidate)
+        judged.append(Judged(candidate, score, fmean(scores), len(scores), corrected))
+    winner, fresh = judged[0], ready.fresh.each(judged[0].candidate, corrected=judged[0].corrected)
     finals, error = tuple(judged), error_of(fresh)
-    return Found(winner.levels, winner.score, fmean(fresh), finals, history, evaluations, error, winner.corrected)
+    return Found(winner.candidate, winner.score, fmean(fresh), finals, history, evaluations, error, winner.corrected)

@@ -53,7 +53,7 @@ class _Watch:
     """Hooks that stop a run at the first number that is none."""
 
     def __init__(self, pipe: Pipeline) -> None:
-        self._pipe, self._called, self._timestep = pipe, False, 0.0
+        self._pipe, self._called, self._timestep, self._before = pipe, False, 0.0, 0.0
 
     def at(self, timestep: float) -> None:
         self._before, self._timestep = self._timestep, timestep

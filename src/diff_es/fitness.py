@@ -6,11 +6,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from .clock import stage_at
 from .conditioning import Encodings, encoded_once
 from .finite import check_finite
 from .heap import Kept
@@ -25,7 +26,7 @@ from .prefix import PrefixCache, Replay
 from .recall import Recall
 from .route import Routing, attached, routed
 from .schedule import Stages
-from .search import Levels
+from .search import Candidate
 from .stepping import Stepping, stepped
 from .trajectory import Timesteps, Trajectory, placed
 
@@ -43,10 +44,9 @@ class Bank:
         self._parts = OrderedDict[tuple[int, int, int], tuple[Content, int]]()
         self._contents = list[Content]()
 
-    def choose(self, rows: Levels, entered: Callable[[int], None]) -> None:
-        """Have the weights of a candidate ready, for one row of levels a stage; ``entered`` hears the stage of every
-        denoiser call."""
-        self._contents, self._entered = [], entered
+    def choose(self, rows: Sequence[Sequence[int]]) -> None:
+        """Have the weights of a candidate ready, for one row of levels a stage."""
+        self._contents = []
         for stage, row in enumerate(rows):
             content = dict[str, Entry]()
             for unit, level in enumerate(row):
@@ -74,7 +74,6 @@ class Bank:
         return self.weight_bytes
 
     def to(self, stage: int) -> None:
-        self._entered(stage)
         self._switch.put(self._contents[stage])
 
     def rest(self) -> None:
@@ -93,11 +92,11 @@ class Fitness:
     Args:
         pipe: the dense pipeline; left as it was after every call.
         library: the plans of every (stage, levels).
-        stages: the intervals that a schedule's rows stand for.
+        stages: the stages of a schedule.
         probes: fixed noises and classes.
         sampling: the user's own setting.
         measure: what closeness means.
-        path: the user's own trajectory, where a row begins with the stage's number of steps; None: rows are levels.
+        path: the user's own trajectory, where candidates choose their steps; None: the sampler takes its own.
         reference: timesteps of the dense run that results are compared with; None: the user's own.
         heat: probes of the first heat of a race, which are a part of their own; 0: no race.
         corrections: the most directions that a step is corrected along (``multistep``); 0: steps stay as they are.
@@ -121,7 +120,7 @@ class Fitness:
         heat: int = 0,
         corrections: int = 0,
         lessons: Sequence[Probe] = (),
-        taught: Callable[[Levels], Corrections] | None = None,
+        taught: Callable[[Candidate], Corrections] | None = None,
         memory: int = 1 << 31,
         bank: Bank | None = None,
     ) -> None:
@@ -136,16 +135,17 @@ class Fitness:
         self._judged = len(self._chunks)
         self._chunks += [lessons[:size]] if lessons else []
         self._lesson, self._taught = self._judged if lessons else 0, taught
-        self._count, self._fitted = corrections, dict[Levels, Corrections]()
+        self._count, self._fitted = corrections, dict[Candidate, Corrections]()
+        self._goal: Recording | None = None  # what corrections are fitted to, where they are fitted here
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
-        self._encodings, self._stage_of = Encodings(), dict[float, int]()  # of timesteps that were run
+        self._encodings, self._stage_of = Encodings(), cache(stage_at(denoiser_of(pipe), stages))
         self._settled, self._heap = settled(pipe), Kept(device_of(denoiser_of(pipe)))
         self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
 
     def _learn(self, chunk: int, reference: Sequence[float] | None) -> Tensor:
         """What a chunk's results are compared with; on the way, what corrections are fitted to."""
         if self._path is None:
-            dense = ((0,) * len(self._library.units),) * len(self._stages)
+            dense = Candidate.of([(0,) * len(self._library.units)] * len(self._stages))
             return self._checked(chunk, self._run(chunk, dense, corrected=False))
         steps, path, kept = self._sampling.steps, self._path, None
         if reference is not None and chunk == self._lesson and self._count and self._taught is None:
@@ -159,65 +159,67 @@ class Fitness:
         check_finite(self._pipe, self._chunks[chunk], self._sampling, shown)
         return shown
 
-    def __call__(self, levels: Levels) -> float:
+    def __call__(self, candidate: Candidate) -> float:
         """Mean closeness over the probes; minus infinity where a result is not finite."""
-        return self.second(levels, self.first(levels))
+        return self.second(candidate, self.first(candidate))
 
-    def first(self, levels: Levels) -> float:
+    def first(self, candidate: Candidate) -> float:
         """The score in the first heat; without a race, on the first part of the probes."""
-        return _finite(float(torch.cat([self._scores(i, levels) for i in range(self._first)]).mean()))
+        return _finite(float(torch.cat([self._scores(i, candidate) for i in range(self._first)]).mean()))
 
-    def second(self, levels: Levels, first: float) -> float:
+    def second(self, candidate: Candidate, first: float) -> float:
         """The score on all probes, for that of the first heat: none of it is run again."""
         count = sum(len(chunk) for chunk in self._chunks[: self._first])
         total = first * count
         for i in range(self._first, self._judged):
-            scores = self._scores(i, levels)
+            scores = self._scores(i, candidate)
             total, count = total + float(scores.sum()), count + len(scores)
         return _finite(total / count)
 
-    def each(self, levels: Levels, *, corrected: bool = True) -> list[float]:
+    def each(self, candidate: Candidate, *, corrected: bool = True) -> list[float]:
         """The closeness on each probe, minus infinity where a result is not finite; whether steps are corrected."""
-        chunks = [self._scores(i, levels, corrected=corrected) for i in range(self._judged)]
+        chunks = [self._scores(i, candidate, corrected=corrected) for i in range(self._judged)]
         return [_finite(score) for score in torch.cat(chunks).tolist()]
 
-    def plain(self, levels: Levels) -> float:
+    def plain(self, candidate: Candidate) -> float:
         """The score on all probes of a schedule whose steps are not corrected."""
-        return _finite(float(torch.cat([self._scores(i, levels, corrected=False) for i in range(self._judged)]).mean()))
+        return _finite(
+            float(torch.cat([self._scores(i, candidate, corrected=False) for i in range(self._judged)]).mean())
+        )
 
-    def corrections(self, levels: Levels) -> Corrections:
+    def corrections(self, candidate: Candidate) -> Corrections:
         """What the steps of a schedule are corrected by; empty where they are not."""
         if not self._count:
             return ()
         if self._taught is not None:
-            return self._taught(levels)
-        if levels not in self._fitted:
-            self._run(self._lesson, levels)
-        return self._fitted[levels]
+            return self._taught(candidate)
+        if candidate not in self._fitted:
+            self._run(self._lesson, candidate)
+        return self._fitted[candidate]
 
-    def of_plans(self, plans: Sequence[Plan], levels: Levels, *, corrected: bool = True) -> float:
-        """The score of plans that are not the library's own, such as factored ones, with the steps of ``levels``."""
+    def of_plans(self, plans: Sequence[Plan], candidate: Candidate, *, corrected: bool = True) -> float:
+        """The score of plans that are not the library's own, such as factored ones, with the steps of ``candidate``."""
         denoiser = denoiser_of(self._pipe)
         opened, scores = partial(Resident().open, denoiser, self._library.anatomy, plans), list[Tensor]()
-        correct = fixed(self.corrections(levels)) if corrected else None
-        with routed(denoiser, self._stages, opened), self._stepped(levels, correct):
+        correct = fixed(self.corrections(candidate)) if corrected else None
+        with routed(denoiser, self._stages, opened), self._stepped(candidate, correct):
             for i in range(self._judged):
                 result = self._measure.view(self._pipe, self._sample(self._chunks[i]))
                 scores.append(self._measure.closeness(self._teacher[i], result))
         return _finite(float(torch.cat(scores).mean()))
 
-    def _scores(self, chunk: int, levels: Levels, *, corrected: bool = True) -> Tensor:
+    def _scores(self, chunk: int, candidate: Candidate, *, corrected: bool = True) -> Tensor:
         """(N,): the closeness of each probe of a chunk."""
-        result = self._measure.view(self._pipe, self._run(chunk, levels, corrected=corrected))
+        result = self._measure.view(self._pipe, self._run(chunk, candidate, corrected=corrected))
         return self._measure.closeness(self._teacher[chunk], result)
 
     @contextmanager
-    def _stepped(self, levels: Levels, correct: Correct | None) -> Iterator[Stepping | OwnStepping | None]:
+    def _stepped(self, candidate: Candidate, correct: Correct | None) -> Iterator[Stepping | OwnStepping | None]:
         """With the sampler steps of a schedule, where they are a choice."""
         if self._path is None:
             yield None
             return
-        timesteps = timesteps_of(self._path, self._stages, levels)
+        timesteps = timesteps_of(self._path, self._stages, candidate)
         with stepped(self._pipe, timesteps, self._sampling.steps, correct) as stepping:
             yield stepping
 
@@ -225,41 +227,37 @@ class Fitness:
         with encoded_once(self._pipe, self._encodings), of_class(self._pipe, self._settled):
             return sample(self._pipe, probes, self._sampling)
 
-    def _run(self, chunk: int, levels: Levels, *, corrected: bool = True) -> Tensor:
+    def _run(self, chunk: int, candidate: Candidate, *, corrected: bool = True) -> Tensor:
         """Final latents of one chunk of probes; steps whose prefix is known are not run.
 
         Corrections are fitted on the lesson while it runs. Those of a step depend on what the step's own prefix holds
         and on the next timestep, as its result does, so they make no difference to what may be reused.
         """
         if not corrected or not self._count:
-            return self._replayed(chunk, levels, None)[0]
+            return self._replayed(chunk, candidate, None)[0]
         if chunk != self._lesson or self._taught is not None:
-            return self._replayed(chunk, levels, fixed(self.corrections(levels)))[0]
+            return self._replayed(chunk, candidate, fixed(self.corrections(candidate)))[0]
         assert self._path is not None
-        timesteps = timesteps_of(self._path, self._stages, levels)
+        assert self._goal is not None
+        timesteps = timesteps_of(self._path, self._stages, candidate)
         fit = fitting(self._goal, timesteps, self._path.end, self._count)
-        result, self._fitted[levels] = self._replayed(chunk, levels, fit)
+        result, self._fitted[candidate] = self._replayed(chunk, candidate, fit)
         return result
 
-    def _replayed(self, chunk: int, levels: Levels, correct: Correct | None) -> tuple[Tensor, Corrections]:
+    def _replayed(self, chunk: int, candidate: Candidate, correct: Correct | None) -> tuple[Tensor, Corrections]:
         """Final latents, and what steps were corrected by."""
-        rows = levels if self._path is None else tuple(row[1:] for row in levels[: len(self._stages)])
         if isinstance(self._pipe, OwnSampler):
-            return self._recalled(chunk, levels, rows, correct)
+            return self._recalled(chunk, candidate, correct)
+        rows = candidate.levels
         # samplers of third order lower it towards the end, so that the steps to come matter as well
         depends = int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
 
-        def key(past: Timesteps, whole: Timesteps) -> Hashable | None:
-            if any(timestep not in self._stage_of for timestep in past):
-                return None
-            reached = max(self._stage_of[timestep] for timestep in past)
+        def key(past: Timesteps, whole: Timesteps) -> Hashable:
+            reached = max(map(self._stage_of, past))
             return chunk, correct is not None, past, whole if depends else (), rows[: reached + 1]
 
-        def entered(stage: int) -> None:
-            self._stage_of[replay.timestep] = stage
-
-        self._bank.choose(rows, entered)
-        with self._stepped(levels, correct) as stepping:
+        self._bank.choose(rows)
+        with self._stepped(candidate, correct) as stepping:
             replay = Replay(self._pipe, self.cache, key)
             with attached(self._routing), replay.attached():
                 result = self._sample(self._chunks[chunk])
@@ -267,28 +265,25 @@ class Fitness:
         self.calls += replay.runs * len(self._chunks[chunk])
         return result, corrections
 
-    def _recalled(
-        self, chunk: int, levels: Levels, rows: Levels, correct: Correct | None
-    ) -> tuple[Tensor, Corrections]:
+    def _recalled(self, chunk: int, candidate: Candidate, correct: Correct | None) -> tuple[Tensor, Corrections]:
         """The same of a loop of the user's own, whose single calls are known."""
+        rows = candidate.levels
 
         def weights(stage: int) -> Hashable:
             return (self._library.source(stage), rows[stage]) if any(rows[stage]) else None
 
         recall = Recall(denoiser_of(self._pipe), self._stages, self.cache, weights)
-        self._bank.choose(rows, lambda stage: None)
-        with self._stepped(levels, correct) as stepping, attached(self._routing), recall.attached():
+        self._bank.choose(rows)
+        with self._stepped(candidate, correct) as stepping, attached(self._routing), recall.attached():
             result = self._sample(self._chunks[chunk])
             corrections = () if stepping is None else stepping.corrections
         self.calls += recall.runs * len(self._chunks[chunk])
         return result, corrections
 
 
-def timesteps_of(path: Trajectory, stages: Stages, levels: Levels) -> tuple[float, ...]:
-    """The timesteps of a schedule that chooses its steps: its last row, where it has one more than stages."""
-    if len(levels) > len(stages):
-        return tuple(map(float, levels[-1]))
-    return placed(path, stages, [row[0] for row in levels])
+def timesteps_of(path: Trajectory, stages: Stages, candidate: Candidate) -> tuple[float, ...]:
+    """The timesteps of a schedule that chooses its steps: its own, or those where the numbers put them."""
+    return candidate.timesteps or placed(path, stages, candidate.steps)
 
 
 def _finite(score: float) -> float:

@@ -8,18 +8,21 @@ import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, Self
 
-from pydantic import AllowInfNan, BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError, model_validator
 
 from .checking import validated
 from .errors import DiffESError, StorageError
+from .search import Candidate
 from .store import check_size, digest, write_text
-
-Levels = tuple[tuple[int, ...], ...]
 
 _MOST_BYTES, _LONGEST = 2**30, 2**22
 """Of a journal, and of one of its lines: a hundred times what is known."""
+
+
+_Whole = Annotated[int, Strict(), Field(ge=0)]
+_Time = Annotated[float, Strict(), AllowInfNan(False)]
 
 
 class Scale(StrEnum):
@@ -28,6 +31,28 @@ class Scale(StrEnum):
     ALL = "all"  # all probes of a search
     HEAT = "heat"  # those of its first heat
     ALONE = "alone"  # single changes of one schedule, against that schedule
+
+
+class CandidateJson(BaseModel):
+    """What ``Candidate.to_json`` wrote."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    levels: Annotated[tuple[tuple[_Whole, ...], ...], Field(min_length=1)]
+    steps: tuple[_Whole, ...] | None = None
+    timesteps: Annotated[tuple[_Time, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def fits(self) -> Self:
+        if self.steps is not None and len(self.steps) != len(self.levels):
+            raise ValueError(f"steps of {len(self.levels)} stages")
+        if self.steps is None and self.timesteps is not None:
+            raise ValueError("steps beside timesteps")
+        return self
+
+    def made(self) -> Candidate:
+        """The candidate."""
+        return Candidate.of(self.levels, self.steps, self.timesteps or ())
 
 
 class _Header(BaseModel):
@@ -44,7 +69,7 @@ class _Line(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    levels: tuple[tuple[Annotated[int, Strict()] | Annotated[float, Strict(), AllowInfNan(False)], ...], ...]
+    candidate: CandidateJson
     score: Annotated[float, Strict()]
     scale: Scale
     check: Annotated[str, Strict()] | None = None
@@ -86,7 +111,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool) -> None:
-        self.path, self.known, self.dropped = path, {scale: dict[Levels, float]() for scale in Scale}, 0
+        self.path, self.known, self.dropped = path, {scale: dict[Candidate, float]() for scale in Scale}, 0
         settings = json.loads(json.dumps(settings))
         self._settings = digest(settings)
         if path is None:
@@ -102,7 +127,7 @@ class Journal:
             self._compare(found.header.settings, settings)
         whole = [line for line in found.lines if earlier is None or line.check == self._check(line)]
         for line in whole:
-            self.known[line.scale][cast(Levels, line.levels)] = line.score
+            self.known[line.scale][line.candidate.made()] = line.score
         self.dropped = count - len(whole)
         if earlier != self._settings or self.dropped or found.cut:
             texts = [json.dumps({"settings": settings, "sha256": self._settings}), *map(self._text, whole)]
@@ -123,21 +148,24 @@ class Journal:
             raise DiffESError(str(self.path), expected="the settings the search began with", found=found, remedy=remedy)
 
     def _check(self, line: _Line) -> str:
-        return digest([self._settings, line.levels, line.score, line.scale])[:16]
+        return digest([self._settings, line.candidate.made().to_json(), line.score, line.scale])[:16]
 
     def _text(self, line: _Line) -> str:
-        return json.dumps({**line.model_dump(), "check": self._check(line)})
+        candidate = line.candidate.made().to_json()
+        return json.dumps(
+            {"candidate": candidate, "score": line.score, "scale": line.scale, "check": self._check(line)}
+        )
 
-    def add(self, levels: Levels, score: float, scale: Scale = Scale.ALL) -> None:
+    def add(self, candidate: Candidate, score: float, scale: Scale = Scale.ALL) -> None:
         """Remember a score; on return it is on the disk.
 
         Raises:
             StorageError: the disk refused.
         """
-        self.known[scale][levels] = score
+        self.known[scale][candidate] = score
         if self.path is None:
             return
-        text = self._text(_Line(levels=levels, score=score, scale=scale))
+        text = self._text(_Line(candidate=CandidateJson(**candidate.to_json()), score=score, scale=scale))
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
@@ -185,7 +213,7 @@ def _read_lines(file: BinaryIO, contents: _Contents) -> None:
             line = _Line.model_validate_json(b"" if long else text)
         except ValidationError:
             line = None
-        if line is None or math.isnan(line.score) or not line.levels:
+        if line is None or math.isnan(line.score):
             contents.junk += 1
         else:
             contents.lines.append(line)

@@ -15,14 +15,14 @@ from .fitness import Fitness
 from .journal import Journal, Scale
 from .pipeline import denoiser_of, device_of, hushed
 from .pool import Workers
-from .search import Levels
+from .search import Candidate
 from .study import Study
 
 
 class Job(NamedTuple):
     """One candidate to be scored; ``heat`` is its score in the first heat, which the one on all probes goes on from."""
 
-    levels: Levels
+    candidate: Candidate
     scale: Scale
     heat: float | None = None
 
@@ -44,10 +44,10 @@ class Scorer:
 
     def __call__(self, job: Job) -> float:
         if job.scale is Scale.ALONE:
-            return self.alone(job.levels)
+            return self.alone(job.candidate)
         if job.scale is Scale.HEAT:
-            return self.fitness.first(job.levels)
-        return self.fitness(job.levels) if job.heat is None else self.fitness.second(job.levels, job.heat)
+            return self.fitness.first(job.candidate)
+        return self.fitness(job.candidate) if job.heat is None else self.fitness.second(job.candidate, job.heat)
 
 
 class Judge(AbstractContextManager["Judge"]):
@@ -75,8 +75,8 @@ class Judge(AbstractContextManager["Judge"]):
             self._workers.close()
 
     def scores(
-        self, candidates: Sequence[Levels], scale: Scale = Scale.ALL, done: Callable[[], None] = lambda: None
-    ) -> Mapping[Levels, float]:
+        self, candidates: Sequence[Candidate], scale: Scale = Scale.ALL, done: Callable[[], None] = lambda: None
+    ) -> Mapping[Candidate, float]:
         """The score of every candidate, in their order; ``done()`` is called after each.
 
         Raises:
@@ -84,19 +84,19 @@ class Judge(AbstractContextManager["Judge"]):
             StorageError: the journal's disk refused, or the temporary folder has no room for what workers share.
         """
         known, heats = self.journal.known[scale], self.journal.known[Scale.HEAT]
-        new = [levels for levels in candidates if levels not in known]
+        new = [one for one in candidates if one not in known]
         for _ in range(len(candidates) - len(new)):
             done()
-        jobs = [Job(levels, scale, heats.get(levels) if scale is Scale.ALL else None) for levels in new]
+        jobs = [Job(one, scale, heats.get(one) if scale is Scale.ALL else None) for one in new]
         with hushed():  # once, because it takes its time
             for job, score in self._scored(jobs):
-                self.journal.add(job.levels, score, scale)
+                self.journal.add(job.candidate, score, scale)
                 done()
-        return {levels: known[levels] for levels in candidates}
+        return {one: known[one] for one in candidates}
 
-    def score(self, levels: Levels) -> float:
+    def score(self, candidate: Candidate) -> float:
         """On all probes."""
-        return self.scores([levels])[levels]
+        return self.scores([candidate])[candidate]
 
     def _scored(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, float]]:
         if self._workers is None:

@@ -7,6 +7,7 @@ started soon watches its parent.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -63,7 +64,7 @@ class Workers(Generic[J, A]):
 
     def __init__(self, shared: Callable[[], memoryview], loads: Sequence[Load[J, A]], patience: float = 600) -> None:
         self._shared, self._loads, self._patience = shared, loads, patience
-        self._all = list[_Worker]()
+        self._all, self._deadline = list[_Worker](), math.inf  # of the start, once it has begun
         Finalize(self, _end, [self._all], exitpriority=1)  # at exit, before the standard library waits for children
 
     def close(self) -> None:

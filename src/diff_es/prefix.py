@@ -17,7 +17,7 @@ from .pipeline import Pipeline, denoiser_of, intercepted
 from .samplers import STEPPABLE, is_deterministic
 
 Key: TypeAlias = Hashable
-Keys: TypeAlias = Callable[[tuple[float, ...], tuple[float, ...]], Key | None]
+Keys: TypeAlias = Callable[[tuple[float, ...], tuple[float, ...]], Key]
 
 
 class Result(NamedTuple):
@@ -105,20 +105,18 @@ class Replay:
     Args:
         pipe: with the scheduler that it runs with; left as it was.
         cache: where known steps are looked up and kept.
-        key: the key of a step, for the run's timesteps up to its own and all of them; None where nothing can be known.
+        key: the key of a step, for the run's timesteps up to its own and all of them.
     """
 
     def __init__(self, pipe: Pipeline, cache: PrefixCache, key: Keys) -> None:
         self._denoiser, self._scheduler, self._cache, self._key = denoiser_of(pipe), pipe.scheduler, cache, key
         self._resumes = type(pipe.scheduler) in STEPPABLE and is_deterministic(pipe.scheduler)
+        self._all, self._before = pipe.scheduler.timesteps, dict[str, Any]()  # of this run, once it has begun
         self._timesteps, self._step, self._calls = tuple[float, ...](), 0, 0
+        self._now: Key = ()  # of the step under way
+        self._known = Known()
         self.runs = 0  # denoiser calls that were run
         self._from: tuple[Known, After] | None = None  # until the pipeline has come to where it goes on
-
-    @property
-    def timestep(self) -> float:
-        """The scheduler's, of the step under way."""
-        return self._timesteps[self._step]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -206,7 +204,7 @@ class Replay:
             setattr(self._scheduler, name, copy(value) if isinstance(value, list) else value)
         return after.result
 
-    def _key_of(self, step: int) -> Key | None:
+    def _key_of(self, step: int) -> Key:
         return self._key(self._timesteps[: step + 1], self._timesteps)
 
     def _next(self, step: int) -> float | None:

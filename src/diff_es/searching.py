@@ -15,7 +15,7 @@ from .final import Finalist, Found, select
 from .judge import Judge
 from .progress import Reporter
 from .rng import derive_seed
-from .search import Generation, Levels, NoneFits, Space
+from .search import Candidate, Generation, NoneFits, Space
 from .sensitivity import Sensitivity, by_rule, changed, starts, with_timesteps
 from .settings import Levers
 from .study import Study
@@ -54,30 +54,30 @@ def evolve(
         lucky, drawn = _by_chance(ready, budget, space, judge, reporter)
         first = [knapsack] if ready.path is None else []
         finalists = [*map(Finalist, [*best, *first, *lucky]), *_by_hand(ready, budget, space, judge), *smaller]
-        ran = {*explored.scores, *changed(ready), *placed, *drawn, *(one.levels for one in finalists)}
+        ran = {*explored.scores, *changed(ready), *placed, *drawn, *(one.candidate for one in finalists)}
         found = select(ready, finalists, judge, explored.history, len(ran), reporter)
-        results[budget], smaller = found, [Finalist(found.levels, found.corrected)]
+        results[budget], smaller = found, [Finalist(found.candidate, found.corrected)]
     return results
 
 
 def _searched(
     ready: Study, budget: float, space: Space, explored: _Explored, judge: Judge, reporter: Reporter
-) -> tuple[list[Levels], Mapping[Levels, float]]:
+) -> tuple[list[Candidate], Mapping[Candidate, float]]:
     """The finalists of a budget's search, best first, and all candidates whose timesteps were moved on the way."""
     most = ready.settings.finalists
-    best = [levels for levels in ranked(explored.scores) if space.feasible(levels)]
+    best = [one for one in ranked(explored.scores) if space.feasible(one)]
     if ready.path is None:
         return best[:most], {}
     narrow = space.dense()
-    alone = [levels for levels in ranked(explored.alone) if narrow is not None and narrow.feasible(levels)]
+    alone = [one for one in ranked(explored.alone) if narrow is not None and narrow.feasible(one)]
     placed = place_steps(ready, budget, alone, judge, reporter)
-    own = {widened(ready, levels): score for levels, score in placed.items()}
+    own = {widened(ready, one): score for one, score in placed.items()}
     unpruned = list(ranked(own))[:most]
-    if any(_is_pruned(ready, levels) for levels in best):
+    if any(one.pruned for one in best):
         both = place_both(ready, budget, [*best[: ready.settings.survivors], *unpruned[:_EACH]], judge, reporter)
         own = {**own, **both, **ranked(own)}  # who lost a later heat keeps its score
-    few, first = _few(ready), [levels for levels in best if with_timesteps(ready, levels) not in own]
-    steps = [levels for levels in first if not _is_pruned(ready, levels)]
+    few, first = _few(ready), [one for one in best if with_timesteps(ready, one) not in own]
+    steps = [one for one in first if not one.pruned]
     return [*list(ranked(own))[:most], *unpruned, *first[:few], *steps[:few]], own
 
 
@@ -88,7 +88,7 @@ def _few(ready: Study) -> int:
 
 def _by_chance(
     ready: Study, budget: float, space: Space, judge: Judge, reporter: Reporter
-) -> tuple[list[Levels], Mapping[Levels, float]]:
+) -> tuple[list[Candidate], Mapping[Candidate, float]]:
     """The best of some random schedules, the first that random search would come to, and all of them; where steps and
     levels are both a choice, half of them are of steps alone."""
     count, narrow = ready.settings.population, None if ready.path is None else space.dense()
@@ -98,7 +98,7 @@ def _by_chance(
     count, unpruned = -(-count // 2), Unpruned(ready, judge)
     drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, judge, reporter).ranking())
     search = by_chance(ready, narrow, f"random steps at {budget:g}", count, unpruned, reporter)
-    alone = {widened(ready, levels): score for levels, score in search.ranking()}
+    alone = {widened(ready, one): score for one, score in search.ranking()}
     return [*list(ranked(drawn))[: _few(ready)], *list(ranked(alone))[: _few(ready)]], {**drawn, **alone}
 
 
@@ -113,8 +113,8 @@ def _by_hand(ready: Study, budget: float, space: Space, judge: Judge) -> list[Fi
     ruled, own = by_rule(ready, budget), [ready.own] if space.feasible(ready.own) else []
     found += map(Finalist, [*list(ranked(judge.scores(ruled)))[: _few(ready)], *own])
     if ready.corrected:
-        plain = ranked({levels: judge.scorer.fitness.plain(levels) for levels in ruled})
-        found += [Finalist(levels, corrected=False) for levels in [*list(plain)[: _few(ready)], *own]]
+        plain = ranked({one: judge.scorer.fitness.plain(one) for one in ruled})
+        found += [Finalist(one, corrected=False) for one in [*list(plain)[: _few(ready)], *own]]
     return found
 
 
@@ -124,7 +124,7 @@ class _Explored:
 
     scores: Ranking  # of all candidates, those that lost a heat included
     alone: Ranking  # of the search of steps alone, as `Space.dense` has them
-    knapsacks: tuple[Levels, ...]  # the first start of each budget
+    knapsacks: tuple[Candidate, ...]  # the first start of each budget
     history: tuple[Generation, ...]  # of the last search
 
 
@@ -136,20 +136,16 @@ def _explore(ready: Study, spaces: Sequence[Space], judge: Judge, table: Sensiti
         begun, unpruned = starts(ready, dense, table.dense), Unpruned(ready, judge)
         steps = evolved(ready, dense, generations, purpose, begun, unpruned, reporter)
         alone, history = dict(steps.ranking()), steps.history
-        scores = {widened(ready, levels): score for levels, score in alone.items()}
+        scores = {widened(ready, one): score for one, score in alone.items()}
         if settings.levers is Levers.BOTH:
             generations, purpose = -(-generations // 2), "evolution of steps and levels"
             scores |= _beyond(ready, spaces[-1], alone, table, generations, unpruned, reporter)
-            first = (*knapsacks, *(levels for space in spaces for levels in _pruned(ready, space, scores, table)))
+            first = (*knapsacks, *(one for space in spaces for one in _pruned(ready, space, scores, table)))
     if settings.levers is not Levers.STEPS:
         before, search = len(scores), evolved(ready, spaces, generations, purpose, first, judge, reporter)
         scores = {**scores, **dict(search.ranking()), **ranked(scores)}  # who lost a later heat keeps its score
         history = tuple(replace(one, evaluations=before + one.evaluations) for one in search.history)
     return _Explored(scores, alone, knapsacks, history)
-
-
-def _is_pruned(ready: Study, levels: Levels) -> bool:
-    return any(map(any, ready.rows(levels)))
 
 
 def _dense(ready: Study, spaces: Sequence[Space]) -> list[Space]:
@@ -173,18 +169,18 @@ def _beyond(
     assert wider is not None
     rng = np.random.default_rng(derive_seed(ready.settings.seed, "beyond"))
     first = [table.dense.best(wider), *list(ranked(alone))[: ready.settings.survivors]]
-    grown = list(dict.fromkeys(wider.repair(levels, rng) for levels in first))
+    grown = list(dict.fromkeys(wider.repair(one, rng) for one in first))
     search = evolved(ready, [wider], generations, "evolution of more steps", grown, judge, reporter)
-    return {widened(ready, levels): score for levels, score in search.ranking()}
+    return {widened(ready, one): score for one, score in search.ranking()}
 
 
-def _pruned(ready: Study, space: Space, scores: Mapping[Levels, float], table: Sensitivity) -> list[Levels]:
+def _pruned(ready: Study, space: Space, scores: Mapping[Candidate, float], table: Sensitivity) -> list[Candidate]:
     """The best of the schedules of steps alone, each with the levels that bring it within a budget.
 
     Which are best is foretold: the error that was measured, and the table's for the levels, once as it is and then more
     and more of it, since errors of levels may reinforce each other.
     """
-    errors, foreseen = dict[Levels, tuple[float, float]](), [list[float]() for _ in _DOUBTS]  # in ascending order
+    errors, foreseen = dict[Candidate, tuple[float, float]](), [list[float]() for _ in _DOUBTS]  # in ascending order
     most, at_least = _EACH * len(_DOUBTS), table.relaxed(space)
 
     def hopeless(own: float, added: float) -> bool:
@@ -193,19 +189,18 @@ def _pruned(ready: Study, space: Space, scores: Mapping[Levels, float], table: S
             len(known) >= most and total > known[most - 1] for total, known in zip(totals, foreseen, strict=True)
         )
 
-    offered = list[tuple[float, float, list[int]]]()
-    for levels, score in ranked(scores).items():
-        counts = [row[0] for row in levels]
-        if space.pays(counts):
+    offered = list[tuple[float, float, tuple[int, ...]]]()
+    for candidate, score in ranked(scores).items():
+        if space.pays(counts := candidate.steps):
             offered.append((ready.settings.measure.error(score), at_least(counts), counts))
     for own, added, counts in sorted(offered, key=lambda one: one[0] + _DOUBTS[1] * one[1]):  # soon the best are known
         if not hopeless(own, added):
             point = table.pruned(space, counts)
-            errors[point.levels] = own, point.error
+            errors[point.candidate] = own, point.error
             for doubt, known in zip(_DOUBTS, foreseen, strict=True):
                 insort(known, own + doubt * point.error)
-    found = list[Levels]()
+    found = list[Candidate]()
     for doubt in _DOUBTS:
-        foretold = sorted(errors, key=lambda levels: (errors[levels][0] + doubt * errors[levels][1], levels))
-        found += [levels for levels in foretold if levels not in found][:_EACH]
+        foretold = sorted(errors, key=lambda one: (errors[one][0] + doubt * errors[one][1], one))
+        found += [one for one in foretold if one not in found][:_EACH]
     return found

@@ -17,7 +17,7 @@ from .judge import Judge
 from .progress import Reporter
 from .published import published
 from .rng import derive_seed
-from .search import Levels, Point, Relaxed, Space, branches, knapsack_best, prunings
+from .search import Candidate, Point, Relaxed, Space, StageChoice, branches, knapsack_best, prunings
 from .settings import describe
 from .study import Study
 from .survey import Survey, identity
@@ -76,7 +76,7 @@ class Sensitivity:
         """Of steps alone, for :meth:`Space.dense`."""
         return Sensitivity((((0.0,),),) * len(self.levels), self.steps)
 
-    def best(self, space: Space, *, coherent: bool = False) -> Levels:
+    def best(self, space: Space, *, coherent: bool = False) -> Candidate:
         """The schedule of least total error within the budget, were errors to add up; exact (search/knapsack.py).
 
         ``coherent`` adds them as amplitudes, all in one direction, as the errors of a sampler's steps tend to be.
@@ -91,7 +91,7 @@ class Sensitivity:
         else:
             steps = self.steps
             stages = branches(space, lambda stage, count: (added(steps[stage][count]), by_level[stage]))
-        return knapsack_best(stages, space.budget).levels
+        return knapsack_best(stages, space.budget).candidate
 
     def pruned(self, space: Space, counts: Sequence[int]) -> Point:
         """The schedule of least added error that takes these numbers of steps, within the budget; exact."""
@@ -117,7 +117,7 @@ def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
     with reporter.task("measure sensitivity", len(single)) as task:
         scores = judge.scores(single, Scale.ALONE, task.advance)
     error = ready.settings.measure.error
-    errors = {ready.base: 0.0, **{levels: min(error(score), _WORST) for levels, score in scores.items()}}
+    errors = {ready.base: 0.0, **{one: min(error(score), _WORST) for one, score in scores.items()}}
     by_level = tuple(
         tuple(
             _filled({level: errors[_leveled(ready, stage, unit, level)] for level in (0, *_measured(ready, unit))})
@@ -128,8 +128,8 @@ def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
     if ready.costs.choices is None:
         return Sensitivity(by_level, None)
     steps = tuple(
-        {n: 0.0 if n > ready.base[s][0] else errors[_stepped(ready, s, n)] for n in counts}
-        for s, counts in enumerate(ready.costs.choices)
+        {n: 0.0 if n > most else errors[_stepped(ready, s, n)] for n in counts}
+        for s, (counts, most) in enumerate(zip(ready.costs.choices, ready.base.steps, strict=True))
     )
     return Sensitivity(by_level, steps)
 
@@ -158,34 +158,28 @@ def _filled(errors: Mapping[int, float]) -> tuple[float, ...]:
     return (0.0, *(errors.get(int(level), float(found)) for level, found in zip(values[1:], power, strict=True)))
 
 
-def changed(ready: Study) -> list[Levels]:
+def changed(ready: Study) -> list[Candidate]:
     """The schedules that change one choice of one stage, from the first stage to the last."""
-    choices, found = ready.costs.choices, list[Levels]()
-    for stage, row in enumerate(ready.base):
-        found += [_stepped(ready, stage, n) for n in choices[stage] if n < row[0]] if choices else []
+    choices, found = ready.costs.choices, list[Candidate]()
+    for stage in range(len(ready.stages)):
+        found += [_stepped(ready, stage, n) for n in choices[stage] if n < ready.base.steps[stage]] if choices else []
         for unit in range(len(ready.units)):
             found += [_leveled(ready, stage, unit, level) for level in _measured(ready, unit)]
     return found
 
 
-def _stepped(ready: Study, stage: int, count: int) -> Levels:
-    return _with(ready.base, stage, (count, *(0 for _ in ready.costs.options)))
+def _stepped(ready: Study, stage: int, count: int) -> Candidate:
+    return ready.base.at_stage(stage, StageChoice(count, (0,) * len(ready.costs.options)))
 
 
-def _leveled(ready: Study, stage: int, unit: int, level: int) -> Levels:
-    row, front = list(ready.base[stage]), 0 if ready.path is None else 1
-    row[front + unit] = level
-    return _with(ready.base, stage, row)
+def _leveled(ready: Study, stage: int, unit: int, level: int) -> Candidate:
+    return ready.base.at_stage(stage, ready.base.stages[stage].at_level(unit, level))
 
 
-def _with(levels: Levels, stage: int, row: Sequence[int]) -> Levels:
-    return (*levels[:stage], tuple(row), *levels[stage + 1 :])
-
-
-def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[Levels, ...]:
+def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[Candidate, ...]:
     """First candidates for every budget, each filled up to it: the knapsack of the sensitivities first, then uniform,
     ramps and the middle-protecting shape of MosaicDiff, or fewer steps, evenly and by the rules that people use."""
-    rng, found = np.random.default_rng(derive_seed(ready.settings.seed, "starts")), list[Levels]()
+    rng, found = np.random.default_rng(derive_seed(ready.settings.seed, "starts")), list[Candidate]()
     for space in spaces:
         found.append(space.repair(table.best(space), rng))
     for space in spaces:
@@ -194,34 +188,29 @@ def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[L
             continue
         found += [space.repair(table.best(space, coherent=True), rng), *space.starts(rng)]
         ruled = by_rule(ready, space.budget / ready.costs.dense)
-        found += [space.repair(_offered(ready, levels, space.units), rng) for levels in ruled]
+        found += [space.repair(_offered(ready, one, space.units), rng) for one in ruled]
     return tuple(found)
 
 
-def _offered(ready: Study, levels: Levels, units: int) -> Levels:
-    """The nearest schedule whose stages take numbers of steps that they may choose."""
-    rows = zip(ready.costs.choices or (), levels[: len(ready.stages)], strict=True)
-    return tuple((min(counts, key=lambda n: (abs(n - row[0]), n)), *row[1 : 1 + units]) for counts, row in rows)
+def _offered(ready: Study, candidate: Candidate, units: int) -> Candidate:
+    """The nearest schedule whose stages take numbers of steps that they may choose, with the first so many units."""
+    pairs = zip(ready.costs.choices or (), candidate.steps, strict=True)
+    steps = [min(counts, key=lambda n: (abs(n - wanted), n)) for counts, wanted in pairs]
+    return Candidate.of([levels[:units] for levels in candidate.levels], steps)
 
 
-def by_rule(ready: Study, share: float) -> tuple[Levels, ...]:
+def by_rule(ready: Study, share: float) -> tuple[Candidate, ...]:
     """The dense model, if it may run at all, with as many steps as a share of the cost holds, where rules of hand put
     them, and where they were published for the model; with timesteps."""
-    path, dense = ready.path, ready.own[0][1:]
-    total, found = math.floor(share * sum(ready.costs.steps) + 1e-9), list[Levels]()
+    path, dense = ready.path, ready.own.levels
+    total, found = math.floor(share * sum(ready.costs.steps) + 1e-9), list[Candidate]()
     if path is None or 0 in ready.costs.barred or not total:
         return ()
     for timesteps in [*by_hand(path, total), *filter(None, [published(ready.pipe, path, total)])]:
-        counts = ready.stages.steps(timesteps)
-        found.append((*((n, *dense) for n in counts), as_row(timesteps)))
+        found.append(Candidate.of(dense, ready.stages.steps(timesteps), timesteps))
     return tuple(found)
 
 
-def with_timesteps(ready: Study, levels: Levels) -> Levels:
-    """A schedule with its timesteps as one more row."""
-    return (*levels[: len(ready.stages)], as_row(ready.timesteps(levels)))
-
-
-def as_row(timesteps: Sequence[float] | None) -> tuple[int, ...]:
-    """Timesteps as the last row of a schedule."""
-    return tuple(int(t) if t == int(t) else t for t in timesteps or ())  # type: ignore[misc]
+def with_timesteps(ready: Study, candidate: Candidate) -> Candidate:
+    """A schedule that says its timesteps."""
+    return candidate.at(ready.timesteps(candidate) or ())

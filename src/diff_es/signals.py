@@ -30,13 +30,14 @@ class Listener:
     def __init__(self, leave: Callable[[signal.Signals], NoReturn]) -> None:
         self.heard: signal.Signals | None = None
         self._leave, self._raising, self._last = leave, False, -_SAME
+        self._unraisable = sys.unraisablehook
         self._numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
         for number in self._numbers:
             signal.signal(number, self._hear)
 
     def raise_interrupts(self) -> None:
         """From now on something may have to be undone."""
-        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._again
+        sys.unraisablehook = self._again
         self._raising = True
 
     def ignore(self) -> None:

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .arithmetic import PLACING, changed, denoiser_input, settings_that_differ
 from .chosen import Chosen
@@ -57,6 +58,8 @@ class Stepping:
         check_scheduler(pipe.scheduler)
         self._pipe, self._before = pipe, pipe.scheduler
         self._chosen = Chosen(pipe.scheduler, timesteps, asked, correct)
+        self._stand_in = self._chosen.stand_in()
+        self._handle: RemovableHandle | None = None  # while it is attached
 
     @property
     def corrections(self) -> Corrections:
@@ -71,7 +74,7 @@ class Stepping:
             DiffESError: the pipeline runs chosen timesteps already.
         """
         _check_free(self._pipe)
-        self._pipe.scheduler = self._stand_in = self._chosen.stand_in()
+        self._pipe.scheduler = self._stand_in
         denoiser = denoiser_of(self._pipe)
         self._handle = denoiser.register_forward_pre_hook(_check_schedulers)
         _HEARD.setdefault(denoiser, []).append(ref(self))
@@ -85,7 +88,8 @@ class Stepping:
         if not self._attached():
             return
         del _STEPPED[self._pipe], _STEPPED[self._stand_in]
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
         heard = [held for held in _HEARD.pop(denoiser_of(self._pipe), []) if held() is not self]
         if heard:
             _HEARD[denoiser_of(self._pipe)] = heard

@@ -57,7 +57,7 @@ def _heat(study: Study, budget: float, found: Found) -> Heat:
     spent = "compute" if study.prices is None else "time"
     title, names = f"Diff-ES at {budget:g} of the {spent}", tuple(unit.name for unit in study.units)
     most = max(len(unit.options) for unit in study.units) - 1
-    return Heat(title, study.rows(found.levels), most, study.steps(found.levels), tuple(ends), names)
+    return Heat(title, found.candidate.levels, most, study.steps(found.candidate), tuple(ends), names)
 
 
 def tell(

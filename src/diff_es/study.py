@@ -18,7 +18,7 @@ from .fitness import Bank, Fitness, timesteps_of
 from .library import Library
 from .pipeline import AnyPipeline, denoiser_of, make_probes, sample
 from .progress import Reporter
-from .search import Levels
+from .search import Candidate
 from .settings import Levers, Settings
 from .stepping import correctable, stepped
 from .survey import Survey, survey
@@ -80,7 +80,7 @@ class Study(Survey):
 
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""
-        reference = None if self.path is None else placed(self.path, self.stages, [row[0] for row in self.base])
+        reference = None if self.path is None else placed(self.path, self.stages, self.base.steps)
         return self._fitness(self._probes("search", self.settings.sensed_probes), reference)
 
     @cached_property
@@ -96,26 +96,22 @@ class Study(Survey):
     def _probes(self, purpose: str, count: int) -> tuple[Probe, ...]:
         return make_probes(self.pipe, count, self.settings.seed, purpose, self.settings.prompts)
 
-    def rows(self, levels: Levels) -> Levels:
-        """The levels of a schedule's units, without the numbers of steps."""
-        return levels if self.path is None else tuple(row[1:] for row in levels[: len(self.stages)])
-
-    def timesteps(self, levels: Levels) -> tuple[float, ...] | None:
+    def timesteps(self, candidate: Candidate) -> tuple[float, ...] | None:
         """What the sampler takes under a schedule; None: the user's own."""
-        return None if self.path is None else timesteps_of(self.path, self.stages, levels)
+        return None if self.path is None else timesteps_of(self.path, self.stages, candidate)
 
-    def steps(self, levels: Levels) -> tuple[int, ...]:
+    def steps(self, candidate: Candidate) -> tuple[int, ...]:
         """Sampler steps of each stage under a schedule."""
-        return self.costs.steps if self.path is None else tuple(row[0] for row in levels[: len(self.stages)])
+        return self.costs.steps if self.path is None else candidate.steps
 
     @property
-    def base(self) -> Levels:
+    def base(self) -> Candidate:
         """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own, as
         far as there is room."""
         if self.costs.choices is None:
             return self.own
-        chosen = zip(self.costs.choices, self.own, strict=True)
-        return tuple((max(n for n in counts if n <= 2 * own), *dense) for counts, (own, *dense) in chosen)
+        pairs = zip(self.costs.choices, self.own.steps, strict=True)
+        return Candidate.of(self.own.levels, [max(n for n in counts if n <= 2 * own) for counts, own in pairs])
 
 
 def study(surveyed: Survey, reporter: Reporter) -> Study:

@@ -24,7 +24,7 @@ from .placements import Streamed, parameter_bytes
 from .progress import Reporter
 from .route import routing_of
 from .schedule import Stages
-from .search import Levels
+from .search import Candidate
 from .settings import Levers, Settings, value_of
 from .stepping import own_path
 from .trajectory import Trajectory, placed, step_choices
@@ -75,20 +75,20 @@ class Survey:
         """
         if self.path is None:
             return None
-        return placed(self.path, self.stages, [row[0] for row in self.finest])
+        return placed(self.path, self.stages, self.finest.steps)
 
     @property
-    def finest(self) -> Levels:
+    def finest(self) -> Candidate:
         """The schedule of the most steps, all of them dense."""
         if self.costs.choices is None:
             return self.own
-        return tuple((counts[-1], *own[1:]) for counts, own in zip(self.costs.choices, self.own, strict=True))
+        return Candidate.of(self.own.levels, [counts[-1] for counts in self.costs.choices])
 
     @property
-    def own(self) -> Levels:
+    def own(self) -> Candidate:
         """The schedule that is the user's own setting."""
-        dense = (0,) * len(self.units)
-        return tuple(dense if self.path is None else (n, *dense) for n in self.costs.steps)
+        dense = ((0,) * len(self.units),) * len(self.stages)
+        return Candidate.of(dense, None if self.path is None else self.costs.steps)
 
 
 def survey(

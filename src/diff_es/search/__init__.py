@@ -6,6 +6,7 @@ schedules keep the budget and how to move between them, and a `Search` asks for 
 
 from diff_es.search.additive import Branch, Point, branches, knapsack_hull, prunings
 from diff_es.search.ask import Generation, Propose, Scored, Search, replay
+from diff_es.search.candidate import Candidate, StageChoice
 from diff_es.search.choosing import Standing, choose, error_of
 from diff_es.search.evolve import (
     Evolution,
@@ -22,16 +23,16 @@ from diff_es.search.placing import Placing, placing_search
 from diff_es.search.racing import Judge, promoted, race
 from diff_es.search.relaxed import Relaxed
 from diff_es.search.slots import Steps
-from diff_es.search.space import Levels, NoneFits, Space
+from diff_es.search.space import NoneFits, Space
 
 __all__ = [
     "Branch",
+    "Candidate",
     "EvoPress",
     "Evolution",
     "FrontPoint",
     "Generation",
     "Judge",
-    "Levels",
     "NoneFits",
     "Placing",
     "Point",
@@ -40,6 +41,7 @@ __all__ = [
     "Scored",
     "Search",
     "Space",
+    "StageChoice",
     "Standing",
     "Steps",
     "best_within",

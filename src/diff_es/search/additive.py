@@ -1,14 +1,15 @@
 """A model in which the errors of stages and units simply add up, as `knapsack` solves it.
 
-Each stage takes one of its `Branch`es. That is the general case: a branch is a whole row with its cost and error, or a
-number of steps whose units each choose a level on top.
+Each stage takes one of its `Branch`es. That is the general case: a branch is a stage's whole choice with its cost and
+error, or a number of steps whose units each choose a level on top.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import NamedTuple
 
-from diff_es.search.space import Levels, Space
+from diff_es.search.candidate import Candidate, StageChoice
+from diff_es.search.space import Space
 
 Table = Sequence[Sequence[float]]
 """What each [unit][level] adds to an error."""
@@ -20,7 +21,7 @@ Choice = tuple[tuple[int, float], ...]
 class Branch(NamedTuple):
     """One way to run a stage."""
 
-    row: tuple[int, ...]  # how the stage's row begins; all of it without `units`
+    choice: StageChoice  # as it begins; all of it without `units`
     cost: int
     error: float
     units: tuple[Choice, ...] = ()
@@ -33,7 +34,7 @@ Stages = Sequence[Sequence[Branch]]
 class Point(NamedTuple):
     cost: int
     error: float
-    levels: Levels
+    candidate: Candidate
 
 
 def prunings(space: Space, errors: Sequence[Table]) -> list[list[Branch]]:
@@ -47,7 +48,7 @@ def prunings(space: Space, errors: Sequence[Table]) -> list[list[Branch]]:
     if len(errors) != space.stages:
         raise ValueError(f"knapsack: expected errors of {space.stages} stages, found {len(errors)}")
     pairs = zip(space.costs, errors, strict=True)
-    return [[Branch((), 0, 0.0, _units(costs, table, 1))] for costs, table in pairs]
+    return [[Branch(StageChoice(None, ()), 0, 0.0, _units(costs, table, 1))] for costs, table in pairs]
 
 
 def branches(space: Space, errors: Callable[[int, int], tuple[float, Table]]) -> list[list[Branch]]:
@@ -63,8 +64,10 @@ def branches(space: Space, errors: Callable[[int, int], tuple[float, Table]]) ->
         found.append([])
         for n in counts:
             error, table = errors(s, n)
-            whole = Branch((0,) * (1 + space.units), 0, error)
-            found[s].append(Branch((n,), n * space.steps.fixed, error, _units(costs, table, n)) if n else whole)
+            if n:
+                found[s].append(Branch(StageChoice(n, ()), n * space.steps.fixed, error, _units(costs, table, n)))
+            else:
+                found[s].append(Branch(StageChoice(0, (0,) * space.units), 0, error))
     return found
 
 
@@ -115,13 +118,14 @@ def check(stages: Stages) -> Stages:
     return stages
 
 
-_Vertex = tuple[int, float, tuple[int, ...]]  # cost, error, row
+_Vertex = tuple[int, float, StageChoice]  # cost, error, what is chosen
 
 
 def _supported(branch: Branch) -> list[_Vertex]:
     """The hull of a branch: each unit's own, whose edges are taken in the order of what they gain."""
     paths = [
-        lower_hull([[(cost, error, (level,)) for level, (cost, error) in enumerate(choice)]]) for choice in branch.units
+        lower_hull([[(cost, error, StageChoice(None, (level,))) for level, (cost, error) in enumerate(choice)]])
+        for choice in branch.units
     ]
     turns = sorted(
         (_slope(path[k], path[k + 1]), u, k + 1) for u, path in enumerate(paths) for k in range(len(path) - 1)
@@ -131,7 +135,8 @@ def _supported(branch: Branch) -> list[_Vertex]:
     def vertex() -> _Vertex:
         picked = [path[k] for path, k in zip(paths, at, strict=True)]
         cost, error = branch.cost + sum(c for c, _, _ in picked), branch.error + sum(e for _, e, _ in picked)
-        return cost, error, (*branch.row, *(level for _, _, (level,) in picked))
+        levels = (level for _, _, one in picked for level in one.levels)
+        return cost, error, branch.choice.followed_by(levels)
 
     found = [vertex()]
     for _, u, k in turns:
@@ -157,4 +162,4 @@ def _slope(a: _Vertex, b: _Vertex) -> float:
 
 
 def _total(rows: Sequence[_Vertex]) -> Point:
-    return Point(sum(c for c, _, _ in rows), sum(e for _, e, _ in rows), tuple(row for _, _, row in rows))
+    return Point(sum(c for c, _, _ in rows), sum(e for _, e, _ in rows), Candidate(tuple(one for _, _, one in rows)))

@@ -10,11 +10,11 @@ from math import inf, isnan
 from statistics import median
 from typing import NamedTuple
 
-from diff_es.search.space import Levels
+from diff_es.search.candidate import Candidate
 
 
 class Scored(NamedTuple):
-    levels: Levels
+    candidate: Candidate
     score: float  # higher is better; -inf: ruled out
 
 
@@ -29,7 +29,7 @@ class Generation:
     evaluations: int  # so far, this generation included
 
 
-Propose = Callable[[int, tuple[Scored, ...]], tuple[Levels, ...]]
+Propose = Callable[[int, tuple[Scored, ...]], tuple[Candidate, ...]]
 """(generation, all evaluated candidates, best first) -> the candidates of that generation, distinct and new.
 
 An empty answer ends the search. It must depend on its arguments alone.
@@ -41,44 +41,44 @@ class Search:
 
     def __init__(self, propose: Propose) -> None:
         self._propose = propose
-        self._scores: dict[Levels, float] = {}
+        self._scores: dict[Candidate, float] = {}
         self._history: list[Generation] = []
         self._cohort = propose(0, ())
 
-    def ask(self) -> tuple[Levels, ...]:
+    def ask(self) -> tuple[Candidate, ...]:
         """The candidates of the current generation that have no score yet, always in the same order; () when done."""
-        return tuple(levels for levels in self._cohort if levels not in self._scores)
+        return tuple(candidate for candidate in self._cohort if candidate not in self._scores)
 
-    def tell(self, scores: Mapping[Levels, float]) -> None:
+    def tell(self, scores: Mapping[Candidate, float]) -> None:
         """Record scores, higher is better, of any of the asked candidates; the last one closes the generation.
 
         Telling the same score again does nothing. ValueError, with nothing recorded, where a score is NaN, where a
         candidate was not asked for, or where it has another score already.
         """
-        for levels, score in scores.items():
+        for candidate, score in scores.items():
             if isnan(score):
                 raise ValueError(
-                    f"Search.tell: expected a number as the score of {levels}, found NaN; "
+                    f"Search.tell: expected a number as the score of {candidate}, found NaN; "
                     "find out why its evaluation failed, or tell -inf to rule it out"
                 )
-            if levels in self._scores:
-                if self._scores[levels] != score:
+            if candidate in self._scores:
+                if self._scores[candidate] != score:
                     raise ValueError(
-                        f"Search.tell: {levels} has the score {self._scores[levels]!r}, found {score!r}; a candidate "
-                        "has one score, so fix the probes, or begin a new search if they changed"
+                        f"Search.tell: {candidate} has the score {self._scores[candidate]!r}, found {score!r}; a "
+                        "candidate has one score, so fix the probes, or begin a new search if they changed"
                     )
-            elif levels not in self._cohort:
+            elif candidate not in self._cohort:
                 raise ValueError(
-                    f"Search.tell: expected a candidate of generation {len(self._history)}, found {levels}; tell what "
-                    "ask() returned (a journal fits only the space, settings and starts that it was written with)"
+                    f"Search.tell: expected a candidate of generation {len(self._history)}, found {candidate}; tell "
+                    "what ask() returned (a journal fits only the space, settings and starts that it was written with)"
                 )
-        self._scores.update((levels, float(score)) for levels, score in scores.items())
+        self._scores.update((candidate, float(score)) for candidate, score in scores.items())
         if self._cohort and not self.ask():
             self._close()
 
     def _close(self) -> None:
         ranking = self.ranking()
-        scores = [score for levels in self._cohort if (score := self._scores[levels]) > -inf] or [-inf]
+        scores = [score for candidate in self._cohort if (score := self._scores[candidate]) > -inf] or [-inf]
         self._history.append(
             Generation(
                 index=len(self._history),
@@ -106,14 +106,14 @@ class Search:
         return tuple(self._history)
 
     def ranking(self) -> tuple[Scored, ...]:
-        """All evaluated candidates, best first; equal scores in the order of their levels."""
-        return tuple(sorted((Scored(*item) for item in self._scores.items()), key=lambda c: (-c.score, c.levels)))
+        """All evaluated candidates, best first; equal scores in the order of candidates."""
+        return tuple(sorted((Scored(*item) for item in self._scores.items()), key=lambda c: (-c.score, c.candidate)))
 
 
-def replay(search: Search, journal: Mapping[Levels, float]) -> None:
+def replay(search: Search, journal: Mapping[Candidate, float]) -> None:
     """Tell a fresh search the scores that an earlier run of it wrote down, in whichever order; it goes on from there.
 
     Scores that the search does not ask for are passed over.
     """
-    while known := {levels: journal[levels] for levels in search.ask() if levels in journal}:
+    while known := {candidate: journal[candidate] for candidate in search.ask() if candidate in journal}:
         search.tell(known)

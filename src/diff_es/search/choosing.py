@@ -19,11 +19,11 @@ FEWEST = 4
 CLOSE = 4
 """Finalists that go on together as long as none of them is clearly worse; of more, the better half does."""
 
-Candidate = TypeVar("Candidate", bound=Hashable)
+Entrant = TypeVar("Entrant", bound=Hashable)
 
 
-class Standing(NamedTuple, Generic[Candidate]):
-    candidate: Candidate
+class Standing(NamedTuple, Generic[Entrant]):
+    candidate: Entrant
     scores: tuple[float, ...]  # one for each noise that it ran on, the first ones of all
 
     @property
@@ -32,8 +32,8 @@ class Standing(NamedTuple, Generic[Candidate]):
 
 
 def choose(
-    finalists: Sequence[Candidate], judge: Callable[[Candidate, int], Sequence[float]], parts: int
-) -> tuple[Standing[Candidate], ...]:
+    finalists: Sequence[Entrant], judge: Callable[[Entrant, int], Sequence[float]], parts: int
+) -> tuple[Standing[Entrant], ...]:
     """The finalists, the winner first; those that dropped out last come next.
 
     All of them run on the first part of the noises. Then those that are clearly worse than the best drop out, from the
@@ -53,7 +53,7 @@ def choose(
     [('b', 4), ('a', 4), ('c', 4)]
     """
     seen, order = {one: list[float]() for one in finalists}, {one: i for i, one in enumerate(finalists)}
-    left, out = list(finalists), list[Candidate]()
+    left, out = list(finalists), list[Entrant]()
     for part in range(parts):
         for one in left:
             seen[one] += judge(one, part)

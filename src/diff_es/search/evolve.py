@@ -13,7 +13,8 @@ from zlib import crc32
 import numpy as np
 
 from diff_es.search.ask import Scored, Search
-from diff_es.search.space import Levels, Space
+from diff_es.search.candidate import Candidate
+from diff_es.search.space import Space
 
 ATTEMPTS = 64
 """How often a candidate is drawn anew when it is already known, before its place is left empty."""
@@ -63,7 +64,7 @@ def usual_switches(genes: int) -> int:
     return max(3, genes // 5)
 
 
-def evolutionary_search(space: Space, settings: Evolution, starts: Sequence[Levels] = ()) -> Search:
+def evolutionary_search(space: Space, settings: Evolution, starts: Sequence[Candidate] = ()) -> Search:
     """The paper's search. The initial population is `starts`, filled up with random candidates.
 
     Offspring come from the best candidates of all generations, so the best never gets worse, and no candidate is asked
@@ -74,18 +75,18 @@ def evolutionary_search(space: Space, settings: Evolution, starts: Sequence[Leve
     ValueError where a start is not feasible; it need not be maximal.
 
     >>> space = Space(costs=(((4, 3, 2),),) * 5, budget=15)  # 5 stages, 1 unit, 3 levels
-    >>> def fitness(levels):
-    ...     return -sum(level**2 / (stage + 1) for stage, (level,) in enumerate(levels))
+    >>> def fitness(candidate):
+    ...     return -sum(level**2 / (stage + 1) for stage, (level,) in enumerate(candidate.levels))
     >>> search = evolutionary_search(space, Evolution(population=8, generations=10))
     >>> while asked := search.ask():
-    ...     search.tell({levels: fitness(levels) for levels in asked})
-    >>> search.best.levels
+    ...     search.tell({candidate: fitness(candidate) for candidate in asked})
+    >>> search.best.candidate.levels
     ((0,), (1,), (1,), (1,), (2,))
     """
     return _evolution("evolutionary_search", (space,), settings, starts, settings.population)
 
 
-def front_search(space: Space, budgets: Sequence[int], settings: Evolution, starts: Sequence[Levels] = ()) -> Search:
+def front_search(space: Space, budgets: Sequence[int], settings: Evolution, starts: Sequence[Candidate] = ()) -> Search:
     """The same for several budgets at once: what one of them learns serves all; `front` reads off the result.
 
     The places of a generation are dealt over the budgets in turn. A budget's survivors are the best of all candidates
@@ -100,7 +101,7 @@ def front_search(space: Space, budgets: Sequence[int], settings: Evolution, star
     return _evolution("front_search", spaces, settings, starts, settings.population)
 
 
-def evopress_search(space: Space, settings: EvoPress, starts: Sequence[Levels] = ()) -> Search:
+def evopress_search(space: Space, settings: EvoPress, starts: Sequence[Candidate] = ()) -> Search:
     """EvoPress (arXiv 2410.14649): a single parent whose offspring are made by level switches alone.
 
     Followed are the random initial candidates of which the best is the first parent, the mutation with
@@ -129,8 +130,8 @@ def random_search(space: Space, evaluations: int, seed: int = 0, batch: int = 20
     _at_least("random_search: batch", batch, 1)
     _at_least("random_search: seed", seed, 0)
 
-    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Levels, ...]:
-        known = (candidate.levels for candidate in ranking)
+    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Candidate, ...]:
+        known = (scored.candidate for scored in ranking)
         places = range(min(batch, evaluations - len(ranking)))
         return _new(lambda rng, _, __: space.random(rng), known, seed, "random", generation, places)
 
@@ -138,26 +139,26 @@ def random_search(space: Space, evaluations: int, seed: int = 0, batch: int = 20
 
 
 def _evolution(
-    name: str, spaces: Sequence[Space], settings: Evolution, starts: Sequence[Levels], initial: int
+    name: str, spaces: Sequence[Space], settings: Evolution, starts: Sequence[Candidate], initial: int
 ) -> Search:
     """(mu + lambda) over spaces that differ in their budget alone, the largest last."""
-    widest, costs = spaces[-1], dict[Levels, int]()
-    for i, levels in enumerate(starts):
-        problem = widest.misfit(levels)
+    widest, costs = spaces[-1], dict[Candidate, int]()
+    for i, start in enumerate(starts):
+        problem = widest.misfit(start)
         if problem is not None:
             raise ValueError(f"{name}: starts[{i}]: {problem}; was it made for another space?")
-        if not widest.feasible(levels):
+        if not widest.feasible(start):
             raise ValueError(
                 f"{name}: starts[{i}]: expected a cost of at most {widest.budget}, "
-                f"found {widest.cost(levels)}; pass it through Space.repair"
+                f"found {widest.cost(start)}; pass it through Space.repair"
             )
 
-    def cost(levels: Levels) -> int:
-        if levels not in costs:
-            costs[levels] = widest.cost(levels)
-        return costs[levels]
+    def cost(candidate: Candidate) -> int:
+        if candidate not in costs:
+            costs[candidate] = widest.cost(candidate)
+        return costs[candidate]
 
-    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Levels, ...]:
+    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Candidate, ...]:
         if generation >= settings.generations:
             return ()
         if generation == 0:
@@ -166,11 +167,11 @@ def _evolution(
             return given + _new(
                 lambda rng, _, index: spaces[index % len(spaces)].random(rng), given, settings.seed, "start", 0, places
             )
-        alive = [candidate.levels for candidate in ranking if candidate.score > -inf]
-        fitting = [[levels for levels in alive if cost(levels) <= space.budget] for space in spaces]
+        alive = [scored.candidate for scored in ranking if scored.score > -inf]
+        fitting = [[candidate for candidate in alive if cost(candidate) <= space.budget] for space in spaces]
         survivors = [fits[: settings.survivors] for fits in fitting]
 
-        def child(rng: np.random.Generator, attempt: int, index: int) -> Levels:
+        def child(rng: np.random.Generator, attempt: int, index: int) -> Candidate:
             turn = (generation * settings.population + index) % len(spaces)
             space, parents = spaces[turn], survivors[turn]
             if attempt >= ATTEMPTS // 2 or not parents:
@@ -180,30 +181,30 @@ def _evolution(
                 return space.crossover(parents[a], parents[b], rng)
             return space.mutate(parents[rng.integers(len(parents))], rng, settings.switches)
 
-        known = (candidate.levels for candidate in ranking)
+        known = (scored.candidate for scored in ranking)
         return _new(child, known, settings.seed, "child", generation, range(settings.population))
 
     return Search(propose)
 
 
 def _new(
-    draw: Callable[[np.random.Generator, int, int], Levels],  # (generator, attempt, index) -> candidate
-    known: Iterable[Levels],
+    draw: Callable[[np.random.Generator, int, int], Candidate],  # (generator, attempt, index) -> candidate
+    known: Iterable[Candidate],
     seed: int,
     purpose: str,
     generation: int,
     places: range,
-) -> tuple[Levels, ...]:
+) -> tuple[Candidate, ...]:
     """One candidate per place that is neither known nor at an earlier place; none where all attempts fail."""
     taken = set(known)
     cohort = []
     for index in places:
         rng = np.random.default_rng([seed, crc32(purpose.encode()), generation, index])
         for attempt in range(ATTEMPTS):
-            levels = draw(rng, attempt, index)
-            if levels not in taken:
-                taken.add(levels)
-                cohort.append(levels)
+            drawn = draw(rng, attempt, index)
+            if drawn not in taken:
+                taken.add(drawn)
+                cohort.append(drawn)
                 break
     return tuple(cohort)
 

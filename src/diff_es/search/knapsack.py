@@ -30,7 +30,8 @@ from diff_es.search.additive import (
     knapsack_hull,
     prunings,
 )
-from diff_es.search.space import Levels, Space
+from diff_es.search.candidate import Candidate, StageChoice
+from diff_es.search.space import Space
 
 OPTIONS = 1 << 12
 """The most options of a stage."""
@@ -40,23 +41,23 @@ CHUNK = 1 << 20
 """How many of these are formed at a time."""
 
 
-def knapsack(space: Space, errors: Sequence[Table]) -> Levels:
+def knapsack(space: Space, errors: Sequence[Table]) -> Candidate:
     """The schedule of least total error within the budget, where stages take their own steps.
 
     `errors[stage][unit][level]` is what a level adds to the error where everything else is dense.
 
     ValueError where the errors have another shape than the costs, or one is not finite.
     """
-    return knapsack_best(prunings(space, errors), space.budget).levels
+    return knapsack_best(prunings(space, errors), space.budget).candidate
 
 
-def joint_knapsack(space: Space, errors: Callable[[int, int], tuple[float, Table]]) -> Levels:
+def joint_knapsack(space: Space, errors: Callable[[int, int], tuple[float, Table]]) -> Candidate:
     """The schedule of least total error within the budget, where stages choose their steps.
 
     `errors(stage, steps)` is the error of taking so many steps, and what each [unit][level] adds to it then.
     ValueError as in `knapsack`.
     """
-    return knapsack_best(branches(space, errors), space.budget).levels
+    return knapsack_best(branches(space, errors), space.budget).candidate
 
 
 def knapsack_best(stages: Stages, budget: int) -> Point:
@@ -148,34 +149,34 @@ def _points(stages: Stages, budget: int, price: float, width: float, grain: int)
     total = _single(0, 0.0, 0.0)
     for s, (sums, _) in enumerate(options):
         total = _extended(_thinned(total, PAIRS // len(sums)), sums, limits, fewest[s + 1], most[s + 1])
-    rows = [rows for _, rows in options]
+    choices = [choices for _, choices in options]
     return tuple(
-        Point(int(cost), float(error), tuple(rows[s][pick] for s, pick in enumerate(picks)))
+        Point(int(cost), float(error), Candidate(tuple(choices[s][pick] for s, pick in enumerate(picks))))
         for cost, error, picks in zip(total.cost, total.error, total.picks.tolist(), strict=True)
     )
 
 
-def _stage(stage: Sequence[Branch], limits: _Limits) -> tuple[_Sums, list[tuple[int, ...]]]:
-    """What a stage may add, one pick for each option, and the options' rows."""
+def _stage(stage: Sequence[Branch], limits: _Limits) -> tuple[_Sums, list[StageChoice]]:
+    """What a stage may add, one pick for each option, and what the options choose."""
     bounds = [
         branch.error + limits.price * branch.cost + sum(_choice(choice, limits.price)[1] for choice in branch.units)
         for branch in stage
     ]
-    found, heads, picks = list[_Sums](), list[tuple[int, ...]](), list[list[int]]()
+    found, heads, picks = list[_Sums](), list[StageChoice](), list[list[int]]()
     for branch, bound in zip(stage, bounds, strict=True):
         loss = bound - min(bounds)
         if loss <= limits.slack:
             sums = _single(branch.cost, branch.error, loss)
             for choice in branch.units:
                 sums = _thinned(_extended(sums, _choice(choice, limits.price)[0], limits, 0, limits.budget), OPTIONS)
-            heads += [branch.row] * len(sums)
+            heads += [branch.choice] * len(sums)
             picks += sums.picks.tolist()
             found.append(replace(sums, picks=np.zeros((len(sums), 0), np.int32)))
     joined = _joined(found)
     numbered = replace(joined, picks=np.arange(len(joined), dtype=np.int32)[:, None])
     sums = _thinned(numbered.pick(_undominated(joined.cost, joined.error, 1)), OPTIONS)
-    rows = [(*heads[k], *picks[k]) for k in sums.picks[:, 0].tolist()]
-    return replace(sums, picks=np.arange(len(sums), dtype=np.int32)[:, None]), rows
+    choices = [heads[k].followed_by(picks[k]) for k in sums.picks[:, 0].tolist()]
+    return replace(sums, picks=np.arange(len(sums), dtype=np.int32)[:, None]), choices
 
 
 def _choice(choice: Choice, price: float) -> tuple[_Sums, float]:

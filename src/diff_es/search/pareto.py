@@ -5,23 +5,23 @@ from math import inf
 from typing import NamedTuple
 
 from diff_es.search.ask import Scored
-from diff_es.search.space import Levels
+from diff_es.search.candidate import Candidate
 
-Cost = Callable[[Levels], int]
+Cost = Callable[[Candidate], int]
 
 
 class FrontPoint(NamedTuple):
     cost: int
     score: float
-    levels: Levels
+    candidate: Candidate
 
 
 def front(ranking: Iterable[Scored], cost: Cost) -> tuple[FrontPoint, ...]:
     """The candidates that no other one beats in cost and score, cheapest first, so the score rises from each to the
-    next; of equals the first in the order of levels, of those ruled out none."""
-    points = [FrontPoint(cost(levels), score, levels) for levels, score in ranking if score > -inf]
+    next; of equals the first in the order of candidates, of those ruled out none."""
+    points = [FrontPoint(cost(candidate), score, candidate) for candidate, score in ranking if score > -inf]
     kept, best = list[FrontPoint](), -inf
-    for point in sorted(points, key=lambda point: (point.cost, -point.score, point.levels)):
+    for point in sorted(points, key=lambda point: (point.cost, -point.score, point.candidate)):
         if point.score > best:
             kept.append(point)
             best = point.score
@@ -30,12 +30,12 @@ def front(ranking: Iterable[Scored], cost: Cost) -> tuple[FrontPoint, ...]:
 
 def best_within(ranking: Iterable[Scored], cost: Cost, budget: int) -> Scored:
     """The best candidate within a budget. ValueError where none has been evaluated."""
-    fits = [candidate for candidate in ranking if cost(candidate.levels) <= budget]
+    fits = [scored for scored in ranking if cost(scored.candidate) <= budget]
     if not fits:
         raise ValueError(f"best_within: expected a candidate of cost {budget} or less, found none")
-    return min(fits, key=lambda candidate: (-candidate.score, candidate.levels))
+    return min(fits, key=lambda scored: (-scored.score, scored.candidate))
 
 
-def tier(cost: Cost, budgets: Sequence[int]) -> Callable[[Levels], int]:
+def tier(cost: Cost, budgets: Sequence[int]) -> Callable[[Candidate], int]:
     """A function that says for how many of the budgets a candidate is too dear: peers for a race of a front search."""
-    return lambda levels: sum(cost(levels) > budget for budget in budgets)
+    return lambda candidate: sum(cost(candidate) > budget for budget in budgets)

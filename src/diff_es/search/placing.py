@@ -1,8 +1,7 @@
 """Where the steps of a schedule lie, and their levels: a local search within a budget.
 
-A candidate is a schedule with one more row, its timesteps: `((n, level, ...), ..., (t, t, ...))`. A child has one or
-two timesteps moved between their neighbours, or a few levels switched. A timestep that goes into another stage runs at
-its levels from then on, and levels are repaired where that breaks the budget.
+A child has one or two timesteps moved between their neighbours, or a few levels switched. A timestep that goes into
+another stage runs at its levels from then on, and levels are repaired where that breaks the budget.
 """
 
 from collections.abc import Sequence
@@ -12,8 +11,9 @@ from zlib import crc32
 import numpy as np
 
 from diff_es.search.ask import Scored, Search
+from diff_es.search.candidate import Candidate
 from diff_es.search.evolve import ATTEMPTS, usual_switches
-from diff_es.search.space import Levels, Space
+from diff_es.search.space import Space
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Placing:
 
 
 def placing_search(
-    space: Space, boundaries: Sequence[float], end: float, settings: Placing, starts: Sequence[Levels]
+    space: Space, boundaries: Sequence[float], end: float, settings: Placing, starts: Sequence[Candidate]
 ) -> Search:
     """(mu + lambda) over timesteps and levels; the first timestep of all, where the noise begins, stays.
 
@@ -48,26 +48,28 @@ def placing_search(
     ValueError where a start has other numbers of steps than its timesteps fall into, or breaks the budget.
     """
     for i, start in enumerate(starts):
-        counts = _counts(start[-1], boundaries)
-        if counts != [row[0] for row in start[:-1]]:
+        counts = _counts(start.timesteps, boundaries)
+        if counts != list(start.steps):
             raise ValueError(f"placing_search: starts[{i}]: expected steps {counts} by its timesteps, found {start}")
-        if not space.taking(counts).feasible(start[:-1]):
+        if not space.taking(counts).feasible(start.at(())):
             raise ValueError(f"placing_search: starts[{i}]: expected a cost of {space.budget} or less, found {start}")
 
-    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Levels, ...]:
+    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Candidate, ...]:
         if generation >= settings.generations:
             return ()
         if generation == 0:
             return tuple(dict.fromkeys(starts))
-        alive = [c.levels for c in ranking if c.score > -np.inf] or [c.levels for c in ranking]
-        parents, taken, cohort = alive[: settings.survivors], {c.levels for c in ranking}, list[Levels]()
+        known = [scored.candidate for scored in ranking]
+        alive = [scored.candidate for scored in ranking if scored.score > -np.inf] or known
+        parents, taken, cohort = alive[: settings.survivors], set(known), list[Candidate]()
         for index in range(settings.offspring):
             rng = np.random.default_rng([settings.seed, crc32(b"placing"), generation, index])
             for _ in range(ATTEMPTS):
                 parent = parents[rng.integers(len(parents))]
-                own = space.taking([row[0] for row in parent[:-1]])
+                own = space.taking(parent.steps)
                 if own.genes and rng.random() < 0.5:
-                    child = (*own.mutate(parent[:-1], rng, usual_switches(own.genes)), parent[-1])
+                    switched = own.mutate(parent.at(()), rng, usual_switches(own.genes))
+                    child = switched.at(parent.timesteps)
                 else:
                     child = moved(space, parent, boundaries, end, settings.spread, rng)
                 if child not in taken:
@@ -80,11 +82,11 @@ def placing_search(
 
 
 def moved(
-    space: Space, schedule: Levels, boundaries: Sequence[float], end: float, spread: float, rng: np.random.Generator
-) -> Levels:
+    space: Space, schedule: Candidate, boundaries: Sequence[float], end: float, spread: float, rng: np.random.Generator
+) -> Candidate:
     """One or two timesteps moved, and levels repaired where steps have changed their stage; the schedule itself where
     none can be moved or paid for."""
-    rows, timesteps = schedule[:-1], list(schedule[-1])
+    timesteps = list(schedule.timesteps)
     for _ in range(int(rng.integers(1, 3))):
         if len(timesteps) < 2:
             break
@@ -92,14 +94,14 @@ def moved(
         above, below = timesteps[i - 1], timesteps[i + 1] if i + 1 < len(timesteps) else end
         wanted = round(timesteps[i] + rng.normal() * spread * (above - below) / 2)
         if above > wanted > max(below, -1):
-            timesteps[i] = wanted
+            timesteps[i] = float(wanted)
     counts = _counts(timesteps, boundaries)
-    there = tuple((n, *row[1:]) for n, row in zip(counts, rows, strict=True))
-    if there != rows:
+    there = Candidate.of(schedule.levels, counts)
+    if there.stages != schedule.stages:
         if not space.pays(counts):
             return schedule
         there = space.taking(counts).repair(there, rng)
-    return (*there, tuple(timesteps))
+    return there.at(timesteps)
 
 
 def _stage(timestep: float, boundaries: Sequence[float]) -> int:

@@ -7,6 +7,7 @@ from math import inf
 import numpy as np
 
 from diff_es.search.additive import Table, lower_hull
+from diff_es.search.candidate import StageChoice
 from diff_es.search.space import Space
 
 
@@ -24,7 +25,10 @@ class Relaxed:
     def __init__(self, space: Space, errors: Sequence[Table]) -> None:
         assert space.steps is not None
         hulls = [
-            [lower_hull([[(c, e, ()) for c, e in zip(*unit, strict=True)]]) for unit in zip(costs, table, strict=True)]
+            [
+                lower_hull([[(c, e, StageChoice(None, ())) for c, e in zip(*unit, strict=True)]])
+                for unit in zip(costs, table, strict=True)
+            ]
             for costs, table in zip(space.costs, errors, strict=True)
         ]
         self._budget = space.budget

@@ -1,9 +1,8 @@
 """The space of schedules within a budget: what they cost, where a search may start, how it moves.
 
-A candidate is plain data, one row per stage: a level per unit, and, where stages also choose their sampler steps, the
-number of steps in front. A stage costs the sum over its units, times its steps. Every move ends in a *maximal*
-candidate: it keeps the budget, and no single number of it can go to its next dearer option without breaking it. Budget
-left over is quality given away, so nothing else is worth an evaluation.
+A stage of a candidate costs the sum over its units, times its steps where stages choose these. Every move ends in a
+*maximal* candidate: it keeps the budget, and no single number of it can go to its next dearer option without breaking
+it. Budget left over is quality given away, so nothing else is worth an evaluation.
 
 "Dearer" and "cheaper" of a level always compare costs within the (stage, unit)'s own row, because costs need not fall
 from level to level (a narrow but odd width may run slower than a wider even one). Levels of equal cost are peers, and a
@@ -19,13 +18,10 @@ from functools import cached_property
 
 import numpy as np
 
+from diff_es.search.candidate import Candidate
 from diff_es.search.moves import Moves
 from diff_es.search.shapes import Rows, cut, protections, ramps, spreads
 from diff_es.search.slots import Steps
-
-Levels = tuple[tuple[int, ...], ...]
-"""A candidate schedule, `levels[stage][unit]`; stage 0 is the noisiest. With the steps lever a row begins with its
-number of steps: `(n, level, ...)`."""
 
 
 class NoneFits(ValueError):
@@ -95,7 +91,7 @@ class Space:
         )
 
     def dense(self) -> "Space | None":
-        """Steps alone as a choice, `((n, 0), ...)`: all units are at level 0, as one of a single level.
+        """Steps alone as a choice: all units are at level 0, as one of a single level.
 
         None where none of these schedules keeps the budget.
         """
@@ -119,33 +115,36 @@ class Space:
         """How many numbers of a schedule are a choice."""
         return sum(len(slot.options) > 1 and not slot.idle for slot in self._moves.slots)
 
-    def misfit(self, levels: Levels) -> str | None:
-        """Why `levels` is no schedule of this table (shape, range); None where it is one, whatever it costs."""
-        shape, width = [len(row) for row in levels], self.units + (self.steps is not None)
-        if shape != [width] * self.stages:
-            front, kind = ("the steps and ", "numbers") if self.steps else ("", "units")
-            return f"expected {self.stages} stages x {front}{self.units} units, found {kind} per stage {shape}"
-        for s, row in enumerate(levels):
-            if self.steps and row[0] not in self.steps.counts[s]:
-                return f"expected a number of steps out of {self.steps.counts[s]} at [{s}][0], found {row[0]}"
-            for u, level in enumerate(row[width - self.units :]):
+    def misfit(self, candidate: Candidate) -> str | None:
+        """Why `candidate` is none of this table (shape, range); None where it is one, whatever it costs."""
+        shape, chosen = [len(row) for row in candidate.levels], [one.steps for one in candidate.stages]
+        if shape != [self.units] * self.stages or (None in chosen) != (self.steps is None):
+            front = "the steps and " if self.steps else ""
+            found = f"{len(shape)} stages of {shape} levels, and steps {chosen}"
+            return f"expected {self.stages} stages x {front}{self.units} units, found {found}"
+        if candidate.timesteps:
+            return f"expected no timesteps, found {candidate.timesteps}"
+        for s, stage in enumerate(candidate.stages):
+            if self.steps and stage.steps not in self.steps.counts[s]:
+                return f"expected a number of steps out of {self.steps.counts[s]} in stage {s}, found {stage.steps}"
+            for u, level in enumerate(stage.levels):
                 if not 0 <= level < len(self.costs[s][u]):
                     return f"expected a level from 0 to {len(self.costs[s][u]) - 1} at [{s}][{u}], found {level}"
         return None
 
-    def cost(self, levels: Levels) -> int:
+    def cost(self, candidate: Candidate) -> int:
         """The exact cost of a schedule. ValueError where its shape or a level is not of this space."""
-        return self._moves.spent(self._flat(levels))
+        return self._moves.spent(self._flat(candidate))
 
-    def feasible(self, levels: Levels) -> bool:
-        """Whether `levels` has the right shape, levels in range, and a cost within the budget."""
-        return self.misfit(levels) is None and self.cost(levels) <= self.budget
+    def feasible(self, candidate: Candidate) -> bool:
+        """Whether `candidate` has the right shape, levels in range, and a cost within the budget."""
+        return self.misfit(candidate) is None and self.cost(candidate) <= self.budget
 
-    def cheapest(self) -> Levels:
+    def cheapest(self) -> Candidate:
         """The cheapest schedule; among levels of equal cost the lowest."""
-        return self._levels(self._moves.cleared([slot.cheapest[0] for slot in self._moves.slots]))
+        return self._candidate(self._moves.cleared([slot.cheapest[0] for slot in self._moves.slots]))
 
-    def uniform(self) -> Levels:
+    def uniform(self) -> Candidate:
         """The dearest single level for all (stage, unit) that keeps the budget; rows that end sooner give their last.
 
         Exactly that shape, as a baseline needs it: slack may be left, which `repair` spends. Stages take their own
@@ -153,7 +152,7 @@ class Space:
         """
         return self._dearest("uniform", self._own(protections(self._deepest, (), 0)))
 
-    def ramp(self, rising: bool, gap: int) -> Levels:
+    def ramp(self, rising: bool, gap: int) -> Candidate:
         """The dearest straight ramp within the budget: first and last stage differ by `gap` levels.
 
         `rising`: the level rises from noise to image, so late stages are pruned most; otherwise it falls. Ends are cut
@@ -161,7 +160,7 @@ class Space:
         """
         return self._dearest("ramp", self._own(ramps(self._deepest, rising, gap)))
 
-    def protect(self, stages: Collection[int], gap: int) -> Levels:
+    def protect(self, stages: Collection[int], gap: int) -> Candidate:
         """The dearest schedule of two levels within the budget: `stages` are `gap` levels less pruned than the others.
 
         With the middle stages this is MosaicDiff's shape. Cut off, slack and errors as in `ramp`; also ValueError where
@@ -169,7 +168,7 @@ class Space:
         """
         return self._dearest("protect", self._own(protections(self._deepest, stages, gap)))
 
-    def thinned(self, level: int = 0, early: bool = False) -> Levels:
+    def thinned(self, level: int = 0, early: bool = False) -> Candidate:
         """The dearest schedule within the budget with fewer steps, or more, at one level in all stages.
 
         Steps are spread in proportion to the stages' own; where `early`, with a weight that falls from 3 at the
@@ -177,7 +176,7 @@ class Space:
         """
         return self._dearest("thinned", self._spread(level, early))
 
-    def starts(self, rng: np.random.Generator, gap: int = 2) -> tuple[Levels, ...]:
+    def starts(self, rng: np.random.Generator, gap: int = 2) -> tuple[Candidate, ...]:
         """Distinct maximal starts: uniform, both ramps, and the middle third protected; with the steps lever also
         fewer steps, evenly and with most of them early, and both levers in equal parts; each with its slack spent."""
         deepest, middle = self._deepest, range(self.stages // 3, self.stages - self.stages // 3)
@@ -188,20 +187,20 @@ class Space:
         fitting = [list(filter(self.feasible, family)) for family in families]
         return tuple(dict.fromkeys(self.repair(max(fits, key=self.cost), rng) for fits in fitting if fits))
 
-    def random(self, rng: np.random.Generator) -> Levels:
+    def random(self, rng: np.random.Generator) -> Candidate:
         """A uniform draw of every number, repaired. Every maximal candidate can be drawn."""
         drawn = [slot.options[int(rng.integers(len(slot.options)))] for slot in self._moves.slots]
-        return self._levels(self._moves.repaired(drawn, rng))
+        return self._candidate(self._moves.repaired(drawn, rng))
 
-    def repair(self, levels: Levels, rng: np.random.Generator) -> Levels:
-        """A maximal candidate near `levels`, which may cost anything; a maximal one is returned as it is.
+    def repair(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
+        """A maximal candidate near `candidate`, which may cost anything; a maximal one is returned as it is.
 
         While over budget, random numbers go to their next cheaper option; then random ones go to their next dearer one
         as long as one fits. ValueError where shape or a level is not of this space.
         """
-        return self._levels(self._moves.repaired(self._flat(levels), rng))
+        return self._candidate(self._moves.repaired(self._flat(candidate), rng))
 
-    def mutate(self, levels: Levels, rng: np.random.Generator, most: int) -> Levels:
+    def mutate(self, parent: Candidate, rng: np.random.Generator, most: int) -> Candidate:
         """Level-switch mutation (EvoPress): min(U{1..most}, U{1..most}) switches, then repair.
 
         A switch moves one number to its next dearer option and another to its next cheaper one, so the budget is kept
@@ -213,28 +212,28 @@ class Space:
         """
         if most < 1:
             raise ValueError(f"Space.mutate: expected at least one switch at most, found most={most}")
-        return self._levels(self._moves.mutated(self._flat(levels), rng, most))
+        return self._candidate(self._moves.mutated(self._flat(parent), rng, most))
 
-    def crossover(self, a: Levels, b: Levels, rng: np.random.Generator) -> Levels:
+    def crossover(self, a: Candidate, b: Candidate, rng: np.random.Generator) -> Candidate:
         """Each stage from either parent with equal chance, then repaired. It may well return a parent."""
         from_a = rng.integers(2, size=self.stages)
-        return self.repair(tuple(x if first else y for x, y, first in zip(a, b, from_a, strict=True)), rng)
+        pairs = zip(a.stages, b.stages, from_a, strict=True)
+        return self.repair(Candidate(tuple(x if first else y for x, y, first in pairs)), rng)
 
     @cached_property
     def _moves(self) -> Moves:
         return Moves(self.costs, self.steps, self.budget)
 
-    def _flat(self, levels: Levels) -> list[int]:
-        problem = self.misfit(levels)
+    def _flat(self, candidate: Candidate) -> list[int]:
+        problem = self.misfit(candidate)
         if problem is not None:
-            raise ValueError(f"levels: {problem}; was it made for another space?")
-        return [number for row in levels for number in row]
+            raise ValueError(f"candidate: {problem}; was it made for another space?")
+        return candidate.numbers()
 
-    def _levels(self, flat: Sequence[int]) -> Levels:
-        width = self._moves.width
-        return tuple(tuple(flat[i : i + width]) for i in range(0, len(flat), width))
+    def _candidate(self, flat: Sequence[int]) -> Candidate:
+        return Candidate.of_numbers(flat, self.stages, steps=self.steps is not None)
 
-    def _dearest(self, name: str, family: Sequence[Levels]) -> Levels:
+    def _dearest(self, name: str, family: Sequence[Candidate]) -> Candidate:
         fits = list(filter(self.feasible, family))
         if not fits:
             raise NoneFits(
@@ -247,26 +246,21 @@ class Space:
     def _deepest(self) -> Rows:
         return tuple(tuple(len(row) - 1 for row in stage) for stage in self.costs)
 
-    def _own(self, family: Sequence[Rows]) -> list[Levels]:
-        return [_taking(self.steps.own, levels) if self.steps else levels for levels in family]
+    def _own(self, family: Sequence[Rows]) -> list[Candidate]:
+        return [Candidate.of(levels, self.steps.own if self.steps else None) for levels in family]
 
-    def _spread(self, level: int, early: bool) -> list[Levels]:
+    def _spread(self, level: int, early: bool) -> list[Candidate]:
         if not self.steps:
             raise ValueError("Space.thinned: expected a space whose stages choose their steps, found fixed ones")
         levels = cut(self._deepest, [level] * self.stages)
-        return [_taking(counts, levels) for counts in spreads(self.steps, early)]
+        return [Candidate.of(levels, counts) for counts in spreads(self.steps, early)]
 
-    def _balanced(self, early: bool) -> list[Levels]:
+    def _balanced(self, early: bool) -> list[Candidate]:
         """The one of :meth:`thinned` over levels in which steps and levels save most nearly the same share, if any."""
         assert self.steps
-        unevenness = dict[Levels, float]()
+        unevenness = dict[Candidate, float]()
         for level in range(1, max(map(max, self._deepest)) + 1):
-            for levels in sorted(filter(self.feasible, self._spread(level, early)), key=self.cost)[-1:]:
-                counts = [row[0] for row in levels]
-                dense = self.cost(_taking(counts, cut(self._deepest, [0] * self.stages)))
-                unevenness[levels] = abs(sum(counts) / sum(self.steps.own) - self.cost(levels) / dense)
-        return sorted(unevenness, key=lambda levels: unevenness[levels])[:1]
-
-
-def _taking(counts: Sequence[int], levels: Rows) -> Levels:
-    return tuple((n, *row) for n, row in zip(counts, levels, strict=True))
+            for found in sorted(filter(self.feasible, self._spread(level, early)), key=self.cost)[-1:]:
+                dense = self.cost(found.at_levels(cut(self._deepest, [0] * self.stages)))
+                unevenness[found] = abs(sum(found.steps) / sum(self.steps.own) - self.cost(found) / dense)
+        return sorted(unevenness, key=lambda found: unevenness[found])[:1]
