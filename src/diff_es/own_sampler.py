@@ -103,9 +103,20 @@ class OwnSampler:
             raise DiffESError("conditions", expected=str(expected), found=str(len(conditions)), remedy=remedy)
         return self._run(noise, conditions, None)
 
-    def latents(self, seeds: Sequence[int], conditions: Sequence[int | str | None], steps: int, batch: int) -> Tensor:
-        """Final latents of seeds, each of which draws its own noise; ``steps`` as many as the times, or as are to lie
-        evenly in their place."""
+    def latents(
+        self,
+        seeds: Sequence[int],
+        conditions: Sequence[int | str | None] = (),
+        steps: int | None = None,
+        batch: int = 16,
+    ) -> Tensor:
+        """Final latents of seeds, each of which draws its own noise.
+
+        Args:
+            conditions: one for each seed, where the loop takes them.
+            steps: as many as the times, or as are to lie evenly in their place; None: those of the times.
+            batch: how many at a time, which share the noise that a loop adds on its way.
+        """
         device, results = device_of(self.denoiser), list[Tensor]()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             for start in range(0, len(seeds), batch):
