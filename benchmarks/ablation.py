@@ -13,12 +13,13 @@ import argparse
 from dataclasses import replace
 
 from diff_es.calibrate import calibrate
+from diff_es.compensation import Ridge
 from diff_es.cost import MacCounter
 from diff_es.fitness import Fitness
+from diff_es.importance import Activation, Magnitude, Obs, Wanda
 from diff_es.library import Library, Method
 from diff_es.loading import load
 from diff_es.measures import LatentSNR
-from diff_es.obs import Activation, Magnitude, Obs, Ridge, Wanda
 from diff_es.pipeline import Sampling, make_probes
 from diff_es.progress import Reporter
 from diff_es.settings import Levers, Settings

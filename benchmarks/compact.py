@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import torch
 
-from diff_es.benchmark import Runner
 from diff_es.compaction import Compaction
 from diff_es.layers import Kind, Plan
 from diff_es.library import Library
@@ -27,6 +26,7 @@ from diff_es.placements import Compact, Placement, Resident, Streamed
 from diff_es.progress import Reporter
 from diff_es.settings import Levers, Settings
 from diff_es.study import Study, prepare
+from diff_es.timing import Runner
 
 SCHEDULES = {
     "half everywhere": (4,) * 10,

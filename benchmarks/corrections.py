@@ -14,7 +14,6 @@ import argparse
 import torch
 from torch import Tensor
 
-from diff_es.benchmark import Runner
 from diff_es.loading import load
 from diff_es.metrics import snr_db
 from diff_es.multistep import Corrections
@@ -23,6 +22,7 @@ from diff_es.progress import Reporter
 from diff_es.sensitivity import by_rule
 from diff_es.settings import Levers, Settings
 from diff_es.study import Study, prepare
+from diff_es.timing import Runner
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_es.benchmark import Runner
 from diff_es.evaluate import Contender, contenders, sampled, scheduled
 from diff_es.journal import Journal
 from diff_es.judge import Judge
@@ -33,6 +32,7 @@ from diff_es.sensitivity import by_rule, sensitivity
 from diff_es.settings import Levers, Settings
 from diff_es.study import Study, prepare
 from diff_es.tiles import load_reference
+from diff_es.timing import Runner
 
 RIVALS = {"fewer-steps": "evenly fewer steps", "uniform": "uniform pruning"}
 RULES = ("trailing", "karras", "exponential", "quadratic")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_es.benchmark import Runner
+from diff_es.bundled_models import MODELS
 from diff_es.evaluate import Contender, random_rival, sampled, scheduled
 from diff_es.final import Found
 from diff_es.journal import Journal
@@ -35,7 +35,7 @@ from diff_es.searching import evolve
 from diff_es.sensitivity import sensitivity
 from diff_es.settings import Levers, Settings
 from diff_es.study import Study, prepare
-from diff_es.tiles import MODELS
+from diff_es.timing import Runner
 from diff_es.units import Width
 
 GUIDANCE = {"bundled": 2.0, "bundled-unet": 2.5}

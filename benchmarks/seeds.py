@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from diff_es.benchmark import Runner
 from diff_es.demo import BUDGETS, SETTINGS
 from diff_es.evaluate import Contender, contenders, random_rival, sampled
 from diff_es.journal import Journal
@@ -24,6 +23,7 @@ from diff_es.searching import evolve
 from diff_es.sensitivity import sensitivity
 from diff_es.settings import Levers
 from diff_es.study import prepare
+from diff_es.timing import Runner
 
 
 def main() -> None:

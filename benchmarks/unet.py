@@ -17,7 +17,6 @@ from dataclasses import replace
 
 import torch
 
-from diff_es.benchmark import Runner
 from diff_es.evaluate import Contender, contenders, sampled
 from diff_es.journal import Journal
 from diff_es.judge import Judge
@@ -31,6 +30,7 @@ from diff_es.sensitivity import sensitivity
 from diff_es.settings import Levers, Settings
 from diff_es.study import prepare
 from diff_es.tiles import load_reference
+from diff_es.timing import Runner
 from diff_es.units import Width
 
 NAMES = {

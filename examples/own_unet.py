@@ -27,9 +27,7 @@ SIGNAL = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)  # its share of 
 WORK = Settings(stages=3, levers=Levers.PRUNE, calibration=32, probes=16, held_out=16, sensed=8, population=8)
 
 
-class Block(nn.Module):
-    """Two convolutions behind norms in groups, moved by an embedding."""
-
+class Block(nn.Module):  # two convolutions behind norms in groups, moved by an embedding
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(8, before), nn.Conv2d(before, after, 3, padding=1)
@@ -106,7 +104,7 @@ def again(folder: Path) -> None:
 def main(train: int = 300, generations: int = 6) -> None:
     own = sampler(trained(train))
     fast = compress(own, 0.6, WORK.changed(generations=generations), reporter=Reporter())
-    print(f"levels {fast.schedule.levels}, {fast.about['held_out_score']:.1f} dB to the dense model, held out")
+    print(f"levels {fast.schedule.levels}, {fast.report.held_out_score:.1f} dB to the dense model, held out")
     for row in compare(own, fast, [32], 3, Reporter(quiet=True))["rows"]:
         print(f"{row['runner']:20} {row['speedup']:.2f}x, {row['weight_bytes'] / 1e6:.2f} MB of weights")
     with TemporaryDirectory() as name, fast.routed(own):

@@ -90,7 +90,7 @@ def of_model(name: str) -> dict[str, Any]:
 
 
 def budget_of(fast: Compressed) -> float:
-    return float(fast.about["budget"])
+    return fast.report.limit
 
 
 def lines(journal: Path) -> list[list[Any]]:
@@ -104,8 +104,8 @@ def _of_result(fast: Compressed) -> dict[str, Any]:
         "levels": [list(row) for row in fast.schedule.levels],
         "boundaries": list(fast.schedule.stages.boundaries),
         "timesteps": None if fast.timesteps is None else list(fast.timesteps),
-        "finalists": [entry[0] for entry in fast.about["finalists"]],
-        "held_out": fast.about["held_out_score"],
+        "finalists": [rows_of(one.candidate) for one in fast.report.finalists],
+        "held_out": fast.report.held_out_score,
         "plans": [sha256(b"".join(_bytes(tensor) for tensor in _tensors(plan))).hexdigest() for plan in fast.plans],
     }
 

@@ -96,7 +96,7 @@ def test_too_few_macs_are_refused_with_the_least_that_can_be_had(levers: Levers,
     assert least_named(caught.value) == deepest
     assert list(tmp_path.iterdir()) == []
     if levers is Levers.STEPS:  # nothing is calibrated
-        assert compress(tiny(), deepest, chosen).about["cost_ratio"] <= deepest
+        assert compress(tiny(), deepest, chosen).report.cost_ratio <= deepest
         return
     with pytest.raises(AssertionError, match="calibration began"):
         compress(tiny(), deepest, chosen)
@@ -172,11 +172,11 @@ def test_no_stage_takes_more_memory_than_allowed(levers: Levers, most: int) -> N
     make = settings if levers is Levers.PRUNE else joint
     fast = compress(pipe, 0.7, make(levers=levers), weights_gb=limit)
     assert isinstance(fast.placement, Streamed)
-    assert fast.about["macs_ratio"] <= 0.7
+    assert fast.report.macs_ratio <= 0.7
     with fast.routed(pipe):
         assert peak(pipe) <= limit + PADDING
         assert not torch.equal(images(pipe), dense)
-    levels = [row[0] for row, steps in zip(fast.schedule.levels, fast.about["steps"], strict=True) if steps]
+    levels = [row[0] for row, steps in zip(fast.schedule.levels, fast.report.steps, strict=True) if steps]
     assert min(levels) >= most
     assert_same(before, snapshot(pipe.transformer))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diff_es import Levers, Method, Sampling, Settings, Width, compress
 from diff_es.artefact import fingerprint
-from diff_es.benchmark import Runner
+from diff_es.bundled_models import MODELS
 from diff_es.compress import found_again
 from diff_es.conditioning import Probe, bundled_prompts, conditions_of
 from diff_es.evaluate import Contender, contenders, sampled
@@ -27,7 +27,8 @@ from diff_es.progress import Reporter
 from diff_es.route import routed
 from diff_es.schedule import Stages
 from diff_es.study import prepare
-from diff_es.tiles import CLASSES, MODELS, load_reference
+from diff_es.tiles import CLASSES, load_reference
+from diff_es.timing import Runner
 
 FOLDER = MODELS["bundled-unet"]
 SAMPLING = Sampling(steps=10, guidance=2.5)
@@ -129,7 +130,7 @@ def test_evolved_beats_uniform_and_compensation_helps(pipe: Any) -> None:
         generations=3,
     )
     fast = compress(pipe, 0.7, settings)
-    assert fast.about["macs_ratio"] <= 0.7
+    assert fast.report.macs_ratio <= 0.7
     ready, found = prepare(pipe, settings), found_again(fast)
     bare = prepare(pipe, settings.changed(method=Method(Width(dense=()), compensation=None)))
     goal, _ = sampled(ready, Contender("dense", 1.0, 1.0, Runner("dense", SAMPLING)), 16, QUIET)

@@ -13,7 +13,7 @@ from torch import Tensor
 from diff_es import Sampling
 from diff_es.calibrate import Statistics, calibrate, parts_of
 from diff_es.layers import discover
-from diff_es.obs import Moments
+from diff_es.moments import Moments
 from diff_es.pipeline import make_probes, sample
 from diff_es.progress import Reporter
 from diff_es.study import prepare

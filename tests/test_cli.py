@@ -197,7 +197,7 @@ def test_steps_and_blocks_give_a_front_of_which_points_are_named(run: Run, model
     for point, flags in ((points[0], ("--point", 2.4)), (points[1], ()), (points[2], ("--point", 1.0))):
         ended = run("sample", out, "--count", 1, "--out", tmp_path / "images", "--steps", 6, *flags, "--json")
         shown.append([picture(path) for path in ended.result()["images"]])
-        assert point.about["macs_ratio"] in [entry["macs_ratio"] for entry in result["front"]]
+        assert point.report.macs_ratio in [entry["macs_ratio"] for entry in result["front"]]
     assert shown[0] != shown[1] != shown[2]
     refused(run("sample", out, "--point", 99, "--out", tmp_path / "x"), "point: expected one of", "found 99x")
     refused(run("sample", out, "--steps", 17, "--out", tmp_path / "x"), "num_inference_steps: expected 6", "found 17")

@@ -104,17 +104,17 @@ def test_every_method_keeps_the_budget_and_spends_it(name: str) -> None:
 def test_the_same_seed_gives_the_same_result_and_another_seed_other_probes(fast: Compressed) -> None:
     assert_same_result(compress(tiny(), MACS, settings()), fast)
     other = compress(tiny(), MACS, settings(seed=1))
-    assert other.about["score"] != fast.about["score"]
-    assert other.about["held_out_score"] != fast.about["held_out_score"]
+    assert other.report.score != fast.report.score
+    assert other.report.held_out_score != fast.report.held_out_score
 
 
 def test_what_is_found_is_the_best_of_what_was_judged(fast: Compressed) -> None:
-    (levels, score, held_out, noises, corrected), *others = fast.about["finalists"]
-    assert (levels, score) == (fast.schedule.levels, fast.about["score"])
+    (levels, score, held_out, noises, corrected), *others = fast.report.finalists
+    assert (levels, score) == (fast.schedule.levels, fast.report.score)
     assert corrected
     assert all(other[3] < noises or other[2] <= held_out for other in others)
-    best = max(score for _, score, *_ in fast.about["finalists"])
-    assert best >= fast.about["history"][-1]["best"]
+    best = max(score for _, score, *_ in fast.report.finalists)
+    assert best >= fast.report.history[-1]["best"]
 
 
 def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
@@ -134,7 +134,7 @@ def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
 def test_resumed_equals_uninterrupted(
     evaluations: int | str, fast: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    total = fast.about["evaluations"]
+    total = fast.report.evaluations
     most = evaluations if isinstance(evaluations, int) else total + 1
     judge, final, calls, journal = Fitness.__call__, Fitness.each, [0], tmp_path / "run" / "journal.jsonl"
 
@@ -217,7 +217,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(fast: Compressed, tmp_pat
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
         assert child.returncode == -signal.SIGKILL
-    assert least < len(journal.read_bytes().splitlines()) <= fast.about["history"][-1]["evaluations"]
+    assert least < len(journal.read_bytes().splitlines()) <= fast.report.history[-1]["evaluations"]
     assert_same_result(compress(tiny(), MACS, settings(), journal=journal, resume=True), fast)
 
 

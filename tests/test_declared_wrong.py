@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diff_es.calibrate import Gatherer
-from diff_es.clock import on_stage, on_timestep
+from diff_es.clock import on_timestep
 from diff_es.errors import DiffESError
 from diff_es.layers import Channels, Heads, Kind, Residual, Rows, declare, declared
 from diff_es.schedule import Stages
+from diff_es.stage_clock import on_stage
 from diff_es.trajectory import Trajectory, placed
 
 STAGES = Stages((0.5,))

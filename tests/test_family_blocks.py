@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diff_es import Compact, Depth, Method, Resident, Streamed, Width
 from diff_es.calibrate import Gatherer
 from diff_es.compaction import Compaction
+from diff_es.compensation import regress
 from diff_es.cost import MacCounter
 from diff_es.layers import (
     Block,
@@ -43,7 +44,6 @@ from diff_es.layers import (
     room_to_compile,
 )
 from diff_es.library import Library
-from diff_es.obs import regress
 from diff_es.pipeline import Trace, meta_twin
 from diff_es.placements import Placement
 from diff_es.progress import Reporter

@@ -179,7 +179,7 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
 
 def test_uniform_pruning_is_in_the_final() -> None:
     fast = compress(tiny(), 0.6, small(probes=2, population=4, generations=1))
-    shapes = [{level for (level,) in levels} for levels, *_ in fast.about["finalists"]]
+    shapes = [{level for (level,) in levels} for levels, *_ in fast.report.finalists]
     assert any(max(shape) - min(shape) <= 1 for shape in shapes)  # what is left of the budget is spent
 
 
@@ -191,7 +191,7 @@ def test_a_result_says_on_how_many_noises_it_was_chosen_and_how_sure_its_score_i
     assert about["held_out_error"] > 0
     assert found_again(fast).finalists[0].noises == about["finalists"][0][3]
     one = compress(tiny(), 0.6, small(held_out=1, **few))
-    assert one.about["held_out_error"] is None
+    assert one.report.held_out_error is None
     assert found_again(one).error == np.inf
 
 
@@ -200,5 +200,5 @@ def test_a_result_of_an_earlier_version_was_chosen_on_the_held_out_noises() -> N
     about = {name: value for name, value in fast.about.items() if name != "held_out_error"}
     about["finalists"] = [entry[:3] for entry in about["finalists"]]
     found = found_again(replace(fast, about=about))
-    assert {one.noises for one in found.finalists} == {fast.about["settings"]["held_out"]}
+    assert {one.noises for one in found.finalists} == {fast.report.settings["held_out"]}
     assert (found.levels, found.corrected) == (fast.schedule.levels, True)

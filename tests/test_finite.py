@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diff_es import DiffESError, Method, Ridge, Settings, Width, compress
 from diff_es.measures import ImagePSNR
-from diff_es.obs import Moments
+from diff_es.moments import Moments
 from diff_es.pipeline import make_probes, sample
 from diff_es.settings import Levers
 from diff_es.units import Grain
@@ -175,7 +175,7 @@ class Exploding(Ridge):
 
 def test_candidates_that_overflow_are_bad_ones() -> None:
     fast = compress(tiny(), 0.8, settings(method=replace(METHOD, compensation=Exploding()), **FEW))
-    assert fast.about["held_out_score"] > 0
+    assert fast.report.held_out_score > 0
     rows = fast.schedule.levels
     assert max(level for row in rows for level in row) <= 1
     probes = make_probes(tiny(), 2, 0, "test")

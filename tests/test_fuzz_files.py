@@ -64,11 +64,11 @@ def read_all(folder: Path, ready: Study) -> None:
     """Everything that is ever read of an artefact."""
     fast = load(folder)
     found_again(fast)
-    restore(fast.about["settings"])
-    as_measured(ready.settings, fast.about["settings"])
-    assert fast.about["origin"]["scheduler"]["_class_name"]
-    assert fast.about["origin"]["dtype"]
-    table = Sensitivity.restored(fast.about["sensitivity"], ready, str(folder))
+    restore(fast.report.settings)
+    as_measured(ready.settings, fast.report.settings)
+    assert fast.origin.scheduler["_class_name"]
+    assert fast.origin["dtype"]
+    table = Sensitivity.restored(fast.report.sensitivity, ready, str(folder))
     starts(ready, [ready.costs.space(0.7)], table)
 
 

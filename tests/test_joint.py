@@ -221,15 +221,15 @@ def test_one_run_gives_a_front_from_dense_to_cheapest(tmp_path: Path) -> None:
     chosen = joint(front=(0.05, 0.2, 0.35, 0.5, 0.8, 1.0, 0.001), population=14, generations=3, sensed=1)
     fast, pipe = compress(tiny(), 0.65, chosen), tiny()
     fast.save(tmp_path / "out")
-    points = sorted((fast, *fast.others), key=lambda point: point.about["budget"])
-    assert [point.about["budget"] for point in points] == [0.2, 0.35, 0.5, 0.65, 0.8, 1.0]  # what can be had
+    points = sorted((fast, *fast.others), key=lambda point: point.report.limit)
+    assert [point.report.limit for point in points] == [0.2, 0.35, 0.5, 0.65, 0.8, 1.0]  # what can be had
     ratios, scores = ([point.about[key] for point in points] for key in ("macs_ratio", "held_out_score"))
     assert all(a < b for a, b in pairwise(ratios))
-    assert all(ratio <= point.about["budget"] for ratio, point in zip(ratios, points, strict=True))
+    assert all(ratio <= point.report.limit for ratio, point in zip(ratios, points, strict=True))
     assert all(a < b for a, b in pairwise(scores)), "a dearer point that is no closer"
     assert all(point.base == fast.base for point in points)
     for point in points:
-        again = load(tmp_path / "out", 1 / point.about["macs_ratio"])
+        again = load(tmp_path / "out", 1 / point.report.macs_ratio)
         assert (again.schedule, again.timesteps) == (point.schedule, point.timesteps)
         assert again.about == json.loads(json.dumps(point.about))
         assert len(again.others) == len(points) - 1
@@ -237,9 +237,9 @@ def test_one_run_gives_a_front_from_dense_to_cheapest(tmp_path: Path) -> None:
             expected = images(pipe)
         with again.routed(pipe):
             assert torch.equal(images(pipe), expected)
-    assert load(tmp_path / "out").about["budget"] == 0.65
+    assert load(tmp_path / "out").report.limit == 0.65
     best, cheapest = load(tmp_path / "out", 1.0), 1 / ratios[0]
-    assert best.about["macs_ratio"] == ratios[-1]
-    assert load(tmp_path / "out", cheapest * 0.99).about["macs_ratio"] == ratios[0]
+    assert best.report.macs_ratio == ratios[-1]
+    assert load(tmp_path / "out", cheapest * 0.99).report.macs_ratio == ratios[0]
     with pytest.raises(DiffESError, match=rf"point: expected one of 1\.0\dx.* {cheapest:.2f}x, or less, found 99x"):
         load(tmp_path / "out", 99.0)

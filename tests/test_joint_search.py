@@ -229,12 +229,12 @@ def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -
         levels = tuple(tuple(row) for row in line["levels"])
         assert levels not in found[line["scale"]], "nothing is run twice"
         found[line["scale"]][levels] = line["score"]
-    finalists = {tuple(tuple(row) for row in levels) for levels, *_ in fast.about["finalists"]}
+    finalists = {tuple(tuple(row) for row in levels) for levels, *_ in fast.report.finalists}
     assert found["all"].keys() - finalists < found["heat"].keys()  # the better half of each heat went on
     for scale, scores in found.items():
         for levels, score in list(scores.items())[:: max(1, len(scores) // 6)]:
             assert judges[Scale(scale)](levels) == pytest.approx(score, rel=1e-9)
-    for levels, score, _, _, corrected in fast.about["finalists"]:
+    for levels, score, _, _, corrected in fast.report.finalists:
         assert not corrected or score == found["all"][tuple(tuple(row) for row in levels)]
 
 
@@ -441,4 +441,4 @@ def test_a_worker_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None
 
 
 def sorted_points(points: Sequence[Compressed]) -> list[Compressed]:
-    return sorted(points, key=lambda point: point.about["macs_ratio"])
+    return sorted(points, key=lambda point: point.report.macs_ratio)

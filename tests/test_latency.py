@@ -94,9 +94,9 @@ def test_a_level_that_would_run_slower_than_dense_is_left_dense(slow_when_thin: 
 def test_what_was_measured_is_kept_and_a_resume_does_not_measure_again(slow_when_thin: Any, tmp_path: Path) -> None:
     chosen, journal = replace(settings(), method=Method(Width(8))), tmp_path / "journal.jsonl"
     first = compress(slow_when_thin, 0.7, chosen, journal=journal)
-    ladder = first.about["settings"]["method"]["ladder"]
+    ladder = first.report.settings["method"]["ladder"]
     assert ladder["multiple"] == 16
     assert ["transformer_blocks.0.ff", 5] in ladder["dense"]
     again = compress(tiny(), 0.7, chosen, journal=journal, resume=True)  # here nothing is slow any more
-    assert again.about["settings"] == first.about["settings"]
+    assert again.report.settings == first.report.settings
     assert again.schedule == first.schedule

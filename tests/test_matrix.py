@@ -16,7 +16,6 @@ from tests.tiny import CALL, assert_same, settings, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import Compressed, Method, Width, compress, load
-from diff_es.clock import on_stage
 from diff_es.conditioning import make_probes
 from diff_es.inspection import inspect
 from diff_es.layers import Anatomy, Plan, discover
@@ -24,6 +23,7 @@ from diff_es.pipeline import denoiser_of, sample
 from diff_es.progress import Reporter
 from diff_es.schedule import Schedule
 from diff_es.settings import Levers
+from diff_es.stage_clock import on_stage
 from diff_es.units import Depth
 
 ALL = {"DiT": Case(tiny, CALL), **CASES}
@@ -69,9 +69,9 @@ def test_the_result_is_pruned_to_the_budget(case: tuple[str, Made]) -> None:
     name, found = case
     assert found.pruned.isfinite().all()
     assert not torch.equal(found.pruned, found.dense)
-    assert found.fast.about["macs_ratio"] <= 0.75
+    assert found.fast.report.macs_ratio <= 0.75
     exact = 1e-3 if name == "Qwen-Image" else 1e-9  # it runs the negative prompt by itself, which is of another length
-    assert found.macs[1] / found.macs[0] == pytest.approx(found.fast.about["macs_ratio"], rel=exact)
+    assert found.macs[1] / found.macs[0] == pytest.approx(found.fast.report.macs_ratio, rel=exact)
 
 
 def test_what_inspect_lists_adds_up(case: tuple[str, Made]) -> None:
@@ -97,7 +97,7 @@ def test_leaving_restores_everything(case: tuple[str, Made]) -> None:
 def test_realised_is_nominal(case: tuple[str, Made]) -> None:
     _, found = case
     layers = {layer.name: layer for layer in discover(denoiser_of(found.pipe)).layers}
-    units, ladder = found.fast.about["units"], Width(4, dense=(), multiple=1)
+    units, ladder = found.fast.report.units, Width(4, dense=(), multiple=1)
     for row, plan in zip(found.fast.schedule.levels, found.fast.plans, strict=True):
         for name, cut in plan.cuts.items():
             levels = {ladder.kept(layers[name], level) for level in row}
@@ -200,7 +200,7 @@ def test_blocks_are_skipped_and_steps_chosen_in_the_same_search(name: str, tmp_p
     )
     dense = drawn(name, pipe)
     fast = compress(pipe, 0.5, chosen)
-    assert fast.about["cost_ratio"] <= 0.5
+    assert fast.report.cost_ratio <= 0.5
     with fast.routed(pipe):
         pruned = drawn(name, pipe)
     assert torch.equal(drawn(name, pipe), dense)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diff_es import ArtefactError, Compact, Method, Resident, Streamed, Width
 from diff_es.calibrate import Gatherer, Statistics
 from diff_es.compaction import Compaction
+from diff_es.importance import Obs
 from diff_es.layers import (
     DENSE,
     Anatomy,
@@ -32,7 +33,6 @@ from diff_es.layers import (
     realise,
 )
 from diff_es.library import Library, fused
-from diff_es.obs import Obs
 from diff_es.placements import Placement
 from diff_es.progress import Reporter
 from diff_es.schedule import Stages

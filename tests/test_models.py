@@ -60,8 +60,8 @@ def test_every_shape_is_compressed_routed_saved_and_loaded(name: str, prune: str
     chosen = settings(sampling=sampling, method=method, population=4, generations=2, probes=2)
     fast = compress(pipe, 0.8, chosen)
     assert_same(before, snapshot(pipe.transformer))
-    assert 0.4 < fast.about["macs_ratio"] <= 0.8
-    assert np.isfinite(fast.about["held_out_score"])
+    assert 0.4 < fast.report.macs_ratio <= 0.8
+    assert np.isfinite(fast.report.held_out_score)
     with fast.routed(pipe):
         pruned = images(pipe, **call)
     assert not torch.equal(pruned, dense)

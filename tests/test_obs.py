@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diff_es.calibrate import _Accumulator
+from diff_es.compensation import Ridge, output_error, regress
 from diff_es.errors import DiffESError
-from diff_es.obs import Activation, Magnitude, Moments, Obs, Ranking, Ridge, Wanda, damped, output_error, regress
+from diff_es.importance import Activation, Magnitude, Obs, Ranking, Wanda
+from diff_es.moments import Moments, damped
 
 laws = settings(max_examples=40, deadline=None)
 RANKINGS = (Magnitude(), Activation(), Wanda(), Obs(), Obs(rounds=2), Obs(damping=1e-3, rounds=10_000))

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from diff_es import DiffESError, Sampling, UnsupportedModel
-from diff_es.clock import on_stage
 from diff_es.conditioning import Encodings, Probe, bundled_prompts, call_arguments, encoded_once, make_probes
 from diff_es.cost import MacCounter
 from diff_es.layers import DENSE, discover
@@ -27,6 +26,7 @@ from diff_es.placements import Resident
 from diff_es.route import routed
 from diff_es.samplers import trajectory
 from diff_es.schedule import Stages
+from diff_es.stage_clock import on_stage
 from diff_es.stepping import stepped
 from diff_es.story import picture
 from diff_es.trajectory import placed

@@ -99,7 +99,7 @@ def test_rivals_of_a_speed_up_take_no_more_time(
     folder = Path(shutil.copytree(made.results["time"], tmp_path / "time"))
     earlier(load(folder)).save(folder)
     evaluated(made, folder, tmp_path / "out", monkeypatch)
-    share = load(folder).about["budget"]
+    share = load(folder).report.limit
     assert share == pytest.approx(1 / SPEEDUP)
     assert [rival.name for rival in rivals] == ["fewer-steps", "uniform", "mosaicdiff", "random", "diff-es"]
     assert {rival.name: spent(rival) for rival in rivals if spent(rival) > share * (1 + 1e-6)} == {}
@@ -126,7 +126,7 @@ def test_a_result_that_says_nothing_is_asked_for_its_budget_or_refused(made: Mad
     time, weights = (load(folder) for folder in made.results.values())
     budget, prices = asked_again(time, pipe, gone)
     assert (budget.speedup, budget.weights_gb) == (SPEEDUP, None)
-    assert prices == time.about["prices"]
+    assert prices == time.report.prices
     assert asked_again(earlier(time), pipe, made.results["time"] / "journal.jsonl") == (budget, prices)
     with pytest.raises(DiffESError, match=r"result: expected the prices .* kept by, found none.*the same --speedup"):
         asked_again(earlier(time), pipe, gone)

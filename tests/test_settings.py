@@ -209,7 +209,7 @@ def test_the_current_folder_is_a_folder(
     monkeypatch.chdir(out)
     call = [*CALL, "--stages", "1", "--no-compensate", "--units", "whole"]
     run("compress", model_folder, "--out", ".", "--macs", "0.7", *call, "--json").result()
-    assert load(out).about["budget"] == 0.7
+    assert load(out).report.limit == 0.7
     monkeypatch.chdir(exported)
     run("export", out, "--out", ".", "--json").result()
     assert Path("model_index.json").is_file()  # where the user stands

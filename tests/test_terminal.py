@@ -120,7 +120,7 @@ def test_every_command_prints_on_a_terminal_that_is_not_utf_8(
     model_folder: Path, fast: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, strange = tmp_path / "fast", tmp_path / "caf\udce9 – ☃"
-    replace(fast, about={**fast.about, "origin": {**fast.about["origin"], "model": str(model_folder)}}).save(folder)
+    replace(fast, about={**fast.about, "origin": {**fast.origin, "model": str(model_folder)}}).save(folder)
     small = "--steps 4 --stages 2 --batch 2 --calibration 2 --generations 1 --population 2 --probes 2 --heat 0"
     small += " --held-out 1 --levers prune --front= --guidance 1 --resume --out"
     for arguments, code, told in (

@@ -70,7 +70,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
     small = joint(sampling=case.sampling, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=2, stages=2)
     assert restore(json.loads(json.dumps(describe(small)))) == small
     fast = compress(pipe, 0.7, small)
-    assert fast.about["macs_ratio"] <= 0.7
+    assert fast.report.macs_ratio <= 0.7
     with fast.routed(pipe):
         pruned = sample(pipe, probes, case.sampling)
     assert not torch.equal(pruned, dense)
@@ -88,7 +88,7 @@ def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     pipe, asked = made(case.make), replace(case.sampling, negative_prompt="blurred")
     small = settings(sampling=asked, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=1, stages=2)
     fast = compress(pipe, 0.8, replace(small, measure=ImageSSIM()))
-    ready = prepare(pipe, restore(fast.about["settings"]))
+    ready = prepare(pipe, restore(fast.report.settings))
     effort = Effort(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)
     found = {0.8: found_again(fast)}
     judged = evaluate(ready, found, None, effort, None, QUIET, fast)
@@ -130,7 +130,7 @@ def test_the_command_line_takes_prompts(tmp_path: Path, capfd: pytest.CaptureFix
     assert code == 0, capfd.readouterr().err
     fast = load(out)
     assert (fast.sampling.negative_prompt, fast.sampling.height, fast.sampling.frames) == ("blurred", 256, None)
-    assert restore(fast.about["settings"]).prompts == PROMPTS
+    assert restore(fast.report.settings).prompts == PROMPTS
     capfd.readouterr()
     assert run("sample", out, "--count", 2, "--prompt", "a cat", "--out", tmp_path / "images", "--json") == 0
     shown: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])

@@ -37,10 +37,11 @@ from torch import Tensor, nn
 from diff_es import Compact, Depth, DiffESError, Method, Resident, Streamed, Width
 from diff_es.calibrate import Gatherer, Statistics
 from diff_es.compaction import Compaction
+from diff_es.compensation import output_error
 from diff_es.cost import MacCounter
+from diff_es.importance import Magnitude
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Switch, Weights, as_matrix, discover, realise
 from diff_es.library import Library
-from diff_es.obs import Magnitude, output_error
 from diff_es.packing import pack, unpack
 from diff_es.pipeline import Trace
 from diff_es.placements import Placement

@@ -234,7 +234,7 @@ def assert_kept(fast: Compressed, pipe: DiTPipeline, macs: float) -> None:
     with fast.routed(pipe), counted(pipe) as calls:
         images(pipe, [1])
     spent, own = (sum(call.macs for call in seen) for seen in (calls, dense))
-    assert spent / own == fast.about["macs_ratio"] <= macs
+    assert spent / own == fast.report.macs_ratio <= macs
 
 
 @pytest.mark.parametrize("levers", [Levers.PRUNE, Levers.BOTH])
@@ -246,8 +246,8 @@ def test_searches_over_units_keep_the_budget_and_come_back_from_disk(name: str, 
     make = settings if levers is Levers.PRUNE else joint
     fast = compress(pipe, 0.6, make(levers=levers, method=method, generations=2))
     assert snapshot(pipe.transformer).keys() == before.keys()
-    assert fast.about["units"] == [unit.name for unit in units_of(discover(pipe.transformer), ladder, grain)]
-    assert {len(row) for row in fast.schedule.levels} == {len(fast.about["units"])}
+    assert fast.report.units == [unit.name for unit in units_of(discover(pipe.transformer), ladder, grain)]
+    assert {len(row) for row in fast.schedule.levels} == {len(fast.report.units)}
     assert_kept(fast, pipe, 0.6)
     fast.save(tmp_path / "out")
     other = tiny()
@@ -260,7 +260,7 @@ def test_searches_over_units_keep_the_budget_and_come_back_from_disk(name: str, 
 
 def test_what_is_left_of_a_budget_buys_no_unit_a_lower_level() -> None:
     fast = compress(tiny(), 0.6, settings(method=Method(EITHER, grain=Grain.BLOCK)))
-    tables, steps, ratio = fast.about["macs_by_level"], fast.about["steps"], fast.about["macs_ratio"]
+    tables, steps, ratio = fast.report.macs_by_level, fast.report.steps, fast.report.macs_ratio
     for stage, row in enumerate(fast.schedule.levels):
         for table, level in zip(tables, row, strict=True):
             rises = [macs - table[level] for macs in table if macs > table[level]]

@@ -6,12 +6,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artefact import Compressed, load
+    from .artefact import Compressed, Front, load
+    from .budget import Budget, MacsRatio, Speedup, WeightMemory
+    from .compensation import Ridge
     from .compress import compress
     from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
     from .export import Exported, export
+    from .importance import Activation, Magnitude, Obs, Wanda
     from .library import Method
-    from .obs import Activation, Magnitude, Obs, Ridge, Wanda
     from .own_sampler import OwnSampler
     from .pipeline import Sampling
     from .placements import Compact, Resident, Streamed
@@ -22,13 +24,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Activation",
     "ArtefactError",
+    "Budget",
     "BudgetOutOfReach",
     "Compact",
     "Compressed",
     "Depth",
     "DiffESError",
     "Exported",
+    "Front",
     "Levers",
+    "MacsRatio",
     "Magnitude",
     "Method",
     "Obs",
@@ -38,10 +43,12 @@ __all__ = [
     "Ridge",
     "Sampling",
     "Settings",
+    "Speedup",
     "StorageError",
     "Streamed",
     "UnsupportedModel",
     "Wanda",
+    "WeightMemory",
     "Width",
     "compress",
     "export",
@@ -49,13 +56,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "artefact": ("Compressed", "load"),
+    "artefact": ("Compressed", "Front", "load"),
+    "budget": ("Budget", "MacsRatio", "Speedup", "WeightMemory"),
     "compress": ("compress",),
     "errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
     "export": ("Exported", "export"),
     "library": ("Method",),
-    "obs": ("Activation", "Magnitude", "Obs", "Ridge", "Wanda"),
     "own_sampler": ("OwnSampler",),
+    "compensation": ("Ridge",),
+    "importance": ("Activation", "Magnitude", "Obs", "Wanda"),
     "pipeline": ("Sampling",),
     "placements": ("Compact", "Resident", "Streamed"),
     "progress": ("Reporter",),

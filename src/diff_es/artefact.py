@@ -2,63 +2,50 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import SkipValidation
 from torch import nn
 
 from .arguments import Place, checked
 from .errors import ArtefactError, DiffESError, several
-from .layers import Plan, adapted, anatomy_of, base_parameters, check_plan
+from .layers import Plan, adapted, anatomy_of, check_plan, fingerprint
 from .limits import Speedup
 from .loading import check_denoiser, check_module
 from .manifest import Point, tied
 from .manifest import checked as checked_manifest
 from .multistep import Corrections, fixed
+from .origin import Origin
 from .packing import left_out, pack, unpack
 from .pipeline import AnyPipeline, OwnSampler, Sampling, family_of
-from .placements import Placed, Placement, Store, choose
+from .placements import Placed, Placement, Resident, Store, choose
+from .reported import SearchReport, report_to_json
 from .route import Routing, routing_of
 from .schedule import Schedule
 from .settings import plain
 from .stepping import check_corrected, stepping, stepping_of
 from .store import MANIFEST, read_folder, write_folder
+from .timing import Runner
 
 Piped = TypeVar("Piped", bound=AnyPipeline | nn.Module)
-_SAMPLED = 512  # values of each parameter that the fingerprint reads
-
-
-def fingerprint(denoiser: nn.Module) -> str:
-    """A hash of a denoiser's parameter names, shapes and evenly sampled values, the same in float32 and bfloat16, and
-    with adapters that are not fused."""
-    digest = hashlib.sha256()
-    for name, parameter in base_parameters(denoiser):
-        flat = parameter.detach().flatten()
-        values = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].bfloat16().cpu().view(torch.int16)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + values.numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A pipeline's faster version. The pipeline itself stays with the user; this only routes it.
-
-    ``about`` holds what the search found, as JSON values: budget, realised MACs, scores, history, settings.
-    """
+    """A pipeline's faster version. The pipeline itself stays with the user; this only routes it."""
 
     schedule: Schedule
     plans: tuple[Plan, ...] = field(repr=False)  # one for each stage
     sampling: Sampling
     base: str  # fingerprint of the dense denoiser
-    about: Mapping[str, Any] = field(repr=False)
+    origin: Origin | None = field(default=None, repr=False)  # of the pipeline; None: it was not said
+    searched: SearchReport | None = field(default=None, repr=False)  # None: it was made by hand
     placement: Placement | None = None  # where weights wait; None: by the memory that is free
     timesteps: tuple[float, ...] | None = None  # what the sampler takes in place of its own; None: its own
     corrections: Corrections = ()  # of the steps to these timesteps
@@ -73,6 +60,29 @@ class Compressed:
             raise ArtefactError(
                 "artefact", expected=expected, found=f"{len(self.corrections)}", remedy="Compress again."
             )
+
+    @property
+    def report(self) -> SearchReport:
+        """What the search found.
+
+        Raises:
+            ArtefactError: there was none.
+        """
+        if self.searched is None:
+            found, remedy = "none: it was made by hand", "Use it from Python: diff_es.load(...).routed(...)."
+            raise ArtefactError("result", expected="what a search said of it", found=found, remedy=remedy)
+        return self.searched
+
+    @property
+    def front(self) -> Front:
+        """The results of the same search for all budgets, this one among them."""
+        points = sorted((self, *self.others), key=_macs_ratio)
+        return Front(tuple(points), next(i for i, point in enumerate(points) if point is self))
+
+    def runner(self, name: str, sampling: Sampling, placement: Placement | None = None) -> Runner:
+        """This result as a contender in a comparison, in a placement; default resident."""
+        placed = placement or Resident()
+        return Runner(name, sampling, self.schedule.stages, self.plans, placed, self.timesteps, self.corrections)
 
     @checked()
     @contextmanager
@@ -136,11 +146,10 @@ class Compressed:
                 "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
             )
         if self.timesteps is not None and self.corrections and not isinstance(pipe, OwnSampler):
-            made = self.about.get("origin", {}).get("scheduler")
-            if made is None:
-                expected, remedy = "the scheduler that steps are corrected for, in about", "Leave corrections out."
+            if self.origin is None:
+                expected, remedy = "the origin, whose scheduler steps are corrected for", "Leave corrections out."
                 raise ArtefactError("artefact", expected=expected, found="none", remedy=remedy)
-            check_corrected(pipe.scheduler, made, self.timesteps, self.sampling.steps)
+            check_corrected(pipe.scheduler, self.origin.scheduler, self.timesteps, self.sampling.steps)
         self._check_denoiser(denoiser)
         return denoiser
 
@@ -196,14 +205,13 @@ class Compressed:
         Raises:
             StorageError: the disk refused, or the folder holds something else.
         """
-        points = sorted((self, *self.others), key=lambda point: float(point.about.get("macs_ratio", 1.0)))
+        points = self.front.points
         files, stems = pack([plan for point in points for plan in point.plans])
         described, names = list[dict[str, Any]](), iter(stems)
         for point in points:
             stages = [{"file": next(names), "left_out": left_out(plan)} for plan in point.plans]
             described.append({**point._described(), "stages": stages})
-        chosen = next(i for i, point in enumerate(points) if point is self)  # plans, made of tensors, have no equality
-        described = json.loads(json.dumps(described))  # as they will be read
+        chosen, described = self.front.asked, json.loads(json.dumps(described))  # as they will be read
 
         def about(hashes: Mapping[str, str]) -> dict[str, Any]:
             return {"chosen": chosen, "points": [{**entry, "sha256": tied(entry, hashes)} for entry in described]}
@@ -219,8 +227,35 @@ class Compressed:
             "corrections": [list(weights) for weights in self.corrections],
             "base": self.base,
             "placement": None if self.placement is None else plain(self.placement),
-            "about": dict(self.about),
+            "origin": None if self.origin is None else asdict(self.origin),
+            "report": None if self.searched is None else report_to_json(self.searched),
         }
+
+
+@dataclass(frozen=True)
+class Front:
+    """The results of one search for several budgets, the cheapest first."""
+
+    points: tuple[Compressed, ...]
+    asked: int  # which of them was asked for
+
+    def saving(self, times: float) -> Compressed:
+        """The best, which is the dearest, that is at least so many times cheaper than dense.
+
+        Raises:
+            DiffESError: none is so cheap.
+        """
+        fits = [point for point in self.points if _macs_ratio(point) * times <= 1 + 1e-9]
+        if not fits:
+            shown = ", ".join(f"{1 / _macs_ratio(point):.2f}x" for point in reversed(self.points))
+            remedy = "Ask for less, or compress again with a smaller budget."
+            raise DiffESError("point", expected=f"one of {shown}, or less", found=f"{times:g}x", remedy=remedy)
+        return fits[-1]
+
+
+def _macs_ratio(point: Compressed) -> float:
+    """Relative to dense; of a result made by hand it is not known."""
+    return 1.0 if point.searched is None else point.searched.macs_ratio
 
 
 @checked()
@@ -239,32 +274,20 @@ def load(folder: Place, point: Speedup | None = None) -> Compressed:
     found = checked_manifest(manifest, str(Path(folder) / MANIFEST))
     stages = [stage for entry in found.points for stage in entry.stages]
     plans = iter(unpack(tensors, [stage.file for stage in stages], [stage.left_out for stage in stages], str(folder)))
-    abouts = [entry["about"] for entry in manifest["points"]]
-    points = [_restored(entry, about, plans) for entry, about in zip(found.points, abouts, strict=True)]
-    asked = points[found.chosen]
-    chosen = asked if point is None else points[_cheap_enough(points, point)]
-    return replace(chosen, others=tuple(other for other in points if other is not chosen))
+    front = Front(tuple(_restored(entry, plans) for entry in found.points), found.chosen)
+    chosen = front.points[front.asked] if point is None else front.saving(point)
+    return replace(chosen, others=tuple(other for other in front.points if other is not chosen))
 
 
-def _restored(entry: Point, about: dict[str, Any], plans: Iterator[Plan]) -> Compressed:
+def _restored(entry: Point, plans: Iterator[Plan]) -> Compressed:
     return Compressed(
         schedule=entry.schedule.made(),
         plans=tuple(next(plans) for _ in entry.stages),
         sampling=entry.sampling,
         base=entry.base,
-        about=about,
+        origin=None if entry.origin is None else entry.origin.made(),
+        searched=None if entry.report is None else entry.report.made(),
         placement=entry.placement,
         timesteps=entry.timesteps,
         corrections=entry.corrections,
     )
-
-
-def _cheap_enough(points: Sequence[Compressed], point: float) -> int:
-    """The dearest of the points, which come cheapest first, that saves so much."""
-    ratios = [float(result.about.get("macs_ratio", 1.0)) for result in points]
-    fits = [i for i, ratio in enumerate(ratios) if ratio * point <= 1 + 1e-9]
-    if not fits:
-        shown = ", ".join(f"{1 / ratio:.2f}x" for ratio in reversed(ratios))
-        remedy = "Ask for less, or compress again with a smaller budget."
-        raise DiffESError("point", expected=f"one of {shown}, or less", found=f"{point:g}x", remedy=remedy)
-    return fits[-1]

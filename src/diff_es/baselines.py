@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from .cost import MacCounter
 from .layers import Anatomy
-from .search import Candidate, NoneFits, Space
+from .search import NoneFits
 
 
 def fewer_steps(steps: int, fraction: float) -> int:
@@ -40,25 +39,3 @@ def uniform_width(counter: MacCounter, anatomy: Anatomy, fraction: float) -> tup
         least = counter.thinned(kept(high)) / dense
         raise NoneFits(f"uniform_width: expected {least:g} of the cost or more, found {fraction:g}; raise the budget")
     return kept(high)
-
-
-def middle_phase(change: Sequence[float]) -> range:
-    """The middle of three phases, read off the trajectory: the shortest run of interior stages with at least half of
-    the interior's change of the denoiser's output (after MosaicDiff, arXiv 2510.11962, whose phases are set by hand).
-    """
-    inner = range(1, len(change) - 1)
-    if not inner:
-        return range(len(change))
-    total = sum(change[s] for s in inner)
-    runs = [range(a, b + 1) for a in inner for b in inner if b >= a]
-    enough = [run for run in runs if sum(change[s] for s in run) >= total / 2]
-    return min(enough, key=lambda run: (len(run), -sum(change[s] for s in run)))
-
-
-def mosaic(space: Space, change: Sequence[float], gap: int = 2) -> Candidate:
-    """Three phases, the middle one ``gap`` levels less pruned than the others, nearest to the budget.
-
-    Raises:
-        NoneFits: no schedule of this shape keeps the budget.
-    """
-    return space.protect(middle_phase(change), gap)

@@ -1,167 +1,23 @@
-"""Side by side in one process, interleaved, with spread: how long contenders take and how much weight they carry."""
+"""The dense model, routing and a result side by side in one process: how long they take, how much memory they hold."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from .artefact import Compressed
-from .heap import Kept
 from .latency import finished
-from .layers import DENSE, Plan, anatomy_of
-from .multistep import Corrections, fixed
-from .pipeline import Pipeline, Sampling, decode, denoiser_of, device_of, dtype_of, make_probes, sample
+from .layers import DENSE, anatomy_of
+from .pipeline import Pipeline, denoiser_of, device_of, dtype_of
 from .placements import Compact, Placement, Resident, Stitched, Streamed, parameter_bytes
 from .progress import Reporter
-from .route import Routing, routed
-from .schedule import Stages
-from .stepping import stepped
-
-
-@dataclass(frozen=True)
-class Runner:
-    """One way to sample: a setting, and the plan of each stage (None: the dense model without any routing)."""
-
-    name: str
-    sampling: Sampling
-    stages: Stages | None = None
-    plans: tuple[Plan, ...] | None = None
-    placement: Placement = field(default_factory=Resident)
-    timesteps: tuple[float, ...] | None = None  # in place of the sampler's own
-    corrections: Corrections = ()  # of the steps to these timesteps
-
-    @property
-    def steps(self) -> int:
-        """Sampler steps that it takes."""
-        return self.sampling.steps if self.timesteps is None else len(self.timesteps)
-
-    @contextmanager
-    def context(self, pipe: Pipeline) -> Iterator[Routing | None]:
-        """Routed as this runner wants it; gives the routing, whose weights are there only inside."""
-        asked, correct = self.sampling.steps, fixed(self.corrections)
-        with nullcontext() if self.timesteps is None else stepped(pipe, self.timesteps, asked, correct):
-            if self.stages is None or self.plans is None:
-                yield None
-                return
-            denoiser = denoiser_of(pipe)
-            anatomy = anatomy_of(denoiser)
-            opened = partial(self.placement.open, denoiser, anatomy, self.plans)
-            with routed(denoiser, self.stages, opened) as routing:
-                yield routing
-
-    def weight_bytes(self, pipe: Pipeline) -> int:
-        """The most bytes of weights on the device during a trajectory."""
-        with self.context(pipe) as routing:
-            if routing is None or self.plans is None:
-                return parameter_bytes(denoiser_of(pipe))
-            for stage in range(len(self.plans)):
-                with routing.turn(stage):
-                    pass
-            return routing.store.peak_bytes
-
-
-def running(name: str, fast: Compressed, sampling: Sampling, placement: Placement | None = None) -> Runner:
-    """A result, as it runs in a placement; default resident."""
-    return Runner(
-        name, sampling, fast.schedule.stages, fast.plans, placement or Resident(), fast.timesteps, fast.corrections
-    )
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one batch: medians, and half of the interquartile range as spread.
-
-    Speed-ups are medians of the ratios to the first runner in the same round.
-    """
-
-    pipeline_ms: float
-    pipeline_spread: float
-    denoiser_ms: float
-    denoiser_spread: float
-    speedup: float
-    denoiser_speedup: float
-
-
-def _spread(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return (high - low) / 2
-
-
-class _Stopwatch:
-    """Seconds of all forwards of a module, hooks that run after it included; on CUDA by events, without waiting."""
-
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._cuda, self._marks = device.type == "cuda", list[Any]()
-        self._handles = (
-            module.register_forward_pre_hook(self._mark, prepend=True),
-            module.register_forward_hook(self._mark),
-        )
-
-    def _mark(self, *args: Any) -> None:
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
-
-    def stop(self) -> float:
-        for handle in self._handles:
-            handle.remove()
-        pairs = zip(self._marks[::2], self._marks[1::2], strict=True)
-        return float(sum(a.elapsed_time(b) / 1000 if self._cuda else b - a for a, b in pairs))
-
-
-def _once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
-    """Milliseconds of the whole pipeline, decoder included, and of its denoiser calls, weight switches included."""
-    denoiser = denoiser_of(pipe)
-    probes = make_probes(pipe, runner.sampling.batch, 0, "timing")
-    with runner.context(pipe):
-        watch = _Stopwatch(denoiser, device_of(denoiser))
-        began = time.perf_counter()
-        decode(pipe, sample(pipe, probes, runner.sampling))  # ends with images on the CPU: nothing is pending
-        total = time.perf_counter() - began
-        return total * 1000, watch.stop() * 1000
-
-
-def measure(pipe: Pipeline, runners: Sequence[Runner], rounds: int, reporter: Reporter) -> list[Timing]:
-    """Time every runner once a round, after one round of warming up; the first runner is the reference."""
-    times = [list[tuple[float, float]]() for _ in runners]
-    with (
-        closing(Kept(device_of(denoiser_of(pipe)))),
-        reporter.task("measure latency", (rounds + 1) * len(runners)) as task,
-    ):
-        for round_index in range(rounds + 1):
-            for runner, seen in zip(runners, times, strict=True):
-                result = _once(pipe, runner)
-                if round_index:
-                    seen.append(result)
-                task.advance(runner.name)
-    timings = []
-    for seen in times:
-        pipeline, denoiser = [a for a, _ in seen], [b for _, b in seen]
-        ratios = [(r[0] / t[0], r[1] / t[1]) for r, t in zip(times[0], seen, strict=True)]
-        timings.append(
-            Timing(
-                pipeline_ms=statistics.median(pipeline),
-                pipeline_spread=_spread(pipeline),
-                denoiser_ms=statistics.median(denoiser),
-                denoiser_spread=_spread(denoiser),
-                speedup=statistics.median(a for a, _ in ratios),
-                denoiser_speedup=statistics.median(b for _, b in ratios),
-            )
-        )
-    return timings
+from .route import Routing
+from .timing import Runner, measure, once
 
 
 def switch_ms(routing: Routing, stages: int, device: torch.device) -> float:
@@ -202,10 +58,10 @@ def compare(
         runners = [
             Runner("dense", sampling),
             Runner("routed at level 0", sampling, stages, (DENSE,) * len(stages)),
-            *(running(f"diff-es, {name}", fast, sampling, placement) for name, placement in places.items()),
+            *(fast.runner(f"diff-es, {name}", sampling, placement) for name, placement in places.items()),
         ]
         for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
-            ratio, peak = 1.0 if i < 2 else float(fast.about["macs_ratio"]), _peak_bytes(pipe, runner)
+            ratio, peak = 1.0 if i < 2 else fast.report.macs_ratio, _peak_bytes(pipe, runner)
             row = {"runner": runner.name, "batch": batch, "macs_ratio": ratio, **asdict(timing), "peak_bytes": peak}
             with runner.context(pipe) as routing:  # going through all stages shows the peak too
                 row["switch_ms"] = None if routing is None else switch_ms(routing, len(stages), device_of(denoiser))
@@ -230,5 +86,5 @@ def _peak_bytes(pipe: Pipeline, runner: Runner) -> int | None:
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
-    _once(pipe, runner)
+    once(pipe, runner)
     return int(torch.cuda.max_memory_allocated(device))

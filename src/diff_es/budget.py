@@ -6,67 +6,134 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any
 
 import torch
-from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict, TypeAdapter
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
+from . import limits
 from .arguments import checked
-from .checking import validated
 from .cost import Costs, MacCounter
 from .errors import BudgetOutOfReach, DiffESError
 from .heap import Kept
 from .latency import nanoseconds, paired
 from .layers import Anatomy, Content, Cut, Plan, Switch, realise
-from .limits import Gigabytes, Share, Speedup
 from .pipeline import Pipeline, Sampling, decode, denoiser_of, device_of, first_call, intercepted, make_probes, sample
 from .progress import Reporter
 from .units import Thin, Unit
 
-_USUAL = 0.7
 _PATIENCE = 3.0
 """Seconds for which a level's price is measured more often than it has to be."""
 
 
-@checked("", BudgetOutOfReach)
+@checked(kind=BudgetOutOfReach)
 @dataclass(frozen=True)
-class Budget:
-    """What a schedule may cost: a share of the dense trajectory's multiply-accumulates, or a time; and what its weights
-    may take besides.
+class MacsRatio:
+    """At most so much of the dense trajectory's multiply-accumulates.
 
     Args:
-        macs: the share of the multiply-accumulates, above 0, at most 1; None: 0.7, where no speed-up is asked for.
-        speedup: instead, how many times faster than now the whole pipeline is to be, on this device at the user's own
-            setting.
-        weights_gb: the most GB of weights on the device while a stage runs; their library waits elsewhere (streamed).
-
-    Raises:
-        BudgetOutOfReach: numbers of no sense, or MACs and a speed-up at once.
+        ratio: above 0, at most 1.
     """
 
-    macs: Share | None = None
-    speedup: Speedup | None = None
-    weights_gb: Gigabytes | None = None
+    ratio: limits.Share = 0.7
 
-    def __post_init__(self) -> None:
-        if self.macs is not None and self.speedup is not None:
-            found, remedy = f"macs {self.macs:g} and speedup {self.speedup:g}", "Leave one of them out."
-            raise BudgetOutOfReach("budget", expected="a share of MACs or a speed-up", found=found, remedy=remedy)
+    def __str__(self) -> str:
+        return f"{self.ratio:g} of the MACs"
+
+
+@checked(kind=BudgetOutOfReach)
+@dataclass(frozen=True)
+class Speedup:
+    """The whole pipeline is so many times faster than now, on this device at the user's own setting.
+
+    Args:
+        times: from 1 on.
+    """
+
+    times: limits.Speedup
+
+    def __str__(self) -> str:
+        return f"{self.times:g}x as fast"
+
+
+@checked(kind=BudgetOutOfReach)
+@dataclass(frozen=True)
+class WeightMemory:
+    """At most so much memory of the device for weights while a stage runs; their library waits elsewhere (streamed).
+
+    Args:
+        gigabytes: of 10^9 bytes.
+    """
+
+    gigabytes: limits.Gigabytes
+
+    def __str__(self) -> str:
+        return f"{self.gigabytes:g} GB of weights"
 
     @property
-    def share(self) -> float:
-        """Of MACs; where a speed-up is asked for, it says nothing."""
-        return _USUAL if self.macs is None else self.macs
+    def bytes(self) -> float:
+        """How many bytes that is."""
+        return self.gigabytes * 1e9
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a schedule may cost, and what its weights may take besides."""
+
+    compute: MacsRatio | Speedup = field(default_factory=MacsRatio)
+    memory: WeightMemory | None = None
+
+    @classmethod
+    def of(
+        cls,
+        budget: float | MacsRatio | Speedup | WeightMemory | Budget | None = None,
+        macs: float | None = None,
+        speedup: float | None = None,
+        weights_gb: float | None = None,
+    ) -> Budget:
+        """As users say it: an object, or a number by name.
+
+        Args:
+            budget: a number is a :class:`MacsRatio`.
+
+        Raises:
+            BudgetOutOfReach: numbers of no sense, or two budgets of one kind.
+        """
+        said = list[MacsRatio | Speedup | WeightMemory]()
+        if isinstance(budget, Budget):
+            said += [budget.compute, *filter(None, [budget.memory])]
+        elif isinstance(budget, MacsRatio | Speedup | WeightMemory):
+            said.append(budget)
+        elif budget is not None:
+            said.append(MacsRatio(budget))
+        said += [] if macs is None else [MacsRatio(macs)]
+        said += [] if speedup is None else [Speedup(speedup)]
+        said += [] if weights_gb is None else [WeightMemory(weights_gb)]
+        compute = [one for one in said if not isinstance(one, WeightMemory)]
+        memory = [one for one in said if isinstance(one, WeightMemory)]
+        for several in (compute, memory):
+            if len(several) > 1:
+                expected = "a share of MACs or a speed-up" if several is compute else "one limit of memory"
+                found, remedy = " and ".join(map(str, several)), "Leave one of them out."
+                raise BudgetOutOfReach("budget", expected=expected, found=found, remedy=remedy)
+        return cls(compute[0] if compute else MacsRatio(), memory[0] if memory else None)
 
     def to_json(self) -> dict[str, float | None]:
-        """As it is written into a journal."""
-        return {"macs": self.share, "speedup": self.speedup, "weights_gb": self.weights_gb}
+        """JSON values."""
+        macs = self.compute.ratio if isinstance(self.compute, MacsRatio) else None
+        speedup = self.compute.times if isinstance(self.compute, Speedup) else None
+        return {"macs": macs, "speedup": speedup, "weights_gb": None if self.memory is None else self.memory.gigabytes}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, float | None]) -> Budget:
+        """What :meth:`to_json` wrote; raises as :meth:`of` does."""
+        return cls.of(None, data.get("macs"), data.get("speedup"), data.get("weights_gb"))
 
 
-class _Measured(BaseModel):
-    """Prices as JSON values."""
+class MeasuredPrices(BaseModel):
+    """What was measured: nanoseconds of a denoiser call that belong to no unit, by [unit][level], and of the rest."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,7 +142,6 @@ class _Measured(BaseModel):
     other: Annotated[float, Strict(), AllowInfNan(False), Field(ge=0)]
 
 
-_MEASURED = TypeAdapter(_Measured)
 _ANEW = "Search anew in another folder, where prices are measured again."
 
 
@@ -86,17 +152,18 @@ class Prices:
     costs: Costs  # whole nanoseconds
     other: float  # ns of a pipeline call outside of its steps: the decoder
 
-    def to_json(self) -> dict[str, Any]:
-        return {"fixed": self.costs.fixed, "options": self.costs.options, "other": self.other}
+    @property
+    def measured(self) -> MeasuredPrices:
+        """For :meth:`restored`."""
+        return MeasuredPrices(fixed=self.costs.fixed, options=self.costs.options, other=self.other)
 
     @classmethod
-    def restored(cls, data: Mapping[str, Any], counted: Costs) -> Prices:
-        """What :meth:`to_json` wrote, for the steps of ``counted``.
+    def restored(cls, found: MeasuredPrices, counted: Costs) -> Prices:
+        """What was measured earlier, for the steps of ``counted``.
 
         Raises:
-            DiffESError: it did not, or for other units.
+            DiffESError: it was, for other units.
         """
-        found = validated(_MEASURED, data, "prices", _ANEW, DiffESError)
         levels, own = [len(row) for row in found.options], [len(row) for row in counted.options]
         if levels != own:
             raise DiffESError("prices", expected=f"levels {own} of units", found=f"{levels}", remedy=_ANEW)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .clock import on_stage, on_timestep
+from .clock import on_timestep
 from .errors import DiffESError
 from .finite import check_finite
 from .layers import (
@@ -30,10 +30,11 @@ from .layers import (
     shortcut_of,
     submodule,
 )
-from .obs import Moments
+from .moments import Moments
 from .pipeline import Pipeline, Probe, Sampling, denoiser_of, sample
 from .progress import Reporter
 from .schedule import Stages
+from .stage_clock import on_stage
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import typer
 
 from . import inspection, tables
 from .benchmark import compare
+from .bundled_models import MODELS
 from .commands import compress_command
 from .compress import asked_again, found_again
 from .conditioning import Asked, conditions_of, family_of
@@ -40,12 +41,11 @@ from .options import Width as PixelWidth
 from .pipeline import Pipeline, Probe, Sampling, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
-from .settings import restore
 from .signals import Listener
 from .store import check_outputs, make_folder
 from .story import PUBLISHED, contact_sheet, picture, publish, tell
 from .study import prepare
-from .tiles import MODELS, load_reference
+from .tiles import load_reference
 from .units import Width
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
@@ -195,10 +195,8 @@ def evaluate_command(
     check_outputs(target, *PUBLISHED)
     fast, pipe = reopened(folder, model, device, point)
     fast.check(pipe)
-    settings, budget = restore(fast.about["settings"]), float(fast.about["budget"])
-    ready = prepare(pipe, settings, reporter, *asked_again(fast, pipe, folder / "journal.jsonl"))
-    found = {budget: found_again(fast)}
-    name = model or fast.about["origin"]["model"]
+    ready, found = prepare(pipe, fast.report.settings, reporter, *asked_again(fast, pipe)), (found_again(fast.report),)
+    name = model or (fast.origin.model if fast.origin else "")
     reference = load_reference() if name in MODELS else None
     evaluation = evaluate(ready, found, reference, effort, target, reporter, fast)
     notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]

@@ -40,6 +40,7 @@ from .options import Width as PixelWidth
 from .pipeline import Sampling
 from .placements import Compact, Saved
 from .progress import Reporter
+from .reported import SearchReport
 from .settings import Levers, Settings
 from .store import check_target
 from .units import Depth, Grain, Ladder, Width
@@ -140,7 +141,7 @@ def compress_command(
         prompts=None if prompts is None else read_prompts(prompts),
     )
     where, journal = _placement(placement, tolerance), out_folder / "journal.jsonl"
-    Asked(Budget(macs, speedup, weights_gb), settings, where, journal, resume, workers, table)
+    Asked(Budget.of(None, macs, speedup, weights_gb), settings, where, journal, resume, workers, table)
     check_target(out_folder)
     start = time.monotonic()
     with held_folder(out_folder):
@@ -165,11 +166,16 @@ def compress_command(
             raise
         fast.save(out_folder)
     tables.show_compressed(out, fast, out_folder, time.monotonic() - start)
-    kept = ("budget", "macs_ratio", "cost_ratio", "score", "held_out_score", "held_out_error", "steps")
-    points = sorted((fast, *fast.others), key=lambda point: float(point.about["macs_ratio"]))
-    shown = [{key: point.about[key] for key in kept} for point in points]
-    about = {key: fast.about[key] for key in kept}
-    finish({"out": str(out_folder), "levels": fast.schedule.levels, **about, "front": shown}, as_json)
+    shown = [_facts(point.report) for point in fast.front.points]
+    said = {"out": str(out_folder), "levels": fast.schedule.levels, **_facts(fast.report), "front": shown}
+    finish(said, as_json)
+
+
+def _facts(report: SearchReport) -> dict[str, object]:
+    """What programs are told of a result."""
+    scores = {"score": report.score, "held_out_score": report.held_out_score, "held_out_error": report.held_out_error}
+    costs = {"limit": report.limit, "macs_ratio": report.macs_ratio, "cost_ratio": report.cost_ratio}
+    return {**costs, **scores, "steps": report.steps}
 
 
 def _ladder(prune: Prune, levels: int | None, compensate: bool) -> Ladder:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .layers import Cut, Factor, Layer, Plan, as_matrix, output_of, weight_of
 from .library import Library, solved
 from .lowrank import factorise
-from .obs import Moments, damped
+from .moments import Moments, damped
 
 
 class Compaction:

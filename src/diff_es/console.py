@@ -57,10 +57,10 @@ def reopened(
 ) -> tuple[Compressed, Pipeline]:
     """An artefact and the pipeline it was made from, from its old place or its new one."""
     fast = load(folder, point)
-    if "budget" not in fast.about:
+    if fast.searched is None or fast.origin is None:
         found, remedy = "none: it was made by hand", "Use it from Python: diff_es.load(...).routed(...)."
         raise ArtefactError(str(folder), expected="what a search said of it", found=found, remedy=remedy)
-    return fast, reopen(fast.about["origin"], model, device)
+    return fast, reopen(fast.origin, model, device)
 
 
 def finish(result: dict[str, Any], as_json: bool) -> None:

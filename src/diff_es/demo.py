@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .budget import Budget
+from .budget import Budget, MacsRatio
 from .compress import finish, open_journal
 from .evaluate import Effort, evaluate
 from .judge import Judge
@@ -49,13 +49,13 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
 def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any], Story]:
     start = time.monotonic()
     pipe, settings = load("bundled"), SETTINGS.changed(seed=seed)
-    ready, journals = prepare(pipe, settings, reporter), folder / "journals"
-    journal = open_journal(ready, Budget(min(BUDGETS)), journals / f"search-{seed}.jsonl", reporter, resume=True)
+    ready, journals = prepare(pipe, settings, reporter, Budget(MacsRatio(min(BUDGETS)))), folder / "journals"
+    journal = open_journal(ready, journals / f"search-{seed}.jsonl", reporter, resume=True)
     judge = Judge(ready, journal)
     table = sensitivity(ready, judge, reporter)
     found = evolve(ready, BUDGETS, judge, table, reporter)
-    for budget in BUDGETS:
-        finish(ready, budget, found[budget], table).save(folder / f"macs-{budget:g}")
+    for one in found:
+        finish(ready, one, table).save(folder / f"macs-{one.limit:g}")
     effort = Effort(rounds=2, random=150)
     evaluation = evaluate(ready, found, load_reference(), effort, journals, reporter)
     story = tell(ready, "bundled tiles DiT", found, evaluation, effort, time.monotonic() - start, [])

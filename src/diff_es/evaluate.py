@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -14,9 +14,8 @@ from torch import Tensor
 from . import metrics
 from .arguments import checked
 from .artefact import Compressed
-from .baselines import fewer_steps, mosaic, uniform_width
-from .benchmark import Runner, measure, running
-from .budget import Budget
+from .baselines import fewer_steps, uniform_width
+from .budget import MacsRatio
 from .compress import asked_again, found_again, open_journal
 from .conditioning import Encodings, encoded_once
 from .driving import by_chance, ranked
@@ -29,10 +28,11 @@ from .pipeline import AnyPipeline, OwnSampler, decode, make_probes, sample, trac
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
-from .search import Candidate, NoneFits, Space
-from .settings import Levers, restore
+from .search import Candidate, NoneFits, Space, mosaic
+from .settings import Levers
 from .study import Study, prepare
 from .tiles import Reference
+from .timing import Runner, measure
 from .units import Width
 
 
@@ -66,7 +66,7 @@ class Evaluation:
 
     rows: tuple[Row, ...]
     images: tuple[Tensor, ...]  # (strip, 3, H, W) in [0, 1], one for each row; of a loop without a decoder none
-    random: Mapping[float, Found]
+    random: tuple[Found, ...]  # of each budget
 
 
 def random_rival(study: Study, macs: float, evaluations: int, journals: Path | None, reporter: Reporter) -> Found:
@@ -75,13 +75,14 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was.
     """
     path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
-    budget = study.budget if study.prices else Budget(macs, weights_gb=study.budget.weights_gb)
+    compute = study.budget.compute if study.prices else MacsRatio(macs)
+    study = replace(study, budget=replace(study.budget, compute=compute))
     space, title = study.costs.space(macs), f"random search at {macs:g}"
     with held_file(path):
-        judge = Judge(study, open_journal(study, budget, path, reporter, resume=True))
+        judge = Judge(study, open_journal(study, path, reporter, resume=True))
         search = by_chance(study, space, title, evaluations, judge, reporter)
         best = list(ranked(dict(search.ranking())))[: study.settings.finalists]
-        return select(study, list(map(Finalist, best)), judge, search.history, len(search.ranking()), reporter)
+        return select(study, macs, list(map(Finalist, best)), judge, search.history, len(search.ranking()), reporter)
 
 
 def scheduled(
@@ -128,15 +129,13 @@ def _shaped(study: Study, name: str, budget: float, purpose: str, shape: Callabl
     return scheduled(study, name, budget, space.repair(shape(space), rng), corrections=())
 
 
-def contenders(
-    study: Study, budget: float, found: Found, random: Found, saved: Compressed | None = None
-) -> tuple[Contender, ...]:
+def contenders(study: Study, found: Found, random: Found, saved: Compressed | None = None) -> tuple[Contender, ...]:
     """All rivals at one budget, in the order of the table, without those that cannot be made so cheap; none of them has
     its steps corrected, which is ours, but for random search, whose scores say what it would find.
 
     ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
-    sampling, rivals = study.settings.sampling, list[Contender]()
+    sampling, rivals, budget = study.settings.sampling, list[Contender](), found.limit
     if 0 not in study.costs.barred and _takes_steps(study.pipe):  # else the dense model's weights are too large
         steps, ratio = _affordable_steps(study, budget)
         fewer = Runner("fewer-steps", replace(sampling, steps=steps))
@@ -146,7 +145,7 @@ def contenders(
             rivals.append(pruned(study, budget))
     rivals.append(scheduled(study, "random", budget, random.candidate, None if random.corrected else ()))
     ours = scheduled(study, "diff-es", budget, found.candidate, () if saved or not found.corrected else None)
-    rivals.append(ours if saved is None else replace(ours, runner=running("diff-es", saved, sampling)))
+    rivals.append(ours if saved is None else replace(ours, runner=saved.runner("diff-es", sampling)))
     if study.placement is None:
         return tuple(rivals)
     return tuple(replace(one, runner=replace(one.runner, placement=study.placement)) for one in rivals)
@@ -154,7 +153,7 @@ def contenders(
 
 def evaluate(
     study: Study,
-    found: Mapping[float, Found],
+    found: Sequence[Found],
     real: Reference | None,
     effort: Effort,
     journals: Path | None,
@@ -164,18 +163,17 @@ def evaluate(
     """Run every contender at every budget on the same held-out noises, and time them side by side.
 
     Args:
-        found: the search's result for each budget.
+        found: the search's results.
         real: statistics of real data for the Fréchet distance; None leaves it out.
         journals: where the random search keeps its scores, if anywhere.
         saved: a result, which is then judged as it was saved.
     """
-    random = {
-        budget: random_rival(study, budget, effort.random or result.evaluations, journals, reporter)
-        for budget, result in found.items()
-    }
+    random = tuple(
+        random_rival(study, one.limit, effort.random or one.evaluations, journals, reporter) for one in found
+    )
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
-    for budget, result in found.items():
-        field += contenders(study, budget, result, random[budget], saved)
+    for one, rival in zip(found, random, strict=True):
+        field += contenders(study, one, rival, saved)
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if real else 0, effort.strip)
@@ -224,17 +222,15 @@ def evaluated(
     """The same of a result that was saved, or that ``compress`` just gave: its model is surveyed and calibrated anew.
 
     Args:
-        folder: of the result, where the random search keeps its scores too; None: nothing is kept.
+        folder: where the random search keeps its scores, such as that of the result; None: nothing is kept.
 
     Raises:
-        ArtefactError: made for another base model.
+        ArtefactError: made for another base model, or by hand.
     """
     fast.check(pipe)
-    place, reporter = None if folder is None else Path(folder), reporter or Reporter(quiet=True)
-    asked = asked_again(fast, pipe, (place or Path()) / "journal.jsonl")
-    ready = prepare(pipe, restore(fast.about["settings"]), reporter, *asked)
-    found = {float(fast.about["budget"]): found_again(fast)}
-    return evaluate(ready, found, None, effort or Effort(), place, reporter, fast)
+    report, place, reporter = fast.report, None if folder is None else Path(folder), reporter or Reporter(quiet=True)
+    ready = prepare(pipe, report.settings, reporter, *asked_again(fast, pipe))
+    return evaluate(ready, (found_again(report),), None, effort or Effort(), place, reporter, fast)
 
 
 def _takes_steps(pipe: AnyPipeline) -> bool:

@@ -21,7 +21,8 @@ class Finalist(NamedTuple):
     corrected: bool = True
 
 
-class Judged(NamedTuple):
+@dataclass(frozen=True)
+class Judged:
     """What the final made of a finalist."""
 
     candidate: Candidate
@@ -35,6 +36,7 @@ class Judged(NamedTuple):
 class Found:
     """What a search came back with for one budget: the winner of its final, and how it got there."""
 
+    limit: float  # the most that it might cost, relative to the user's own setting
     candidate: Candidate
     score: float  # on the search's probes
     held_out: float  # mean on fresh noises, which have chosen nothing
@@ -47,6 +49,7 @@ class Found:
 
 def select(
     ready: Study,
+    limit: float,
     finalists: Sequence[Finalist],
     judge: Judge,
     history: tuple[Generation, ...],
@@ -56,6 +59,7 @@ def select(
     """Choose among finalists on noises that no search sees, as many as it takes to tell them apart.
 
     Args:
+        limit: within which they are; for the record.
         finalists: best first; where two are equal, the earlier one wins.
         judge: knows their scores on the search's probes, or finds them.
     """
@@ -74,4 +78,6 @@ def select(
         judged.append(Judged(candidate, score, fmean(scores), len(scores), corrected))
     winner, fresh = judged[0], ready.fresh.each(judged[0].candidate, corrected=judged[0].corrected)
     finals, error = tuple(judged), error_of(fresh)
-    return Found(winner.candidate, winner.score, fmean(fresh), finals, history, evaluations, error, winner.corrected)
+    return Found(
+        limit, winner.candidate, winner.score, fmean(fresh), finals, history, evaluations, error, winner.corrected
+    )

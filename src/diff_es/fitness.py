@@ -11,7 +11,6 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from .clock import stage_at
 from .conditioning import Encodings, encoded_once
 from .finite import check_finite
 from .heap import Kept
@@ -27,6 +26,7 @@ from .recall import Recall
 from .route import Routing, attached, routed
 from .schedule import Stages
 from .search import Candidate
+from .stage_clock import stage_at
 from .stepping import Stepping, stepped
 from .trajectory import Timesteps, Trajectory, placed
 

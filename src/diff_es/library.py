@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .arguments import checked, named
 from .calibrate import Statistics
+from .compensation import Ridge, regress
+from .importance import Obs, Ranking
 from .layers import (
     DENSE,
     Anatomy,
@@ -26,7 +28,7 @@ from .layers import (
     shortcut_of,
     weight_of,
 )
-from .obs import Moments, Obs, Ranking, Ridge, regress
+from .moments import Moments
 from .pipeline import Denoiser
 from .progress import Reporter
 from .units import Depth, Grain, Ladder, Thin, Unit, Width, units_of, usual_grain

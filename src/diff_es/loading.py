@@ -22,11 +22,13 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from .bundled_models import MODELS as BUNDLED
 from .checkpoint import bounded, check_filled, check_folder, load_part
 from .conditioning import FAMILIES, Asked
 from .errors import DiffESError, UnsupportedModel
 from .hub import PLACES, fetched, hub_out_of_reach
 from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, parts_of, read_json
+from .origin import Origin
 from .pipeline import OwnSampler, Pipeline, denoiser_of, dtype_of, hushed
 from .single_file import kind_of_file
 from .stepping import sampler_name
@@ -35,7 +37,6 @@ from .supported import check as check
 from .supported import check_class
 from .supported import check_denoiser as check_denoiser
 from .supported import check_module as check_module
-from .tiles import MODELS as BUNDLED
 
 SCHEDULERS = (
     DDIMScheduler,
@@ -145,46 +146,42 @@ def _check_text(kind: str) -> None:
         raise UnsupportedModel(kind, expected="transformers, for its text encoders", found="none", remedy=remedy)
 
 
-def origin_of(pipe: Pipeline) -> dict[str, Any]:
-    """Where a pipeline came from and how it samples, as JSON values for :func:`reopen`."""
+def origin_of(pipe: Pipeline) -> Origin:
+    """Where a pipeline came from and how it samples, for :func:`reopen`."""
+    dtype = str(dtype_of(denoiser_of(pipe))).removeprefix("torch.")
     if isinstance(pipe, OwnSampler):
-        made = {"_class_name": OWN, "function": sampler_name(pipe)}
-        dtype = str(dtype_of(pipe.denoiser)).removeprefix("torch.")
-        return {"model": "", "config": None, "dtype": dtype, "scheduler": made}
+        return Origin("", dtype, {"_class_name": OWN, "function": sampler_name(pipe)})
     source = pipe.config.get("_name_or_path") or ""
     folder = Path(source)
     ours = next((name for name, place in BUNDLED.items() if place == folder), None)
-    return {
-        "model": ours or (str(folder.resolve()) if source and folder.exists() else source),
-        "config": _CONFIGS.get(pipe),
-        "dtype": str(denoiser_of(pipe).dtype).removeprefix("torch."),
-        "scheduler": {"_class_name": type(pipe.scheduler).__name__, **json.loads(pipe.scheduler.to_json_string())},
-    }
+    return Origin(
+        model=ours or (str(folder.resolve()) if source and folder.exists() else source),
+        dtype=dtype,
+        scheduler={"_class_name": type(pipe.scheduler).__name__, **json.loads(pipe.scheduler.to_json_string())},
+        config=_CONFIGS.get(pipe),
+    )
 
 
-def reopen(origin: dict[str, Any], model: str | None = None, device: str | None = None) -> Pipeline:
+def reopen(origin: Origin, model: str | None = None, device: str | None = None) -> Pipeline:
     """The pipeline of :func:`origin_of`, from its old place or from ``model``, with its sampler.
 
     Raises:
         UnsupportedModel: it does not load, or its sampler is none of diffusers'.
     """
-    if origin["scheduler"]["_class_name"] == OWN:
-        found, remedy = (
-            "a loop of the user's own",
-            "Use it from Python: diff_es.load(folder).routed(own), an OwnSampler.",
-        )
+    if origin.scheduler["_class_name"] == OWN:
+        found, remedy = "a loop of the user's own", "Use it from Python: diff_es.load(folder).routed(own_sampler)."
         raise UnsupportedModel("base model", expected="a pipeline of diffusers", found=found, remedy=remedy)
-    if not (model or origin["model"]):
+    if not (model or origin.model):
         remedy = "Say where it is: --model."
         raise UnsupportedModel("base model", expected="a place to load it from", found="none", remedy=remedy)
-    dtype = getattr(torch, origin["dtype"])
-    pipe = load(model or origin["model"], dtype=dtype, device=device, config=origin.get("config"))
-    name = origin["scheduler"]["_class_name"]
+    dtype = getattr(torch, origin.dtype)
+    pipe = load(model or origin.model, dtype=dtype, device=device, config=origin.config)
+    name = origin.scheduler["_class_name"]
     kind: Any = vars(diffusers.schedulers).get(name)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         remedy = "Use it from Python: load the pipeline with its own scheduler."
         raise UnsupportedModel("scheduler", expected="a class of diffusers", found=str(name), remedy=remedy)
-    make = partial(getattr(diffusers, name).from_config, origin["scheduler"])
+    make = partial(getattr(diffusers, name).from_config, origin.scheduler)
     pipe.scheduler = attempted("scheduler", f"settings of a {name}", "Compress again.", make)
     return pipe
 

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import (
-    AfterValidator,
-    AllowInfNan,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    TypeAdapter,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
+from . import format3
 from .checking import validated
 from .errors import ArtefactError, DiffESError
+from .journal import CandidateJson
 from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
+from .reported import Entry, Number, OriginJson, ReportJson, Text, Whole
 from .schedule import Schedule, Stages
-from .settings import made, restore, value_of
+from .settings import made, value_of
 from .store import EDITED, Hash, digest, stem_of
-
-Whole = Annotated[int, Strict(), Field(ge=0)]
-Number = Annotated[float, Strict(), AllowInfNan(False)]
-Positive = Annotated[Number, Field(gt=0)]
-Text = Annotated[str, Strict()]
-
-
-def _score(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError("a number")
-    return value
 
 
 def _sampling(value: Any) -> Sampling:
@@ -47,25 +28,12 @@ def _placement(value: Any) -> Any:
     return value_of(value, "placement")
 
 
-def _settings(value: dict[str, Any]) -> dict[str, Any]:
-    restore(value)
-    return value
-
-
-Score = Annotated[float, Strict(), AfterValidator(_score)]  # -inf: ruled out
-Rows = tuple[tuple[Annotated[int, Strict()] | Number, ...], ...]  # of a schedule, its timesteps as one more row
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class _Stage(_Entry):
+class _Stage(Entry):
     file: Text
     left_out: tuple[Text, ...]
 
 
-class Described(_Entry):
+class ScheduleJson(Entry):
     """What ``Schedule.to_json`` wrote."""
 
     boundaries: tuple[Number, ...]
@@ -80,111 +48,50 @@ class Described(_Entry):
         return Schedule(Stages(self.boundaries), self.levels)
 
 
-class _Generation(_Entry):
-    index: Whole
-    best: Score
-    median: Score
-    mean: Score
-    evaluations: Whole
-
-
-class Describedr(_Entry):
-    name: Annotated[Text, Field(alias="_class_name")]
-    trained: Annotated[Annotated[Whole, Field(le=10**6)] | None, Field(alias="num_train_timesteps")] = None
-
-
-class _Origin(_Entry):
-    model: Text
-    config: Text | None = None
-    dtype: Literal["float16", "bfloat16", "float32", "float64"]
-    scheduler: Describedr
-
-
-class _Sensitivity(_Entry):
-    levels: tuple[tuple[tuple[Annotated[Number, Field(ge=0)], ...], ...], ...]
-    steps: tuple[dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Number, Field(ge=0)]], ...] | None
-    of: dict[str, Any]
-
-
-_Finalist = tuple[Rows, Score, Score] | tuple[Rows, Score, Score, Whole, Annotated[bool, Strict()]]
-
-
-class _About(_Entry):
-    budget: Annotated[Positive, Field(le=1)]
-    macs_ratio: Positive
-    cost_ratio: Positive
-    score: Score
-    held_out_score: Score
-    held_out_error: Annotated[Number, Field(ge=0)] | None = None
-    asked: dict[Text, Positive] | None = None
-    prices: dict[str, Any] | None = None
-    finalists: Annotated[tuple[_Finalist, ...], Field(min_length=1)]
-    history: tuple[_Generation, ...]
-    evaluations: Whole
-    steps: tuple[Whole, ...]
-    timesteps: tuple[Number, ...]
-    reference_timesteps: tuple[Number, ...] | None
-    macs_by_level: tuple[Annotated[tuple[Whole, ...], Field(min_length=1)], ...]
-    units: tuple[Text, ...]
-    sensitivity: _Sensitivity
-    settings: Annotated[dict[str, Any], AfterValidator(_settings)]
-    origin: _Origin
-    own_held_out_score: Score | None = None
-    held_out_score_to_own: Score | None = None
-    compact_held_out_score: Score | None = None
-    speedup: Positive | None = None
-    measured_speedup: Positive | None = None
-
-
-def _by_hand(about: Any) -> Any:
-    """None, where nothing is said but, at most, what it was made for."""
-    if isinstance(about, Mapping) and about.keys() <= {"origin"}:
-        if about:
-            _Origin.model_validate(about["origin"])
-        return None
-    return about
-
-
-class Point(_Entry):
+class Point(Entry):
     """The result for one budget."""
 
-    schedule: Described
+    schedule: ScheduleJson
     stages: tuple[_Stage, ...]
     sampling: Annotated[Sampling, BeforeValidator(_sampling)]
     timesteps: tuple[Annotated[Number, Field(ge=0)], ...] | None
     corrections: tuple[tuple[Number, ...], ...]
     base: Hash
     placement: Annotated[Resident | Streamed | Compact | None, BeforeValidator(_placement)]
-    about: Annotated[_About | None, BeforeValidator(_by_hand)]  # None of one made by hand
+    origin: OriginJson | None
+    report: ReportJson | None  # None of one made by hand
     sha256: Hash | None = None  # of all else, and of the tensors; earlier versions wrote none
 
     @model_validator(mode="after")
     def fits(self) -> Self:
         _same("stages", len(self.schedule.levels), len(self.stages))
         self._check_steps()
-        if self.about is not None:
-            self._check_about(self.about)
+        if self.report is not None:
+            self._check_report(self.report)
         return self
 
-    def _check_about(self, about: _About) -> None:
+    def _check_report(self, report: ReportJson) -> None:
         stages = len(self.schedule.levels)
-        _same("about.steps", stages, len(about.steps))
-        _same("about.macs_by_level", len(about.units), len(about.macs_by_level))
+        _same("report.steps", stages, len(report.steps))
+        _same("report.macs_by_level", len(report.units), len(report.macs_by_level))
         for i, row in enumerate(self.schedule.levels):
-            self._check_levels(about, f"schedule.levels[{i}]", row)
-        for i, (rows, *_) in enumerate(about.finalists):
-            self._check_candidate(about, f"about.finalists[{i}]", rows)
-        table, chosen = about.sensitivity, self.timesteps is not None
-        _same("about.sensitivity.levels", stages, len(table.levels))
+            _check_levels(report, f"schedule.levels[{i}]", row)
+        for i, finalist in enumerate(report.finalists):
+            self._check_candidate(report, f"report.finalists[{i}]", finalist.candidate)
+        table, chosen = report.sensitivity, self.timesteps is not None
+        _same("report.sensitivity.levels", stages, len(table.levels))
         for i, stage in enumerate(table.levels):
-            sizes = f"about.sensitivity.levels[{i}]"
-            _same(sizes, [len(options) for options in about.macs_by_level], [len(row) for row in stage])
-        _same("about.sensitivity.steps", stages if chosen else None, None if table.steps is None else len(table.steps))
+            sizes = f"report.sensitivity.levels[{i}]"
+            _same(sizes, [len(options) for options in report.macs_by_level], [len(row) for row in stage])
+        _same("report.sensitivity.steps", stages if chosen else None, None if table.steps is None else len(table.steps))
+
+    @property
+    def _trained(self) -> int | None:
+        return None if self.origin is None else self.origin.scheduler.trained
 
     def _check_steps(self) -> None:
         """Chosen timesteps descend, and a step is corrected along no more directions than there are before it."""
-        most = None if self.about is None else self.about.origin.scheduler.trained
-        _descend("timesteps", self.timesteps or (), most)
+        _descend("timesteps", self.timesteps or (), self._trained)
         if self.corrections:
             _same("corrections", len(self.timesteps or ()), len(self.corrections))
         reach = 0
@@ -193,31 +100,22 @@ class Point(_Entry):
                 raise _unfit(f"corrections[{i}]", f"at most {2 + reach} numbers", str(len(weights)))
             reach = min(reach + 1, max(len(weights) - 1, 0))
 
-    def _check_levels(self, about: _About, where: str, row: tuple[int | float, ...]) -> None:
-        options = [len(costs) for costs in about.macs_by_level]
-        _same(where, len(options), len(row))
-        for level, count in zip(row, options, strict=True):
-            if not isinstance(level, int) or not 0 <= level < count:
-                raise _unfit(where, f"levels from 0 to {count - 1}", f"{level}")
-
-    def _check_candidate(self, about: _About, where: str, rows: Rows) -> None:
-        """A row for each stage, which begins with the number of steps where that is a choice, and then timesteps."""
-        chosen, stages = self.timesteps is not None, len(self.stages)
-        if len(rows) != stages and not (chosen and len(rows) == stages + 1):
-            raise _unfit(where, f"{stages} rows", str(len(rows)))
-        for row in rows[:stages]:
-            if chosen and not (row and isinstance(row[0], int) and row[0] >= 0):
-                raise _unfit(where, "a number of steps first", str(row[:1]))
-            self._check_levels(about, where, row[1:] if chosen else row)
-        for timesteps in rows[stages:]:
-            _descend(where, timesteps, about.origin.scheduler.trained)
+    def _check_candidate(self, report: ReportJson, where: str, candidate: CandidateJson) -> None:
+        """Levels for each stage, and steps where they are a choice."""
+        _same(where, len(self.stages), len(candidate.levels))
+        if (candidate.steps is None) != (self.timesteps is None):
+            found = "none" if candidate.steps is None else "some"
+            raise _unfit(where, "steps where the result has timesteps, and only there", found)
+        for levels in candidate.levels:
+            _check_levels(report, where, levels)
+        _descend(where, candidate.timesteps or (), self._trained)
 
     def made(self) -> Schedule:
         """The schedule."""
         return self.schedule.made()
 
 
-class Manifest(_Entry):
+class Manifest(Entry):
     """All results of one search."""
 
     chosen: Whole
@@ -242,7 +140,8 @@ def checked(manifest: Mapping[str, Any], where: str) -> Manifest:
     Raises:
         ArtefactError: an entry is missing or cannot be meant, or does not belong to the others; the message names it.
     """
-    found = validated(_MANIFEST, manifest, where, EDITED, ArtefactError)
+    said = format3.upgraded(manifest, where) if manifest["format"] == format3.FORMAT else manifest
+    found = validated(_MANIFEST, said, where, EDITED, ArtefactError)
     files = {stem_of(name): facts["sha256"] for name, facts in manifest["files"].items()}
     for i, (point, entry) in enumerate(zip(found.points, manifest["points"], strict=True)):
         for j, stage in enumerate(point.stages):
@@ -262,6 +161,14 @@ def tied(entry: Mapping[str, Any], files: Mapping[str, str]) -> str:
         files: the hash of every file, by its stem.
     """
     return digest([{key: value for key, value in entry.items() if key != "sha256"}, files])
+
+
+def _check_levels(report: ReportJson, where: str, row: tuple[int, ...]) -> None:
+    options = [len(costs) for costs in report.macs_by_level]
+    _same(where, len(options), len(row))
+    for level, count in zip(row, options, strict=True):
+        if level >= count:
+            raise _unfit(where, f"levels from 0 to {count - 1}", f"{level}")
 
 
 def _unfit(where: str, expected: str, found: str) -> DiffESError:

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from .arguments import checked
+from .importance import Activation, Magnitude, Obs, Ranking, Wanda
 from .limits import Batch, Count, Guidance, Rounds, Seed, Steps
 from .measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
-from .obs import Activation, Magnitude, Obs, Ranking, Wanda
 from .pipeline import Sampling
 from .placements import Compact, Resident, Saved, Streamed
 

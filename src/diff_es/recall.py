@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from .clock import stage_reader
 from .pipeline import intercepted
 from .prefix import PrefixCache
 from .schedule import Stages
+from .stage_clock import stage_reader
 
 
 class Recall:

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from .clock import stage_reader
 from .errors import DiffESError
 from .heap import Kept
 from .layers import Anatomy, Guard, Likeness, anatomy_of, base_parameters, check_groups, room_to_compile, submodule
 from .placements import Store
 from .schedule import Stages
+from .stage_clock import stage_reader
 
 
 class Routing:

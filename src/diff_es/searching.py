@@ -30,8 +30,8 @@ _EACH = 2
 
 def evolve(
     ready: Study, budgets: Sequence[float], judge: Judge, table: Sensitivity, reporter: Reporter
-) -> dict[float, Found]:
-    """The evolutionary search for the best schedule within each budget, all of them in one run.
+) -> tuple[Found, ...]:
+    """The evolutionary search for the best schedule within each budget, all of them in one run; the smallest first.
 
     Where steps and levels are both a choice, steps are searched first, draw by draw as they are alone. What is found is
     pruned down to each budget, and from there steps and levels are searched together.
@@ -42,22 +42,23 @@ def evolve(
     none of them.
 
     Args:
-        budgets: shares of the dense cost.
+        budgets: the most that schedules may cost, relative to the user's own setting.
         judge: scores on the search's probes.
         table: the sensitivities; one table serves all budgets.
     """
     by_budget = {budget: ready.costs.space(budget) for budget in sorted(set(budgets))}
     explored = _explore(ready, list(by_budget.values()), judge, table, reporter)
-    results, smaller = dict[float, Found](), list[Finalist]()
+    results, smaller = list[Found](), list[Finalist]()
     for (budget, space), knapsack in zip(by_budget.items(), explored.knapsacks, strict=True):
         best, placed = _searched(ready, budget, space, explored, judge, reporter)
         lucky, drawn = _by_chance(ready, budget, space, judge, reporter)
         first = [knapsack] if ready.path is None else []
         finalists = [*map(Finalist, [*best, *first, *lucky]), *_by_hand(ready, budget, space, judge), *smaller]
         ran = {*explored.scores, *changed(ready), *placed, *drawn, *(one.candidate for one in finalists)}
-        found = select(ready, finalists, judge, explored.history, len(ran), reporter)
-        results[budget], smaller = found, [Finalist(found.candidate, found.corrected)]
-    return results
+        found = select(ready, budget, finalists, judge, explored.history, len(ran), reporter)
+        results.append(found)
+        smaller = [Finalist(found.candidate, found.corrected)]
+    return tuple(results)
 
 
 def _searched(

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .baselines import mosaic
 from .errors import DiffESError
 from .journal import Scale
 from .judge import Judge
 from .progress import Reporter
 from .published import published
 from .rng import derive_seed
-from .search import Candidate, Point, Relaxed, Space, StageChoice, branches, knapsack_best, prunings
+from .search import Candidate, Point, Relaxed, Space, StageChoice, branches, knapsack_best, mosaic, prunings
 from .settings import describe
 from .study import Study
 from .survey import Survey, identity
@@ -38,38 +37,6 @@ class Sensitivity:
 
     levels: tuple[tuple[tuple[float, ...], ...], ...]  # [stage][unit][level]
     steps: tuple[Mapping[int, float], ...] | None  # [stage]: by number of steps
-
-    def to_json(self, ready: Survey) -> dict[str, Any]:
-        """JSON values, with what the measurements depend on."""
-        steps = None if self.steps is None else [{str(n): error for n, error in row.items()} for row in self.steps]
-        return {"levels": self.levels, "steps": steps, "of": _facts(ready)}
-
-    @classmethod
-    def restored(cls, data: Mapping[str, Any], ready: Survey, where: str) -> Sensitivity:
-        """What :meth:`to_json` wrote, for the same model and settings; ``where`` it lay, for the message.
-
-        Raises:
-            DiffESError: it was measured on something else, and the message says what; or it is of other choices.
-        """
-        now, then = json.loads(json.dumps(_facts(ready))), data["of"]
-        changed = [f"{key} {then.get(key)!r} then and {now[key]!r} now" for key in now if then.get(key) != now[key]]
-        if changed:
-            remedy = "Take the settings of the earlier result, or leave --table out to measure anew."
-            expected = "sensitivities of this model and these settings"
-            raise DiffESError(f"table of {where}", expected=expected, found=", ".join(changed), remedy=remedy)
-        levels = tuple(tuple(tuple(map(float, row)) for row in stage) for stage in data["levels"])
-        steps = data["steps"] and tuple({int(n): float(error) for n, error in row.items()} for row in data["steps"])
-        counts = None if steps is None else tuple(tuple(sorted(row)) for row in steps)
-        shape = {tuple(map(len, stage)) for stage in levels}
-        if (
-            len(levels) != len(ready.stages)
-            or shape != {tuple(map(len, ready.costs.options))}
-            or counts != ready.costs.choices
-        ):
-            remedy = "Leave --table out to measure anew."
-            expected = "an error for every choice of every stage"
-            raise DiffESError(f"table of {where}", expected=expected, found="other choices", remedy=remedy)
-        return cls(levels, steps)
 
     @property
     def dense(self) -> Sensitivity:
@@ -101,6 +68,49 @@ class Sensitivity:
     def relaxed(self, space: Space) -> Relaxed:
         """An error that none of them is below, by the numbers of steps, for far less work."""
         return Relaxed(space, self.levels)
+
+
+@dataclass(frozen=True)
+class SensitivityOf:
+    """A table, and what it was measured on."""
+
+    table: Sensitivity
+    of: Mapping[str, Any]  # JSON values
+
+    @classmethod
+    def measured(cls, table: Sensitivity, ready: Survey) -> SensitivityOf:
+        return cls(table, json.loads(json.dumps(_facts(ready))))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        steps = self.table.steps
+        by_count = None if steps is None else [{str(n): error for n, error in row.items()} for row in steps]
+        return {"levels": self.table.levels, "steps": by_count, "of": self.of}
+
+    def checked(self, ready: Survey, where: str) -> Sensitivity:
+        """The table, for the same model and settings; ``where`` it lay, for the message.
+
+        Raises:
+            DiffESError: it was measured on something else, and the message says what; or it is of other choices.
+        """
+        now, then = json.loads(json.dumps(_facts(ready))), self.of
+        changed = [f"{key} {then.get(key)!r} then and {now[key]!r} now" for key in now if then.get(key) != now[key]]
+        if changed:
+            remedy = "Take the settings of the earlier result, or leave --table out to measure anew."
+            expected = "sensitivities of this model and these settings"
+            raise DiffESError(f"table of {where}", expected=expected, found=", ".join(changed), remedy=remedy)
+        levels, steps = self.table.levels, self.table.steps
+        counts = None if steps is None else tuple(tuple(sorted(row)) for row in steps)
+        shape = {tuple(map(len, stage)) for stage in levels}
+        if (
+            len(levels) != len(ready.stages)
+            or shape != {tuple(map(len, ready.costs.options))}
+            or counts != ready.costs.choices
+        ):
+            remedy = "Leave --table out to measure anew."
+            expected = "an error for every choice of every stage"
+            raise DiffESError(f"table of {where}", expected=expected, found="other choices", remedy=remedy)
+        return self.table
 
 
 def _facts(ready: Survey) -> dict[str, Any]:

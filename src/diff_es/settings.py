@@ -11,11 +11,12 @@ from pydantic import Field
 
 from .arguments import LISTED, Text, checked, named
 from .checking import shown
+from .compensation import Ridge
 from .errors import DiffESError
+from .importance import Activation, Magnitude, Obs, Wanda
 from .library import Method
 from .limits import Chance, Count, CountOrNone, Directions, Finer, Seed, Share, Steps
 from .measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
-from .obs import Activation, Magnitude, Obs, Ridge, Wanda
 from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
 from .units import Depth, Grain, Width

@@ -215,7 +215,7 @@ def check_corrected(scheduler: Scheduler, made: Mapping[str, Any], timesteps: Se
     ask for none of this: they are places on the trajectory, which any sampler may take.
 
     Args:
-        made: class and settings of the scheduler that steps were corrected for, as ``loading.origin_of`` gives them.
+        made: class and settings of the scheduler that steps were corrected for, as an ``Origin`` has them.
         timesteps: the chosen ones.
         asked: the user's own number of steps.
 
@@ -244,7 +244,7 @@ def _mismatch(made: Mapping[str, Any], found: str) -> ArtefactError:
     kind = made["_class_name"]
     remedy = (
         f"Give the pipeline the scheduler that it was compressed with: pipe.scheduler = {kind}.from_config("
-        'fast.about["origin"]["scheduler"]); or compress it with this one.'
+        "fast.origin.scheduler); or compress it with this one."
     )
     return ArtefactError("scheduler", expected=f"{kind}, for which steps are corrected", found=found, remedy=remedy)
 

@@ -29,7 +29,8 @@ from .errors import ArtefactError, StorageError
 from .locks import held_folder
 
 MANIFEST = "diff-es.json"
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, 4)
 _REPLACE = "Choose another folder, or free some space and run the same command again."
 EDITED = "The manifest was changed by hand or by another program: copy it again, or compress again."
 _DAMAGED = "The artefact is damaged: copy it again, or compress again."
@@ -243,10 +244,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtefactError(str(folder), expected=f"a {MANIFEST} in it", found="none", remedy=remedy) from error
     except (OSError, ValueError, RecursionError) as error:  # of values: not UTF-8, not JSON, numbers without end
         raise ArtefactError(str(path), expected="a readable manifest", found=str(error), remedy=remedy) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in READABLE:
         found = f"format {str(manifest.get('format'))[:40]}" if isinstance(manifest, dict) else "other JSON"
         remedy = "Compress again with this version, or install the version that wrote it."
-        raise ArtefactError(str(path), expected=f"format {FORMAT}", found=found, remedy=remedy)
+        raise ArtefactError(
+            str(path), expected=f"format {FORMAT} or an earlier one from 3 on", found=found, remedy=remedy
+        )
     body = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != digest(body):
         raise ArtefactError(str(path), expected="the hash of its contents", found="another", remedy=EDITED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def _curve(title: str, history: Sequence[Generation]) -> Curve:
     return Curve(title, tuple((generation.evaluations, generation.best) for generation in history))
 
 
-def _heat(study: Study, budget: float, found: Found) -> Heat:
+def _heat(study: Study, found: Found) -> Heat:
     """The levels of each stage, and the steps that it takes; a stage without steps has its interval all the same."""
     own, ends, first = study.costs.steps, list[tuple[float, float]](), 0
     timesteps = study.trace.timesteps if study.path is None else study.path.timesteps
@@ -55,7 +55,7 @@ def _heat(study: Study, budget: float, found: Found) -> Heat:
         ends.append((timesteps[first], timesteps[first + steps - 1]))
         first += steps
     spent = "compute" if study.prices is None else "time"
-    title, names = f"Diff-ES at {budget:g} of the {spent}", tuple(unit.name for unit in study.units)
+    title, names = f"Diff-ES at {found.limit:g} of the {spent}", tuple(unit.name for unit in study.units)
     most = max(len(unit.options) for unit in study.units) - 1
     return Heat(title, found.candidate.levels, most, study.steps(found.candidate), tuple(ends), names)
 
@@ -63,7 +63,7 @@ def _heat(study: Study, budget: float, found: Found) -> Heat:
 def tell(
     study: Study,
     model: str,
-    found: Mapping[float, Found],
+    found: Sequence[Found],
     evaluation: Evaluation,
     effort: Effort,
     seconds: float,
@@ -80,7 +80,7 @@ def tell(
         ),
         *(() if isinstance(study.pipe, OwnSampler) else (("Guidance", f"{settings.sampling.guidance:g}"),)),
         ("Stages", str(len(study.stages))),
-        ("Search", "; ".join(f"{f.evaluations} evaluations at {b:g}" for b, f in found.items())),
+        ("Search", "; ".join(f"{one.evaluations} evaluations at {one.limit:g}" for one in found)),
         ("Probes", f"{settings.probes} to search, from {settings.held_out} up to choose among finalists"),
         ("Calibration", f"{settings.calibration} samples"),
         ("Batch of the timings", f"{effort.batch}, {effort.rounds} rounds"),
@@ -93,15 +93,15 @@ def tell(
         Strip(row.contender, row.budget, tuple(picture(image) for image in images))
         for row, images in zip(evaluation.rows, evaluation.images, strict=True)
     ]
-    curves = [_curve(f"Diff-ES at {budget:g}", result.history) for budget, result in found.items()]
-    curves += [_curve(f"Random at {budget:g}", result.history) for budget, result in evaluation.random.items()]
+    curves = [_curve(f"Diff-ES at {one.limit:g}", one.history) for one in found]
+    curves += [_curve(f"Random at {one.limit:g}", one.history) for one in evaluation.random]
     return Story(
         title=f"Diff-ES on {model}",
         model=model,
         facts=facts,
         rows=evaluation.rows,
         strips=tuple(strips),
-        heats=tuple(_heat(study, budget, result) for budget, result in found.items()),
+        heats=tuple(_heat(study, one) for one in found),
         curves=tuple(curves),
         notes=tuple(notes),
     )

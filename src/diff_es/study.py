@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .budget import Budget
+from .budget import Budget, MeasuredPrices
 from .calibrate import Statistics, calibrate, parts_of
 from .conditioning import Probe
 from .finite import check_finite
@@ -149,7 +149,7 @@ def prepare(
     settings: Settings,
     reporter: Reporter | None = None,
     budget: Budget | None = None,
-    priced: Mapping[str, Any] | None = None,
+    priced: MeasuredPrices | None = None,
 ) -> Study:
     """Survey and study in one; raises as :func:`survey` does."""
     reporter = reporter or Reporter(quiet=True)

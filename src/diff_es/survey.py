@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from torch import nn
 
-from .artefact import fingerprint
-from .budget import Budget, Prices, measured_prices, within_memory
+from .budget import Budget, MacsRatio, MeasuredPrices, Prices, Speedup, measured_prices, within_memory
 from .conditioning import conditions_of
 from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .latency import fitted
-from .layers import Anatomy, Declared, anatomy_of, declared, remember
+from .layers import Anatomy, Declared, anatomy_of, declared, fingerprint, remember
 from .library import Method
 from .loading import check, origin_of
 from .own_settings import own_settings
@@ -25,7 +23,7 @@ from .progress import Reporter
 from .route import routing_of
 from .schedule import Stages
 from .search import Candidate
-from .settings import Levers, Settings, value_of
+from .settings import Levers, Settings
 from .stepping import own_path
 from .trajectory import Trajectory, placed, step_choices
 from .units import Depth, Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
@@ -46,7 +44,7 @@ class Survey:
     counter: MacCounter
     macs: Costs  # counted
     costs: Costs  # in the unit of the budget
-    share: float  # of the user's own cost that may be spent
+    limit: float  # the most that a schedule may cost, relative to the user's own setting
     prices: Prices | None  # measured, for a budget of time
     units: tuple[Unit, ...]
     path: Trajectory | None  # the user's own, where the steps of a stage are a choice
@@ -62,8 +60,8 @@ class Survey:
     @property
     def placement(self) -> Streamed | None:
         """Where weights wait, if the budget limits those on the device."""
-        limit = self.budget.weights_gb
-        return None if limit is None else Streamed(limit * 1e9 / parameter_bytes(denoiser_of(self.pipe)))
+        memory = self.budget.memory
+        return None if memory is None else Streamed(memory.bytes / parameter_bytes(denoiser_of(self.pipe)))
 
     @property
     def reference(self) -> tuple[float, ...] | None:
@@ -96,20 +94,20 @@ def survey(
     settings: Settings,
     reporter: Reporter,
     budget: Budget | None = None,
-    priced: Mapping[str, Any] | None = None,
+    priced: MeasuredPrices | None = None,
 ) -> Survey:
     """Discover and price; of the model only single calls run, to be timed.
 
     Args:
         budget: what is to be kept; None: nothing.
-        priced: prices that were measured before, from ``Prices.to_json``.
+        priced: prices that were measured before.
 
     Raises:
         BudgetOutOfReach: no schedule keeps the budget; says what is attainable.
         UnsupportedModel: a pipeline that Diff-ES cannot drive, or nothing in it that can be pruned.
         DiffESError: more stages than steps, or a pipeline that is routed already.
     """
-    pipe, budget = check(pipe), budget or Budget(macs=1.0)
+    pipe, budget = check(pipe), budget or Budget(MacsRatio(1.0))
     denoiser, levers = denoiser_of(pipe), settings.levers
     conditions_of(pipe, settings.prompts)
     if isinstance(pipe, OwnSampler):
@@ -135,19 +133,21 @@ def survey(
     if path is not None:  # steps are counted, not calls
         own, each = stages.steps(path.timesteps), traced.calls
     macs = Costs.tabled([[each * cost for cost in row] for row in table], own, choices)
-    costs, share, prices = macs, budget.share, None
-    if budget.speedup is not None:
+    costs, prices = macs, None
+    if isinstance(budget.compute, Speedup):
         prices = Prices.restored(priced, macs) if priced else None
         prices = prices or measured_prices(pipe, counter, units, macs, settings.sampling, reporter)
         if prices.best < _WORTH_IT:
             reporter.say(f"Whatever the schedule, the pipeline gains no more than {prices.best:.2f}x here.")
-        costs, share = prices.costs, prices.share(budget.speedup)
-    if budget.weights_gb is not None:
-        costs = within_memory(costs, counter, units, budget.weights_gb * 1e9)
-    costs.space(share)  # an impossible budget is refused before anything runs
+        costs, limit = prices.costs, prices.share(budget.compute.times)
+    else:
+        limit = budget.compute.ratio
+    if budget.memory is not None:
+        costs = within_memory(costs, counter, units, budget.memory.bytes)
+    costs.space(limit)  # an impossible budget is refused before anything runs
     known = declared(denoiser)
     return Survey(
-        pipe, settings, traced, stages, anatomy, counter, macs, costs, share, prices, units, path, known, budget
+        pipe, settings, traced, stages, anatomy, counter, macs, costs, limit, prices, units, path, known, budget
     )
 
 
@@ -177,25 +177,16 @@ def _settled(pipe: Pipeline, anatomy: Anatomy, settings: Settings, budget: Budge
             ladder = replace(ladder, dense=ladder.dense or ())
         ladder = fitted(pipe, ladder, anatomy, settings.sampling, reporter)
     grain = method.grain or usual_grain(ladder)
-    if settings.levers is Levers.STEPS or (method.grain is None and budget.weights_gb is not None):
+    if settings.levers is Levers.STEPS or (method.grain is None and budget.memory is not None):
         grain = Grain.WHOLE
     return replace(settings, method=replace(method, ladder=ladder, grain=grain))
 
 
-def as_measured(settings: Settings, earlier: Mapping[str, Any]) -> Settings:
-    """The settings with what was measured when an earlier run began: a second measurement might differ.
-
-    Args:
-        earlier: settings as ``describe`` wrote them.
-
-    Raises:
-        DiffESError: it did not.
-    """
-    ladder, method = settings.method.ladder, earlier.get("method")
-    if method is None or not isinstance(ladder, Width) or ladder.dense is not None:
+def as_measured(settings: Settings, earlier: Method) -> Settings:
+    """The settings with what was measured when an earlier run began: a second measurement might differ."""
+    ladder, before = settings.method.ladder, earlier.ladder
+    if not isinstance(ladder, Width) or ladder.dense is not None:
         return settings
-    made = value_of(method, "method")
-    before = made.ladder if isinstance(made, Method) else None
     dense = before.dense if isinstance(before, Width) and before.levels == ladder.levels else None
     return replace(settings, method=replace(settings.method, ladder=replace(ladder, dense=dense)))
 
@@ -205,8 +196,8 @@ def identity(pipe: Pipeline) -> dict[str, Any]:
     origin, denoiser = origin_of(pipe), denoiser_of(pipe)
     return {
         "model": fingerprint(denoiser),
-        "dtype": origin["dtype"],
+        "dtype": origin.dtype,
         "device": device_of(denoiser).type,
         "versions": {name: version(name) for name in ("diff-es", "diffusers", "torch")},
-        "scheduler": origin["scheduler"],
+        "scheduler": origin.scheduler,
     }

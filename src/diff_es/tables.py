@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .artefact import Compressed
+from .budget import MacsRatio
 from .placements import Compact
 from .report import Story, findings
 
@@ -156,30 +157,29 @@ def _levels(row: Sequence[int]) -> str:
 
 def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: float) -> None:
     """What a search found."""
-    about = fast.about
+    report = fast.report
     table = _Table("Schedule (level 0 is dense)", "Stage", "Steps", "From timestep", "Level")
     first = 0
-    for stage, (steps, row) in enumerate(zip(about["steps"], fast.schedule.levels, strict=True)):
-        begins = f"{about['timesteps'][first]:g}" if steps else "–"
+    for stage, (steps, row) in enumerate(zip(report.steps, fast.schedule.levels, strict=True)):
+        begins = f"{report.timesteps[first]:g}" if steps else "–"
         table.add_row(str(stage), str(steps), begins, _levels(row) if steps else "–")
         first += steps
     console.print(table)
-    error = about.get("held_out_error")  # of a mean of one noise it is not known
-    fresh = f"{about['held_out_score']:.2f}" + ("" if error is None else f" ± {error:.2f}")
-    scores = f"{about['score']:.2f} on the search's probes, {fresh} on fresh ones"
-    timed = "measured_speedup" in about
-    asked = "" if timed else f" (asked: at most {about['budget']:g})"
-    console.print(f"MACs {about['macs_ratio']:.4f} of dense{asked}; closeness {scores}.")
-    if timed:
-        console.print(f"Measured: {about['measured_speedup']:.2f}x as fast (asked: {about['speedup']:g}x).")
-    if "own_held_out_score" in about:
-        own, to_own = about["own_held_out_score"], about["held_out_score_to_own"]
+    error = report.held_out_error
+    fresh = f"{report.held_out_score:.2f}" + ("" if error is None else f" ± {error:.2f}")
+    scores = f"{report.score:.2f} on the search's probes, {fresh} on fresh ones"
+    asked = f" (asked: at most {report.limit:g})" if isinstance(report.budget.compute, MacsRatio) else ""
+    console.print(f"MACs {report.macs_ratio:.4f} of dense{asked}; closeness {scores}.")
+    if report.measured_speedup is not None:
+        console.print(f"Measured: {report.measured_speedup:.2f}x as fast (asked: {report.budget.compute}).")
+    if report.own_held_out_score is not None:
+        own, to_own = report.own_held_out_score, report.held_out_score_to_own
         console.print(f"The user's own setting is at {own:.2f}; the result is at {to_own:.2f} from that.")
-    others = {(point.about["macs_ratio"], point.about["held_out_score"]) for point in fast.others}
+    others = {(point.report.macs_ratio, point.report.held_out_score) for point in fast.others}
     for ratio, closeness in sorted(others, reverse=True):
         console.print(f"Also saved: --point {math.floor(100 / ratio) / 100}, closeness {closeness:.2f}.")
     console.print(f"Weights: {_placed(fast)}.")
-    console.print(f"{about['evaluations']} candidates in {seconds / 60:.1f} minutes. Saved in {folder}.")
+    console.print(f"{report.evaluations} candidates in {seconds / 60:.1f} minutes. Saved in {folder}.")
 
 
 def _placed(fast: Compressed) -> str:
@@ -188,7 +188,9 @@ def _placed(fast: Compressed) -> str:
         case None:
             return "placed by the memory that is free when it runs"
         case Compact(tolerance=tolerance):
-            loss = fast.about["held_out_score"] - fast.about["compact_held_out_score"]
+            report = fast.report
+            assert report.compact_held_out_score is not None
+            loss = report.held_out_score - report.compact_held_out_score
             return f"compact, corrections within {tolerance:g} of each layer's error; closeness lost {loss:.2f}"
         case other:
             return type(other).__name__.lower()

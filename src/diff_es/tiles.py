@@ -1,25 +1,18 @@
-"""The bundled models, trained on 32x32 game tiles: a class-conditional transformer and a text-conditional U-Net.
-
-The recipes are ``examples/train_tiles.py`` and ``examples/train_tiles_unet.py``; the data are the CC0 tiles of Dungeon
-Crawl Stone Soup. Beside the pipelines lie a small classifier, whose features serve a Fréchet distance offline, and its
-statistics over the real tiles.
-"""
+"""The reference of the bundled models: a small classifier of tiles, whose features serve a Fréchet distance offline,
+and its statistics over the real ones."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from .bundled_models import FOLDER
 from .metrics import frechet_distance, moments
 
-FOLDER = Path(__file__).parent / "bundled"
-MODELS = {"bundled": FOLDER / "tiles-dit", "bundled-unet": FOLDER / "tiles-unet"}
-"""The names that the bundled models are loaded by."""
 CLASSES = ("floor", "wall", "feature", "monster", "weapon", "armour", "trinket", "icon")
 
 

@@ -27,8 +27,10 @@ from .contract import (
 )
 from .convolutions import Convolution, Projection, channel_dimension, given_to, often_seen, row_dimension
 from .declaration import Channels, Heads, Residual
-from .declared import Declared, check_evaluating, declare, declared, remember, time_reader
+from .declare import declare
+from .declared import Declared, check_evaluating, declared, remember, time_reader
 from .discovery import discover
+from .fingerprint import fingerprint
 from .guard import Guard
 from .offload import check_groups, lost, sequentially, stored_otherwise
 from .realise import (
@@ -86,6 +88,7 @@ __all__ = [
     "declared",
     "discover",
     "fed_by",
+    "fingerprint",
     "from_matrix",
     "given_to",
     "image_adapters",

@@ -18,6 +18,7 @@ from diff_es.search.evolve import (
     usual_switches,
 )
 from diff_es.search.knapsack import joint_knapsack, knapsack, knapsack_best, knapsack_front
+from diff_es.search.mosaic import mosaic
 from diff_es.search.pareto import FrontPoint, best_within, front, tier
 from diff_es.search.placing import Placing, placing_search
 from diff_es.search.racing import Judge, promoted, race
@@ -57,6 +58,7 @@ __all__ = [
     "knapsack_best",
     "knapsack_front",
     "knapsack_hull",
+    "mosaic",
     "placing_search",
     "promoted",
     "prunings",
