@@ -34,6 +34,7 @@ from diff_es.search import Candidate
 from diff_es.study import Study, prepare
 
 QUIET = Reporter(quiet=True)
+OWN_TIMES = (0.9, 0.7, 0.4, 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +94,12 @@ def test_routed_is_the_slim_network_in_the_same_loop() -> None:
 @pytest.mark.parametrize("times", [(0.9, 0.7, 0.4, 0.3), (0.9, 0.55, 0.3), (0.8, 0.1)])
 def test_chosen_times_are_handed_to_the_loop(times: tuple[float, ...]) -> None:
     loop = Listening()
-    sampler = own(sample=loop, times=(0.9, 0.7, 0.4, 0.3), corrects=False)
-    held = tuple(float(np.float32(t)) if t in sampler.times else t for t in times)  # as a schedule holds them
+    sampler = own(sample=loop, times=OWN_TIMES, corrects=False)
+    held = tuple(float(np.float32(t)) if t in OWN_TIMES else t for t in times)  # as a schedule holds them
     with by_hand(sampler, (DENSE, DENSE), held).routed(sampler):
         result = sampler(torch.ones(1, 8, 8, 8))
     sampler(torch.ones(1, 8, 8, 8))
-    assert loop.heard == [list(times), [0.9, 0.7, 0.4, 0.3]]
+    assert loop.heard == [list(times), list(OWN_TIMES)]
     assert result.equal(uncorrected(sampler.denoiser, torch.ones(1, 8, 8, 8), times))
 
 
