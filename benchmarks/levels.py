@@ -30,7 +30,10 @@ def main() -> None:
     args = parser.parse_args()
     pipe, ladder = load(args.model), Width()
     denoiser = pipe.transformer
-    anatomy, counter = discover(denoiser), MacCounter(denoiser, discover(denoiser), trace(pipe, Sampling(steps=10)))
+    anatomy, counter = (
+        discover(denoiser),
+        MacCounter(denoiser, discover(denoiser), trace(pipe, Sampling(num_inference_steps=10))),
+    )
     widths = [tuple(ladder.kept(layer, level) for layer in anatomy.layers) for level in range(ladder.levels)]
     weights = [Weights()]
     for counts in widths[1:]:

@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diff_es import Levers, OwnSampler, Reporter, Settings, compress, load
+from diff_es import Levers, OwnSampler, Reporter, Run, Settings, compress, load
 from diff_es.benchmark import compare
 from diff_es.layers import Channels, declare
 
 SIGNAL = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)  # its share of the variance, by timestep
-WORK = Settings(stages=3, levers=Levers.PRUNE, calibration=32, probes=16, held_out=16, sensed=8, population=8)
 
 
 class Block(nn.Module):  # two convolutions behind norms in groups, moved by an embedding
@@ -103,7 +102,10 @@ def again(folder: Path) -> None:
 
 def main(train: int = 300, generations: int = 6) -> None:
     own = sampler(trained(train))
-    fast = compress(own, 0.6, WORK.changed(generations=generations), reporter=Reporter())
+    work = Settings(
+        levers=Levers.PRUNE, stages=3, calibration=32, probes=16, held_out=16, sensed=8, generations=generations
+    )
+    fast = compress(own, 0.6, work, Run(reporter=Reporter()))
     print(f"levels {fast.schedule.levels}, {fast.report.held_out_score:.1f} dB to the dense model, held out")
     for row in compare(own, fast, [32], 3, Reporter(quiet=True))["rows"]:
         print(f"{row['runner']:20} {row['speedup']:.2f}x, {row['weight_bytes'] / 1e6:.2f} MB of weights")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.tiny import settings, tiny
 
-from diff_es import Compressed, compress
+from diff_es import Compressed, Run, compress
 from diff_es.study import Study, prepare
 
 torch.set_num_threads(1)
@@ -33,7 +33,7 @@ def finished_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fast(finished_journal: Path) -> Compressed:
     """What ``compress(tiny(), 0.6, settings())`` finds; nobody changes it."""
-    return compress(tiny(), 0.6, settings(), journal=finished_journal)
+    return compress(tiny(), 0.6, settings(), run=Run(journal=finished_journal))
 
 
 @pytest.fixture(scope="session")

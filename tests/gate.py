@@ -23,7 +23,7 @@ from tests.pipelines import CASES, made
 from tests.tiny import joint, noises, settings, tiny
 from torch import Tensor
 
-from diff_es import Compressed, Method, Sampling, Settings, Width, compress
+from diff_es import Compressed, Method, Run, Sampling, Settings, Width, compress
 from diff_es.format3 import rows_of
 from diff_es.loading import load
 from diff_es.search import Candidate
@@ -49,7 +49,9 @@ def _small(levers: Levers) -> Settings:
 def _bundled(levers: Levers) -> Settings:
     few: dict[str, Any] = {"probes": 2, "sensed": 1, "placings": 2, "offspring": 2, "finalists": 1}
     method = Method(Width(3, dense=()), grain=Grain.WHOLE)
-    return replace(_small(levers), sampling=Sampling(steps=4, guidance=2.0, batch=4), method=method, **few)
+    return replace(
+        _small(levers), sampling=Sampling(num_inference_steps=4, guidance_scale=2.0, batch=4), method=method, **few
+    )
 
 
 def _unet(levers: Levers) -> Settings:
@@ -79,7 +81,9 @@ def of_model(name: str) -> dict[str, Any]:
     for levers in Levers:
         with TemporaryDirectory() as folder:
             journal = Path(folder) / "journal.jsonl"
-            fast = compress(pipe, BUDGETS[0], replace(model.settings(levers), front=BUDGETS[1:]), journal=journal)
+            fast = compress(
+                pipe, BUDGETS[0], replace(model.settings(levers), front=BUDGETS[1:]), run=Run(journal=journal)
+            )
             results = {}
             for result in sorted((fast, *fast.others), key=budget_of):
                 with result.routed(pipe):

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from diff_es.store import MANIFEST, digest
+from diff_es.files import digest
+from diff_es.store import MANIFEST
 
 DEEP = json.loads("[" * 300 + "]" * 300)
 VALUES: tuple[Any, ...] = (

@@ -415,8 +415,8 @@ class Case:
     steppable: bool = True
 
 
-_FIVE = Sampling(steps=5, guidance=4.0, batch=2)
-_VIDEO = Sampling(steps=5, guidance=4.0, batch=2, height=32, width=32, frames=9)
+_FIVE = Sampling(num_inference_steps=5, guidance_scale=4.0, batch=2)
+_VIDEO = Sampling(num_inference_steps=5, guidance_scale=4.0, batch=2, height=32, width=32, num_frames=9)
 _SHOT = {"guidance_scale": 4.0, "height": 32, "width": 32, "num_frames": 9}
 CASES: dict[str, Case] = {
     "SD": Case(stable_diffusion, _FIVE, {"guidance_scale": 4.0}),

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.tiny import CALL, assert_same, images, joint, settings, slimmed, snapshot, tiny
 from torch import Tensor, nn
 
-from diff_es import BudgetOutOfReach, Compact, Depth, DiffESError, Method, Streamed, Width, compress
+from diff_es import BudgetOutOfReach, Compact, Depth, DiffESError, Method, Run, Streamed, Width, compress
 from diff_es.budget import Budget, Prices, measured_prices
 from diff_es.cost import Costs
 from diff_es.layers import Cut, Plan, discover
@@ -64,7 +64,7 @@ def test_two_budgets_at_once_are_refused() -> None:
         compress(None, 0.7, speedup=2)
     told = r"placement: expected none, since the result is streamed, found Compact beside weights_gb\. Leave one"
     with pytest.raises(DiffESError, match=told):
-        compress(None, weights_gb=1.0, placement=Compact())
+        compress(None, weights_gb=1.0, run=Run(placement=Compact()))
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
@@ -91,7 +91,7 @@ def least_named(error: BudgetOutOfReach) -> float:
 def test_too_few_macs_are_refused_with_the_least_that_can_be_had(levers: Levers, tmp_path: Path) -> None:
     chosen = joint(levers=levers)
     with pytest.raises(BudgetOutOfReach, match="macs: expected at least") as caught:
-        compress(tiny(), 0.001, chosen, journal=tmp_path / "journal.jsonl")
+        compress(tiny(), 0.001, chosen, run=Run(journal=tmp_path / "journal.jsonl"))
     deepest = 0.3031 if levers is Levers.PRUNE else 0.0506 if levers is Levers.BOTH else 0.1667
     assert least_named(caught.value) == deepest
     assert list(tmp_path.iterdir()) == []
@@ -107,7 +107,7 @@ def test_too_little_memory_is_refused_with_the_least_that_can_be_had(tmp_path: P
     pipe = tiny(**WIDE)
     sizes = [gigabytes(pipe, level) for level in range(8)]
     with pytest.raises(BudgetOutOfReach, match=r"weights: expected at least .* GB, which the deepest level") as caught:
-        compress(pipe, 0.9, settings(), weights_gb=sizes[-1] * 0.9, journal=tmp_path / "journal.jsonl")
+        compress(pipe, 0.9, settings(), weights_gb=sizes[-1] * 0.9, run=Run(journal=tmp_path / "journal.jsonl"))
     assert least_named(caught.value) == pytest.approx(sizes[-1], abs=5e-4)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BudgetOutOfReach, match="macs: expected at least") as caught:  # only deep levels are left
@@ -299,7 +299,7 @@ def quick(levers: Levers) -> Any:
 @pytest.mark.usefixtures("nothing_runs")
 def test_too_much_speed_is_refused_with_the_best_that_can_be_had(sleepy: DiTPipeline, tmp_path: Path) -> None:
     with pytest.raises(BudgetOutOfReach, match=r"speedup: expected at most .*x, which the cheapest schedule") as caught:
-        compress(sleepy, settings=quick(Levers.PRUNE), speedup=9.0, journal=tmp_path / "journal.jsonl")
+        compress(sleepy, settings=quick(Levers.PRUNE), speedup=9.0, run=Run(journal=tmp_path / "journal.jsonl"))
     assert list(tmp_path.iterdir()) == []
     named = least_named(caught.value)
     assert 1 < named < 4  # what the deepest level of four saves of each call

@@ -13,9 +13,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from diff_es import Levers, Method, Sampling, Settings, Width, compress
+from diff_es.again import found_again
 from diff_es.artefact import fingerprint
 from diff_es.bundled_models import MODELS
-from diff_es.compress import found_again
 from diff_es.conditioning import Probe, bundled_prompts, conditions_of
 from diff_es.evaluate import Contender, contenders, sampled
 from diff_es.layers import DENSE, Kind, discover
@@ -31,7 +31,7 @@ from diff_es.tiles import CLASSES, load_reference
 from diff_es.timing import Runner
 
 FOLDER = MODELS["bundled-unet"]
-SAMPLING = Sampling(steps=10, guidance=2.5)
+SAMPLING = Sampling(num_inference_steps=10, guidance_scale=2.5)
 QUIET = Reporter(quiet=True)
 
 

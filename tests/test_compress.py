@@ -30,6 +30,7 @@ from diff_es import (
     Method,
     Obs,
     Ridge,
+    Run,
     Sampling,
     Settings,
     UnsupportedModel,
@@ -157,10 +158,10 @@ def test_resumed_equals_uninterrupted(
         patch.setattr(Fitness, "__call__", limited)
         patch.setattr(Fitness, "each", finals)
         with pytest.raises(KeyboardInterrupt):
-            compress(pipe, MACS, settings(), journal=journal)
+            compress(pipe, MACS, settings(), run=Run(journal=journal))
         assert_same(before, snapshot(pipe.transformer))
     assert len(journal.read_text().splitlines()) == 1 + min(most, total)
-    assert_same_result(compress(pipe, MACS, settings(), journal=journal, resume=True), fast)
+    assert_same_result(compress(pipe, MACS, settings(), run=Run(journal=journal, resume=True)), fast)
     assert len(journal.read_text().splitlines()) == 1 + total
 
 
@@ -175,7 +176,7 @@ def test_a_finished_journal_answers_everything(
         return judge(self, levels)
 
     monkeypatch.setattr(Fitness, "__call__", noted)
-    assert_same_result(compress(tiny(), MACS, settings(), journal=journal, resume=True), fast)
+    assert_same_result(compress(tiny(), MACS, settings(), run=Run(journal=journal, resume=True)), fast)
     assert asked == []
     assert journal.read_bytes() == finished_journal.read_bytes()
 
@@ -187,7 +188,7 @@ def test_a_line_cut_short_is_evaluated_again(
     lines = finished_journal.read_bytes().splitlines(keepends=True)
     journal = tmp_path / "journal.jsonl"
     journal.write_bytes(b"".join(lines[:kept]) + lines[kept][:piece])
-    assert_same_result(compress(tiny(), MACS, settings(), journal=journal, resume=True), fast)
+    assert_same_result(compress(tiny(), MACS, settings(), run=Run(journal=journal, resume=True)), fast)
     assert journal.read_bytes() == finished_journal.read_bytes()
 
 
@@ -218,7 +219,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(fast: Compressed, tmp_pat
             child.wait()
         assert child.returncode == -signal.SIGKILL
     assert least < len(journal.read_bytes().splitlines()) <= fast.report.history[-1]["evaluations"]
-    assert_same_result(compress(tiny(), MACS, settings(), journal=journal, resume=True), fast)
+    assert_same_result(compress(tiny(), MACS, settings(), run=Run(journal=journal, resume=True)), fast)
 
 
 @pytest.mark.parametrize(
@@ -240,14 +241,14 @@ def test_a_journal_of_other_settings_is_refused_and_kept(
 ) -> None:
     journal = Path(shutil.copy(finished_journal, tmp_path))
     with pytest.raises(DiffESError, match=f"journal.jsonl: expected the settings .*{named}.* Resume with"):
-        compress(tiny(**model), macs, settings(**changes), journal=journal, resume=True)
+        compress(tiny(**model), macs, settings(**changes), run=Run(journal=journal, resume=True))
     assert journal.read_bytes() == finished_journal.read_bytes()
 
 
 def test_a_journal_is_not_overwritten_unasked(fast: Compressed, finished_journal: Path, tmp_path: Path) -> None:
     journal = Path(shutil.copy(finished_journal, tmp_path))
     with pytest.raises(DiffESError, match=r"expected no earlier search, found a journal of \d+ evaluations. Add"):
-        compress(tiny(), MACS, settings(), journal=journal)
+        compress(tiny(), MACS, settings(), run=Run(journal=journal))
     assert journal.read_bytes() == finished_journal.read_bytes()
 
 
@@ -258,7 +259,7 @@ def test_a_budget_out_of_reach_is_refused_before_any_search(study: Study, tmp_pa
     with pytest.raises(
         BudgetOutOfReach, match=r"macs: expected at least 0\.3031, .* found 0.1. Ask for 0\.3031 or more"
     ):
-        compress(tiny(), 0.1, settings(), journal=tmp_path / "journal.jsonl")
+        compress(tiny(), 0.1, settings(), run=Run(journal=tmp_path / "journal.jsonl"))
     assert 0.303 < study.costs.options[0][-1] / study.costs.options[0][0] <= 0.3031
     for macs in (0.0, -1.0, 1.01, float("nan")):
         with pytest.raises(BudgetOutOfReach, match="macs: expected a fraction above 0, at most 1"):

@@ -12,7 +12,7 @@ from tests.pipelines import BY_BLOCK, BY_LEAF, CASES, in_groups, made
 from tests.tiny import images, joint, opened, random_plan, settings, snapshot, stages_of, tiny
 from torch import Tensor
 
-from diff_es import Compact, Compressed, Depth, DiffESError, Method, Resident, Streamed, Width, compress, load
+from diff_es import Compact, Compressed, Depth, DiffESError, Method, Resident, Run, Streamed, Width, compress, load
 from diff_es.layers import DENSE
 from diff_es.pipeline import make_probes, sample
 from diff_es.placements import Placed, Stitched
@@ -133,7 +133,7 @@ def test_group_offload_gives_what_the_model_on_the_device_gives(kind: dict[str, 
 @pytest.mark.parametrize("placement", [Resident(), Compact()])
 def test_factors_are_merged_where_the_weights_lie(placement: Placed) -> None:
     """Into what the CPU gives, but for the rounding of convolutions in TF32."""
-    result = compress(tiny(), 0.6, settings(), placement=Compact())
+    result = compress(tiny(), 0.6, settings(), run=Run(placement=Compact()))
     assert any(cut.factors for plan in result.plans for cut in plan.cuts.values())
     shown = list[Tensor]()
     for pipe in (tiny(), on_gpu(torch.float32)):

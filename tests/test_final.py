@@ -16,7 +16,7 @@ from tests.tiny import CALL, joint, tiny
 from tests.tiny import settings as small
 
 from diff_es import Compressed, compress
-from diff_es.compress import found_again
+from diff_es.again import found_again
 from diff_es.driving import widened
 from diff_es.final import Finalist, select
 from diff_es.fitness import Fitness

@@ -25,7 +25,7 @@ from tests.test_steps_alone import SMALL, Heard
 from tests.tiny import CALL, joint, settings, tiny
 from torch import Tensor
 
-from diff_es import DiffESError, Method, Ridge, Settings, Width, compress
+from diff_es import DiffESError, Method, Ridge, Run, Settings, Width, compress
 from diff_es.measures import ImagePSNR
 from diff_es.moments import Moments
 from diff_es.pipeline import make_probes, sample
@@ -117,7 +117,7 @@ def test_it_is_named_before_anything_is_ranked(name: str, lever: str) -> None:
     pipe, reporter = made(CASES["SD"].make), Heard()
     spoil(pipe)
     with pytest.raises(DiffESError, match=rf"dense model's result: expected finite numbers, found NaN.* {found}"):
-        compress(pipe, 0.8, chosen(lever, **changes), reporter=reporter)
+        compress(pipe, 0.8, chosen(lever, **changes), run=Run(reporter=reporter))
     assert not set(reporter.tasks) & (LATE | {"calibrate"})
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
 
@@ -136,7 +136,7 @@ def test_a_later_noise_or_prompt_that_overflows() -> None:
     embeddings = pipe.text_encoder.embeddings.token_embedding.weight.data
     embeddings[pipe.tokenizer("z").input_ids[1]] = 3e38  # a weight that is a number, of one prompt alone
     with pytest.raises(DiffESError, match="expected finite numbers, found NaN or infinity from"):
-        compress(pipe, 0.8, replace(chosen("prune"), prompts=("a fox", "a hat", "z z z")), reporter=reporter)
+        compress(pipe, 0.8, replace(chosen("prune"), prompts=("a fox", "a hat", "z z z")), run=Run(reporter=reporter))
     assert reporter.tasks[-1] == "calibrate"
 
 
@@ -202,7 +202,7 @@ def test_more_steps_than_training_timesteps_are_refused(kind: type) -> None:
     pipe = tiny()
     pipe.scheduler, most = kind(num_train_timesteps=40), 40
     pipe.transformer.pos_embed.register_forward_pre_hook(lambda *_: 1 / 0)
-    sampling = replace(CALL, steps=most + 1)
+    sampling = replace(CALL, num_inference_steps=most + 1)
     with pytest.raises(DiffESError, match=rf"steps: expected at most 40, the timesteps of {kind.__name__}, found 41"):
         compress(pipe, 0.8, settings(sampling=sampling))
     with pytest.raises(DiffESError, match="steps: expected at most 40"):

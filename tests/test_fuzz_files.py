@@ -24,9 +24,9 @@ from tests.mutations import (
 )
 from tests.tiny import joint, settings, tiny
 
-from diff_es import Compressed, DiffESError, compress, load
+from diff_es import Compressed, DiffESError, Run, compress, load
+from diff_es.again import found_again
 from diff_es.budget import Prices
-from diff_es.compress import found_again
 from diff_es.journal import Journal, Scale
 from diff_es.placements import Compact
 from diff_es.sensitivity import Sensitivity, starts
@@ -55,7 +55,7 @@ def saved(fast: Compressed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.save(folder / "width")
     compress(tiny(), 0.6, STEPS, front=(0.8,)).save(folder / "joint")
     few = settings(generations=1, population=2, finalists=1)
-    compress(tiny(), 0.6, few, placement=Compact(0.3)).save(folder / "compact")
+    compress(tiny(), 0.6, few, run=Run(placement=Compact(0.3))).save(folder / "compact")
     assert any((folder / "compact").glob("factors.*"))
     return folder
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tests.tiny import CALL, assert_same_plans, joint, opened, tiny
 from torch import Tensor
 
-from diff_es import Compressed, Depth, DiffESError, Method, Sampling, Width, compress, load
+from diff_es import Compressed, Depth, DiffESError, Method, Run, Sampling, Width, compress, load
 from diff_es.driving import widened
 from diff_es.evaluate import contenders
 from diff_es.final import Found
@@ -216,7 +216,7 @@ def lines_of(journal: Path) -> list[dict[str, Any]]:
 def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     chosen = joint(levers=levers, population=8)
-    fast = compress(tiny(), 0.6, chosen, journal=journal)
+    fast = compress(tiny(), 0.6, chosen, run=Run(journal=journal))
     ready = prepare(tiny(), chosen)
     fitness = ready.fitness("search", chosen.probes, chosen.first_heat)
     judges: dict[Scale, Callable[[Levels], float]] = {
@@ -365,7 +365,7 @@ search().save(folder)
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    expected = compress(tiny(), 0.6, joint(front=(0.3, 0.9)), journal=whole)
+    expected = compress(tiny(), 0.6, joint(front=(0.3, 0.9)), run=Run(journal=whole))
     command = [sys.executable, "-c", KILLS, str(torn), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
@@ -387,8 +387,8 @@ def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> No
 def test_a_second_budget_measures_no_sensitivity_again(tmp_path: Path) -> None:
     compress(tiny(), 0.6, joint()).save(tmp_path / "first")
     anew, again = tmp_path / "anew.jsonl", tmp_path / "again.jsonl"
-    expected = compress(tiny(), 0.8, joint(), journal=anew)
-    found = compress(tiny(), 0.8, joint(), journal=again, table=tmp_path / "first")
+    expected = compress(tiny(), 0.8, joint(), run=Run(journal=anew))
+    found = compress(tiny(), 0.8, joint(), run=Run(journal=again, table=tmp_path / "first"))
     assert (found.schedule, found.timesteps, found.about) == (expected.schedule, expected.timesteps, expected.about)
     told = [
         [{**line, "check": None} for line in lines_of(journal)] for journal in (anew, again)
@@ -396,16 +396,16 @@ def test_a_second_budget_measures_no_sensitivity_again(tmp_path: Path) -> None:
     searched = [line for line in told[0] if line["scale"] != "alone"]
     assert told[1] == searched != told[0]
     with pytest.raises(DiffESError, match=r"again.jsonl: expected the settings the search began with, found table '"):
-        compress(tiny(), 0.8, joint(), journal=again, resume=True)
+        compress(tiny(), 0.8, joint(), run=Run(journal=again, resume=True))
 
 
 def test_a_table_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
     compress(tiny(), 0.6, joint()).save(tmp_path / "first")
     for other, named in ((joint(seed=1), "seed 0 then and 1 now"), (joint(measure=ImageSSIM()), "measure")):
         with pytest.raises(DiffESError, match=rf"table of .*first: expected sensitivities of this .*{named}"):
-            compress(tiny(), 0.8, other, table=tmp_path / "first")
+            compress(tiny(), 0.8, other, run=Run(table=tmp_path / "first"))
     with pytest.raises(DiffESError, match=r"model .[0-9a-f]+. then"):
-        compress(tiny(seed=1), 0.8, joint(), table=tmp_path / "first")
+        compress(tiny(seed=1), 0.8, joint(), run=Run(table=tmp_path / "first"))
 
 
 @given(st.lists(st.floats(1e-9, 1e3), min_size=3, max_size=9, unique=True), st.booleans())
@@ -422,7 +422,7 @@ def test_levels_that_were_not_measured_lie_between_their_neighbours(errors: list
 
 def test_several_workers_find_what_one_does(tmp_path: Path) -> None:
     alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
-    one, three = (compress(tiny(), 0.6, joint(), journal=j, workers=n) for j, n in ((alone, 1), (together, 3)))
+    one, three = (compress(tiny(), 0.6, joint(), run=Run(journal=j, workers=n)) for j, n in ((alone, 1), (together, 3)))
     assert (one.schedule, one.timesteps, one.about) == (three.schedule, three.timesteps, three.about)
     assert_same_plans(one.plans, three.plans)
     assert sorted(alone.read_bytes().splitlines()) == sorted(together.read_bytes().splitlines())

@@ -20,7 +20,7 @@ from tests.mutations import in_child
 from tests.tiny import assert_same_plans, settings, tiny
 from torch import Tensor
 
-from diff_es import Compressed, StorageError, compress, load, store
+from diff_es import Compressed, Run, StorageError, compress, load, store
 from diff_es.journal import Journal, Levels, Scale
 from diff_es.locks import held_file, held_folder
 from diff_es.store import MANIFEST, check_target, read_folder, write_folder
@@ -189,7 +189,7 @@ def test_a_search_killed_again_and_again_finds_the_same(tmp_path: Path) -> None:
     def search(tell: Tell) -> None:
         check_target(out)
         with held_folder(out):
-            compress(tiny(), 0.6, few, journal=out / "journal.jsonl", resume=True).save(out)
+            compress(tiny(), 0.6, few, run=Run(journal=out / "journal.jsonl", resume=True)).save(out)
             tell("saved")
 
     assert [killed(tmp_path, n, search) for n in (1, 12, 41, 50, 14)].count((True, [])) > 3
@@ -241,7 +241,7 @@ def test_compress_refuses_a_journal_that_another_search_holds(tmp_path: Path) ->
     child = holding(lambda: held_file(path))
     try:
         with pytest.raises(StorageError, match=rf"journal\.jsonl: expected no other run .* found process {child} on"):
-            compress(tiny(), 0.6, settings(), journal=path, resume=True)
+            compress(tiny(), 0.6, settings(), run=Run(journal=path, resume=True))
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

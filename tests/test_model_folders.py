@@ -24,7 +24,7 @@ from tests.tiny import settings, tiny
 from torch import nn
 from transformers import CLIPImageProcessor
 
-from diff_es import DiffESError, UnsupportedModel, compress
+from diff_es import DiffESError, Run, UnsupportedModel, compress
 from diff_es.loading import check, load
 
 NAMES = ("DiT", "SD", "SD3", "Wan")
@@ -355,7 +355,7 @@ def test_what_is_not_the_models_own_is_refused_before_calibration(change: Callab
     pipe, reporter = made(CASES["SD"].make), Heard()
     change(pipe)
     with pytest.raises(DiffESError, match=rf"pipe\.unet: .*{found}"):
-        compress(pipe, 0.9, settings(sampling=CASES["SD"].sampling), reporter=reporter)
+        compress(pipe, 0.9, settings(sampling=CASES["SD"].sampling), run=Run(reporter=reporter))
     assert reporter.tasks == []
     if change is _image_adapter:
         pipe.unload_ip_adapter()

@@ -122,7 +122,7 @@ def test_a_run_that_begins_again_is_recorded_anew() -> None:
     assert torch.equal(recording.at(90.0), second)
 
 
-CALL = Sampling(steps=6, guidance=2.0, batch=2)
+CALL = Sampling(num_inference_steps=6, guidance_scale=2.0, batch=2)
 WEIGHTS = ((0.01, 0.02), (0.01, -0.02, 0.03), (0.02, 0.1, 0.05, -0.04), (0.01, 0.1, 0.05, -0.04))
 TIMESTEPS = (833.0, 600.0, 333.0, 100.0)
 
@@ -204,7 +204,10 @@ def test_samplers_that_add_noise_are_left_alone(kind: type, options: dict[str, s
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
 def test_on_the_bundled_model_half_of_the_steps_lead_nearer_with_corrections(kind: str) -> None:
     """Fitted on some noises, they are worth 3 dB and more on others."""
-    pipe, call = load("bundled", scheduler=kind, device="cpu"), Sampling(steps=16, guidance=2.0, batch=8)
+    pipe, call = (
+        load("bundled", scheduler=kind, device="cpu"),
+        Sampling(num_inference_steps=16, guidance_scale=2.0, batch=8),
+    )
     path = trajectory(pipe.scheduler, trace(pipe, call).timesteps)
     fine, few = trailing(path, 48), trailing(path, 8)
     lessons, held_out = (make_probes(pipe, 8, 0, purpose) for purpose in ("lesson", "held-out"))

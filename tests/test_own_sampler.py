@@ -20,7 +20,18 @@ from tests.own import TIMES, WORK, euler, fixed, guided, own, pixels, uncorrecte
 from tests.tiny import assert_same, snapshot
 from torch import Tensor, nn
 
-from diff_es import Compressed, DiffESError, ImagePSNR, Levers, OwnSampler, UnsupportedModel, compress, export, load
+from diff_es import (
+    Compressed,
+    DiffESError,
+    ImagePSNR,
+    Levers,
+    OwnSampler,
+    Run,
+    UnsupportedModel,
+    compress,
+    export,
+    load,
+)
 from diff_es.benchmark import compare
 from diff_es.evaluate import Effort, evaluated
 from diff_es.fitness import Fitness
@@ -210,7 +221,7 @@ def test_everything_that_compares(found: tuple[OwnSampler, Compressed]) -> None:
 @pytest.mark.slow
 def test_workers_score_as_one_process_does() -> None:
     work = replace(WORK, levers=Levers.PRUNE)
-    alone, together = (compress(own(), 0.6, work, workers=workers) for workers in (1, 2))
+    alone, together = (compress(own(), 0.6, work, run=Run(workers=workers)) for workers in (1, 2))
     assert alone.schedule == together.schedule
     assert alone.report.held_out_score == together.report.held_out_score
 
@@ -346,8 +357,16 @@ NO_TIMES: dict[str, Any] = {"sample": fixed, "times": None, "corrects": False}
         ({"sample": forgetful}, {}, r"correct: expected \d+ calls, one a step, found 0"),
         ({"sample": in_place}, {}, r"correct: expected a step's start and its result, found one tensor"),
         ({}, {"measure": ImagePSNR()}, r"measure: expected one of latents, for there are no images, found ImagePSNR"),
-        ({}, {"sampling": Sampling(steps=7)}, r"steps: expected 6, as the loop takes, found 7"),
-        ({}, {"sampling": Sampling(guidance=2.0)}, r"guidance: expected none for a loop of your own, found 2.0"),
+        (
+            {},
+            {"sampling": Sampling(num_inference_steps=7)},
+            r"num_inference_steps: expected 6, as the loop takes, found 7",
+        ),
+        (
+            {},
+            {"sampling": Sampling(guidance_scale=2.0)},
+            r"guidance_scale: expected none for a loop of your own, found 2.0",
+        ),
         ({}, {"sampling": Sampling(height=64)}, r"height: expected none for a loop of your own, found 64"),
         ({}, {"prompts": ("a cat",)}, r"prompts: expected none for a pipeline without text"),
     ],
@@ -409,7 +428,7 @@ def test_what_a_result_needs_of_a_loop(found: tuple[OwnSampler, Compressed], tmp
 def test_a_loop_that_no_worker_can_have_is_refused_before_anything_runs() -> None:
     sampler = own(sample=lambda denoiser, noise: fixed(denoiser, noise), times=None, corrects=False)
     with pytest.raises(DiffESError, match=r"OwnSampler.sample: expected one that other processes can have a copy of"):
-        compress(sampler, 0.6, replace(WORK, levers=Levers.PRUNE), workers=2)
+        compress(sampler, 0.6, replace(WORK, levers=Levers.PRUNE), run=Run(workers=2))
 
 
 def test_a_trace_hears_the_loop_and_runs_the_denoiser_once() -> None:

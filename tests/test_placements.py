@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.tiny import CALL, assert_same, images, opened, random_plan, settings, snapshot, stages_of, tiny
 from torch import Tensor, nn
 
-from diff_es import ArtefactError, Compact, Compressed, Resident, Streamed, compress, load
+from diff_es import ArtefactError, Compact, Compressed, Resident, Run, Streamed, compress, load
 from diff_es.layers import DENSE, Cut, Factor, Plan, discover, fed_by, realise
 from diff_es.lowrank import factorise
 from diff_es.placements import Placement, Stitched, Store, StreamedStore, choose
@@ -226,7 +226,7 @@ def test_compact_holds_the_dense_network_the_merged_projections_and_the_factors(
 def test_memory_at_ten_stages_and_half_of_the_groups() -> None:
     """The promise for the shapes of DiT-XL/2, in small: hidden 4 times the width, three quarters of it prunable."""
     pipe = tiny(head_size=16, heads=8, layers=4)
-    stages, plans = stages_of(pipe, 10, replace(CALL, steps=10)), list[Plan]()
+    stages, plans = stages_of(pipe, 10, replace(CALL, num_inference_steps=10)), list[Plan]()
     for seed in range(10):
         cuts = {}
         for name, cut in random_plan(pipe, seed).cuts.items():
@@ -291,7 +291,7 @@ def test_factors_keep_the_allowed_error_with_no_larger_rank_than_needed(seed: in
 
 @pytest.fixture(scope="module")
 def compact(tmp_path_factory: pytest.TempPathFactory) -> Compressed:
-    made = compress(tiny(), 0.6, settings(), placement=Compact(0.3))
+    made = compress(tiny(), 0.6, settings(), run=Run(placement=Compact(0.3)))
     made.save(tmp_path_factory.mktemp("compact") / "out")
     again = load(tmp_path_factory.getbasetemp() / "compact0" / "out")
     assert again.placement == Compact(0.3)

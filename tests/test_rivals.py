@@ -14,10 +14,10 @@ from diffusers import DiTPipeline
 from tests.tiny import CALL, settings, tiny
 
 import diff_es.evaluate
-from diff_es import Compressed, DiffESError, Streamed, compress, load
+from diff_es import Compressed, DiffESError, Run, Streamed, compress, load
+from diff_es.again import asked_again
 from diff_es.budget import Budget, Prices
 from diff_es.cli import main
-from diff_es.compress import asked_again
 from diff_es.cost import Costs
 from diff_es.evaluate import Contender
 from diff_es.placements import parameter_bytes
@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         for name, budget in (("time", {"speedup": SPEEDUP}), ("weights", {"macs": 0.8, "weights_gb": limit})):
             journal = folder / name / "journal.jsonl"
             little = settings(probes=2, population=4, generations=1)
-            compress(pipe, settings=little, journal=journal, **budget).save(folder / name)  # type: ignore[arg-type]
+            compress(pipe, settings=little, run=Run(journal=journal), **budget).save(folder / name)  # type: ignore[arg-type]
     return Made(folder / "model", {name: folder / name for name in ("time", "weights")})
 
 

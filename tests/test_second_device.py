@@ -17,7 +17,7 @@ from diff_es import Compressed, Method, Resident, Streamed, Width, compress
 from diff_es.pipeline import make_probes, sample
 from diff_es.placements import Placed
 
-CASE = replace(CASES["SD"], sampling=replace(CASES["SD"].sampling, steps=3, batch=1))
+CASE = replace(CASES["SD"], sampling=replace(CASES["SD"].sampling, num_inference_steps=3, batch=1))
 
 
 @pytest.fixture(scope="module")

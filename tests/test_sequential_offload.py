@@ -12,7 +12,7 @@ from tests.pipelines import CASES, made
 from tests.tiny import CALL, settings, tiny
 from torch import Tensor, nn
 
-from diff_es import Compact, Compressed, DiffESError, Resident, Streamed, UnsupportedModel, Width, compress
+from diff_es import Compact, Compressed, DiffESError, Resident, Run, Streamed, UnsupportedModel, Width, compress
 from diff_es.conditioning import Probe
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, discover, named_parameters, output_of
 from diff_es.library import Method
@@ -121,7 +121,7 @@ def test_it_changes_no_result_and_comes_back_whole(name: str) -> None:
 @pytest.fixture(scope="module")
 def fast() -> Compressed:
     """Of the tiny DiT, with factored corrections: it runs under every placement."""
-    return compress(tiny(), 0.6, settings(method=Method(Width(8, dense=()))), placement=Compact())
+    return compress(tiny(), 0.6, settings(method=Method(Width(8, dense=()))), run=Run(placement=Compact()))
 
 
 def drawn(pipe: Any) -> Tensor:

@@ -126,7 +126,7 @@ def test_what_is_refused_binds_no_journal(
     monkeypatch.chdir(tmp_path)
     budget: dict[str, Any] = {} if {"macs", "speedup"} & wrong.keys() else {"macs": 0.6}
     with pytest.raises(DiffESError, match=next(iter(wrong))):
-        compress(tiny(), settings=settings(), journal=tmp_path / "run" / "journal.jsonl", **budget, **wrong)
+        compress(tiny(), settings=settings(), run=Run(journal=tmp_path / "run" / "journal.jsonl"), **budget, **wrong)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,11 +225,11 @@ def test_a_search_without_a_journal_to_resume_says_that_it_starts_anew(
         tmp_path / "journal.jsonl",
         settings(generations=1, population=2, probes=1, calibration=2, front=(0.1, 0.9)),
     )
-    first = compress(tiny(), 0.6, chosen, journal=journal, resume=True)
+    first = compress(tiny(), 0.6, chosen, run=Run(journal=journal, resume=True))
     assert lines[0] == f"There is no journal to resume at {journal}: the search starts anew."
     assert lines[1:] == ["Left out of the front, below the cheapest schedule: 0.1."]
     lines.clear()
-    assert compress(tiny(), 0.6, chosen, journal=journal, resume=True).schedule == first.schedule
+    assert compress(tiny(), 0.6, chosen, run=Run(journal=journal, resume=True)).schedule == first.schedule
     assert not [line for line in lines if "anew" in line]
 
 
@@ -251,4 +251,4 @@ def test_names_that_no_file_can_have_are_refused(fast: Compressed) -> None:
             with pytest.raises(DiffESError, match="folder: expected a name that a file can have, found"):
                 asked()
     with pytest.raises(StorageError, match=re.escape("/dev/null: expected a file, found something else")):
-        compress(None, journal="/dev/null")
+        compress(None, run=Run(journal="/dev/null"))

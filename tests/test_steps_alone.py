@@ -12,7 +12,7 @@ import torch
 from tests.pipelines import CASES, made
 from tests.tiny import calls_of, images, joint, tiny
 
-from diff_es import BudgetOutOfReach, Compressed, Depth, Method, Width, compress
+from diff_es import BudgetOutOfReach, Compressed, Depth, Method, Run, Width, compress
 from diff_es.conditioning import FAMILIES, Asked
 from diff_es.layers import DENSE, discover
 from diff_es.pipeline import denoiser_of, make_probes, sample
@@ -50,7 +50,7 @@ class Heard(Reporter):
 
 def stepped_alone(pipe: Any, budget: float = 0.6, **changes: Any) -> tuple[Compressed, list[str]]:
     reporter = Heard()
-    return compress(pipe, budget, joint(**{**SMALL, **changes}), reporter=reporter), reporter.tasks
+    return compress(pipe, budget, joint(**{**SMALL, **changes}), run=Run(reporter=reporter)), reporter.tasks
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.steppable])

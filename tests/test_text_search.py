@@ -14,11 +14,11 @@ import torch
 from tests.pipelines import CASES, made
 from tests.tiny import joint, settings
 
-from diff_es import DiffESError, Method, Width, compress, load
+from diff_es import DiffESError, Method, Run, Width, compress, load
+from diff_es.again import found_again
 from diff_es.benchmark import compare
 from diff_es.calibrate import Statistics
 from diff_es.cli import main
-from diff_es.compress import found_again
 from diff_es.evaluate import Effort, evaluate
 from diff_es.fitness import Fitness
 from diff_es.layers import Anatomy
@@ -102,13 +102,13 @@ def test_a_text_pipeline_is_evaluated_and_timed() -> None:
 def test_a_journal_is_bound_to_its_prompts(tmp_path: Path) -> None:
     case, journal = CASES["PixArt-alpha"], tmp_path / "journal.jsonl"
     small = settings(sampling=case.sampling, prompts=PROMPTS, method=Method(Width(2, dense=())), generations=1)
-    fast = compress(made(case.make), 0.8, small, journal=journal)
+    fast = compress(made(case.make), 0.8, small, run=Run(journal=journal))
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join(lines[:4]) + "\n")
-    resumed = compress(made(case.make), 0.8, small, journal=journal, resume=True)
+    resumed = compress(made(case.make), 0.8, small, run=Run(journal=journal, resume=True))
     assert resumed.schedule == fast.schedule
     with pytest.raises(DiffESError, match=r"expected the settings the search began with, found prompts"):
-        compress(made(case.make), 0.8, replace(small, prompts=PROMPTS[:2]), journal=journal, resume=True)
+        compress(made(case.make), 0.8, replace(small, prompts=PROMPTS[:2]), run=Run(journal=journal, resume=True))
 
 
 def run(*arguments: object) -> int:

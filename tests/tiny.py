@@ -22,7 +22,7 @@ from diff_es.units import Grain
 
 HEADS, SIZE, BLOCKS, HIDDEN = 3, 8, 3, 24
 """Of a lone :func:`denoiser`."""
-CALL = Sampling(steps=6, guidance=2.0, batch=2)
+CALL = Sampling(num_inference_steps=6, guidance_scale=2.0, batch=2)
 
 
 @dataclass(frozen=True)

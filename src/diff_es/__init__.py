@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from .artefact import Compressed, Front, load
     from .budget import Budget, MacsRatio, Speedup, WeightMemory
     from .compensation import Ridge
-    from .compress import compress
+    from .compress import Run, compress
+    from .enabling import disable, enable
     from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
     from .export import Exported, export
     from .importance import Activation, Magnitude, Obs, Wanda
@@ -46,6 +47,7 @@ __all__ = [
     "Reporter",
     "Resident",
     "Ridge",
+    "Run",
     "Sampling",
     "Settings",
     "Speedup",
@@ -56,6 +58,8 @@ __all__ = [
     "WeightMemory",
     "Width",
     "compress",
+    "disable",
+    "enable",
     "export",
     "load",
 ]
@@ -63,8 +67,9 @@ __all__ = [
 _HOMES = {
     "artefact": ("Compressed", "Front", "load"),
     "budget": ("Budget", "MacsRatio", "Speedup", "WeightMemory"),
-    "compress": ("compress",),
+    "compress": ("Run", "compress"),
     "errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
+    "enabling": ("disable", "enable"),
     "export": ("Exported", "export"),
     "library": ("Method",),
     "measures": ("ImagePSNR", "ImageSSIM", "LatentSNR"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -10,14 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub import HfApi
 from pydantic import SkipValidation
 from torch import nn
 
 from .arguments import Place, checked
-from .errors import ArtefactError, DiffESError, several
-from .layers import Plan, adapted, anatomy_of, check_plan, fingerprint
+from .base import check_base
+from .errors import ArtefactError, DiffESError
+from .files import write_text
+from .layers import Plan, anatomy_of
 from .limits import Speedup
-from .loading import check_denoiser, check_module
+from .loading import check_denoiser
 from .manifest import Point, tied
 from .manifest import checked as checked_manifest
 from .multistep import Corrections, fixed
@@ -29,8 +33,10 @@ from .reported import SearchReport, report_to_json
 from .route import Routing, routing_of
 from .schedule import Schedule
 from .settings import plain
+from .sharing import HubClient, fetched_result, push
 from .stepping import check_corrected, stepping, stepping_of
 from .store import MANIFEST, read_folder, write_folder
+from .summary import model_card, summary
 from .timing import Runner
 
 Piped = TypeVar("Piped", bound=AnyPipeline | nn.Module)
@@ -78,6 +84,13 @@ class Compressed:
         """The results of the same search for all budgets, this one among them."""
         points = sorted((self, *self.others), key=_macs_ratio)
         return Front(tuple(points), next(i for i, point in enumerate(points) if point is self))
+
+    def summary(self) -> str:
+        """What this is: model, budget, steps, levels by stage, fidelity, speed and memory."""
+        return summary(self.schedule, self.plans, self.corrections, self.placement, self.origin, self.searched)
+
+    def __str__(self) -> str:
+        return self.summary()
 
     def runner(self, name: str, sampling: Sampling, placement: Placement | None = None) -> Runner:
         """This result as a contender in a comparison, in a placement; default resident."""
@@ -150,32 +163,8 @@ class Compressed:
                 expected, remedy = "the origin, whose scheduler steps are corrected for", "Leave corrections out."
                 raise ArtefactError("artefact", expected=expected, found="none", remedy=remedy)
             check_corrected(pipe.scheduler, self.origin.scheduler, self.timesteps, self.sampling.steps)
-        self._check_denoiser(denoiser)
+        check_base(denoiser, self.plans, self.base)
         return denoiser
-
-    def _check_denoiser(self, denoiser: nn.Module) -> None:
-        """Whether a denoiser is the one that this was made for, all layers as they were."""
-        check_module(denoiser, "denoiser")
-        anatomy, plans = anatomy_of(denoiser), {id(plan): plan for plan in self.plans}.values()
-        pruned = {name for plan in plans for name in plan.cuts}
-        skipped = tuple({f"{block}." for plan in plans for block in plan.bypasses})
-        refused = {refusal.name: refusal.reason for refusal in anatomy.refusals if refusal.name in pruned}
-        inside = "an adapter in a block that is skipped"
-        wrapped = adapted(denoiser)
-        refused |= {name: inside for name in wrapped if name.startswith(skipped)}
-        if refused:  # which were none when it was compressed
-            remedy = "Undo what changed them: unload adapters before routing, or fuse them and compress again."
-            on = [name for name in wrapped if name.startswith(tuple(f"{layer}." for layer in refused))]
-            found = f"adapters on {several(on)}" if on else next(iter(refused.values()))
-            where = f"base model, {several(list(refused))}"
-            expected = "layers as they were when it was compressed"
-            raise ArtefactError(where, expected=expected, found=found, remedy=remedy)
-        for plan in plans:
-            check_plan(denoiser, anatomy, plan)
-        if (found := fingerprint(denoiser)) != self.base:
-            remedy = "Load the pipeline that was compressed, in float32 or bfloat16 as it was, or compress this one."
-            expected = f"{self.base[:12]}..., the one that was compressed"
-            raise ArtefactError("hash of the base model", expected=expected, found=f"{found[:12]}...", remedy=remedy)
 
     def _begin(self, pipe: AnyPipeline, placement: Placement | None) -> Routing:
         """Route a pipeline and choose its steps, both or nothing."""
@@ -187,7 +176,8 @@ class Compressed:
         def opened() -> Store:
             return (place or choose(denoiser, anatomy, self.plans)).open(denoiser, anatomy, self.plans)
 
-        check, ending = partial(self._check_denoiser, denoiser), None if chosen is None else chosen.detach
+        check = partial(check_base, denoiser, self.plans, self.base)
+        ending = None if chosen is None else chosen.detach
         routing = Routing(denoiser, self.schedule.stages, opened, check, ending)
         routing.attach()
         try:
@@ -217,6 +207,36 @@ class Compressed:
             return {"chosen": chosen, "points": [{**entry, "sha256": tied(entry, hashes)} for entry in described]}
 
         write_folder(Path(folder), files, about)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """:meth:`save`, by the name that diffusers gives it."""
+        self.save(folder)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, point: float | None = None) -> Compressed:
+        """:func:`load`, by the name that diffusers gives it; also of a repository of the hub (:meth:`push_to_hub`).
+
+        Raises:
+            ArtefactError: there is none; or as :func:`load` does.
+        """
+        return load(fetched_result(name), point)
+
+    def push_to_hub(self, repository: str, *, private: bool | None = None, client: HubClient | None = None) -> None:
+        """Upload this result, with a model card, to a repository of the hub, which is made where it is missing.
+
+        Args:
+            repository: such as ``"me/my-model-diff-es"``.
+            private: whether one that is made is; None: as the account is set.
+            client: of the hub; None: ``huggingface_hub.HfApi()``, with the login of this machine.
+
+        Raises:
+            StorageError: the hub refused, or is out of reach.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name, "result")
+            self.save(folder)
+            write_text(folder / "README.md", model_card(self.summary(), self.origin, repository))
+            push(folder, repository, client or HfApi(), private=private)
 
     def _described(self) -> dict[str, Any]:
         """All but the plans, as JSON values."""

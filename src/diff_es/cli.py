@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +13,10 @@ import torch
 import typer
 
 from . import inspection, tables
+from .again import asked_again, found_again
 from .benchmark import compare
 from .bundled_models import MODELS
 from .commands import compress_command
-from .compress import asked_again, found_again
 from .conditioning import Asked, conditions_of, family_of
 from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .demo import SETTINGS, run_demo
@@ -23,6 +24,7 @@ from .ending import Ending
 from .errors import DiffESError
 from .evaluate import Effort, evaluate
 from .export import check_new, export
+from .files import check_outputs, make_folder
 from .options import (
     Artefact,
     AsJson,
@@ -42,7 +44,6 @@ from .pipeline import Pipeline, Probe, Sampling, decode, make_probes, sample
 from .progress import Reporter
 from .rng import derive_seed
 from .signals import Listener
-from .store import check_outputs, make_folder
 from .story import PUBLISHED, contact_sheet, picture, publish, tell
 from .study import prepare
 from .tiles import load_reference
@@ -76,7 +77,7 @@ def demo_command(
     as_json: AsJson = False,
 ) -> None:
     """The whole story on the bundled model: compress to 0.7 and 0.5 of the compute, compare with every alternative."""
-    SETTINGS.changed(seed=seed)
+    replace(SETTINGS, seed=seed)  # refused here, if it is none
     check_outputs(out_folder, *PUBLISHED)
     result, story = run_demo(out_folder, seed, Reporter())
     tables.show_rows(out, story)
@@ -99,7 +100,7 @@ def inspect_command(
     as_json: AsJson = False,
 ) -> None:
     """What can be pruned, what cannot and why, and what each level costs."""
-    ladder, sampling = Width(levels), Sampling(steps=10, batch=batch, height=height, width=width, frames=frames)
+    ladder, sampling = Width(levels), Sampling(10, None, batch, None, height, width, frames)
     pipe = open_pipeline(model, dtype, device, None, config)
     found = inspection.inspect(pipe, ladder.levels, Reporter(), sampling, timed=timed)
     tables.show_inspection(out, found)
@@ -114,8 +115,12 @@ def sample_command(
     label: Annotated[list[str] | None, typer.Option(help="class by number or name; repeat for several")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="of a text pipeline; repeat for several")] = None,
     seed: Annotated[int, typer.Option(help="of the noises")] = 0,
-    steps: Annotated[int | None, typer.Option(help="default those of the artefact")] = None,
-    guidance: Annotated[float | None, typer.Option(help="default that of the artefact")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--num-inference-steps", "--steps", help="default those of the artefact")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance-scale", "--guidance", help="default that of the artefact")
+    ] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="where the images go")] = Path("samples"),
     point: Point = None,
     model: Moved = None,

@@ -11,7 +11,7 @@ import typer
 
 from . import tables
 from .budget import Budget
-from .compress import Asked, compress
+from .compress import Run, compress
 from .conditioning import read_prompts
 from .console import finish, open_pipeline, out
 from .errors import DiffESError
@@ -24,11 +24,13 @@ from .options import (
     AsJson,
     Config,
     Frames,
+    GuidanceScale,
     Height,
     InDtype,
     MeasureName,
     Model,
     Negative,
+    NumInferenceSteps,
     OnDevice,
     PlacementName,
     Prompts,
@@ -60,8 +62,8 @@ def compress_command(
     ] = None,
     levers: Annotated[Levers, typer.Option(help="what changes from stage to stage")] = Levers.BOTH,
     stages: Annotated[int, typer.Option(help="stages of the trajectory")] = 10,
-    steps: Annotated[int, typer.Option(help="sampler steps, as you sample")] = 50,
-    guidance: Annotated[float, typer.Option(help="guidance scale, as you sample")] = 4.0,
+    steps: NumInferenceSteps = None,
+    guidance: GuidanceScale = None,
     batch: Annotated[int, typer.Option(help="samples per pipeline call")] = 16,
     generations: Annotated[int, typer.Option(help="of the search")] = 40,
     population: Annotated[int, typer.Option(help="candidates per generation")] = 20,
@@ -141,25 +143,14 @@ def compress_command(
         prompts=None if prompts is None else read_prompts(prompts),
     )
     where, journal = _placement(placement, tolerance), out_folder / "journal.jsonl"
-    Asked(Budget.of(None, macs, speedup, weights_gb), settings, where, journal, resume, workers, table)
+    budget, run = Budget.of(None, macs, speedup, weights_gb), Run(where, journal, resume, workers, table, Reporter())
+    run.check(budget)
     check_target(out_folder)
     start = time.monotonic()
     with held_folder(out_folder):
         pipe = open_pipeline(model, dtype, device, scheduler, config)
         try:
-            fast = compress(
-                pipe,
-                macs,
-                settings,
-                speedup=speedup,
-                weights_gb=weights_gb,
-                placement=where,
-                journal=journal,
-                resume=resume,
-                workers=workers,
-                table=table,
-                reporter=Reporter(),
-            )
+            fast = compress(pipe, budget, settings, run)
         except KeyboardInterrupt as stop:
             if journal.exists():
                 stop.add_note(f"What was evaluated is in {journal}: run the same command with --resume to go on.")

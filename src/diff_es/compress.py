@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePath
 from statistics import fmean
-from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import SkipValidation, TypeAdapter
 
 from .arguments import Place, checked
 from .artefact import Compressed, load
@@ -17,6 +16,7 @@ from .budget import Budget, MacsRatio, MeasuredPrices, Speedup, WeightMemory
 from .checking import validated
 from .compaction import Compaction
 from .errors import DiffESError
+from .files import check_outputs
 from .final import Found
 from .journal import Journal
 from .judge import Judge
@@ -27,14 +27,14 @@ from .loading import origin_of
 from .locks import held_file
 from .own_sampler import OwnSampler, check_portable
 from .pipeline import AnyPipeline, denoiser_of
-from .placements import Compact, Placement, Saved, Streamed, parameter_bytes
+from .placements import Compact, Placement, Saved
 from .progress import Reporter
 from .reported import SearchReport
 from .schedule import Schedule
 from .searching import evolve
 from .sensitivity import Sensitivity, SensitivityOf, sensitivity
 from .settings import Settings, describe, value_of
-from .store import check_outputs, read_manifest
+from .store import read_manifest
 from .study import Study, study
 from .survey import Survey, as_measured, identity, survey
 from .timing import Runner, measure
@@ -108,59 +108,10 @@ _PRICES = TypeAdapter(MeasuredPrices | None)
 
 @checked("")
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of a search: whatever can be refused before a model is looked at is refused when this is made.
-
-    Raises:
-        DiffESError: a setting of no sense, or a placement beside a budget of memory, which says it.
-        ArtefactError: ``table`` is no artefact.
-        StorageError: the journal cannot be written.
-    """
-
-    budget: Budget
-    settings: Settings
-    placement: Saved | None = None
-    journal: Place | None = None
-    resume: bool = False
-    workers: Workers = 1
-    table: Place | None = None
-    reporter: Reporter | None = None
-
-    def __post_init__(self) -> None:
-        if self.placement is not None and self.budget.memory is not None:
-            found, remedy = f"{type(self.placement).__name__} beside {self.budget.memory}", "Leave one of them out."
-            raise DiffESError("placement", expected="none, since the result is streamed", found=found, remedy=remedy)
-        if self.table is not None:
-            read_manifest(Path(self.table))
-        if self.journal is not None:
-            check_outputs(Path(self.journal).parent, Path(self.journal).name)
-
-
-def compress(
-    pipe: AnyPipeline,
-    macs: float | None = None,
-    settings: Settings | None = None,
-    *,
-    speedup: float | None = None,
-    weights_gb: float | None = None,
-    placement: Saved | None = None,
-    journal: str | Path | None = None,
-    resume: bool = False,
-    workers: int = 1,
-    table: str | Path | None = None,
-    reporter: Reporter | None = None,
-    **changes: Any,
-) -> Compressed:
-    """Make a pipeline faster: calibrate it on its own trajectories, rank, and search a schedule within the budget.
+class Run:
+    """How a search is run, none of which changes what it finds, and where its result waits.
 
     Args:
-        pipe: a pipeline of one of the classes in ``loading.SUPPORTED``, with the scheduler you sample with, or a
-            denoiser with a loop of your own (:class:`OwnSampler`); it is left as it was.
-        macs: the share of the dense trajectory's multiply-accumulates that may be spent, in (0, 1]; by default 0.7.
-        settings: everything else that the result depends on; give at least your own steps and guidance.
-        speedup: in place of ``macs``, how many times faster the whole pipeline is to be on this device, at your own
-            batch.
-        weights_gb: the most GB of weights on the device, besides either; the result is placed ``Streamed``.
         placement: where the weights of the stages wait when the result runs; None leaves it to the memory that is free
             then. ``Compact`` factors the corrections, and measures what that costs.
         journal: a file to which every evaluation is appended, so that a stopped search can be resumed.
@@ -171,7 +122,56 @@ def compress(
         table: the folder of an earlier result of this model and these settings, whose sensitivities are taken, not
             measured anew: another budget then costs its search alone.
         reporter: shows progress; default silent.
-        changes: single settings by name, such as ``steps=20, guidance=2.0, generations=50``.
+
+    Raises:
+        ArtefactError: ``table`` is no artefact.
+        StorageError: the journal cannot be written.
+    """
+
+    placement: Saved | None = None
+    journal: Place | None = None
+    resume: bool = False
+    workers: Workers = 1
+    table: Place | None = None
+    reporter: Reporter | None = None
+
+    def __post_init__(self) -> None:
+        if self.table is not None:
+            read_manifest(Path(self.table))
+        if self.journal is not None:
+            check_outputs(Path(self.journal).parent, Path(self.journal).name)
+
+    def check(self, budget: Budget) -> None:
+        """Whether it goes with a budget.
+
+        Raises:
+            DiffESError: a placement beside a budget of memory, which says it.
+        """
+        if self.placement is not None and budget.memory is not None:
+            found, remedy = f"{type(self.placement).__name__} beside {budget.memory}", "Leave one of them out."
+            raise DiffESError("placement", expected="none, since the result is streamed", found=found, remedy=remedy)
+
+
+@checked()
+def compress(
+    pipe: SkipValidation[AnyPipeline],
+    budget: SkipValidation[float | MacsRatio | Speedup | WeightMemory | Budget | None] = None,
+    settings: Settings | None = None,
+    run: Run | None = None,
+    *,
+    macs: SkipValidation[float | None] = None,
+    speedup: SkipValidation[float | None] = None,
+    weights_gb: SkipValidation[float | None] = None,
+) -> Compressed:
+    """Make a pipeline faster: calibrate it on its own trajectories, rank, and search a schedule within the budget.
+
+    Args:
+        pipe: a pipeline of one of the classes in ``loading.SUPPORTED``, with the scheduler you sample with, or a
+            denoiser with a loop of your own (:class:`OwnSampler`); it is left as it was.
+        budget: what the result may cost; a number is a share of the dense trajectory's multiply-accumulates, and the
+            default 0.7 of them. ``macs``, ``speedup`` and ``weights_gb`` say the same by name.
+        settings: everything else that the result depends on; by default as the pipeline's own call samples.
+        run: journal, processes, progress.
 
     Raises:
         UnsupportedModel: a pipeline that Diff-ES cannot drive.
@@ -179,17 +179,16 @@ def compress(
         DiffESError: bad settings, or a journal of other settings.
         StorageError: another process searches with this journal; or the disk refused.
     """
-    start, asked_for = Settings() if settings is None else settings, Budget.of(None, macs, speedup, weights_gb)
-    asked = Asked(asked_for, start, placement, journal, resume, workers, table, reporter)
-    with held_file(journal):
-        return _compress(pipe, replace(asked, settings=asked.settings.changed(**changes)))
+    asked, how = Budget.of(budget, macs, speedup, weights_gb), run or Run()
+    how.check(asked)
+    with held_file(None if how.journal is None else Path(how.journal)):
+        return _compress(pipe, asked, settings or Settings(), how)
 
 
-def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
+def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -> Compressed:
     """:func:`compress`, while nobody else works on the journal."""
-    reporter, settings, budget = asked.reporter or Reporter(quiet=True), asked.settings, asked.budget
-    journal, resume, table, placement = asked.journal, asked.resume, asked.table, asked.placement
-    if asked.workers > 1 and isinstance(pipe, OwnSampler):
+    reporter, journal, resume, table = run.reporter or Reporter(quiet=True), run.journal, run.resume, run.table
+    if run.workers > 1 and isinstance(pipe, OwnSampler):
         check_portable(pipe)
     earlier, priced = None if table is None else load(table).report, None
     if earlier is not None:
@@ -207,10 +206,10 @@ def _compress(pipe: AnyPipeline, asked: Asked) -> Compressed:
     front = [share for share in ready.settings.front if ready.costs.attainable(share)]
     if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
         reporter.say(f"Left out of the front, below the cheapest schedule: {', '.join(lost)}.")
-    with Judge(ready, log, asked.workers) as judge:
+    with Judge(ready, log, run.workers) as judge:
         errors = known or sensitivity(ready, judge, reporter)
         found = evolve(ready, (ready.limit, *front), judge, errors, reporter)
-    placement = ready.placement or placement
+    placement = ready.placement or run.placement
     points = tuple(finish(ready, one, errors, placement, reporter) for one in found)
     result = next(point for point in points if point.report.limit == ready.limit)
     others = tuple(point for point in points if point is not result)
@@ -261,49 +260,3 @@ def open_journal(
     if journal.dropped:
         reporter.warn(f"{path}: damaged lines, left out, whose candidates are evaluated again: {journal.dropped}.")
     return journal
-
-
-def found_again(report: SearchReport) -> Found:
-    """What the search came back with, from what was saved."""
-    winner, error = report.finalists[0], report.held_out_error
-    return Found(
-        report.limit,
-        winner.candidate,
-        report.score,
-        report.held_out_score,
-        report.finalists,
-        report.history,
-        report.evaluations,
-        math.inf if error is None else error,
-        winner.corrected,
-    )
-
-
-def asked_again(fast: Compressed, pipe: AnyPipeline) -> tuple[Budget, MeasuredPrices | None]:
-    """The budget that a saved result keeps, and the prices by which it does.
-
-    Args:
-        pipe: what it was made for.
-
-    Raises:
-        DiffESError: a budget of time whose prices are not known.
-    """
-    report = fast.report
-    timed = isinstance(report.budget.compute, Speedup) or report.cost_ratio != report.macs_ratio
-    if timed and report.prices is None:
-        remedy = "Compress again with the same --speedup into another folder; --table takes what was measured here."
-        expected, found = "the prices that its budget of time was kept by", "none: an earlier version made it"
-        raise DiffESError("result", expected=expected, found=found, remedy=remedy)
-    memory = report.budget.memory or _memory(fast, pipe)
-    return Budget(report.budget.compute if timed else MacsRatio(report.limit), memory), report.prices
-
-
-def _memory(fast: Compressed, pipe: AnyPipeline) -> WeightMemory | None:
-    """What a result that does not say it, of an earlier version, keeps within: streamed, and no stage is dense."""
-    placement, steps = fast.placement, fast.report.steps
-    if not isinstance(placement, Streamed) or placement.limit >= 1:
-        return None
-    running = [row for row, count in zip(fast.schedule.levels, steps, strict=True) if count]
-    if not all(len(row) == 1 and row[0] for row in running):
-        return None
-    return WeightMemory(placement.limit * parameter_bytes(denoiser_of(pipe)) / 1e9)

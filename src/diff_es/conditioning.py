@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -67,26 +68,62 @@ FAMILIES: dict[str, Family] = {
 @checked("")
 @dataclass(frozen=True)
 class Sampling:
-    """The user's own setting, which everything is calibrated on and judged at.
+    """The user's own setting, which everything is calibrated on and judged at, in the words of diffusers.
 
     Args:
-        steps: of the sampler.
-        guidance: as the pipeline understands it. Where the denoiser was distilled to take it as an input (FLUX.1-dev),
-            it is that input; QwenImagePipeline, and FluxPipeline with another denoiser, guide only away from a negative
-            prompt, which " " is too.
+        num_inference_steps: of the sampler; None: the default of the pipeline's own call.
+        guidance_scale: as the pipeline understands it; None: the default of its own call. Where the denoiser was
+            distilled to take it as an input (FLUX.1-dev), it is that input; QwenImagePipeline, and FluxPipeline with
+            another denoiser, guide only away from a negative prompt, which " " is too.
         batch: samples per pipeline call; guidance doubles it inside.
         negative_prompt: what guidance leads away from; None: what the pipeline takes of its own.
         height, width: in pixels; None: the pipeline's own.
-        frames: of a video; None: the pipeline's own.
+        num_frames: of a video; None: the pipeline's own.
     """
 
-    steps: Steps = 50
-    guidance: Guidance = 4.0
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
     batch: Batch = 16
     negative_prompt: Text | None = None
     height: Pixels | None = None
     width: Pixels | None = None
-    frames: Frames | None = None
+    num_frames: Frames | None = None
+
+    def of(self, pipe: Pipeline) -> Sampling:
+        """With the defaults of a pipeline's own call for what is not said.
+
+        Raises:
+            DiffESError: its call has no default number of steps.
+        """
+        taken, family = inspect.signature(type(pipe).__call__).parameters, family_of(pipe)
+        guided = "guidance_scale"
+        if family is not None and family.distilled and not pipe.transformer.config.guidance_embeds:
+            guided = "true_cfg_scale"
+        steps, guidance = self.num_inference_steps, self.guidance_scale
+        if steps is None and "num_inference_steps" in taken:
+            steps = taken["num_inference_steps"].default
+        if guidance is None:
+            guidance = float(taken[guided].default) if guided in taken else 1.0
+        if not isinstance(steps, int):
+            remedy = "Say it: Sampling(num_inference_steps=...)."
+            raise DiffESError("sampling", expected="a number of steps", found="none", remedy=remedy)
+        return replace(self, num_inference_steps=steps, guidance_scale=guidance)
+
+    @property
+    def steps(self) -> int:
+        """``num_inference_steps``, once it is known (:meth:`of`)."""
+        if self.num_inference_steps is None:
+            remedy = "Say it: Sampling(num_inference_steps=...)."
+            raise DiffESError("sampling", expected="a number of steps", found="none", remedy=remedy)
+        return self.num_inference_steps
+
+    @property
+    def guidance(self) -> float:
+        """``guidance_scale``, once it is known (:meth:`of`)."""
+        if self.guidance_scale is None:
+            remedy = "Say it: Sampling(guidance_scale=...)."
+            raise DiffESError("sampling", expected="a guidance scale", found="none", remedy=remedy)
+        return self.guidance_scale
 
 
 @dataclass(frozen=True)
@@ -204,7 +241,7 @@ def call_arguments(pipe: Pipeline, conditions: Sequence[Condition], sampling: Sa
         given["guidance_scale"] = sampling.guidance
     elif sampling.negative_prompt is not None:
         given["true_cfg_scale"] = sampling.guidance
-    sizes = {"height": sampling.height, "width": sampling.width, "num_frames": sampling.frames}
+    sizes = {"height": sampling.height, "width": sampling.width, "num_frames": sampling.num_frames}
     return given | {name: size for name, size in sizes.items() if size is not None}
 
 
@@ -212,14 +249,16 @@ def _check_asked(pipe: Pipeline, family: Family, sampling: Sampling) -> None:
     trained = pipe.scheduler.config.get("num_train_timesteps", sampling.steps)
     if sampling.steps > trained:
         expected = f"at most {trained}, the timesteps of {type(pipe.scheduler).__name__}"
-        raise DiffESError("steps", expected=expected, found=str(sampling.steps), remedy="Take fewer steps.")
+        raise DiffESError(
+            "num_inference_steps", expected=expected, found=str(sampling.steps), remedy="Take fewer steps."
+        )
     name, remedy = type(pipe).__name__, "Leave it out."
     text = family.asked is Asked.PROMPTS
     for value, takes, what in (
         (sampling.negative_prompt, text, "negative_prompt"),
         (sampling.height, family.sized, "height"),
         (sampling.width, family.sized, "width"),
-        (sampling.frames, family.frames, "frames"),
+        (sampling.num_frames, family.frames, "num_frames"),
     ):
         if value is not None and not takes:
             raise DiffESError(what, expected=f"none for a {name}", found=repr(value), remedy=remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .tiles import load_reference
 
 BUDGETS = (0.7, 0.5)
 SETTINGS = Settings(
-    sampling=Sampling(steps=20, guidance=2.0, batch=16),
+    sampling=Sampling(num_inference_steps=20, guidance_scale=2.0, batch=16),
     calibration=128,
     probes=12,
     heat=4,
@@ -48,7 +49,7 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
 
 def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any], Story]:
     start = time.monotonic()
-    pipe, settings = load("bundled"), SETTINGS.changed(seed=seed)
+    pipe, settings = load("bundled"), replace(SETTINGS, seed=seed)
     ready, journals = prepare(pipe, settings, reporter, Budget(MacsRatio(min(BUDGETS)))), folder / "journals"
     journal = open_journal(ready, journals / f"search-{seed}.jsonl", reporter, resume=True)
     judge = Judge(ready, journal)

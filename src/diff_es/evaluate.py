@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from . import metrics
+from .again import asked_again, found_again
 from .arguments import checked
 from .artefact import Compressed
 from .baselines import fewer_steps, uniform_width
 from .budget import MacsRatio
-from .compress import asked_again, found_again, open_journal
+from .compress import open_journal
 from .conditioning import Encodings, encoded_once
 from .driving import by_chance, ranked
 from .final import Finalist, Found, select
@@ -113,10 +114,10 @@ def _affordable_steps(study: Study, budget: float) -> tuple[int, float]:
     step."""
     sampling, calls = study.settings.sampling, len(study.trace.timesteps)
     for steps in range(fewer_steps(sampling.steps, budget), 0, -1):
-        ratio = len(trace(study.pipe, replace(sampling, steps=steps)).timesteps) / calls
+        ratio = len(trace(study.pipe, replace(sampling, num_inference_steps=steps)).timesteps) / calls
         if ratio <= budget:
             return steps, ratio
-    return 1, len(trace(study.pipe, replace(sampling, steps=1)).timesteps) / calls
+    return 1, len(trace(study.pipe, replace(sampling, num_inference_steps=1)).timesteps) / calls
 
 
 def _like_mosaic(study: Study, budget: float) -> Contender:
@@ -138,7 +139,7 @@ def contenders(study: Study, found: Found, random: Found, saved: Compressed | No
     sampling, rivals, budget = study.settings.sampling, list[Contender](), found.limit
     if 0 not in study.costs.barred and _takes_steps(study.pipe):  # else the dense model's weights are too large
         steps, ratio = _affordable_steps(study, budget)
-        fewer = Runner("fewer-steps", replace(sampling, steps=steps))
+        fewer = Runner("fewer-steps", replace(sampling, num_inference_steps=steps))
         rivals.append(Contender("fewer-steps", budget, ratio, fewer, ratio))
     for pruned in (_uniform, _like_mosaic):
         with suppress(NoneFits):

@@ -23,11 +23,11 @@ from .arguments import Place, checked
 from .artefact import Compressed
 from .conditioning import Asked, family_of
 from .errors import DiffESError, StorageError, UnsupportedModel
+from .files import check_outputs
 from .layers import Kind, Plan, anatomy_of, realise, state_dict
 from .loading import check
 from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_of, hushed, meta_twin, trace, with_denoiser
 from .pruned_transformer import PRUNED, Pruning
-from .store import check_outputs
 
 
 @dataclass(frozen=True)

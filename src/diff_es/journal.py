@@ -14,8 +14,8 @@ from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict, TypeAdap
 
 from .checking import validated
 from .errors import DiffESError, StorageError
+from .files import check_size, digest, write_text
 from .search import Candidate
-from .store import check_size, digest, write_text
 
 _MOST_BYTES, _LONGEST = 2**30, 2**22
 """Of a journal, and of one of its lines: a hundred times what is known."""

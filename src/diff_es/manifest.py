@@ -11,13 +11,14 @@ from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 from . import format3
 from .checking import validated
 from .errors import ArtefactError, DiffESError
+from .files import digest
 from .journal import CandidateJson
 from .pipeline import Sampling
 from .placements import Compact, Resident, Streamed
 from .reported import Entry, Number, OriginJson, ReportJson, Text, Whole
 from .schedule import Schedule, Stages
 from .settings import made, value_of
-from .store import EDITED, Hash, digest, stem_of
+from .store import EDITED, Hash, stem_of
 
 
 def _sampling(value: Any) -> Sampling:

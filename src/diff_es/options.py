@@ -103,7 +103,8 @@ class Images:
     def of(self, sampling: Sampling) -> Sampling:
         """The artefact's setting with what is asked for instead."""
         steps = sampling.steps if self.steps is None else self.steps
-        return replace(sampling, steps=steps, guidance=sampling.guidance if self.guidance is None else self.guidance)
+        guidance = sampling.guidance if self.guidance is None else self.guidance
+        return replace(sampling, num_inference_steps=steps, guidance_scale=guidance)
 
 
 @checked("")
@@ -129,9 +130,17 @@ Prompts = Annotated[
     typer.Option("--prompts", help="text file, one prompt a line; default the model's prompts.txt or 64 of ours"),
 ]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="what guidance leads away from")]
+NumInferenceSteps = Annotated[
+    int | None,
+    typer.Option("--num-inference-steps", "--steps", help="sampler steps, as you sample; default the pipeline's own"),
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option("--guidance-scale", "--guidance", help="as you sample; default the pipeline's own"),
+]
 Height = Annotated[int | None, typer.Option("--height", help="in pixels; default the pipeline's own")]
 Width = Annotated[int | None, typer.Option("--width", help="in pixels; default the pipeline's own")]
-Frames = Annotated[int | None, typer.Option("--frames", help="of a video; default the pipeline's own")]
+Frames = Annotated[int | None, typer.Option("--num-frames", "--frames", help="of a video; default the pipeline's own")]
 Moved = Annotated[str | None, typer.Option("--model", help="the base model, if it is no longer where it was")]
 Artefact = Annotated[Path, typer.Argument(help="what `diff-es compress --out` wrote")]
 Point = Annotated[

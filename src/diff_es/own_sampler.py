@@ -157,7 +157,7 @@ class OwnSampler:
         )
         return DiffESError("OwnSampler.times", expected=f"{expected}, which has times", found="none", remedy=remedy)
 
-    def steps_at(self, heard: Sequence[float], steps: int) -> tuple[float, ...]:
+    def steps_at(self, heard: Sequence[float], steps: int | None) -> tuple[float, ...]:
         """The times of a run's steps, for what was heard of the denoiser's calls, which may be rounded: the loop's own
         where it hands these on, else as they were heard."""
         found = tuple(dict.fromkeys(heard))
@@ -165,8 +165,9 @@ class OwnSampler:
         same = len(own) == len(found) and all(abs(a - b) <= 2**-8 * max(a, b) for a, b in zip(own, found, strict=True))
         return own if same else found
 
-    def _spaced(self, steps: int) -> tuple[float, ...]:
-        return self.path.timesteps if steps == len(self.path.timesteps) else trailing(self.path, steps)
+    def _spaced(self, steps: int | None) -> tuple[float, ...]:
+        own = self.path.timesteps
+        return own if steps in (None, len(own)) else trailing(self.path, steps)
 
     @property
     def _names(self) -> list[str]:
@@ -183,7 +184,7 @@ class OwnSampler:
         if chosen is not None:
             times, run = chosen.begin(steps)
         elif self.times is not None:
-            times = self._spaced(len(self.times) if steps is None else steps)
+            times = self._spaced(steps)
         with torch.no_grad():
             found = self.sample(*self._arguments(noise, conditions, self._handed(times), run))
         if not isinstance(found, Tensor) or len(found) != len(noise):

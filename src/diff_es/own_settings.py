@@ -9,8 +9,6 @@ from .measures import LatentSNR
 from .pipeline import OwnSampler, Sampling, trace
 from .settings import Levers, Settings
 
-_USUAL = Sampling()
-
 
 def own_settings(own: OwnSampler, settings: Settings) -> Settings:
     """The settings with the loop's own number of steps, and without guidance, which is inside of it.
@@ -28,13 +26,15 @@ def own_settings(own: OwnSampler, settings: Settings) -> Settings:
 
 def own_sampling(own: OwnSampler, sampling: Sampling) -> Sampling:
     """The same of what is sampled."""
-    steps = len(set(trace(own, sampling).timesteps)) if own.times is None else len(own.times)
     remedy = "Leave it out: what the loop takes besides is bound beforehand (functools.partial)."
-    for name in ("guidance", "negative_prompt", "height", "width", "frames"):
+    taken = {"guidance_scale": (None, 1.0), "negative_prompt": (None,), "height": (None,), "width": (None,)}
+    for name, allowed in {**taken, "num_frames": (None,)}.items():
         said = getattr(sampling, name)
-        if said not in (getattr(_USUAL, name), 1.0 if name == "guidance" else None):
+        if said not in allowed:
             raise DiffESError(name, expected="none for a loop of your own", found=repr(said), remedy=remedy)
-    if sampling.steps not in (_USUAL.steps, steps):
+    steps = len(set(trace(own, sampling).timesteps)) if own.times is None else len(own.times)
+    if sampling.num_inference_steps not in (None, steps):
+        expected, found = f"{steps}, as the loop takes", str(sampling.num_inference_steps)
         remedy = "Leave it out, or give OwnSampler other times."
-        raise DiffESError("steps", expected=f"{steps}, as the loop takes", found=str(sampling.steps), remedy=remedy)
-    return replace(sampling, steps=steps, guidance=1.0)
+        raise DiffESError("num_inference_steps", expected=expected, found=found, remedy=remedy)
+    return replace(sampling, num_inference_steps=steps, guidance_scale=1.0)

@@ -148,7 +148,7 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
     """
     if isinstance(pipe, OwnSampler):
         seeds, conditions = [probe.seed for probe in probes], [probe.condition for probe in probes]
-        return pipe.latents(seeds, conditions, sampling.steps, sampling.batch)
+        return pipe.latents(seeds, conditions, sampling.num_inference_steps, sampling.batch)
     results = list[Tensor]()
     with (
         hushed(),
@@ -284,7 +284,7 @@ def _own_trace(
     if not heard:
         expected, found = "a loop that calls the denoiser that it is given", "one that ends without"
         raise DiffESError("OwnSampler.sample", expected=expected, found=found, remedy="Call its first argument.")
-    steps = own.steps_at(heard, sampling.steps)
+    steps = own.steps_at(heard, sampling.num_inference_steps)
     told = dict(zip(dict.fromkeys(heard), steps, strict=True))
     each = len(heard) // len(steps)
     timesteps = tuple(told[t] for t in heard)

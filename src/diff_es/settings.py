@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -76,21 +76,6 @@ class Settings:
         """Probes that sensitivities are measured on."""
         return min(self.sensed, self.probes)
 
-    def changed(self, **changes: Any) -> Settings:
-        """The same with some values exchanged; steps, guidance and batch are those of ``sampling``.
-
-        Raises:
-            DiffESError: a name that is no setting.
-        """
-        own = {name: value for name, value in changes.items() if name not in vars(self.sampling)}
-        for name in own:
-            if name not in vars(self):
-                known = ", ".join([*vars(self.sampling), *vars(self)])
-                raise DiffESError("settings", expected=f"one of {known}", found=name, remedy="Mind the spelling.")
-        sampling = {name: value for name, value in changes.items() if name not in own}
-        other = replace(self, **own)
-        return replace(other, sampling=replace(other.sampling, **sampling)) if sampling else other
-
 
 _RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)
 _PLACEMENTS = (Resident, Streamed, Compact)
@@ -98,6 +83,12 @@ _CHOICES: dict[str, type] = {
     kind.__name__: kind
     for kind in (Sampling, Method, Width, Depth, Grain, Ridge, Levers, *_RANKINGS, *_MEASURES, *_PLACEMENTS)
 }
+_EARLIER: dict[tuple[type, str], str] = {
+    (Sampling, "steps"): "num_inference_steps",
+    (Sampling, "guidance"): "guidance_scale",
+    (Sampling, "frames"): "num_frames",
+}
+"""What artefacts of format 3 call a field."""
 _EDITED = "Compress again, with the settings that are meant."
 
 
@@ -148,8 +139,9 @@ def made(kind: type[Kind], described: Mapping[str, Any], where: str) -> Kind:
     Raises:
         DiffESError: a field that the class has not, or a value that it cannot have.
     """
+    said = {_EARLIER.get((kind, name), name): entry for name, entry in described.items()}
     try:
-        return kind(**{name: value_of(entry, f"{where}.{name}") for name, entry in described.items()})
+        return kind(**{name: value_of(entry, f"{where}.{name}") for name, entry in said.items()})
     except DiffESError as error:
         inside = error.where if error.where.startswith(where) else f"{where}: {error.where}"
         raise DiffESError(inside, expected=error.expected, found=error.found, remedy=_EDITED) from error

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -26,12 +25,12 @@ from torch import Tensor
 
 from .checking import validated
 from .errors import ArtefactError, StorageError
+from .files import REPLACE, check_outputs, check_size, digest, exchange_text
 from .locks import held_folder
 
 MANIFEST = "diff-es.json"
 FORMAT = 4
 READABLE = (3, 4)
-_REPLACE = "Choose another folder, or free some space and run the same command again."
 EDITED = "The manifest was changed by hand or by another program: copy it again, or compress again."
 _DAMAGED = "The artefact is damaged: copy it again, or compress again."
 _MOST_BYTES, _MOST_VALUES = 2**25, 2**20
@@ -63,99 +62,6 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(values: Any) -> str:
-    """The hash of JSON values, in whichever order objects have their keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def check_size(path: Path, most: int) -> None:
-    """Refuse to read what could go on for ever.
-
-    Raises:
-        OSError: there is no such file, it is no regular one, or it has more than ``most`` bytes.
-    """
-    size = path.stat().st_size
-    if not path.is_file():
-        raise OSError(errno.EINVAL, "Not a regular file")
-    if size > most:
-        raise OSError(errno.EFBIG, f"{size} bytes, where there can be no more than {most}")
-
-
-def exchange_text(path: Path, text: str) -> None:
-    """Replace a file's text in one step; it is on the disk when this returns.
-
-    Raises:
-        OSError: the disk refused; the old file, if any, is untouched.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.unlink(missing_ok=True)  # of a process that was killed
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text in one step, in a folder that is made where it is missing.
-
-    Raises:
-        StorageError: the disk refused; the old file, if any, is untouched.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        exchange_text(path, text)
-    except OSError as error:
-        raise StorageError(
-            str(path), expected="a file that can be written", found=str(error), remedy=_REPLACE
-        ) from error
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where it is missing.
-
-    Raises:
-        StorageError: the disk refused, or there is a file of that name.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(str(folder), expected="a folder", found=str(error), remedy=_REPLACE) from error
-
-
-def check_outputs(folder: Path, *files: str) -> None:
-    """Refuse, before any work is done, a folder that cannot be made or written to, or in which something else has the
-    name of one of these files. Nothing is left behind.
-
-    Raises:
-        StorageError: the disk refuses, or there is a file, a device or a folder of such a name.
-    """
-    made = list[Path]()
-    try:
-        for part in (*reversed(folder.parents), folder):
-            if not part.exists():
-                part.mkdir()
-                made.append(part)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for path in (folder / name for name in files):
-            if path.exists() and not path.is_file():
-                raise StorageError(str(path), expected="a file", found="something else", remedy=_REPLACE)
-    except OSError as error:
-        there = os.path.isfile(folder)
-        expected, found = ("a folder", "a file") if there else ("a folder to write to", str(error))
-        raise StorageError(str(folder), expected=expected, found=found, remedy=_REPLACE) from error
-    finally:
-        with suppress(OSError):  # another run has begun to write there
-            for part in reversed(made):
-                part.rmdir()
-
-
 def check_target(folder: Path) -> None:
     """Refuse, before any work is done, a folder that :func:`write_folder` would refuse.
 
@@ -170,7 +76,7 @@ def check_target(folder: Path) -> None:
         read_manifest(folder)
     elif not all(name.endswith(".jsonl") or _NAMED.fullmatch(name) or _UNFINISHED.fullmatch(name) for name in names):
         found, expected = "a folder with other files", "a new folder, an empty one or an earlier artefact"
-        raise StorageError(str(folder), expected=expected, found=found, remedy=_REPLACE)
+        raise StorageError(str(folder), expected=expected, found=found, remedy=REPLACE)
 
 
 def write_folder(
@@ -208,7 +114,7 @@ def write_folder(
             manifest["sha256"] = digest(manifest)
             exchange_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         except (OSError, SafetensorError) as error:
-            raise StorageError(str(folder), expected="room to write", found=str(error), remedy=_REPLACE) from error
+            raise StorageError(str(folder), expected="room to write", found=str(error), remedy=REPLACE) from error
         finally:
             sweep(folder)
 

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from .evaluate import Effort, Evaluation
+from .files import write_text
 from .final import Found
 from .pipeline import OwnSampler, denoiser_of, device_of, dtype_of
 from .report import Curve, Heat, Story, Strip, render
 from .search import Generation
 from .stepping import sampler_name
-from .store import write_text
 from .study import Study
 
 PUBLISHED = ("result.json", "report.html")

@@ -109,9 +109,11 @@ def survey(
     """
     pipe, budget = check(pipe), budget or Budget(MacsRatio(1.0))
     denoiser, levers = denoiser_of(pipe), settings.levers
-    conditions_of(pipe, settings.prompts)
     if isinstance(pipe, OwnSampler):
         settings = own_settings(pipe, settings)
+    else:
+        settings = replace(settings, sampling=settings.sampling.of(pipe))
+    conditions_of(pipe, settings.prompts)
     anatomy = _anatomy(denoiser, settings)
     settings = _settled(pipe, anatomy, settings, budget, reporter)
     method, traced = settings.method, trace(pipe, settings.sampling)

@@ -17,10 +17,7 @@ from .artefact import Compressed
 from .budget import MacsRatio
 from .placements import Compact
 from .report import Story, findings
-
-_UNITS_IN_FULL = 16
-"""The most units of which a table shows every level."""
-
+from .summary import levels_of
 
 _NAME = 16
 """The fewest characters to a line of a name that takes several."""
@@ -148,13 +145,6 @@ def _show_times(console: Console, timed: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
-def _levels(row: Sequence[int]) -> str:
-    """The levels of a stage's units; of many units how many have each level."""
-    if len(row) <= _UNITS_IN_FULL:
-        return " ".join(map(str, row))
-    return ", ".join(f"{row.count(level)} at {level}" for level in sorted(set(row)))
-
-
 def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: float) -> None:
     """What a search found."""
     report = fast.report
@@ -162,7 +152,7 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
     first = 0
     for stage, (steps, row) in enumerate(zip(report.steps, fast.schedule.levels, strict=True)):
         begins = f"{report.timesteps[first]:g}" if steps else "–"
-        table.add_row(str(stage), str(steps), begins, _levels(row) if steps else "–")
+        table.add_row(str(stage), str(steps), begins, levels_of(row) if steps else "–")
         first += steps
     console.print(table)
     error = report.held_out_error

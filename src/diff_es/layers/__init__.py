@@ -7,24 +7,7 @@ from torch import nn
 from .adapters import adapted, base_parameters, image_adapters
 from .changes import Likeness
 from .compiled import named_parameters, room_to_compile, state_dict, submodule
-from .contract import (
-    DENSE,
-    Anatomy,
-    Block,
-    Bypass,
-    Cut,
-    Factor,
-    Found,
-    Kind,
-    Layer,
-    Plan,
-    Refusal,
-    Rows,
-    Weights,
-    as_matrix,
-    common,
-    from_matrix,
-)
+from .contract import Anatomy, Block, Bypass, Found, Kind, Layer, Refusal, Rows, as_matrix, common, from_matrix
 from .convolutions import Convolution, Projection, channel_dimension, given_to, often_seen, row_dimension
 from .declaration import Channels, Heads, Residual
 from .declare import declare
@@ -33,6 +16,7 @@ from .discovery import discover
 from .fingerprint import fingerprint
 from .guard import Guard
 from .offload import check_groups, lost, sequentially, stored_otherwise
+from .plan import DENSE, Cut, Factor, Plan, Weights
 from .realise import (
     check_plan,
     fed_by,

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import ArtefactError, DiffESError
 from .compiled import submodule
-from .contract import Anatomy, Block, Bypass, Cut, Layer, Plan, Rows, Weights, as_matrix, expanded
+from .contract import Anatomy, Block, Bypass, Layer, Rows, as_matrix, expanded
 from .convolutions import Projection, outputs_first, row_dimension
 from .offload import device_of, valued
+from .plan import Cut, Plan, Weights
 
 
 def realise(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:

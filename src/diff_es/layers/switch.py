@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import DiffESError
 from .compiled import submodule
-from .contract import Weights
 from .convolutions import Convolution, Transposed
 from .offload import hook_of, leads_others, listed_by_groups, other_hooks
+from .plan import Weights
 from .standin import picking, stand_in
 
 

@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import DiffESError
 from .compiled import submodule
-from .contract import Anatomy, Cut, Layer, Plan, Weights
+from .contract import Anatomy, Layer
 from .convolutions import channel_dimension, given_to
 from .declaration import wrong
 from .described import FOLDED, keeps_statistics
+from .plan import Cut, Plan, Weights
 from .realise import output_of, realise
 from .switch import Switch
 
