@@ -138,7 +138,7 @@ class Held:
     def check(self, scheduler: Any, made: Any = None) -> None:
         check_corrected(scheduler, made or self.made, self.timesteps, ASKED)
 
-    def stepped(self, scheduler: Any = None) -> AbstractContextManager[Stepping]:
+    def stepped(self, scheduler: Any = None) -> AbstractContextManager[Any]:
         self.pipe.scheduler = scheduler or self.own
         return stepped(self.pipe, self.timesteps, ASKED, fixed(self.corrections))
 

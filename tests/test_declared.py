@@ -8,6 +8,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,11 +30,13 @@ from diff_es.layers import (
     Plan,
     Residual,
     Rows,
+    SeparateAttention,
     Switch,
     Weights,
     declare,
     discover,
     realise,
+    separate_attention,
 )
 from diff_es.library import Library
 from diff_es.progress import Reporter
@@ -58,6 +61,7 @@ EXAMPLE: Any = _example()
 def foreign() -> Any:
     torch.manual_seed(0)
     model = EXAMPLE.Denoiser().eval().requires_grad_(False)
+    separate_attention(model)
     for parameter in model.parameters():
         parameter.add_(torch.randn(parameter.shape) * 0.1)
     return model
@@ -66,20 +70,49 @@ def foreign() -> Any:
 def call(model: nn.Module, seed: int = 0) -> Callable[[], Tensor]:
     generator = torch.Generator().manual_seed(seed)
     signal, times = torch.randn(2, EXAMPLE.LENGTH, generator=generator), torch.tensor([0.3, 0.9])
-    return lambda: model(signal, timestep=times)
+    return lambda: model(signal, t=times)
 
 
 def declared(model: nn.Module) -> Anatomy:
-    return declare(model, EXAMPLE.DECLARATION, call(model))
+    return declare(model, EXAMPLE.DECLARATION, call(model), timestep="t")
 
 
-def test_a_separate_attention_is_the_packed_one() -> None:
+def sampled(model: nn.Module, seed: int) -> Tensor:
+    """By Euler's method, from noise."""
+    signal = torch.randn(16, EXAMPLE.LENGTH, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        found: Tensor = EXAMPLE.sample(model, signal, EXAMPLE.TIMES, lambda start, result: result)
+    return found
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
+def test_a_separate_attention_is_the_packed_one(bias: bool, batch_first: bool, masked: torch.dtype | None) -> None:
     torch.manual_seed(0)
-    packed = nn.MultiheadAttention(16, 2, batch_first=True).eval()
-    nn.init.normal_(packed.in_proj_bias)
-    separate, x = EXAMPLE.SelfAttention(deepcopy(packed)), torch.randn(3, 5, 16)
-    expected = packed(x, x, x, need_weights=False)[0]
-    assert (separate(x, x, x)[0] - expected).abs().max() <= 1e-6
+    packed = nn.MultiheadAttention(16, 2, bias=bias, batch_first=batch_first).eval()
+    for parameter in packed.parameters():
+        nn.init.normal_(parameter)
+    separate, x, y = SeparateAttention(deepcopy(packed)), torch.randn(5, 5, 16), torch.randn(5, 5, 16)
+    later = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    mask = None if masked is None else later if masked is torch.bool else torch.randn(5, 5)
+    expected = packed(x, y, y, need_weights=False, attn_mask=mask)[0]
+    assert (separate(x, y, y, need_weights=False, attn_mask=mask)[0] - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("odd", [{"kdim": 8}, {"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_an_attention_that_cannot_be_separated_is_refused(odd: dict[str, Any]) -> None:
+    with pytest.raises(DiffESError, match=r"nn.MultiheadAttention: expected q, k and v alike"):
+        SeparateAttention(nn.MultiheadAttention(16, 2, **odd))
+
+
+def test_separating_leaves_what_a_denoiser_gives_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = EXAMPLE.Denoiser().eval().requires_grad_(False)
+    before = call(model)()
+    assert separate_attention(model) == tuple(f"blocks.{i}.self_attn" for i in range(len(model.blocks)))
+    assert (call(model)() - before).abs().max() <= 1e-5 * before.abs().max()
+    assert separate_attention(model) == ()
 
 
 def test_a_declaration_finds_every_module_that_its_names_match() -> None:
@@ -87,7 +120,7 @@ def test_a_declaration_finds_every_module_that_its_names_match() -> None:
     before = snapshot(model)
     anatomy = declared(model)
     assert_same(before, snapshot(model))
-    numbers = range(EXAMPLE.BLOCKS)
+    numbers = range(len(model.blocks))
     heads = [(f"blocks.{i}.self_attn.out", Kind.ATTENTION, 4, EXAMPLE.WIDTH // 4) for i in numbers]
     channels = [(f"blocks.{i}.linear2", Kind.FEEDFORWARD, 4 * EXAMPLE.WIDTH, 1) for i in numbers]
     assert [(x.name, x.kind, x.groups, x.width) for x in anatomy.layers] == heads + channels
@@ -115,7 +148,7 @@ def test_slim_equals_a_copy_of_smaller_layers() -> None:
             assert cut.weight is not None
             assert cut.bias is not None
             linear.weight, linear.bias = nn.Parameter(cut.weight), nn.Parameter(cut.bias)
-        block.self_attn.heads = len(heads.kept)
+        block.self_attn.num_heads = len(heads.kept)
     before, dense, switch = snapshot(model), call(model)(), Switch(model)
     every = Plan({layer.name: Cut(torch.arange(layer.groups)) for layer in anatomy.layers})
     ready = [realise(model, anatomy, plan) for plan in (Plan(cuts), every)]
@@ -136,29 +169,22 @@ def test_a_declared_denoiser_is_calibrated_ranked_and_routed_with_its_own_loop()
     stages = Stages.split(EXAMPLE.TIMES, 3)
     with Gatherer(model, stages, anatomy.layers, anatomy.blocks) as gatherer:
         gatherer.begin()
-        dense = EXAMPLE.sample(model, 0)
+        dense = sampled(model, 0)
     method = Method(Width(4))
     library = Library(model, anatomy, gatherer.statistics(), method, Reporter(quiet=True))
     levels = ((1,), (0,), (3,))
     plans = [library.plan(stage, row) for stage, row in enumerate(levels)]
     with routed(model, stages, partial(Resident().open, model, anatomy, plans)):
-        pruned = EXAMPLE.sample(model, 0)
+        pruned = sampled(model, 0)
     signal, switch = torch.randn(16, EXAMPLE.LENGTH, generator=torch.Generator().manual_seed(0)), Switch(model)
     ready = [realise(model, anatomy, plan) for plan in plans]
-    for t in EXAMPLE.TIMES:  # the same by hand
+    for t, after in pairwise([*EXAMPLE.TIMES, 0.0]):  # the same by hand
         switch.to(ready[stages.index(t)])
-        signal = signal - model(signal, timestep=torch.full((16,), t)) / EXAMPLE.STEPS
+        signal = signal - (t - after) * model(signal, torch.full((16,), t))
     switch.to(Weights())
     assert pruned.equal(signal)
     assert not pruned.allclose(dense)
     assert_same(before, snapshot(model))
-
-
-def test_the_example_runs_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["foreign_denoiser.py", "--train", "2", "--generations", "1"])
-    EXAMPLE.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["declared:", "uniform", "found"]
 
 
 class Mixing(nn.Module):

@@ -20,13 +20,14 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
     | {"exchange"},
     {"locks", "store", "journal", "scratch", "signals", "told"},
     {"pool", "ending"},
-    {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap"},
+    {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap", "quiet", "denoiser", "own_sampler"},
     {"pipeline", "model_index", "checkpoint", "hub", "single_file", "loading"}
-    | {"samplers", "arithmetic", "chosen", "stepping", "published", "units"},
-    {"finite", "obs", "calibrate", "lowrank", "measures", "library", "prefix"},
+    | {"samplers", "arithmetic", "chosen", "stepping", "published", "units", "supported"},
+    {"finite", "obs", "calibrate", "lowrank", "measures", "library", "prefix", "recall"},
     {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
     {"route", "fitness", "budget"},
     {"settings"},
+    {"own_settings"},
     {"manifest"},
     {"artefact", "benchmark", "report"},
     {"survey"},
@@ -45,7 +46,7 @@ LAYERS = (  # low to high; a name is a module or a folder directly under src/dif
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 SELF_CONTAINED = {"search", "report", "pruned_transformer"}
 KNOW_DIFFUSERS = {"layers", "conditioning", "pipeline", "checkpoint", "hub", "loading", "samplers", "chosen"}
-KNOW_DIFFUSERS |= {"published", "pruned_transformer"}
+KNOW_DIFFUSERS |= {"published", "pruned_transformer", "supported", "denoiser", "quiet"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -234,7 +234,7 @@ def test_a_search_without_a_journal_to_resume_says_that_it_starts_anew(
 
 
 def test_a_network_without_its_pipeline_is_told_what_to_do() -> None:
-    told = r"pipe: expected one of DiTPipeline, .*, found Linear, a network without a pipeline .*declare, as in example"
+    told = r"pipe: expected one of DiTPipeline, .*, found Linear, a network without a pipeline .*OwnSampler"
     for asked in (lambda: compress(nn.Linear(2, 2)), lambda: inspect(nn.Linear(2, 2), 4)):
         with pytest.raises(UnsupportedModel, match=told):
             asked()

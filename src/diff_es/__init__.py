@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from .export import Exported, export
     from .importance import Activation, Magnitude, Obs, Wanda
     from .library import Method
+    from .measures import ImagePSNR, ImageSSIM, LatentSNR
+    from .own_sampler import OwnSampler
     from .pipeline import Sampling
     from .placements import Compact, Resident, Streamed
+    from .progress import Reporter
     from .settings import Levers, Settings
-    from .units import Depth, Width
+    from .units import Depth, Grain, Width
 
 __all__ = [
     "Activation",
@@ -31,11 +34,17 @@ __all__ = [
     "DiffESError",
     "Exported",
     "Front",
+    "Grain",
+    "ImagePSNR",
+    "ImageSSIM",
+    "LatentSNR",
     "Levers",
     "MacsRatio",
     "Magnitude",
     "Method",
     "Obs",
+    "OwnSampler",
+    "Reporter",
     "Resident",
     "Ridge",
     "Run",
@@ -63,12 +72,15 @@ _HOMES = {
     "enabling": ("disable", "enable"),
     "export": ("Exported", "export"),
     "library": ("Method",),
+    "measures": ("ImagePSNR", "ImageSSIM", "LatentSNR"),
+    "own_sampler": ("OwnSampler",),
     "compensation": ("Ridge",),
     "importance": ("Activation", "Magnitude", "Obs", "Wanda"),
     "pipeline": ("Sampling",),
     "placements": ("Compact", "Resident", "Streamed"),
+    "progress": ("Reporter",),
     "settings": ("Levers", "Settings"),
-    "units": ("Depth", "Width"),
+    "units": ("Depth", "Grain", "Width"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

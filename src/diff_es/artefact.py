@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
 from pydantic import SkipValidation
@@ -27,17 +27,19 @@ from .manifest import checked as checked_manifest
 from .multistep import Corrections, fixed
 from .origin import Origin
 from .packing import left_out, pack, unpack
-from .pipeline import AnyPipeline, Sampling, family_of
+from .pipeline import AnyPipeline, OwnSampler, Sampling, family_of
 from .placements import Placed, Placement, Resident, Store, choose
 from .reported import SearchReport, report_to_json
 from .route import Routing, routing_of
 from .schedule import Schedule
 from .settings import plain
 from .sharing import HubClient, fetched_result, push
-from .stepping import Stepping, check_corrected, stepping_of
+from .stepping import check_corrected, stepping, stepping_of
 from .store import MANIFEST, read_folder, write_folder
 from .summary import model_card, summary
 from .timing import Runner
+
+Piped = TypeVar("Piped", bound=AnyPipeline | nn.Module)
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ class Compressed:
 
     @checked()
     @contextmanager
-    def routed(self, pipe: SkipValidation[AnyPipeline], placement: Placed | None = None) -> Iterator[AnyPipeline]:
+    def routed(self, pipe: SkipValidation[Piped], placement: Placed | None = None) -> Iterator[Piped]:
         """Run ``pipe`` with this result inside a ``with`` block; afterwards it is dense again, to the bit.
 
         Every pipeline that holds the same denoiser runs with its weights meanwhile, and calls of several threads take
-        turns. A denoiser that was declared (``diff_es.layers.declare``) may take the place of a pipeline.
+        turns. A loop of your own (:class:`OwnSampler`) takes the place of a pipeline, and so does, where no steps were
+        chosen, a denoiser that was declared (``diff_es.layers.declare``).
 
         The pipeline is called as before, with the number of steps that the result was made for; where the search chose
         the steps, those are taken instead, and another number is refused.
@@ -145,13 +148,17 @@ class Compressed:
         if routing_of(denoiser) is not None or stepping_of(pipe) is not None:
             remedy = "Leave the other `routed` context, or call `remove(pipe)`, first."
             raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)
-        if self.timesteps is not None and family_of(pipe) is None:  # such as image to image, by a strength
-            remedy = "Search levels alone (`--levers prune`): they hold wherever a pipeline starts."
+        from_noise = isinstance(pipe, OwnSampler) or family_of(pipe) is not None  # not image to image, by a strength
+        if self.timesteps is not None and not from_noise:
+            remedy = (
+                "Search levels alone (`--levers prune`): they hold wherever a pipeline starts. A denoiser by itself "
+            )
+            remedy += "takes no steps: give the OwnSampler with its loop."
             found = type(pipe).__name__
             raise DiffESError(
                 "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
             )
-        if self.timesteps is not None and self.corrections:
+        if self.timesteps is not None and self.corrections and not isinstance(pipe, OwnSampler):
             if self.origin is None:
                 expected, remedy = "the origin, whose scheduler steps are corrected for", "Leave corrections out."
                 raise ArtefactError("artefact", expected=expected, found="none", remedy=remedy)
@@ -162,22 +169,20 @@ class Compressed:
     def _begin(self, pipe: AnyPipeline, placement: Placement | None) -> Routing:
         """Route a pipeline and choose its steps, both or nothing."""
         denoiser = self.check(pipe)
-        anatomy, place, stepping = anatomy_of(denoiser), placement or self.placement, None
+        anatomy, place, chosen = anatomy_of(denoiser), placement or self.placement, None
         if self.timesteps is not None:
-            stepping = Stepping(pipe, self.timesteps, self.sampling.steps, fixed(self.corrections))
+            chosen = stepping(pipe, self.timesteps, self.sampling.steps, fixed(self.corrections))
 
         def opened() -> Store:
             return (place or choose(denoiser, anatomy, self.plans)).open(denoiser, anatomy, self.plans)
 
-        check, ending = (
-            partial(check_base, denoiser, self.plans, self.base),
-            None if stepping is None else stepping.detach,
-        )
+        check = partial(check_base, denoiser, self.plans, self.base)
+        ending = None if chosen is None else chosen.detach
         routing = Routing(denoiser, self.schedule.stages, opened, check, ending)
         routing.attach()
         try:
-            if stepping is not None:
-                stepping.attach()
+            if chosen is not None:
+                chosen.attach()
         except BaseException:
             routing.detach()
             raise

@@ -13,7 +13,7 @@ import torch
 from .artefact import Compressed
 from .latency import finished
 from .layers import DENSE, anatomy_of
-from .pipeline import Pipeline, denoiser_of
+from .pipeline import Pipeline, denoiser_of, device_of, dtype_of
 from .placements import Compact, Placement, Resident, Stitched, Streamed, parameter_bytes
 from .progress import Reporter
 from .route import Routing
@@ -64,13 +64,13 @@ def compare(
             ratio, peak = 1.0 if i < 2 else fast.report.macs_ratio, _peak_bytes(pipe, runner)
             row = {"runner": runner.name, "batch": batch, "macs_ratio": ratio, **asdict(timing), "peak_bytes": peak}
             with runner.context(pipe) as routing:  # going through all stages shows the peak too
-                row["switch_ms"] = None if routing is None else switch_ms(routing, len(stages), denoiser.device)
+                row["switch_ms"] = None if routing is None else switch_ms(routing, len(stages), device_of(denoiser))
                 row["weight_bytes"] = parameter_bytes(denoiser) if routing is None else routing.store.peak_bytes
             rows.append(row)
-    device = denoiser.device
+    device = device_of(denoiser)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "dtype": str(denoiser.dtype),
+        "dtype": str(dtype_of(denoiser)),
         "threads": torch.get_num_threads(),
         "stages": len(stages),
         "steps": fast.sampling.steps,
@@ -82,7 +82,7 @@ def compare(
 
 
 def _peak_bytes(pipe: Pipeline, runner: Runner) -> int | None:
-    device = denoiser_of(pipe).device
+    device = device_of(denoiser_of(pipe))
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)

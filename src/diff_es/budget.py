@@ -20,7 +20,7 @@ from .errors import BudgetOutOfReach, DiffESError
 from .heap import Kept
 from .latency import nanoseconds, paired
 from .layers import Anatomy, Content, Cut, Plan, Switch, realise
-from .pipeline import Pipeline, Sampling, decode, denoiser_of, first_call, intercepted, make_probes, sample
+from .pipeline import Pipeline, Sampling, decode, denoiser_of, device_of, first_call, intercepted, make_probes, sample
 from .progress import Reporter
 from .units import Thin, Unit
 
@@ -208,12 +208,12 @@ def measured_prices(
     args, kwargs = first_call(pipe, sampling)
     rounds, ratios, alike = 7, list[list[float]](), counter.alike(units)
     timed = sum(len(units[index].options) - 1 for index in set(alike))
-    with closing(Kept(denoiser.device)), torch.no_grad(), reporter.task("time levels", rounds + timed) as task:
+    with closing(Kept(device_of(denoiser))), torch.no_grad(), reporter.task("time levels", rounds + timed) as task:
         answer = denoiser(*args, **kwargs)
 
         def call(content: Content) -> float:
             switch.put(content)
-            return nanoseconds(denoiser.device, lambda: denoiser(*args, **kwargs))
+            return nanoseconds(device_of(denoiser), lambda: denoiser(*args, **kwargs))
 
         try:
             for index, first in enumerate(alike):
@@ -238,10 +238,10 @@ def measured_prices(
             latents = sample(pipe, probes, sampling)
 
         for _ in range(rounds):
-            whole.append(nanoseconds(denoiser.device, drawn))
-            decoding.append(nanoseconds(denoiser.device, lambda: decode(pipe, latents)))
+            whole.append(nanoseconds(device_of(denoiser), drawn))
+            decoding.append(nanoseconds(device_of(denoiser), lambda: decode(pipe, latents)))
             with intercepted(denoiser, lambda _: lambda *args, **kwargs: answer):
-                idle.append(nanoseconds(denoiser.device, drawn))
+                idle.append(nanoseconds(device_of(denoiser), drawn))
             task.advance()
     steps, rest = sum(counted.steps), statistics.median(idle[1:])
     dense = max(1.0, statistics.median(a - b for a, b in zip(whole[1:], idle[1:], strict=True)) / steps)

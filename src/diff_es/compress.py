@@ -25,6 +25,7 @@ from .library import Method
 from .limits import Workers
 from .loading import origin_of
 from .locks import held_file
+from .own_sampler import OwnSampler, check_portable
 from .pipeline import AnyPipeline, denoiser_of
 from .placements import Compact, Placement, Saved
 from .progress import Reporter
@@ -165,8 +166,8 @@ def compress(
     """Make a pipeline faster: calibrate it on its own trajectories, rank, and search a schedule within the budget.
 
     Args:
-        pipe: a pipeline of one of the classes in ``loading.SUPPORTED``, with the scheduler you sample with; it is left
-            as it was.
+        pipe: a pipeline of one of the classes in ``loading.SUPPORTED``, with the scheduler you sample with, or a
+            denoiser with a loop of your own (:class:`OwnSampler`); it is left as it was.
         budget: what the result may cost; a number is a share of the dense trajectory's multiply-accumulates, and the
             default 0.7 of them. ``macs``, ``speedup`` and ``weights_gb`` say the same by name.
         settings: everything else that the result depends on; by default as the pipeline's own call samples.
@@ -187,6 +188,8 @@ def compress(
 def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -> Compressed:
     """:func:`compress`, while nobody else works on the journal."""
     reporter, journal, resume, table = run.reporter or Reporter(quiet=True), run.journal, run.resume, run.table
+    if run.workers > 1 and isinstance(pipe, OwnSampler):
+        check_portable(pipe)
     earlier, priced = None if table is None else load(table).report, None
     if earlier is not None:
         settings = as_measured(settings, earlier.settings.method)

@@ -21,6 +21,7 @@ from .arguments import Text, checked
 from .errors import DiffESError
 from .exchange import exchanged
 from .limits import Batch, Frames, Guidance, Pixels, Steps
+from .own_sampler import OwnSampler
 from .rng import derive_seed
 
 Pipeline: TypeAlias = DiffusionPipeline  # what Diff-ES can drive
@@ -196,6 +197,8 @@ def conditions_of(pipe: Pipeline, prompts: Sequence[str] | None = None) -> tuple
         if prompts is not None and not prompts:
             raise DiffESError("prompts", expected="at least one", found="none", remedy="Leave them out for ours.")
         return tuple(own_prompts(pipe) if prompts is None else prompts)
+    if isinstance(pipe, OwnSampler) and prompts is None:
+        return tuple(pipe.conditions) or (None,)
     if prompts is not None:
         found, remedy = f"{len(prompts)} for a {type(pipe).__name__}", "Leave them out."
         raise DiffESError("prompts", expected="none for a pipeline without text", found=found, remedy=remedy)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -11,12 +12,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .alike import alike
 from .errors import BudgetOutOfReach
 from .layers import DENSE, Anatomy, Block, Bypass, Cut, Plan, Switch, Weights, common, owned_by, realise
-from .pipeline import Denoiser, Trace, meta_twin
+from .pipeline import Denoiser, Trace, device_of, dtype_of, meta_twin
 from .progress import Reporter
 from .search import Candidate, Space, Steps
 from .units import Thin, Unit
@@ -25,7 +27,8 @@ Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that a
 
 
 class MacCounter:
-    """Counts the MACs of one denoiser call, for any widths, without the model's weights or arithmetic.
+    """Counts the MACs of one denoiser call, for any widths, without the model's weights or arithmetic; where the
+    trace is real, in calls of one sample.
 
     Args:
         denoiser: the architecture is taken from its configuration.
@@ -35,7 +38,8 @@ class MacCounter:
     """
 
     def __init__(self, denoiser: Denoiser, anatomy: Anatomy, trace: Trace, *, bypass: bool = True) -> None:
-        self.anatomy, self._twin, self._trace, self._bypass = anatomy, meta_twin(denoiser), trace, bypass
+        self.anatomy, self._trace, self._bypass = anatomy, trace, bypass
+        self._twin = denoiser if trace.real else meta_twin(denoiser)
         self._calls: dict[str, list[Call]] | None = None  # what every module received in a dense call
         self._dense = dict[str, int]()  # by the module that is counted
 
@@ -54,7 +58,7 @@ class MacCounter:
         return self._count(Plan(bypasses={name: self._stand_in(blocks[name]) for name in names}))
 
     def _stand_in(self, block: Block) -> Bypass | None:
-        return block.blank(device="meta", dtype=self._twin.dtype) if self._bypass else None
+        return block.blank(device=device_of(self._twin), dtype=dtype_of(self._twin)) if self._bypass else None
 
     def option(self, unit: Unit, level: int) -> int:
         """With one unit at a level, and the others dense; only the module that holds the unit is counted anew."""
@@ -125,12 +129,26 @@ class MacCounter:
         calls = self._calls[place] if place and self._calls else [(self._trace.args, self._trace.kwargs)]
         switch.to(realise(self._twin, self.anatomy, plan))
         try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with torch.no_grad(), self._countable(), FlopCounterMode(display=False) as counter:
                 for args, kwargs in calls:
                     module(*args, **kwargs)
         finally:
             switch.to(Weights())
         return int(counter.get_total_flops()) // 2
+
+    @contextmanager
+    def _countable(self) -> Iterator[None]:
+        """With attention in plain products: PyTorch's counter does not know what a CPU runs in their place."""
+        if not self._trace.real:
+            yield
+            return
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
     def _recorded(self) -> dict[str, list[Call]]:
         calls, handles = dict[str, list[Call]](), []

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import metrics
+from .again import asked_again, found_again
 from .arguments import checked
 from .artefact import Compressed
 from .baselines import fewer_steps, uniform_width
@@ -24,13 +25,13 @@ from .judge import Judge
 from .limits import Batch, Count, Rounds, Several
 from .locks import held_file
 from .multistep import Corrections
-from .pipeline import decode, make_probes, sample, trace
+from .pipeline import AnyPipeline, OwnSampler, decode, make_probes, sample, trace
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
 from .search import Candidate, NoneFits, Space, mosaic
 from .settings import Levers
-from .study import Study
+from .study import Study, prepare
 from .tiles import Reference
 from .timing import Runner, measure
 from .units import Width
@@ -65,7 +66,7 @@ class Evaluation:
     """Rows for the table, images for the eye, and the random search's course for the plot."""
 
     rows: tuple[Row, ...]
-    images: tuple[Tensor, ...]  # (strip, 3, H, W) in [0, 1], one for each row
+    images: tuple[Tensor, ...]  # (strip, 3, H, W) in [0, 1], one for each row; of a loop without a decoder none
     random: tuple[Found, ...]  # of each budget
 
 
@@ -136,7 +137,7 @@ def contenders(study: Study, found: Found, random: Found, saved: Compressed | No
     ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
     sampling, rivals, budget = study.settings.sampling, list[Contender](), found.limit
-    if 0 not in study.costs.barred:  # else the dense model's weights are too large
+    if 0 not in study.costs.barred and _takes_steps(study.pipe):  # else the dense model's weights are too large
         steps, ratio = _affordable_steps(study, budget)
         fewer = Runner("fewer-steps", replace(sampling, num_inference_steps=steps))
         rivals.append(Contender("fewer-steps", budget, ratio, fewer, ratio))
@@ -177,7 +178,7 @@ def evaluate(
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if real else 0, effort.strip)
-    n, rows = effort.noises, list[Row]()
+    n, rows, shows = effort.noises, list[Row](), _gives_images(study.pipe)
     with encoded_once(study.pipe, Encodings()):
         results = [sampled(study, contender, count, reporter) for contender in field]
         (own, _), (goal, goal_images) = results[0], results[0]
@@ -187,7 +188,8 @@ def evaluate(
             goal, goal_images = sampled(study, reference, n, reporter)
     for contender, timing, (latents, images) in zip(field, timings, results, strict=True):
         is_goal = contender.name == "dense" and study.path is None
-        snr, psnr = metrics.snr_db(goal[:n], latents[:n]), metrics.psnr_db(goal_images[:n], images[:n])
+        snr = metrics.snr_db(goal[:n], latents[:n])
+        psnr = metrics.psnr_db(goal_images[:n], images[:n]) if shows and not is_goal else None
         to_own = None if contender.name == "dense" else float(metrics.snr_db(own[:n], latents[:n]).mean())
         rows.append(
             Row(
@@ -201,12 +203,44 @@ def evaluate(
                 denoiser_speedup=timing.denoiser_speedup,
                 snr_db=None if is_goal else float(snr.mean()),
                 own_snr_db=to_own,
-                psnr_db=None if is_goal else float(psnr.mean()),
+                psnr_db=None if psnr is None else float(psnr.mean()),
                 frechet_distance=real.distance(images) if real else None,
                 weight_bytes=contender.runner.weight_bytes(study.pipe),
             )
         )
-    return Evaluation(tuple(rows), tuple(images[: effort.strip] for _, images in results), random)
+    strip = effort.strip if shows else 0
+    return Evaluation(tuple(rows), tuple(images[:strip] for _, images in results), random)
+
+
+def evaluated(
+    pipe: AnyPipeline,
+    fast: Compressed,
+    effort: Effort | None = None,
+    *,
+    folder: str | PurePath | None = None,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """The same of a result that was saved, or that ``compress`` just gave: its model is surveyed and calibrated anew.
+
+    Args:
+        folder: where the random search keeps its scores, such as that of the result; None: nothing is kept.
+
+    Raises:
+        ArtefactError: made for another base model, or by hand.
+    """
+    fast.check(pipe)
+    report, place, reporter = fast.report, None if folder is None else Path(folder), reporter or Reporter(quiet=True)
+    ready = prepare(pipe, report.settings, reporter, *asked_again(fast, pipe))
+    return evaluate(ready, (found_again(report),), None, effort or Effort(), place, reporter, fast)
+
+
+def _takes_steps(pipe: AnyPipeline) -> bool:
+    """Whether it can be asked for another number of steps."""
+    return not isinstance(pipe, OwnSampler) or pipe.times is not None
+
+
+def _gives_images(pipe: AnyPipeline) -> bool:
+    return not isinstance(pipe, OwnSampler) or pipe.decode is not None
 
 
 def sampled(study: Study, contender: Contender, count: int, reporter: Reporter) -> tuple[Tensor, Tensor]:

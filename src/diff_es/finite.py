@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .errors import DiffESError, several
-from .pipeline import Pipeline, Probe, Sampling, denoiser_name, denoiser_of, on_timestep, sample
+from .pipeline import OwnSampler, Pipeline, Probe, Sampling, denoiser_name, denoiser_of, dtype_of, on_timestep, sample
+from .stepping import sampler_name
 
 
 def check_finite(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling, result: Tensor) -> None:
@@ -26,7 +27,8 @@ def check_finite(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling, re
     """
     if _finite(result):
         return
-    modules = [(name, part) for name, part in pipe.components.items() if isinstance(part, nn.Module)]
+    parts = {"denoiser": denoiser_of(pipe)} if isinstance(pipe, OwnSampler) else pipe.components
+    modules = [(name, part) for name, part in parts.items() if isinstance(part, nn.Module)]
     broken = [f"{name}.{key}" for name, part in modules for key, value in part.named_parameters() if not _finite(value)]
     if broken:
         remedy = "Load it anew, in float32 or bfloat16; if it stays so, the files themselves are damaged."
@@ -41,8 +43,10 @@ def check_finite(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling, re
         latents = sample(pipe, probes, sampling)
     if not _finite(latents):
         watch.blame_scheduler()
-    remedy = _remedy(pipe.vae, "Compare latents, not images: `LatentSNR()`, `--measure snr`.")
-    _refuse(f"the decoder's images of finite latents, in {_dtype(pipe.vae)}", remedy)
+    remedy = "Compare latents, not images: `LatentSNR()`, `--measure snr`."
+    if isinstance(pipe, OwnSampler):
+        _refuse("OwnSampler.decode, of finite latents", remedy)
+    _refuse(f"the decoder's images of finite latents, in {_dtype(pipe.vae)}", _remedy(pipe.vae, remedy))
 
 
 class _Watch:
@@ -75,11 +79,15 @@ class _Watch:
             name = name.rpartition(".")[0]
             while isinstance(denoiser.get_submodule(name), nn.ModuleList):
                 name = name.rpartition(".")[0]
-        place = ".".join(filter(None, (denoiser_name(self._pipe), name)))
+        whole = "denoiser" if isinstance(self._pipe, OwnSampler) else denoiser_name(self._pipe)
+        place = ".".join(filter(None, (whole, name)))
         remedy = _remedy(denoiser, "Take another sampler, or less guidance: at this setting the model overflows.")
         _refuse(f"{place}, at timestep {self._timestep:g} in {_dtype(denoiser)}", remedy)
 
     def blame_scheduler(self) -> NoReturn:
+        if isinstance(self._pipe, OwnSampler):
+            remedy = "Let it end where its formulas are finite, or take another number of steps."
+            _refuse(f"the step of {sampler_name(self._pipe)} from time {self._timestep:g}", remedy)
         scheduler = self._pipe.scheduler
         remedy = "Give pipe.scheduler another class or another setting, with `from_config`."
         if scheduler.config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
@@ -94,7 +102,7 @@ def _refuse(found: str, remedy: str) -> NoReturn:
 
 def _remedy(part: Any, other: str) -> str:
     """What to do about a part that overflows: ``other`` where its arithmetic has the range of float32 already."""
-    return "Use float32 or bfloat16 arithmetic." if part.dtype is torch.float16 else other
+    return "Use float32 or bfloat16 arithmetic." if dtype_of(part) is torch.float16 else other
 
 
 def _finite(value: Any) -> bool:
@@ -105,4 +113,4 @@ def _finite(value: Any) -> bool:
 
 
 def _dtype(part: Any) -> str:
-    return str(part.dtype).removeprefix("torch.")
+    return str(dtype_of(part)).removeprefix("torch.")

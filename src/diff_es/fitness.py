@@ -18,9 +18,11 @@ from .layers import Content, Entry, Plan, Switch, realise
 from .library import Library
 from .measures import Measure
 from .multistep import Correct, Corrections, Recording, fitting, fixed
-from .pipeline import Pipeline, Probe, Sampling, denoiser_of, of_class, sample, settled
+from .own_sampler import OwnStepping
+from .pipeline import OwnSampler, Pipeline, Probe, Sampling, denoiser_of, device_of, of_class, sample, settled
 from .placements import Resident, parameter_bytes
 from .prefix import PrefixCache, Replay
+from .recall import Recall
 from .route import Routing, attached, routed
 from .schedule import Stages
 from .search import Candidate
@@ -137,7 +139,7 @@ class Fitness:
         self._goal: Recording | None = None  # what corrections are fitted to, where they are fitted here
         self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
         self._encodings, self._stage_of = Encodings(), cache(stage_at(denoiser_of(pipe), stages))
-        self._settled, self._heap = settled(pipe), Kept(denoiser_of(pipe).device)
+        self._settled, self._heap = settled(pipe), Kept(device_of(denoiser_of(pipe)))
         self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
 
     def _learn(self, chunk: int, reference: Sequence[float] | None) -> Tensor:
@@ -212,7 +214,7 @@ class Fitness:
         return self._measure.closeness(self._teacher[chunk], result)
 
     @contextmanager
-    def _stepped(self, candidate: Candidate, correct: Correct | None) -> Iterator[Stepping | None]:
+    def _stepped(self, candidate: Candidate, correct: Correct | None) -> Iterator[Stepping | OwnStepping | None]:
         """With the sampler steps of a schedule, where they are a choice."""
         if self._path is None:
             yield None
@@ -244,6 +246,8 @@ class Fitness:
 
     def _replayed(self, chunk: int, candidate: Candidate, correct: Correct | None) -> tuple[Tensor, Corrections]:
         """Final latents, and what steps were corrected by."""
+        if isinstance(self._pipe, OwnSampler):
+            return self._recalled(chunk, candidate, correct)
         rows = candidate.levels
         # samplers of third order lower it towards the end, so that the steps to come matter as well
         depends = int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
@@ -259,6 +263,21 @@ class Fitness:
                 result = self._sample(self._chunks[chunk])
             corrections = () if stepping is None else stepping.corrections
         self.calls += replay.runs * len(self._chunks[chunk])
+        return result, corrections
+
+    def _recalled(self, chunk: int, candidate: Candidate, correct: Correct | None) -> tuple[Tensor, Corrections]:
+        """The same of a loop of the user's own, whose single calls are known."""
+        rows = candidate.levels
+
+        def weights(stage: int) -> Hashable:
+            return (self._library.source(stage), rows[stage]) if any(rows[stage]) else None
+
+        recall = Recall(denoiser_of(self._pipe), self._stages, self.cache, weights)
+        self._bank.choose(rows)
+        with self._stepped(candidate, correct) as stepping, attached(self._routing), recall.attached():
+            result = self._sample(self._chunks[chunk])
+            corrections = () if stepping is None else stepping.corrections
+        self.calls += recall.runs * len(self._chunks[chunk])
         return result, corrections
 
 

@@ -14,7 +14,8 @@ from .latency import LayerTime, hardware_multiple, slower_layers, time_layers
 from .layers import Anatomy, Kind, anatomy_of, named_parameters
 from .limits import Levels
 from .loading import check
-from .pipeline import AnyPipeline, Sampling, denoiser_of, trace
+from .own_settings import own_sampling
+from .pipeline import AnyPipeline, OwnSampler, Sampling, denoiser_of, device_of, dtype_of, trace
 from .progress import Reporter
 from .units import Depth, Grain, Width, never_thinned, units_of
 
@@ -44,9 +45,13 @@ def inspect(
         UnsupportedModel: as for ``compress``, a pipeline that Diff-ES cannot drive, or no pipeline at all.
     """
     denoiser, reporter = denoiser_of(check(pipe)), reporter or Reporter(quiet=True)
-    sampling = (sampling or Sampling(10)).of(pipe)
+    sampling = (
+        own_sampling(pipe, sampling or Sampling())
+        if isinstance(pipe, OwnSampler)
+        else (sampling or Sampling(10)).of(pipe)
+    )
     anatomy, path = anatomy_of(denoiser), trace(pipe, sampling)
-    multiple, times = hardware_multiple(denoiser.device, denoiser.dtype), tuple[LayerTime, ...]()
+    multiple, times = hardware_multiple(device_of(denoiser), dtype_of(denoiser)), tuple[LayerTime, ...]()
     width, depth = Width(levels, multiple, ()), Depth()
     if timed:
         times = time_layers(pipe, anatomy, width, sampling, reporter)

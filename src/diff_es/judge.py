@@ -13,7 +13,7 @@ import torch
 from .errors import DiffESError
 from .fitness import Fitness
 from .journal import Journal, Scale
-from .pipeline import denoiser_of, hushed
+from .pipeline import denoiser_of, device_of, hushed
 from .pool import Workers
 from .search import Candidate
 from .study import Study
@@ -106,7 +106,7 @@ class Judge(AbstractContextManager["Judge"]):
 
 def _workers(ready: Study, count: int) -> Workers[Job, float]:
     """Processes that receive a copy of a study, each on its own device where there are several."""
-    here, threads = denoiser_of(ready.pipe).device, torch.get_num_threads()
+    here, threads = device_of(denoiser_of(ready.pipe)), torch.get_num_threads()
     cuda = here.type == "cuda"
     devices = [f"cuda:{index % torch.cuda.device_count()}" if cuda else str(here) for index in range(count)]
     return Workers(partial(_content, ready), [partial(_scorer, device, threads) for device in devices])

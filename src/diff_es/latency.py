@@ -14,7 +14,7 @@ from torch import nn
 
 from .heap import Kept
 from .layers import Anatomy, Content, Cut, Layer, Plan, Switch, fed_by, realise
-from .pipeline import Pipeline, Sampling, denoiser_of, first_call
+from .pipeline import Pipeline, Sampling, denoiser_of, device_of, dtype_of, first_call
 from .progress import Reporter
 from .units import Width
 
@@ -49,7 +49,7 @@ def time_layers(
         key = (layer.kind, layer.groups, layer.width, tuple(shapes), _shape(inputs[layer.name]))
         classes.setdefault(key, []).append(layer)
     times = list[LayerTime]()
-    with closing(Kept(denoiser.device)), reporter.task("time layers", len(classes) * (ladder.levels - 1)) as task:
+    with closing(Kept(device_of(denoiser))), reporter.task("time layers", len(classes) * (ladder.levels - 1)) as task:
         for layers in classes.values():
             first, kept = layers[0], [ladder.kept(layers[0], level) for level in range(ladder.levels)]
             ratios, slower = [1.0], [False]
@@ -159,7 +159,7 @@ def finished(device: torch.device) -> None:
 def fitted(pipe: Pipeline, ladder: Width, anatomy: Anatomy, sampling: Sampling, reporter: Reporter) -> Width:
     """A ladder whose widths suit the device: channel counts that it likes, and no layer slower than dense."""
     denoiser = denoiser_of(pipe)
-    ladder = replace(ladder, multiple=ladder.multiple or hardware_multiple(denoiser.device, denoiser.dtype))
+    ladder = replace(ladder, multiple=ladder.multiple or hardware_multiple(device_of(denoiser), dtype_of(denoiser)))
     if ladder.dense is not None:
         return ladder
     return replace(ladder, dense=slower_layers(time_layers(pipe, anatomy, ladder, sampling, reporter)))

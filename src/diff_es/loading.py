@@ -17,26 +17,27 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    ModelMixin,
     PNDMScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from torch import nn
 
 from .bundled_models import MODELS as BUNDLED
 from .checkpoint import bounded, check_filled, check_folder, load_part
-from .conditioning import FAMILIES, Asked, classes_of, family_of
-from .errors import DiffESError, UnsupportedModel, several
+from .conditioning import FAMILIES, Asked
+from .errors import DiffESError, UnsupportedModel
 from .hub import PLACES, fetched, hub_out_of_reach
-from .layers import adapted, check_groups, declared, image_adapters, lost, sequentially, stored_otherwise
 from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, parts_of, read_json
 from .origin import Origin
-from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_name, denoiser_of, hushed
+from .pipeline import OwnSampler, Pipeline, denoiser_of, dtype_of, hushed
 from .single_file import kind_of_file
+from .stepping import sampler_name
+from .supported import SUPPORTED as SUPPORTED
+from .supported import check as check
+from .supported import check_class
+from .supported import check_denoiser as check_denoiser
+from .supported import check_module as check_module
 
-SUPPORTED = tuple(FAMILIES)
-"""The pipeline classes that Diff-ES drives: those of text, of classes and of neither, that begin with noise."""
 SCHEDULERS = (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -45,6 +46,9 @@ SCHEDULERS = (
     UniPCMultistepScheduler,
 )
 
+
+OWN = "OwnSampler"
+"""What stands in the place of a scheduler's class, of a loop of the user's own."""
 
 _CONFIGS: WeakKeyDictionary[Pipeline, str] = WeakKeyDictionary()  # of pipelines from single files
 
@@ -104,7 +108,7 @@ def _from_folder(model: str, source: str, dtype: torch.dtype) -> Pipeline:
     check_folder(folder, list(parts), model)
     kinds = {name: class_of(*part, f"{model}, {name}") for name, part in parts.items()}
     made = {name: load_part(folder / name, kind, dtype, f"{model}, {name}") for name, kind in kinds.items() if kind}
-    assemble = partial(AnyPipeline.from_pretrained, str(folder), dtype=dtype, **made)
+    assemble = partial(diffusers.DiffusionPipeline.from_pretrained, str(folder), dtype=dtype, **made)
     pipe: Pipeline = attempted(model, expected, AGAIN, assemble)
     return pipe
 
@@ -130,7 +134,7 @@ def _from_file(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
 
 def _parts(where: str, kind: str, index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """The parts of a pipeline that we can drive, as its index names them."""
-    _check_class(where, kind)
+    check_class(where, kind)
     _check_text(kind)
     check_class_names(index, where)
     return parts_of(getattr(diffusers, kind), index, where)
@@ -144,12 +148,15 @@ def _check_text(kind: str) -> None:
 
 def origin_of(pipe: Pipeline) -> Origin:
     """Where a pipeline came from and how it samples, for :func:`reopen`."""
+    dtype = str(dtype_of(denoiser_of(pipe))).removeprefix("torch.")
+    if isinstance(pipe, OwnSampler):
+        return Origin("", dtype, {"_class_name": OWN, "function": sampler_name(pipe)})
     source = pipe.config.get("_name_or_path") or ""
     folder = Path(source)
     ours = next((name for name, place in BUNDLED.items() if place == folder), None)
     return Origin(
         model=ours or (str(folder.resolve()) if source and folder.exists() else source),
-        dtype=str(denoiser_of(pipe).dtype).removeprefix("torch."),
+        dtype=dtype,
         scheduler={"_class_name": type(pipe.scheduler).__name__, **json.loads(pipe.scheduler.to_json_string())},
         config=_CONFIGS.get(pipe),
     )
@@ -161,6 +168,9 @@ def reopen(origin: Origin, model: str | None = None, device: str | None = None) 
     Raises:
         UnsupportedModel: it does not load, or its sampler is none of diffusers'.
     """
+    if origin.scheduler["_class_name"] == OWN:
+        found, remedy = "a loop of the user's own", "Use it from Python: diff_es.load(folder).routed(own_sampler)."
+        raise UnsupportedModel("base model", expected="a pipeline of diffusers", found=found, remedy=remedy)
     if not (model or origin.model):
         remedy = "Say where it is: --model."
         raise UnsupportedModel("base model", expected="a place to load it from", found="none", remedy=remedy)
@@ -193,111 +203,3 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _check_class(where: str, found: str) -> None:
-    if found not in SUPPORTED:
-        remedy = "Convert the model to one of them, or wait for its kind."
-        raise UnsupportedModel(where, expected="one of " + ", ".join(SUPPORTED), found=found, remedy=remedy)
-
-
-def check(pipe: AnyPipeline) -> Pipeline:
-    """The pipeline itself, if Diff-ES can drive it.
-
-    Raises:
-        UnsupportedModel: another pipeline class, two denoisers, sequential offload, adapters on the denoiser, weights
-            that are stored otherwise than it computes, classes that it has not, or as :func:`check_denoiser`.
-        DiffESError: group offloading that brings in copies of parameters.
-    """
-    _check_pipeline(pipe)
-    if family_of(pipe) is None:
-        _check_class("pipe", type(pipe).__name__)
-    if sequentially(check_denoiser(pipe)):
-        remedy = "Call pipe.remove_all_hooks(), and offload again to run a result; or take model or group offload."
-        raise UnsupportedModel("pipe", expected="weights in memory", found="sequential offload", remedy=remedy)
-    denoiser, where = denoiser_of(pipe), f"pipe.{denoiser_name(pipe)}"
-    check_groups(denoiser)
-    if odd := stored_otherwise(denoiser):
-        remedy = "Load it anew in float32, bfloat16 or float16, without quantization and without layerwise casting."
-        raise UnsupportedModel(where, expected="weights as it computes with them", found=odd, remedy=remedy)
-    if prompted := image_adapters(denoiser):
-        found, remedy = f"an IP-Adapter's on {several(prompted)}", "Call pipe.unload_ip_adapter() first."
-        raise UnsupportedModel(where, expected="the model's own weights", found=found, remedy=remedy)
-    if wrapped := adapted(denoiser):
-        expected, found = "the model's own layers", f"adapters on {several(wrapped)}"
-        remedy = "Unload them; or fuse them first (pipe.fuse_lora(), pipe.unload_lora_weights()) to keep what they add."
-        raise UnsupportedModel(where, expected=expected, found=found, remedy=remedy)
-    _check_labels(pipe)
-    _check_tokenizers(pipe)
-    if pipe.components.get("transformer_2") is not None:
-        remedy = "Wan 2.1 and Wan 2.2 5B have one denoiser; take one of them."
-        raise UnsupportedModel("pipe", expected="one denoiser", found="transformer and transformer_2", remedy=remedy)
-    return pipe
-
-
-def _check_labels(pipe: Pipeline) -> None:
-    family = family_of(pipe)
-    if family is None or family.asked is not Asked.CLASSES:
-        return
-    count, numbers = pipe.transformer.config.num_embeds_ada_norm, classes_of(pipe)
-    if not numbers or max(numbers) >= count:
-        expected, found = f"classes below {count}, the number it was trained on", str(max(numbers, default="none"))
-        raise UnsupportedModel("pipe.labels", expected=expected, found=found, remedy="Correct id2label in its index.")
-
-
-def _check_tokenizers(pipe: Pipeline) -> None:
-    """CLIP's prompts are filled up to the most tokens that its tokenizer knows of."""
-    for number in ("", "_2"):
-        encoder, tokenizer = pipe.components.get(f"text_encoder{number}"), pipe.components.get(f"tokenizer{number}")
-        if tokenizer is not None and type(encoder).__name__ in ("CLIPTextModel", "CLIPTextModelWithProjection"):
-            most, found = encoder.config.max_position_embeddings, tokenizer.model_max_length
-            if found > most:
-                where, expected = f"pipe.tokenizer{number}", f"a model_max_length of at most {most}, as its encoder's"
-                raise UnsupportedModel(where, expected=expected, found=f"{found:g}", remedy="Correct it.")
-
-
-def check_denoiser(pipe: AnyPipeline | nn.Module) -> Denoiser:
-    """The denoiser of a pipeline, if it can be routed: any pipeline will do, and a module that was declared.
-
-    Raises:
-        UnsupportedModel: there is none, it is wrapped, it has no weights, or it is in training mode.
-    """
-    if isinstance(pipe, nn.Module):
-        check_module(pipe, "pipe")
-        return pipe
-    _check_pipeline(pipe)
-    name = denoiser_name(pipe)
-    if name is None:
-        found, remedy = ", ".join(pipe.components), "Give a diffusers pipeline that has one of them."
-        raise UnsupportedModel("pipe", expected="a transformer or a unet", found=found, remedy=remedy)
-    denoiser = denoiser_of(pipe)
-    if not isinstance(denoiser, ModelMixin):
-        found, where = type(denoiser).__name__, f"pipe.{name}"
-        remedy = "Put the model itself there. To compile it, call `compile()` on its blocks, which keeps them in place."
-        raise UnsupportedModel(where, expected="a diffusers model", found=found, remedy=remedy)
-    check_module(denoiser, f"pipe.{name}")
-    return denoiser
-
-
-def _check_pipeline(pipe: object) -> None:
-    if not isinstance(pipe, diffusers.DiffusionPipeline):
-        expected, found, remedy = f"one of {', '.join(SUPPORTED)}", type(pipe).__name__, "Give a pipeline of diffusers."
-        if isinstance(pipe, nn.Module):
-            found += ", a network without a pipeline that samples with it"
-            remedy = "Give the pipeline that it belongs to. What can be pruned in a network of your own is declared: "
-            remedy += "diff_es.layers.declare, as in examples/foreign_denoiser.py."
-        raise UnsupportedModel("pipe", expected=expected, found=found, remedy=remedy)
-
-
-def check_module(denoiser: nn.Module, where: str) -> None:
-    """Whether a denoiser can be routed; raises as :func:`check_denoiser`."""
-    if not isinstance(denoiser, ModelMixin) and declared(denoiser) is None:
-        expected, found = "a diffusers pipeline, or a denoiser that was declared", f"a {type(denoiser).__name__}"
-        remedy = "Call diff_es.layers.declare(module, ...) first, with what was declared when the result was made."
-        raise UnsupportedModel(where, expected=expected, found=found, remedy=remedy)
-    if denoiser.training:
-        found = "training mode, in which labels and activations are dropped at random"
-        raise UnsupportedModel(where, expected="evaluation mode", found=found, remedy=f"Call {where}.eval() first.")
-    if missing := lost(denoiser):
-        found, remedy = f"{missing[0]} on the meta device", "Load it with its weights, or offload it as diffusers does."
-        raise UnsupportedModel(where, expected="weights in memory", found=found, remedy=remedy)

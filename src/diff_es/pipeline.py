@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.utils import logging
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -23,10 +22,15 @@ from .conditioning import call_arguments
 from .conditioning import classes_of as classes_of
 from .conditioning import family_of as family_of
 from .conditioning import make_probes as make_probes
+from .denoiser import device_of as device_of
+from .denoiser import dtype_of as dtype_of
+from .denoiser import meta_twin as meta_twin
 from .errors import FOREIGN, DiffESError, said
 from .exchange import exchanged
+from .own_sampler import OwnSampler as OwnSampler
+from .quiet import hushed as hushed
 
-AnyPipeline: TypeAlias = DiffusionPipeline  # what a user may bring
+AnyPipeline: TypeAlias = DiffusionPipeline | OwnSampler  # what a user may bring
 
 
 @dataclass(frozen=True)
@@ -34,32 +38,27 @@ class Trace:
     """One trajectory without its arithmetic.
 
     ``timesteps`` are the scheduler's, one for every denoiser call. ``args`` and ``kwargs`` are those of the first call,
-    on the meta device. ``calls`` is how often each of the scheduler's timesteps calls the denoiser: twice where
-    guidance runs in calls of its own.
+    on the meta device, unless ``real``, where the denoiser may need its weights. ``calls`` is how often each of the
+    scheduler's timesteps calls the denoiser: twice where guidance runs in calls of its own.
     """
 
     timesteps: tuple[float, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     calls: int = 1
+    real: bool = False
 
 
-def denoiser_name(pipe: AnyPipeline) -> str | None:
+def denoiser_name(pipe: Pipeline) -> str | None:
     """The part of a pipeline that is pruned; None where it has none."""
     return next((name for name in ("transformer", "unet") if name in pipe.components), None)
 
 
 def denoiser_of(pipe: Pipeline) -> Denoiser:
-    """What is pruned: ``pipe.transformer`` or ``pipe.unet``."""
+    """What is pruned: ``pipe.transformer``, ``pipe.unet``, or what a loop of the user's own samples with."""
+    if isinstance(pipe, OwnSampler):
+        return pipe.denoiser
     return pipe.components[denoiser_name(pipe)]
-
-
-def meta_twin(denoiser: Denoiser) -> Denoiser:
-    """The same architecture without weights, on the meta device."""
-    with hushed(), torch.device("meta"):
-        twin: Denoiser = type(denoiser).from_config(denoiser.config)
-    nn.Module.to(twin, device="meta", dtype=denoiser.dtype)
-    return twin.eval()
 
 
 def with_denoiser(pipe: Pipeline, denoiser: Denoiser) -> Pipeline:
@@ -79,26 +78,11 @@ def with_denoiser(pipe: Pipeline, denoiser: Denoiser) -> Pipeline:
     return other
 
 
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Without diffusers' bars and remarks, which would come with every call of many."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    quiet = verbosity >= logging.ERROR  # a change of it empties the caches of all loggers
-    if not quiet:
-        logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if not quiet:
-            logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
 def settled(pipe: Pipeline) -> type[Pipeline]:
     """The class of a pipeline that stays where it is, which knows its device: diffusers looks through all modules for
     it, in some pipelines several times a call."""
+    if isinstance(pipe, OwnSampler):
+        return type(pipe)
     kind = type(pipe)
     known = {"__module__": kind.__module__, "_execution_device": pipe._execution_device}
     return type(kind.__name__, (kind,), known)
@@ -108,6 +92,9 @@ def settled(pipe: Pipeline) -> type[Pipeline]:
 def of_class(pipe: Pipeline, kind: type[Pipeline]) -> Iterator[None]:
     """With a pipeline of another class; the end restores its own."""
     own = type(pipe)
+    if own is kind:
+        yield
+        return
     pipe.__class__ = kind
     try:
         yield
@@ -159,6 +146,9 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
     Raises:
         DiffESError: the sampling asks for something that this pipeline does not take.
     """
+    if isinstance(pipe, OwnSampler):
+        seeds, conditions = [probe.seed for probe in probes], [probe.condition for probe in probes]
+        return pipe.latents(seeds, conditions, sampling.num_inference_steps, sampling.batch)
     results = list[Tensor]()
     with (
         hushed(),
@@ -192,6 +182,8 @@ def decode(pipe: Pipeline, latents: Tensor, batch: int = 16) -> Tensor:
 
     They are what the pipeline itself gives, before one that rounds the size asked for crops them to it.
     """
+    if isinstance(pipe, OwnSampler):
+        return pipe.images(latents, batch)
     if "vae" not in pipe.components:
         return (latents / 2 + 0.5).clamp(0, 1).float().cpu()
     vae, own = pipe.vae, pipe.vae.dtype
@@ -245,21 +237,23 @@ def _no_trajectory(pipe: Pipeline, sampling: Sampling, found: str) -> DiffESErro
 
 
 def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
-    """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser.
+    """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser; one that is the
+    user's own, or in a loop of the user's own, runs once, since it may need its weights.
 
     Raises:
         DiffESError: the pipeline or its scheduler refuses this sampling.
     """
     denoiser, heard, calls = denoiser_of(pipe), list[float](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
-    outputs = list[Any]()
+    outputs, real = list[Any](), not isinstance(denoiser, ModelMixin) or isinstance(pipe, OwnSampler)
 
     def shapes_only(forward: Callable[..., Any]) -> Callable[..., Any]:
         def stand_in(*args: Any, **kwargs: Any) -> Any:
             device = next(leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
             if not outputs:
-                args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+                if not real:
+                    args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
                 calls.append((args, kwargs))
-                outputs.append(meta_twin(denoiser)(*args, **kwargs))
+                outputs.append((forward if real else meta_twin(denoiser))(*args, **kwargs))
             return tree_map_only(Tensor, lambda t: torch.zeros_like(t, device=device), outputs[0])
 
         return stand_in
@@ -269,13 +263,30 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
         with intercepted(denoiser, shapes_only):
             sample(pipe, make_probes(pipe, 1, 0, "trace"), sampling)
     except FOREIGN as error:
-        if isinstance(error, DiffESError | torch.OutOfMemoryError):
+        if isinstance(pipe, OwnSampler) or isinstance(error, DiffESError | torch.OutOfMemoryError):
             raise
         raise _no_trajectory(pipe, sampling, said(error)) from error
     finally:
         handle.remove()
+    if isinstance(pipe, OwnSampler):
+        return _own_trace(pipe, sampling, heard, calls)
     own = [float(t) for t in pipe.scheduler.timesteps.tolist()]  # what is heard may be rounded
     if not own or not heard:
         raise _no_trajectory(pipe, sampling, "no call of the denoiser")
     each = len(heard) // len(own)
-    return Trace(tuple(t for t in own for _ in range(each)), *calls[0], each)
+    return Trace(tuple(t for t in own for _ in range(each)), *calls[0], each, real)
+
+
+def _own_trace(
+    own: OwnSampler, sampling: Sampling, heard: Sequence[float], calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+) -> Trace:
+    """What was heard of a loop of the user's own."""
+    if not heard:
+        expected, found = "a loop that calls the denoiser that it is given", "one that ends without"
+        raise DiffESError("OwnSampler.sample", expected=expected, found=found, remedy="Call its first argument.")
+    steps = own.steps_at(heard, sampling.num_inference_steps)
+    told = dict(zip(dict.fromkeys(heard), steps, strict=True))
+    each = len(heard) // len(steps)
+    timesteps = tuple(told[t] for t in heard)
+    alike = timesteps == tuple(t for t in steps for _ in range(each))
+    return Trace(timesteps, *calls[0], each if alike else 1, real=True)

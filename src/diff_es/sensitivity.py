@@ -20,7 +20,7 @@ from .search import Candidate, Point, Relaxed, Space, StageChoice, branches, kna
 from .settings import describe
 from .study import Study
 from .survey import Survey, identity
-from .trajectory import exponential, karras, quadratic, trailing
+from .trajectory import by_hand
 from .units import Thin
 
 _WORST = 1e30
@@ -216,8 +216,7 @@ def by_rule(ready: Study, share: float) -> tuple[Candidate, ...]:
     total, found = math.floor(share * sum(ready.costs.steps) + 1e-9), list[Candidate]()
     if path is None or 0 in ready.costs.barred or not total:
         return ()
-    lists = [rule(path, total) for rule in (trailing, karras, exponential, quadratic)]
-    for timesteps in [*lists, *filter(None, [published(ready.pipe, path, total)])]:
+    for timesteps in [*by_hand(path, total), *filter(None, [published(ready.pipe, path, total)])]:
         found.append(Candidate.of(dense, ready.stages.steps(timesteps), timesteps))
     return tuple(found)
 

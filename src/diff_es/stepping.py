@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -25,8 +27,11 @@ from .arithmetic import PLACING, changed, denoiser_input, settings_that_differ
 from .chosen import Chosen
 from .errors import ArtefactError, DiffESError, several
 from .multistep import Correct, Corrections
-from .pipeline import AnyPipeline, denoiser_of
-from .samplers import Scheduler, check_scheduler, is_flow
+from .own_sampler import OwnSampler, OwnStepping
+from .own_sampler import stepping_of as own_stepping_of
+from .pipeline import AnyPipeline, Pipeline, denoiser_of
+from .samplers import OTHERWISE, Scheduler, check_scheduler, is_deterministic, is_flow, trajectory
+from .trajectory import Trajectory
 
 
 class Stepping:
@@ -48,9 +53,7 @@ class Stepping:
         DiffESError: a scheduler that takes no other timesteps, or timesteps that it cannot take.
     """
 
-    def __init__(
-        self, pipe: AnyPipeline, timesteps: Sequence[float], asked: int, correct: Correct | None = None
-    ) -> None:
+    def __init__(self, pipe: Pipeline, timesteps: Sequence[float], asked: int, correct: Correct | None = None) -> None:
         _check_free(pipe)
         check_scheduler(pipe.scheduler)
         self._pipe, self._before = pipe, pipe.scheduler
@@ -127,33 +130,81 @@ def _check_schedulers(denoiser: nn.Module, *_: object) -> None:
             stepping.check_scheduler()
 
 
-def stepping_of(pipe: AnyPipeline | nn.Module) -> Stepping | None:
+def stepping_of(pipe: AnyPipeline | nn.Module) -> Stepping | OwnStepping | None:
     """The stepping attached to a pipeline, or whose stand-in it was given, if any; a denoiser by itself takes no
     steps."""
     if isinstance(pipe, nn.Module):
         return None
+    if isinstance(pipe, OwnSampler):
+        return own_stepping_of(pipe)
     held = _STEPPED.get(pipe) or _STEPPED.get(pipe.scheduler)
     return None if held is None else held()
 
 
-def _check_free(pipe: AnyPipeline) -> None:
+def _check_free(pipe: Pipeline) -> None:
     if stepping_of(pipe) is not None:
         remedy = "Leave the other `stepped` context, or call `remove(pipe)`, first."
         found = "one that runs chosen timesteps already"
         raise DiffESError("pipe", expected="a pipeline with its own scheduler", found=found, remedy=remedy)
 
 
+def stepping(
+    pipe: AnyPipeline, timesteps: Sequence[float], asked: int, correct: Correct | None = None
+) -> Stepping | OwnStepping:
+    """The stepping of a pipeline, or of a loop of the user's own, not attached yet; raises as they do."""
+    kind: type[Stepping | OwnStepping] = OwnStepping if isinstance(pipe, OwnSampler) else Stepping
+    return kind(pipe, timesteps, asked, correct)
+
+
 @contextmanager
 def stepped(
     pipe: AnyPipeline, timesteps: Sequence[float], asked: int, correct: Correct | None = None
-) -> Iterator[Stepping]:
+) -> Iterator[Stepping | OwnStepping]:
     """Run chosen timesteps inside a ``with`` block, as :class:`Stepping` does; its end restores everything."""
-    stepping = Stepping(pipe, timesteps, asked, correct)
-    stepping.attach()
+    chosen = stepping(pipe, timesteps, asked, correct)
+    chosen.attach()
     try:
-        yield stepping
+        yield chosen
     finally:
-        stepping.detach()
+        chosen.detach()
+
+
+def correctable(pipe: AnyPipeline) -> bool:
+    """Whether steps can be corrected: the sampler adds no noise of its own, and a loop of the user's own lets them."""
+    return pipe.corrects if isinstance(pipe, OwnSampler) else is_deterministic(pipe.scheduler)
+
+
+def own_path(pipe: Pipeline, timesteps: Sequence[float], calls: int) -> Trajectory:
+    """The user's own trajectory, of whose steps there may be more or fewer.
+
+    Args:
+        timesteps: of the denoiser's calls, as ``pipeline.trace`` gives them.
+        calls: of each step.
+
+    Raises:
+        DiffESError: a sampler that takes no other timesteps, or of which a step calls the denoiser at several.
+    """
+    if isinstance(pipe, OwnSampler):
+        if timesteps != tuple(t for t in pipe.path.timesteps for _ in range(calls)):
+            shown, remedy = ", ".join(f"{t:g}" for t in timesteps[:6]), f"Or search levels alone ({OTHERWISE})."
+            expected = "the times as the denoiser receives them, one after the other: the loop converts them to its own"
+            raise DiffESError("OwnSampler.times", expected=expected, found=f"calls at {shown}, ...", remedy=remedy)
+        return pipe.path
+    if pipe.scheduler.order != 1:
+        remedy = "Search levels alone (--levers prune), or sample with a scheduler that calls the denoiser once."
+        found = f"{type(pipe.scheduler).__name__}, which calls it {pipe.scheduler.order} times"
+        raise DiffESError("scheduler", expected="one denoiser call a step", found=found, remedy=remedy)
+    return trajectory(pipe.scheduler, timesteps)
+
+
+def sampler_name(pipe: AnyPipeline) -> str:
+    """What samples, for a reader."""
+    if not isinstance(pipe, OwnSampler):
+        return type(pipe.scheduler).__name__
+    sample = pipe.sample
+    while isinstance(sample, partial):
+        sample = sample.func
+    return sample.__qualname__ if isinstance(sample, FunctionType | MethodType) else type(sample).__name__
 
 
 def check_corrected(scheduler: Scheduler, made: Mapping[str, Any], timesteps: Sequence[float], asked: int) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor
 from .evaluate import Effort, Evaluation
 from .files import write_text
 from .final import Found
-from .pipeline import denoiser_of
+from .pipeline import OwnSampler, denoiser_of, device_of, dtype_of
 from .report import Curve, Heat, Story, Strip, render
 from .search import Generation
+from .stepping import sampler_name
 from .study import Study
 
 PUBLISHED = ("result.json", "report.html")
@@ -69,22 +70,22 @@ def tell(
     notes: Sequence[str],
 ) -> Story:
     """The page's contents."""
-    settings, device = study.settings, denoiser_of(study.pipe).device
+    settings, device = study.settings, device_of(denoiser_of(study.pipe))
     facts = (
         ("Model", model),
-        ("Sampler", f"{type(study.pipe.scheduler).__name__}, {settings.sampling.steps} steps"),
+        ("Sampler", f"{sampler_name(study.pipe)}, {settings.sampling.steps} steps"),
         (
             "Reference",
             f"the dense model at {sum(study.costs.steps) if study.reference is None else len(study.reference)} steps",
         ),
-        ("Guidance", f"{settings.sampling.guidance:g}"),
+        *(() if isinstance(study.pipe, OwnSampler) else (("Guidance", f"{settings.sampling.guidance:g}"),)),
         ("Stages", str(len(study.stages))),
         ("Search", "; ".join(f"{one.evaluations} evaluations at {one.limit:g}" for one in found)),
         ("Probes", f"{settings.probes} to search, from {settings.held_out} up to choose among finalists"),
         ("Calibration", f"{settings.calibration} samples"),
         ("Batch of the timings", f"{effort.batch}, {effort.rounds} rounds"),
         ("Seed", str(settings.seed)),
-        ("Device", f"{_device(device)}, {denoiser_of(study.pipe).dtype}, {torch.get_num_threads()} threads"),
+        ("Device", f"{_device(device)}, {dtype_of(denoiser_of(study.pipe))}, {torch.get_num_threads()} threads"),
         ("Versions", f"diff-es {version('diff-es')}, torch {torch.__version__}, diffusers {version('diffusers')}"),
         ("Time taken", f"{seconds / 60:.1f} minutes"),
     )

@@ -18,10 +18,9 @@ from .fitness import Bank, Fitness, timesteps_of
 from .library import Library
 from .pipeline import AnyPipeline, denoiser_of, make_probes, sample
 from .progress import Reporter
-from .samplers import is_deterministic
 from .search import Candidate
 from .settings import Levers, Settings
-from .stepping import stepped
+from .stepping import correctable, stepped
 from .survey import Survey, survey
 from .trajectory import placed
 from .units import Width
@@ -77,7 +76,7 @@ class Study(Survey):
     @property
     def corrected(self) -> bool:
         """Whether steps are corrected: where they are a choice, and the sampler adds no noise of its own."""
-        return self.path is not None and self.settings.corrections > 0 and is_deterministic(self.pipe.scheduler)
+        return self.path is not None and self.settings.corrections > 0 and correctable(self.pipe)
 
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""

@@ -16,14 +16,15 @@ from .latency import fitted
 from .layers import Anatomy, Declared, anatomy_of, declared, fingerprint, remember
 from .library import Method
 from .loading import check, origin_of
-from .pipeline import AnyPipeline, Pipeline, Trace, denoiser_of, trace
+from .own_settings import own_settings
+from .pipeline import AnyPipeline, OwnSampler, Pipeline, Trace, denoiser_of, device_of, trace
 from .placements import Streamed, parameter_bytes
 from .progress import Reporter
 from .route import routing_of
-from .samplers import trajectory
 from .schedule import Stages
 from .search import Candidate
 from .settings import Levers, Settings
+from .stepping import own_path
 from .trajectory import Trajectory, placed, step_choices
 from .units import Depth, Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
 
@@ -108,7 +109,10 @@ def survey(
     """
     pipe, budget = check(pipe), budget or Budget(MacsRatio(1.0))
     denoiser, levers = denoiser_of(pipe), settings.levers
-    settings = replace(settings, sampling=settings.sampling.of(pipe))
+    if isinstance(pipe, OwnSampler):
+        settings = own_settings(pipe, settings)
+    else:
+        settings = replace(settings, sampling=settings.sampling.of(pipe))
     conditions_of(pipe, settings.prompts)
     anatomy = _anatomy(denoiser, settings)
     settings = _settled(pipe, anatomy, settings, budget, reporter)
@@ -123,7 +127,7 @@ def survey(
         for name in never_thinned(anatomy.layers, method.ladder):
             reporter.warn(f"{name} keeps all of its groups at every level: it runs no faster with fewer here.")
     if levers is not Levers.PRUNE:
-        path = _path(pipe, traced)
+        path = own_path(pipe, traced.timesteps, traced.calls)
         stages = path.stages(settings.stages)
         choices = step_choices(stages.steps(path.timesteps), settings.fine, path.room(stages))
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
@@ -180,15 +184,6 @@ def _settled(pipe: Pipeline, anatomy: Anatomy, settings: Settings, budget: Budge
     return replace(settings, method=replace(method, ladder=ladder, grain=grain))
 
 
-def _path(pipe: Pipeline, traced: Trace) -> Trajectory:
-    """The user's own trajectory, where the steps of a stage are a choice."""
-    if pipe.scheduler.order != 1:
-        remedy = "Search levels alone (--levers prune), or sample with a scheduler that calls the denoiser once."
-        found = f"{type(pipe.scheduler).__name__}, which calls it {pipe.scheduler.order} times"
-        raise DiffESError("scheduler", expected="one denoiser call a step", found=found, remedy=remedy)
-    return trajectory(pipe.scheduler, traced.timesteps)
-
-
 def as_measured(settings: Settings, earlier: Method) -> Settings:
     """The settings with what was measured when an earlier run began: a second measurement might differ."""
     ladder, before = settings.method.ladder, earlier.ladder
@@ -204,7 +199,7 @@ def identity(pipe: Pipeline) -> dict[str, Any]:
     return {
         "model": fingerprint(denoiser),
         "dtype": origin.dtype,
-        "device": denoiser.device.type,
+        "device": device_of(denoiser).type,
         "versions": {name: version(name) for name in ("diff-es", "diffusers", "torch")},
         "scheduler": origin.scheduler,
     }

@@ -16,7 +16,7 @@ from torch import nn
 from .heap import Kept
 from .layers import Plan, anatomy_of
 from .multistep import Corrections, fixed
-from .pipeline import Pipeline, Sampling, decode, denoiser_of, make_probes, sample
+from .pipeline import Pipeline, Sampling, decode, denoiser_of, device_of, make_probes, sample
 from .placements import Placement, Resident, parameter_bytes
 from .progress import Reporter
 from .route import Routing, routed
@@ -118,7 +118,7 @@ def once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
     denoiser = denoiser_of(pipe)
     probes = make_probes(pipe, runner.sampling.batch, 0, "timing")
     with runner.context(pipe):
-        watch = _Stopwatch(denoiser, denoiser.device)
+        watch = _Stopwatch(denoiser, device_of(denoiser))
         began = time.perf_counter()
         decode(pipe, sample(pipe, probes, runner.sampling))  # ends with images on the CPU: nothing is pending
         total = time.perf_counter() - began
@@ -128,7 +128,8 @@ def once(pipe: Pipeline, runner: Runner) -> tuple[float, float]:
 def measure(pipe: Pipeline, runners: Sequence[Runner], rounds: int, reporter: Reporter) -> list[Timing]:
     """Time every runner once a round, after one round of warming up; the first runner is the reference."""
     times = [list[tuple[float, float]]() for _ in runners]
-    with closing(Kept(denoiser_of(pipe).device)), reporter.task("measure latency", (rounds + 1) * len(runners)) as task:
+    heap, total = Kept(device_of(denoiser_of(pipe))), (rounds + 1) * len(runners)
+    with closing(heap), reporter.task("measure latency", total) as task:
         for round_index in range(rounds + 1):
             for runner, seen in zip(runners, times, strict=True):
                 result = once(pipe, runner)

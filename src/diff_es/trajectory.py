@@ -33,7 +33,8 @@ class Trajectory:
     timesteps: Timesteps
     end: float  # where the sampler ends, as a timestep: -1 without noise, 0 at the least noise of training
     whole: bool  # only integers will do
-    noise: tuple[float, ...]  # sigma, the ratio of noise to signal, of timesteps 0, 1, ...; in flow matching t / T
+    noise: tuple[float, ...]  # sigma, the ratio of noise to signal, of timesteps 0, 1, ...; in flow matching t / T;
+    # empty where it is not known
 
     def __post_init__(self) -> None:
         # samplers hold them in float32: 0.6 of another precision would lie on the wrong side of a boundary at 0.6
@@ -140,6 +141,12 @@ def step_choices(own: Sequence[int], fine: int, room: Sequence[int]) -> tuple[tu
     return tuple(found)
 
 
+def by_hand(path: Trajectory, steps: int) -> tuple[Timesteps, ...]:
+    """So many steps by the rules that people use, those of noise where it is known."""
+    rules = (trailing, karras, exponential, quadratic) if path.noise else (trailing, quadratic)
+    return tuple(rule(path, steps) for rule in rules)
+
+
 def trailing(path: Trajectory, steps: int) -> Timesteps:
     """Evenly from the user's first timestep to the end (arXiv 2305.08891, table 2).
 
@@ -182,7 +189,7 @@ def _powers(path: Trajectory, steps: int, power: int) -> Timesteps:
 
 def _settled(path: Trajectory, wanted: Sequence[float]) -> Timesteps:
     """The nearest timesteps that the sampler can take."""
-    room = math.floor(path.timesteps[0]) - path.lowest + 1
+    room = math.floor(path.timesteps[0]) - path.lowest + 1 if path.whole or path.end < 0 else sys.maxsize
     if not 1 <= len(wanted) <= room:
         remedy = "Ask for another number of steps."
         raise DiffESError("steps", expected=f"a number from 1 to {room}", found=str(len(wanted)), remedy=remedy)

@@ -13,12 +13,13 @@ from .contract import Anatomy, Layer
 from .declaration import Declaration, Residual, check_said, wrong
 from .declared import TIMESTEP, Declared, check_evaluating, remember, time_reader
 from .described import check_apart, described, matching
+from .discovery import discover
 from .streams import watched
 from .trial import repeated, try_blocks, try_call, try_layers
 
 
 def declare(
-    denoiser: nn.Module, declaration: Declaration, call: Callable[[], object], *, timestep: str | None = None
+    denoiser: nn.Module, declaration: Declaration | None, call: Callable[[], object], *, timestep: str | None = None
 ) -> Anatomy:
     """The anatomy that a declaration gives a denoiser, after trying it out on one call.
 
@@ -30,6 +31,8 @@ def declare(
     for each layer only where one is wrong.
 
     Args:
+        declaration: None: what discovery finds, of layers that diffusers' models are made of, such as where one of them
+            is wrapped in a module of the user's own.
         call: runs the denoiser once on any input, such as ``lambda: denoiser(noise, timestep=t)``.
         timestep: the argument of the denoiser's forward that tells the stage: a number, or one for each sample, that
             falls from noise to image; None: ``timestep``.
@@ -41,6 +44,8 @@ def declare(
         found, remedy = f"a {type(denoiser).__name__}", "Give the module whose forward is called, such as pipe.unet."
         raise DiffESError("declaration", expected="a denoiser to declare", found=found, remedy=remedy)
     check_evaluating(denoiser)
+    if declaration is None:
+        return _discovered(denoiser, call, timestep)
     layers, blocks = list[Layer](), list[Residual]()
     for part in declaration:
         check_said(part)
@@ -53,10 +58,7 @@ def declare(
     if not layers and not blocks:
         remedy = "Declare its Heads, Channels or Residual blocks."
         raise wrong("", "something that can be pruned", "nothing", remedy)
-    if timestep is None:
-        try_call(denoiser, call)
-    else:
-        _try_timestep(denoiser, timestep, call)
+    _try(denoiser, timestep, call)
     anatomy = Anatomy(tuple(layers), watched(denoiser, blocks, lambda: repeated(denoiser, call)), ())
     try_layers(denoiser, anatomy, call)
     try_blocks(denoiser, anatomy, call)
@@ -64,8 +66,22 @@ def declare(
     return anatomy
 
 
-def _try_timestep(denoiser: nn.Module, name: str, call: Callable[[], object]) -> None:
-    """Whether a call brings a timestep; raises as :func:`time_reader` does."""
+def _discovered(denoiser: nn.Module, call: Callable[[], object], timestep: str | None) -> Anatomy:
+    """The anatomy that discovery finds; raises as :func:`declare` does."""
+    _try(denoiser, timestep, call)
+    anatomy = discover(denoiser)
+    if not anatomy.layers and not anatomy.blocks:
+        found = "; ".join(f"{one.name}: {one.reason}" for one in anatomy.refusals[:3]) or "none of a known kind"
+        raise wrong("", "layers that diffusers' models are made of", found, "Declare its Heads, Channels or Residual.")
+    remember(denoiser, Declared(anatomy, timestep or TIMESTEP))
+    return anatomy
+
+
+def _try(denoiser: nn.Module, name: str | None, call: Callable[[], object]) -> None:
+    """Whether a call runs, and brings a timestep where one is named; raises as :func:`time_reader` does."""
+    if name is None:
+        try_call(denoiser, call)
+        return
     read = time_reader(denoiser, name)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from .contract import Found, Refusal
 REASON = (
     "nn.MultiheadAttention takes the size of a head from the width of its input, and reads the weight of its output "
     "projection past that module, so that it cannot run with fewer heads: put an attention with separate q, k and v in "
-    "its place (examples/foreign_denoiser.py), and declare its heads"
+    "its place (diff_es.layers.separate_attention), and declare its heads"
 )
 
 
