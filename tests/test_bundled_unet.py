@@ -16,13 +16,13 @@ from diff_es import Levers, Method, Sampling, Settings, Width, compress
 from diff_es.again import found_again
 from diff_es.artefact import fingerprint
 from diff_es.bundled_models import MODELS
-from diff_es.conditioning import Probe, bundled_prompts, conditions_of
 from diff_es.evaluate import Contender, contenders, sampled
 from diff_es.layers import DENSE, Kind, discover
 from diff_es.loading import load, origin_of, reopen
 from diff_es.metrics import snr_db
 from diff_es.pipeline import decode, sample, trace
 from diff_es.placements import Resident
+from diff_es.probes import Probe, bundled_prompts, conditions_of
 from diff_es.progress import Reporter
 from diff_es.route import routed
 from diff_es.schedule import Stages

@@ -16,10 +16,10 @@ from tests.tiny import CALL, assert_same, settings, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import Compressed, Method, Width, compress, load
-from diff_es.conditioning import make_probes
 from diff_es.inspection import inspect
 from diff_es.layers import Anatomy, Plan, discover
 from diff_es.pipeline import denoiser_of, sample
+from diff_es.probes import make_probes
 from diff_es.progress import Reporter
 from diff_es.schedule import Schedule
 from diff_es.settings import Levers

@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from diff_es import DiffESError, Sampling, UnsupportedModel
-from diff_es.conditioning import Encodings, Probe, bundled_prompts, call_arguments, encoded_once, make_probes
+from diff_es.conditioning import call_arguments
 from diff_es.cost import MacCounter
+from diff_es.encodings import Encodings, encoded_once
 from diff_es.layers import DENSE, discover
 from diff_es.loading import SUPPORTED, check, check_denoiser
 from diff_es.measures import ImageSSIM
 from diff_es.pipeline import decode, denoiser_of, first_call, on_timestep, sample, trace, with_denoiser
 from diff_es.placements import Resident
+from diff_es.probes import Probe, bundled_prompts, make_probes
 from diff_es.route import routed
 from diff_es.samplers import trajectory
 from diff_es.schedule import Stages

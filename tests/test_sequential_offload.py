@@ -13,11 +13,11 @@ from tests.tiny import CALL, settings, tiny
 from torch import Tensor, nn
 
 from diff_es import Compact, Compressed, DiffESError, Resident, Run, Streamed, UnsupportedModel, Width, compress
-from diff_es.conditioning import Probe
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, discover, named_parameters, output_of
 from diff_es.library import Method
 from diff_es.pipeline import denoiser_of, make_probes, sample, trace
 from diff_es.placements import Placed, Stitched
+from diff_es.probes import Probe
 from diff_es.route import routed
 from diff_es.schedule import Stages
 

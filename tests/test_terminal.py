@@ -23,10 +23,10 @@ from tests.tiny import tiny
 
 from diff_es import Compressed, DiffESError, tables
 from diff_es.cli import main
-from diff_es.conditioning import bundled_prompts, read_prompts
 from diff_es.console import print_anywhere
 from diff_es.ending import Ending
 from diff_es.inspection import inspect
+from diff_es.probes import bundled_prompts, read_prompts
 from diff_es.progress import Reporter
 
 WHERE = "down_blocks.{}.attentions.0.transformer_blocks.0.ff.net.0[proj]"

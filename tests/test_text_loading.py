@@ -14,9 +14,9 @@ from tests.pipelines import CASES, made
 from tests.single_file import write_sdxl, write_stable_diffusion
 
 from diff_es import DiffESError, UnsupportedModel
-from diff_es.conditioning import read_prompts
 from diff_es.loading import load, origin_of, reopen
 from diff_es.pipeline import decode, make_probes, sample
+from diff_es.probes import read_prompts
 
 WRITERS = {"SD": write_stable_diffusion, "SDXL": write_sdxl}
 

@@ -17,7 +17,7 @@ from .again import asked_again, found_again
 from .benchmark import compare
 from .bundled_models import MODELS
 from .commands import compress_command
-from .conditioning import Asked, conditions_of, family_of
+from .conditioning import Asked, family_of
 from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .demo import SETTINGS, run_demo
 from .ending import Ending
@@ -40,6 +40,7 @@ from .options import (
     Trials,
 )
 from .pipeline import Pipeline, Probe, Sampling, decode, make_probes, sample
+from .probes import conditions_of
 from .progress import Reporter
 from .rng import derive_seed
 from .signals import Listener

@@ -13,7 +13,6 @@ from . import tables
 from .budget import Budget
 from .compensation import Ridge
 from .compress import Run, compress
-from .conditioning import read_prompts
 from .console import finish, open_pipeline, out
 from .errors import DiffESError
 from .grouped import grouped
@@ -36,6 +35,7 @@ from .options import (
     SamplingOptions,
 )
 from .placements import Compact, Saved, Streamed
+from .probes import read_prompts
 from .progress import Reporter
 from .reported import SearchReport
 from .settings import Levers, Settings

@@ -1,28 +1,18 @@
-"""What pipelines are asked for: a class, a prompt or nothing, with the user's guidance; and prompts encoded once."""
+"""How the pipelines of each class are called: with a class, a prompt or nothing, and with the user's own setting."""
 
 from __future__ import annotations
 
 import inspect
-from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from .arguments import Text, checked
 from .errors import DiffESError
-from .exchange import exchanged
 from .limits import Batch, Frames, Guidance, Pixels, Steps
-from .own_sampler import OwnSampler
-from .rng import derive_seed
 
 Pipeline: TypeAlias = DiffusionPipeline  # what Diff-ES can drive
 Denoiser: TypeAlias = ModelMixin  # what is pruned
@@ -126,14 +116,6 @@ class Sampling:
         return self.guidance_scale
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A fixed noise and class or prompt on which the dense model and a candidate are compared."""
-
-    seed: int
-    condition: Condition
-
-
 def family_of(pipe: Pipeline) -> Family | None:
     """How a pipeline is called; None where Diff-ES does not know its class."""
     return next((FAMILIES[kind.__name__] for kind in type(pipe).__mro__ if kind.__name__ in FAMILIES), None)
@@ -143,82 +125,6 @@ def classes_of(pipe: Pipeline) -> tuple[int, ...]:
     """The classes one can ask for: those with a name, or all that the embedding has."""
     named = sorted(set(pipe.labels.values()))
     return tuple(named or range(pipe.transformer.config.num_embeds_ada_norm))
-
-
-@cache
-def bundled_prompts() -> tuple[str, ...]:
-    """The prompts that text pipelines are calibrated and judged on unless they bring their own or others are given."""
-    return read_prompts(Path(__file__).with_name("prompts.txt"))
-
-
-def read_prompts(file: Path) -> tuple[str, ...]:
-    """The prompts of a text file in UTF-8, one on each line; empty lines are none, nor is a byte-order mark.
-
-    Raises:
-        DiffESError: the file cannot be read, is in another encoding, or holds no prompt.
-    """
-    expected = "prompts, one on each line"
-    try:
-        lines = file.read_bytes().removeprefix(BOM_UTF8).splitlines()
-    except OSError as error:
-        found, remedy = str(error), "Give a text file in UTF-8."
-        raise DiffESError(str(file), expected=expected, found=found, remedy=remedy) from error
-    prompts = tuple(filter(None, (_prompt(file, number, line) for number, line in enumerate(lines, 1))))
-    if not prompts:
-        raise DiffESError(str(file), expected=expected, found="none", remedy="Write some into it.")
-    return prompts
-
-
-def _prompt(file: Path, number: int, line: bytes) -> str:
-    try:
-        if b"\0" in line:  # as text in UTF-16 has them
-            raise ValueError("a zero byte")
-        return line.decode("utf-8").strip()
-    except ValueError as error:
-        found, remedy = f"another encoding: {error}", "Save the file as UTF-8."
-        raise DiffESError(f"{file}, line {number}", expected="text in UTF-8", found=found, remedy=remedy) from error
-
-
-def own_prompts(pipe: Pipeline) -> tuple[str, ...]:
-    """Those of the ``prompts.txt`` in the folder that a pipeline was loaded from, else the bundled ones."""
-    source = pipe.config.get("_name_or_path")
-    file = Path(source, "prompts.txt") if source else None
-    return read_prompts(file) if file is not None and file.is_file() else bundled_prompts()
-
-
-def conditions_of(pipe: Pipeline, prompts: Sequence[str] | None = None) -> tuple[Condition, ...]:
-    """What can be asked of a pipeline: its classes, ``prompts`` (None: :func:`own_prompts`), or nothing.
-
-    Raises:
-        DiffESError: prompts for a pipeline that takes none, or an empty list of them.
-    """
-    family = family_of(pipe)
-    if family is not None and family.asked is Asked.PROMPTS:
-        if prompts is not None and not prompts:
-            raise DiffESError("prompts", expected="at least one", found="none", remedy="Leave them out for ours.")
-        return tuple(own_prompts(pipe) if prompts is None else prompts)
-    if isinstance(pipe, OwnSampler) and prompts is None:
-        return tuple(pipe.conditions) or (None,)
-    if prompts is not None:
-        found, remedy = f"{len(prompts)} for a {type(pipe).__name__}", "Leave them out."
-        raise DiffESError("prompts", expected="none for a pipeline without text", found=found, remedy=remedy)
-    return (None,) if family is not None and family.asked is Asked.NOTHING else classes_of(pipe)
-
-
-def make_probes(
-    pipe: Pipeline, count: int, seed: int, purpose: str, prompts: Sequence[str] | None = None
-) -> tuple[Probe, ...]:
-    """``count`` probes; classes or prompts are dealt round robin, or drawn where there are more than 32.
-
-    Probes of different purposes never share a noise; the first n of a larger set are the set of size n. Raises as
-    :func:`conditions_of` does.
-    """
-    conditions, probes = conditions_of(pipe, prompts), list[Probe]()
-    for i in range(count):
-        draw = derive_seed(seed, purpose, i)
-        index = i if len(conditions) <= 32 else draw
-        probes.append(Probe(draw, conditions[index % len(conditions)]))
-    return tuple(probes)
 
 
 def call_arguments(pipe: Pipeline, conditions: Sequence[Condition], sampling: Sampling) -> dict[str, Any]:
@@ -265,45 +171,3 @@ def _check_asked(pipe: Pipeline, family: Family, sampling: Sampling) -> None:
     if text and family.distilled and pipe.transformer.config.guidance_embeds and sampling.negative_prompt is not None:
         expected = "none: guidance is an input of this denoiser"
         raise DiffESError("negative_prompt", expected=expected, found=repr(sampling.negative_prompt), remedy=remedy)
-
-
-class Encodings:
-    """Encoded prompts by what was asked for, held on the CPU."""
-
-    def __init__(self) -> None:
-        self._held = dict[Any, Any]()
-
-    def fetch(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What ``encode(*args, **kwargs)`` gives, run the first time only."""
-        key = _key((args, kwargs))
-        if key not in self._held:
-            output = encode(*args, **kwargs)
-            self._held[key] = tree_map_only(Tensor, lambda t: (t.device, t.cpu()), output)
-            return output
-        return _returned(self._held[key])
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_key(entry) for entry in value)
-    if isinstance(value, dict):
-        return tuple((name, _key(entry)) for name, entry in sorted(value.items()))
-    return value
-
-
-def _returned(held: Any) -> Any:
-    if isinstance(held, tuple) and len(held) == 2 and isinstance(held[0], torch.device):
-        return held[1].to(held[0])
-    return type(held)(_returned(entry) for entry in held) if isinstance(held, list | tuple) else held
-
-
-@contextmanager
-def encoded_once(pipe: Pipeline, encodings: Encodings) -> Iterator[None]:
-    """Let a text pipeline take prompts that it encoded before from ``encodings``; it must not change meanwhile."""
-    family = family_of(pipe)
-    if family is None or family.asked is not Asked.PROMPTS:
-        yield
-        return
-    encode = pipe.encode_prompt
-    with exchanged(pipe, "encode_prompt", lambda *args, **kwargs: encodings.fetch(encode, args, kwargs)):
-        yield

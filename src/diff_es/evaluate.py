@@ -18,8 +18,8 @@ from .artefact import Compressed
 from .baselines import fewer_steps, uniform_width
 from .budget import MacsRatio
 from .compress import open_journal
-from .conditioning import Encodings, encoded_once
 from .driving import by_chance, ranked
+from .encodings import Encodings, encoded_once
 from .final import Finalist, Found, select
 from .judge import Judge
 from .limits import Batch, Count, Rounds, Several

@@ -11,7 +11,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from .conditioning import Encodings, encoded_once
+from .encodings import Encodings, encoded_once
 from .finite import check_finite
 from .heap import Kept
 from .layers import Content, Entry, Plan, Switch, realise

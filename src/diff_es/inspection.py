@@ -45,11 +45,8 @@ def inspect(
         UnsupportedModel: as for ``compress``, a pipeline that Diff-ES cannot drive, or no pipeline at all.
     """
     denoiser, reporter = denoiser_of(check(pipe)), reporter or Reporter(quiet=True)
-    sampling = (
-        own_sampling(pipe, sampling or Sampling())
-        if isinstance(pipe, OwnSampler)
-        else (sampling or Sampling(10)).of(pipe)
-    )
+    own = isinstance(pipe, OwnSampler)
+    sampling = own_sampling(pipe, sampling or Sampling()) if own else (sampling or Sampling(10)).of(pipe)
     anatomy, path = anatomy_of(denoiser), trace(pipe, sampling)
     multiple, times = hardware_multiple(device_of(denoiser), dtype_of(denoiser)), tuple[LayerTime, ...]()
     width, depth = Width(levels, multiple, ()), Depth()
@@ -63,25 +60,11 @@ def inspect(
     costs = Costs.tabled(counter.table(blocks, reporter), (1,))
     if anatomy.uniform:  # blocks that differ are not skipped by their number
         (skipped,) = counter.table(units_of(anatomy, depth, Grain.WHOLE), reporter)
-    rows: list[dict[str, Any]] = [
-        {
-            "kind": layer.kind.value,
-            "name": layer.name,
-            "groups": layer.groups,
-            "group_width": layer.width,
-            "kept_by_level": [width.kept(layer, level) for level in range(levels)],
-        }
-        for layer in anatomy.layers
-    ]
-    rows += [
-        {"kind": Kind.BLOCK.value, "name": block.name, "groups": 1, "group_width": block.width, "kept_by_level": None}
-        for block in anatomy.blocks
-    ]
     return {
         "denoiser": type(denoiser).__name__,
         "parameters": sum(p.numel() for p in denoiser.parameters()),
         "macs": dense,
-        "layers": rows,
+        "layers": _layers(anatomy, width),
         "units": [
             {"name": unit.name, "layers": [layer.name for layer in unit.layers], "macs_by_level": list(macs)}
             for unit, macs in zip(blocks, costs.options, strict=True)
@@ -95,6 +78,24 @@ def inspect(
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],
         "left_dense": left_dense(denoiser, anatomy),
     }
+
+
+def _layers(anatomy: Anatomy, width: Width) -> list[dict[str, object]]:
+    """The layers and blocks that can be pruned, with what stays of each at each level."""
+    rows: list[dict[str, object]] = [
+        {
+            "kind": layer.kind.value,
+            "name": layer.name,
+            "groups": layer.groups,
+            "group_width": layer.width,
+            "kept_by_level": [width.kept(layer, level) for level in range(width.levels)],
+        }
+        for layer in anatomy.layers
+    ]
+    return rows + [
+        {"kind": Kind.BLOCK.value, "name": block.name, "groups": 1, "group_width": block.width, "kept_by_level": None}
+        for block in anatomy.blocks
+    ]
 
 
 def left_dense(denoiser: nn.Module, anatomy: Anatomy) -> list[dict[str, Any]]:

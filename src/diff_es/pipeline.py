@@ -16,18 +16,18 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .clock import on_timestep as on_timestep
 from .conditioning import Denoiser as Denoiser
 from .conditioning import Pipeline as Pipeline
-from .conditioning import Probe as Probe
 from .conditioning import Sampling as Sampling
 from .conditioning import call_arguments
 from .conditioning import classes_of as classes_of
 from .conditioning import family_of as family_of
-from .conditioning import make_probes as make_probes
 from .denoiser import device_of as device_of
 from .denoiser import dtype_of as dtype_of
 from .denoiser import meta_twin as meta_twin
 from .errors import FOREIGN, DiffESError, said
 from .exchange import exchanged
 from .own_sampler import OwnSampler as OwnSampler
+from .probes import Probe as Probe
+from .probes import make_probes as make_probes
 from .quiet import hushed as hushed
 
 AnyPipeline: TypeAlias = DiffusionPipeline | OwnSampler  # what a user may bring

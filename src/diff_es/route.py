@@ -18,7 +18,8 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from .errors import DiffESError
 from .heap import Kept
-from .layers import Anatomy, Guard, Likeness, anatomy_of, base_parameters, check_groups, room_to_compile, submodule
+from .known import Known
+from .layers import anatomy_of, check_groups, room_to_compile
 from .placements import Store
 from .schedule import Stages
 from .stage_clock import stage_reader
@@ -56,7 +57,7 @@ class Routing:
         self._stage_of = stage_reader(denoiser, stages)
         self._lock, self._turns = RLock(), list[int]()  # stages of the calls under way, one within another
         self._store: Store | None = None  # None where what has changed was refused, too
-        self._known: _Known | None = None
+        self._known: Known | None = None
         self._heap: Kept | None = None
         self._calls: Callable[..., Any] = MethodType(type(denoiser)._call_impl, denoiser)
 
@@ -208,7 +209,7 @@ class Routing:
         """Lay the weights out for the dense denoiser as it is now."""
         check_groups(self._denoiser)
         if self._known is None or not self._known.holds():
-            self._known = _Known(self._denoiser, self._anatomy, self._looked)
+            self._known = Known(self._denoiser, self._anatomy, self._looked)
         return self._open()
 
     def _close(self) -> None:
@@ -225,43 +226,6 @@ class Routing:
         already."""
         if _offloaded(self._denoiser) and self._known is not None and self._known.moved():
             self._known.follow()
-
-
-class _Known:
-    """What a denoiser was like when weights were laid out for it."""
-
-    def __init__(self, denoiser: nn.Module, anatomy: Anatomy, looked: Callable[[], None]) -> None:
-        self.likeness = Likeness(denoiser, anatomy)
-        self.guard = Guard(self.likeness.owners.values(), looked)
-        owners = self.likeness.owners
-        # the first parameter that is never exchanged, adapters or not: where it lies, the denoiser lies; where all
-        # are, the first of them
-        names = [name for name, _ in base_parameters(denoiser)]
-        name = next((name for name in names if name.rpartition(".")[0] not in owners), names[0])
-        path, _, self._leaf = name.rpartition(".")
-        self._witness = submodule(denoiser, path)
-        self._home = self._where()
-        # of the modules that are exchanged: some models keep parts in float32
-        self._dtypes = {path: next(module.parameters()).dtype for path, module in owners.items()}
-
-    def holds(self) -> bool:
-        """Whether it is still so."""
-        return not self.moved() and self.likeness.changed() is None
-
-    def moved(self) -> bool:
-        """Whether the denoiser lies elsewhere."""
-        return self._where() != self._home
-
-    def follow(self) -> None:
-        """Move what is in place where the rest of the denoiser lies, and cast it if that was."""
-        device, dtype = self._where()
-        if device.type != "meta":
-            for path, module in self.likeness.owners.items():
-                module.to(device, self._dtypes[path] if dtype == self._home[1] else dtype)
-
-    def _where(self) -> tuple[torch.device, torch.dtype]:
-        parameter = self._witness.get_parameter(self._leaf)
-        return parameter.device, parameter.dtype
 
 
 _CALL, _COMPILED = "_call_impl", "_compiled_call_impl"

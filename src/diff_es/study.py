@@ -12,11 +12,11 @@ import torch
 
 from .budget import Budget, MeasuredPrices
 from .calibrate import Statistics, calibrate, parts_of
-from .conditioning import Probe
 from .finite import check_finite
 from .fitness import Bank, Fitness, timesteps_of
 from .library import Library
 from .pipeline import AnyPipeline, denoiser_of, make_probes, sample
+from .probes import Probe
 from .progress import Reporter
 from .search import Candidate
 from .settings import Levers, Settings

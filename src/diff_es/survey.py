@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from .budget import Budget, MacsRatio, MeasuredPrices, Prices, Speedup, measured_prices, within_memory
-from .conditioning import conditions_of
 from .cost import Costs, MacCounter
 from .errors import DiffESError, UnsupportedModel
 from .latency import fitted
@@ -19,6 +18,7 @@ from .loading import check, origin_of
 from .own_settings import own_settings
 from .pipeline import AnyPipeline, OwnSampler, Pipeline, Trace, denoiser_of, device_of, trace
 from .placements import Streamed, parameter_bytes
+from .probes import conditions_of
 from .progress import Reporter
 from .route import routing_of
 from .schedule import Stages
@@ -109,23 +109,13 @@ def survey(
     """
     pipe, budget = check(pipe), budget or Budget(MacsRatio(1.0))
     denoiser, levers = denoiser_of(pipe), settings.levers
-    if isinstance(pipe, OwnSampler):
-        settings = own_settings(pipe, settings)
-    else:
-        settings = replace(settings, sampling=settings.sampling.of(pipe))
+    settings = _of_pipeline(pipe, settings)
     conditions_of(pipe, settings.prompts)
     anatomy = _anatomy(denoiser, settings)
     settings = _settled(pipe, anatomy, settings, budget, reporter)
     method, traced = settings.method, trace(pipe, settings.sampling)
     stages, path, choices = Stages.split(traced.timesteps, settings.stages), None, None
-    units = (
-        undivided(anatomy)
-        if levers is Levers.STEPS
-        else units_of(anatomy, method.ladder, method.grain or usual_grain(method.ladder))
-    )
-    if isinstance(method.ladder, Width) and levers is not Levers.STEPS:
-        for name in never_thinned(anatomy.layers, method.ladder):
-            reporter.warn(f"{name} keeps all of its groups at every level: it runs no faster with fewer here.")
+    units = _units(anatomy, settings, reporter)
     if levers is not Levers.PRUNE:
         path = own_path(pipe, traced.timesteps, traced.calls)
         stages = path.stages(settings.stages)
@@ -151,6 +141,23 @@ def survey(
     return Survey(
         pipe, settings, traced, stages, anatomy, counter, macs, costs, limit, prices, units, path, known, budget
     )
+
+
+def _of_pipeline(pipe: Pipeline, settings: Settings) -> Settings:
+    """With what the pipeline says itself, where the user does not."""
+    if isinstance(pipe, OwnSampler):
+        return own_settings(pipe, settings)
+    return replace(settings, sampling=settings.sampling.of(pipe))
+
+
+def _units(anatomy: Anatomy, settings: Settings, reporter: Reporter) -> tuple[Unit, ...]:
+    """What carries its own level; the user is told of layers that no level thins."""
+    ladder, method = settings.method.ladder, settings.method
+    if settings.levers is Levers.STEPS:
+        return undivided(anatomy)
+    for name in never_thinned(anatomy.layers, ladder) if isinstance(ladder, Width) else ():
+        reporter.warn(f"{name} keeps all of its groups at every level: it runs no faster with fewer here.")
+    return units_of(anatomy, ladder, method.grain or usual_grain(ladder))
 
 
 def _anatomy(denoiser: nn.Module, settings: Settings) -> Anatomy:
