@@ -25,9 +25,10 @@ from .library import Method
 from .limits import Workers
 from .loading import origin_of
 from .locks import held_file
-from .own_sampler import OwnSampler, check_portable
+from .own_sampler import OwnSampler
 from .pipeline import AnyPipeline, denoiser_of
 from .placements import Compact, Placement, Saved
+from .portable import check_portable
 from .progress import Reporter
 from .reported import SearchReport
 from .schedule import Schedule

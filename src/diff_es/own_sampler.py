@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -202,28 +200,6 @@ class OwnSampler:
             return []
         said = dict(zip(self.path.timesteps, self.times or (), strict=True))
         return [int(time) if self.path.whole else said.get(time, time) for time in times]
-
-
-class _Weightless(pickle.Pickler):
-    """Pickles everything but tensors."""
-
-    def persistent_id(self, value: object) -> object:
-        return "tensor" if isinstance(value, Tensor) else None
-
-
-def check_portable(own: OwnSampler) -> None:
-    """Whether other processes can have a copy of a denoiser and its loop.
-
-    Raises:
-        DiffESError: they cannot.
-    """
-    for where, part in (("sample", own.sample), ("decode", own.decode), ("denoiser", own.denoiser)):
-        try:
-            _Weightless(io.BytesIO()).dump(part)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            remedy = "Define it by name in a module, not inside of a function; or take one worker."
-            expected, found = "one that other processes can have a copy of, for workers", str(error)
-            raise DiffESError(f"OwnSampler.{where}", expected=expected, found=found, remedy=remedy) from error
 
 
 class _Run:
