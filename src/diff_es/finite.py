@@ -12,8 +12,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .errors import DiffESError, several
-from .pipeline import OwnSampler, Pipeline, Probe, Sampling, denoiser_name, denoiser_of, dtype_of, on_timestep, sample
-from .stepping import sampler_name
+from .pipeline import (
+    OwnSampler,
+    Pipeline,
+    Probe,
+    Sampling,
+    denoiser_name,
+    denoiser_of,
+    dtype_of,
+    on_timestep,
+    sample,
+    sampler_name,
+)
 
 
 def check_finite(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling, result: Tensor) -> None:

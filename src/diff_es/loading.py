@@ -29,9 +29,8 @@ from .errors import DiffESError, UnsupportedModel
 from .hub import PLACES, fetched, hub_out_of_reach
 from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, parts_of, read_json
 from .origin import Origin
-from .pipeline import OwnSampler, Pipeline, denoiser_of, dtype_of, hushed
+from .pipeline import OwnSampler, Pipeline, denoiser_of, dtype_of, hushed, sampler_name
 from .single_file import kind_of_file
-from .stepping import sampler_name
 from .supported import SUPPORTED as SUPPORTED
 from .supported import check as check
 from .supported import check_class

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, TypeAlias
 
 import torch
@@ -86,6 +88,16 @@ def settled(pipe: Pipeline) -> type[Pipeline]:
     kind = type(pipe)
     known = {"__module__": kind.__module__, "_execution_device": pipe._execution_device}
     return type(kind.__name__, (kind,), known)
+
+
+def sampler_name(pipe: AnyPipeline) -> str:
+    """What samples, for a reader."""
+    if not isinstance(pipe, OwnSampler):
+        return type(pipe.scheduler).__name__
+    sample = pipe.sample
+    while isinstance(sample, partial):
+        sample = sample.func
+    return sample.__qualname__ if isinstance(sample, FunctionType | MethodType) else type(sample).__name__
 
 
 @contextmanager

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from types import FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -195,16 +193,6 @@ def own_path(pipe: Pipeline, timesteps: Sequence[float], calls: int) -> Trajecto
         found = f"{type(pipe.scheduler).__name__}, which calls it {pipe.scheduler.order} times"
         raise DiffESError("scheduler", expected="one denoiser call a step", found=found, remedy=remedy)
     return trajectory(pipe.scheduler, timesteps)
-
-
-def sampler_name(pipe: AnyPipeline) -> str:
-    """What samples, for a reader."""
-    if not isinstance(pipe, OwnSampler):
-        return type(pipe.scheduler).__name__
-    sample = pipe.sample
-    while isinstance(sample, partial):
-        sample = sample.func
-    return sample.__qualname__ if isinstance(sample, FunctionType | MethodType) else type(sample).__name__
 
 
 def check_corrected(scheduler: Scheduler, made: Mapping[str, Any], timesteps: Sequence[float], asked: int) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor
 from .evaluate import Effort, Evaluation
 from .files import write_text
 from .final import Found
-from .pipeline import OwnSampler, denoiser_of, device_of, dtype_of
+from .pipeline import OwnSampler, denoiser_of, device_of, dtype_of, sampler_name
 from .report import Curve, Heat, Story, Strip, render
 from .search import Generation
-from .stepping import sampler_name
 from .study import Study
 
 PUBLISHED = ("result.json", "report.html")
