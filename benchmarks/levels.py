@@ -18,7 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from diff_es.cost import MacCounter
 from diff_es.layers import Cut, Plan, Switch, Weights, discover, realise
 from diff_es.loading import load
-from diff_es.pipeline import Sampling, trace
+from diff_es.pipeline import Sampling
+from diff_es.tracing import trace
 from diff_es.units import Width
 
 

@@ -18,8 +18,9 @@ from diff_es import Compressed
 from diff_es.artefact import fingerprint
 from diff_es.layers import Cut, Plan, Switch, discover, output_of, realise
 from diff_es.loading import origin_of
-from diff_es.pipeline import Sampling, denoiser_of, trace
+from diff_es.pipeline import Sampling, denoiser_of
 from diff_es.schedule import Schedule, Stages
+from diff_es.tracing import trace
 
 STAGES = 3
 FAMILIES = ("DiT", "SD", "SDXL", "SD3", "FLUX", "PixArt-Sigma", "Wan")

@@ -20,7 +20,7 @@ from diff_es.evaluate import Contender, contenders, sampled
 from diff_es.layers import DENSE, Kind, discover
 from diff_es.loading import load, origin_of, reopen
 from diff_es.metrics import snr_db
-from diff_es.pipeline import decode, sample, trace
+from diff_es.pipeline import decode, sample
 from diff_es.placements import Resident
 from diff_es.probes import Probe, bundled_prompts, conditions_of
 from diff_es.progress import Reporter
@@ -29,6 +29,7 @@ from diff_es.schedule import Stages
 from diff_es.study import prepare
 from diff_es.tiles import CLASSES, load_reference
 from diff_es.timing import Runner
+from diff_es.tracing import trace
 
 FOLDER = MODELS["bundled-unet"]
 SAMPLING = Sampling(num_inference_steps=10, guidance_scale=2.5)

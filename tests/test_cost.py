@@ -17,9 +17,9 @@ from diff_es.baselines import fewer_steps, middle_phase, mosaic, uniform_width
 from diff_es.cost import Costs, MacCounter
 from diff_es.errors import BudgetOutOfReach
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, discover, realise
-from diff_es.pipeline import Trace
 from diff_es.progress import Reporter
 from diff_es.search import Levels, NoneFits
+from diff_es.tracing import Trace
 from diff_es.units import Depth, Grain, Thin, Width, units_of
 
 laws = settings(max_examples=60, deadline=None)

@@ -44,10 +44,11 @@ from diff_es.layers import (
     room_to_compile,
 )
 from diff_es.library import Library
-from diff_es.pipeline import Trace, meta_twin
+from diff_es.pipeline import meta_twin
 from diff_es.placements import Placement
 from diff_es.progress import Reporter
 from diff_es.schedule import Stages
+from diff_es.tracing import Trace
 from diff_es.units import Grain, Skip, Thin
 
 

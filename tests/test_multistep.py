@@ -23,9 +23,10 @@ from diff_es import metrics
 from diff_es.errors import DiffESError
 from diff_es.loading import load
 from diff_es.multistep import Recording, corrected, directions, fitting, fixed
-from diff_es.pipeline import Sampling, make_probes, sample, trace
+from diff_es.pipeline import Sampling, make_probes, sample
 from diff_es.samplers import is_deterministic, trajectory
 from diff_es.stepping import stepped
+from diff_es.tracing import trace
 from diff_es.trajectory import trailing
 
 

@@ -38,11 +38,12 @@ from diff_es.fitness import Fitness
 from diff_es.inspection import inspect
 from diff_es.layers import DENSE, declare, fingerprint
 from diff_es.loading import reopen
-from diff_es.pipeline import Sampling, make_probes, sample, trace
+from diff_es.pipeline import Sampling, make_probes, sample
 from diff_es.progress import Reporter
 from diff_es.schedule import Schedule, Stages
 from diff_es.search import Candidate
 from diff_es.study import Study, prepare
+from diff_es.tracing import trace
 
 QUIET = Reporter(quiet=True)
 OWN_TIMES = (0.9, 0.7, 0.4, 0.3)

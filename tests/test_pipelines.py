@@ -22,7 +22,7 @@ from diff_es.encodings import Encodings, encoded_once
 from diff_es.layers import DENSE, discover
 from diff_es.loading import SUPPORTED, check, check_denoiser
 from diff_es.measures import ImageSSIM
-from diff_es.pipeline import decode, denoiser_of, first_call, on_timestep, sample, trace, with_denoiser
+from diff_es.pipeline import decode, denoiser_of, on_timestep, sample, with_denoiser
 from diff_es.placements import Resident
 from diff_es.probes import Probe, bundled_prompts, make_probes
 from diff_es.route import routed
@@ -31,6 +31,7 @@ from diff_es.schedule import Stages
 from diff_es.stage_clock import on_stage
 from diff_es.stepping import stepped
 from diff_es.story import picture
+from diff_es.tracing import first_call, trace
 from diff_es.trajectory import placed
 
 every_pipeline = pytest.mark.parametrize("name", CASES)

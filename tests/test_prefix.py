@@ -22,10 +22,11 @@ from tests.tiny import CALL, calls_of, tiny
 from torch import Tensor
 
 from diff_es.multistep import Recording, fitting
-from diff_es.pipeline import make_probes, sample, trace
+from diff_es.pipeline import make_probes, sample
 from diff_es.prefix import After, PrefixCache, Replay, Result
 from diff_es.samplers import STEPPABLE, is_deterministic, trajectory
 from diff_es.stepping import stepped
+from diff_es.tracing import trace
 from diff_es.trajectory import trailing
 
 SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from diff_es import Compact, Compressed, DiffESError, Resident, Run, Streamed, UnsupportedModel, Width, compress
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, discover, named_parameters, output_of
 from diff_es.library import Method
-from diff_es.pipeline import denoiser_of, make_probes, sample, trace
+from diff_es.pipeline import denoiser_of, make_probes, sample
 from diff_es.placements import Placed, Stitched
 from diff_es.probes import Probe
 from diff_es.route import routed
 from diff_es.schedule import Stages
+from diff_es.tracing import trace
 
 ALL = {"DiT": (tiny, CALL), **{name: (case.make, case.sampling) for name, case in CASES.items()}}
 

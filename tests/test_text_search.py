@@ -24,11 +24,12 @@ from diff_es.fitness import Fitness
 from diff_es.layers import Anatomy
 from diff_es.library import Library
 from diff_es.measures import ImageSSIM, LatentSNR
-from diff_es.pipeline import denoiser_of, make_probes, sample, trace
+from diff_es.pipeline import denoiser_of, make_probes, sample
 from diff_es.progress import Reporter
 from diff_es.samplers import trajectory
 from diff_es.settings import describe, restore
 from diff_es.study import prepare
+from diff_es.tracing import trace
 from diff_es.units import Depth
 
 QUIET = Reporter(quiet=True)

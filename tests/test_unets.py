@@ -43,10 +43,10 @@ from diff_es.importance import Magnitude
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Switch, Weights, as_matrix, discover, realise
 from diff_es.library import Library
 from diff_es.packing import pack, unpack
-from diff_es.pipeline import Trace
 from diff_es.placements import Placement
 from diff_es.progress import Reporter
 from diff_es.store import read_folder, write_folder
+from diff_es.tracing import Trace
 from diff_es.units import Grain, units_of
 
 QUIET, LEVELS = Reporter(quiet=True), 4

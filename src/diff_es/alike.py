@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .pipeline import Trace
+from .tracing import Trace
 from .units import Thin, Unit
 
 

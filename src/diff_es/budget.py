@@ -20,8 +20,9 @@ from .errors import BudgetOutOfReach, DiffESError
 from .heap import Kept
 from .latency import nanoseconds, paired
 from .layers import Anatomy, Content, Cut, Plan, Switch, realise
-from .pipeline import Pipeline, Sampling, decode, denoiser_of, device_of, first_call, intercepted, make_probes, sample
+from .pipeline import Pipeline, Sampling, decode, denoiser_of, device_of, intercepted, make_probes, sample
 from .progress import Reporter
+from .tracing import first_call
 from .units import Thin, Unit
 
 _PATIENCE = 3.0

@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from .alike import alike
 from .errors import BudgetOutOfReach
 from .layers import DENSE, Anatomy, Block, Bypass, Cut, Plan, Switch, Weights, common, owned_by, realise
-from .pipeline import Denoiser, Trace, device_of, dtype_of, meta_twin
+from .pipeline import Denoiser, device_of, dtype_of, meta_twin
 from .progress import Reporter
 from .search import Candidate, Space, Steps
+from .tracing import Trace
 from .units import Thin, Unit
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that a module receives

@@ -25,7 +25,7 @@ from .judge import Judge
 from .limits import Batch, Count, Rounds, Several
 from .locks import held_file
 from .multistep import Corrections
-from .pipeline import AnyPipeline, OwnSampler, decode, make_probes, sample, trace
+from .pipeline import AnyPipeline, OwnSampler, decode, make_probes, sample
 from .progress import Reporter
 from .report import Row
 from .rng import derive_seed
@@ -34,6 +34,7 @@ from .settings import Levers
 from .study import Study, prepare
 from .tiles import Reference
 from .timing import Runner, measure
+from .tracing import trace
 from .units import Width
 
 

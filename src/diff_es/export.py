@@ -26,8 +26,9 @@ from .errors import DiffESError, StorageError, UnsupportedModel
 from .files import check_outputs
 from .layers import Kind, Plan, anatomy_of, realise, state_dict
 from .loading import check
-from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_of, hushed, meta_twin, trace, with_denoiser
+from .pipeline import AnyPipeline, Denoiser, Pipeline, denoiser_of, hushed, meta_twin, with_denoiser
 from .pruned_transformer import PRUNED, Pruning
+from .tracing import trace
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from .layers import Anatomy, Kind, anatomy_of, named_parameters
 from .limits import Levels
 from .loading import check
 from .own_settings import own_sampling
-from .pipeline import AnyPipeline, OwnSampler, Sampling, denoiser_of, device_of, dtype_of, trace
+from .pipeline import AnyPipeline, OwnSampler, Sampling, denoiser_of, device_of, dtype_of
 from .progress import Reporter
+from .tracing import trace
 from .units import Depth, Grain, Width, never_thinned, units_of
 
 

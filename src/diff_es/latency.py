@@ -14,8 +14,9 @@ from torch import nn
 
 from .heap import Kept
 from .layers import Anatomy, Content, Cut, Layer, Plan, Switch, fed_by, realise
-from .pipeline import Pipeline, Sampling, denoiser_of, device_of, dtype_of, first_call
+from .pipeline import Pipeline, Sampling, denoiser_of, device_of, dtype_of
 from .progress import Reporter
+from .tracing import first_call
 from .units import Width
 
 _SLOWER = 1.1

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from .errors import DiffESError
 from .measures import LatentSNR
-from .pipeline import OwnSampler, Sampling, trace
+from .pipeline import OwnSampler, Sampling
 from .settings import Levers, Settings
+from .tracing import trace
 
 
 def own_settings(own: OwnSampler, settings: Settings) -> Settings:

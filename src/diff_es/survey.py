@@ -16,7 +16,7 @@ from .layers import Anatomy, Declared, anatomy_of, declared, fingerprint, rememb
 from .library import Method
 from .loading import check, origin_of
 from .own_settings import own_settings
-from .pipeline import AnyPipeline, OwnSampler, Pipeline, Trace, denoiser_of, device_of, trace
+from .pipeline import AnyPipeline, OwnSampler, Pipeline, denoiser_of, device_of
 from .placements import Streamed, parameter_bytes
 from .probes import conditions_of
 from .progress import Reporter
@@ -25,6 +25,7 @@ from .schedule import Stages
 from .search import Candidate
 from .settings import Levers, Settings
 from .stepping import own_path
+from .tracing import Trace, trace
 from .trajectory import Trajectory, placed, step_choices
 from .units import Depth, Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
 
