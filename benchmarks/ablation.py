@@ -12,19 +12,20 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from diff_es.calibrate import calibrate
-from diff_es.compensation import Ridge
-from diff_es.cost import MacCounter
-from diff_es.fitness import Fitness
-from diff_es.importance import Activation, Magnitude, Obs, Wanda
-from diff_es.library import Library, Method
-from diff_es.loading import load
-from diff_es.measures import LatentSNR
-from diff_es.pipeline import Sampling, make_probes
-from diff_es.progress import Reporter
-from diff_es.settings import Levers, Settings
-from diff_es.study import prepare
-from diff_es.units import Depth
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import prepare
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pruning.calibration import calibrate
+from diff_es.pruning.compensation import Ridge
+from diff_es.pruning.granularity import Depth
+from diff_es.pruning.importance import Activation, Magnitude, Obs, Wanda
+from diff_es.pruning.library import Library, Method
+from diff_es.pruning.macs import MacCounter
+from diff_es.scoring.fidelity import LatentSNR
+from diff_es.scoring.fitness import Fitness
+from diff_es.utils.progress import Reporter
 
 WIDTH = {
     "magnitude, no compensation": Method(ranking=Magnitude(), compensation=None),

@@ -16,17 +16,19 @@ from dataclasses import replace
 
 import torch
 
-from diff_es.compaction import Compaction
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import Study, prepare
 from diff_es.layers import Kind, Plan
-from diff_es.library import Library
-from diff_es.loading import load
-from diff_es.metrics import snr_db
-from diff_es.pipeline import Sampling, make_probes, sample
-from diff_es.placements import Compact, Placement, Resident, Streamed
-from diff_es.progress import Reporter
-from diff_es.settings import Levers, Settings
-from diff_es.study import Study, prepare
-from diff_es.timing import Runner
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pruning.compaction import Compaction
+from diff_es.pruning.library import Library
+from diff_es.routing.placements import Compact, Placement, Resident, Streamed
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.utils.progress import Reporter
 
 SCHEDULES = {
     "half everywhere": (4,) * 10,

@@ -14,15 +14,17 @@ import argparse
 import torch
 from torch import Tensor
 
-from diff_es.loading import load
-from diff_es.metrics import snr_db
-from diff_es.multistep import Corrections
-from diff_es.pipeline import Sampling, make_probes, sample
-from diff_es.progress import Reporter
-from diff_es.sensitivity import by_rule
-from diff_es.settings import Levers, Settings
-from diff_es.study import Study, prepare
-from diff_es.timing import Runner
+from diff_es.compression.sensitivity import by_rule
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import Study, prepare
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.trajectory.corrections import Corrections
+from diff_es.utils.progress import Reporter
 
 
 def main() -> None:

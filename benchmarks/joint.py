@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_es.evaluate import Contender, contenders, sampled, scheduled
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.loading import load
-from diff_es.metrics import snr_db
-from diff_es.pipeline import Sampling
-from diff_es.progress import Reporter
-from diff_es.search import Levels
-from diff_es.searching import evolve
-from diff_es.sensitivity import by_rule, sensitivity
-from diff_es.settings import Levers, Settings
-from diff_es.study import Study, prepare
-from diff_es.tiles import load_reference
-from diff_es.timing import Runner
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.sensitivity import by_rule, sensitivity
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import Study, prepare
+from diff_es.evaluation.evaluate import Contender, contenders, sampled, scheduled
+from diff_es.evaluation.tiles_reference import load_reference
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.scoring.journal import Journal
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.utils.limits import Levels
+from diff_es.utils.progress import Reporter
 
 RIVALS = {"fewer-steps": "evenly fewer steps", "uniform": "uniform pruning"}
 RULES = ("trailing", "karras", "exponential", "quadratic")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from diff_es.search import Levels, Scored, Search, Space
+from diff_es.search import Scored, Search, Space
+from diff_es.utils.limits import Levels
 
 
 def cma_search(space: Space, evaluations: int, seed: int = 0, population: int = 20) -> Search:

@@ -21,17 +21,19 @@ from dataclasses import dataclass
 import torch
 from library_search import cma_search
 
-from diff_es.fitness import Fitness
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.library import Method
-from diff_es.loading import load
-from diff_es.pipeline import Sampling
-from diff_es.progress import Reporter
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.sensitivity import sensitivity, starts
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import Study, prepare
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pruning.granularity import Grain
+from diff_es.pruning.library import Method
+from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.journal import Journal
 from diff_es.search import (
     Evolution,
     EvoPress,
-    Levels,
     Search,
     Space,
     evolutionary_search,
@@ -40,10 +42,8 @@ from diff_es.search import (
     random_search,
     usual_switches,
 )
-from diff_es.sensitivity import sensitivity, starts
-from diff_es.settings import Levers, Settings
-from diff_es.study import Study, prepare
-from diff_es.units import Grain
+from diff_es.utils.limits import Levels
+from diff_es.utils.progress import Reporter
 
 Made = Callable[[Space, Sequence[Levels], int], Search]
 HUGE = 10_000  # generations: the work ends a search

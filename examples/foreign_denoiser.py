@@ -21,9 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diff_es import OwnSampler, Reporter, Run, Settings, compress, load
-from diff_es.evaluate import Effort, evaluated
-from diff_es.layers import Channels, Heads, Residual, declare, separate_attention
+from diff_es import (
+    Channels,
+    Heads,
+    OwnSampler,
+    Reporter,
+    Residual,
+    Run,
+    Settings,
+    compress,
+    declare,
+    load,
+    separate_attention,
+)
+from diff_es.evaluation.evaluate import Effort, evaluated
 
 LENGTH, WIDTH, STEPS = 24, 32, 12
 TIMES = [1 - i / STEPS for i in range(STEPS)]  # from noise, 1, towards the signal, 0

@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diff_es import Levers, OwnSampler, Reporter, Run, Settings, compress, load
-from diff_es.benchmark import compare
-from diff_es.layers import Channels, declare
+from diff_es import Channels, Levers, OwnSampler, Reporter, Run, Settings, compress, declare, load
+from diff_es.evaluation.benchmark import compare
 
 SIGNAL = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)  # its share of the variance, by timestep
 

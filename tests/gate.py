@@ -24,11 +24,11 @@ from tests.tiny import joint, noises, settings, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Method, Run, Sampling, Settings, Width, compress
-from diff_es.format3 import rows_of
-from diff_es.loading import load
+from diff_es.compression.format3 import rows_of
+from diff_es.compression.settings import Levers
+from diff_es.pipelines.loading import load
+from diff_es.pruning.granularity import Grain
 from diff_es.search import Candidate
-from diff_es.settings import Levers
-from diff_es.units import Grain
 
 BUDGETS = (0.6, 0.8)
 

@@ -18,7 +18,8 @@ from tests.tiny import settings
 
 from diff_es import ArtefactError, Compressed, DiffESError, Method, UnsupportedModel, Width, compress
 from diff_es.layers import Plan, adapted, discover
-from diff_es.pipeline import make_probes, sample
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
 
 
 @pytest.fixture(scope="module")

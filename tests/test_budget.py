@@ -23,15 +23,15 @@ from tests.tiny import CALL, assert_same, images, joint, settings, slimmed, snap
 from torch import Tensor, nn
 
 from diff_es import BudgetOutOfReach, Compact, Depth, DiffESError, Method, Run, Streamed, Width, compress
-from diff_es.budget import Budget, Prices, measured_prices
-from diff_es.cost import Costs
+from diff_es.compression.settings import Levers
+from diff_es.compression.survey import survey
 from diff_es.layers import Cut, Plan, discover
-from diff_es.pipeline import on_timestep
-from diff_es.progress import Reporter
-from diff_es.route import routing_of
-from diff_es.settings import Levers
-from diff_es.survey import survey
-from diff_es.units import Grain
+from diff_es.pipelines.timestep_hook import on_timestep
+from diff_es.pruning.budget import Budget, Prices, measured_prices
+from diff_es.pruning.granularity import Grain
+from diff_es.pruning.macs import Costs
+from diff_es.routing.routing import routing_of
+from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 WIDE: dict[str, Any] = {"head_size": 16, "heads": 8}  # a model whose weights outweigh their alignment
@@ -77,7 +77,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("calibration began")
 
-    monkeypatch.setattr("diff_es.study.calibrate", refuse)
+    monkeypatch.setattr("diff_es.compression.study.calibrate", refuse)
 
 
 def least_named(error: BudgetOutOfReach) -> float:

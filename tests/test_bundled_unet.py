@@ -13,23 +13,23 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from diff_es import Levers, Method, Sampling, Settings, Width, compress
-from diff_es.again import found_again
-from diff_es.artefact import fingerprint
-from diff_es.bundled_models import MODELS
-from diff_es.evaluate import Contender, contenders, sampled
+from diff_es.compression.reopening import found_again
+from diff_es.compression.study import prepare
+from diff_es.evaluation.evaluate import Contender, contenders, sampled
+from diff_es.evaluation.tiles_reference import CLASSES, load_reference
 from diff_es.layers import DENSE, Kind, discover
-from diff_es.loading import load, origin_of, reopen
-from diff_es.metrics import snr_db
-from diff_es.pipeline import decode, sample
-from diff_es.placements import Resident
-from diff_es.probes import Probe, bundled_prompts, conditions_of
-from diff_es.progress import Reporter
-from diff_es.route import routed
-from diff_es.schedule import Stages
-from diff_es.study import prepare
-from diff_es.tiles import CLASSES, load_reference
-from diff_es.timing import Runner
-from diff_es.tracing import trace
+from diff_es.layers.fingerprint import fingerprint
+from diff_es.pipelines.bundled import MODELS
+from diff_es.pipelines.loading import load, origin_of, reopen
+from diff_es.pipelines.probes import Probe, bundled_prompts, conditions_of
+from diff_es.pipelines.sampling import decode, sample
+from diff_es.pipelines.tracing import trace
+from diff_es.routing.placements import Resident
+from diff_es.routing.routing import routed
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.trajectory.stages import Stages
+from diff_es.utils.progress import Reporter
 
 FOLDER = MODELS["bundled-unet"]
 SAMPLING = Sampling(num_inference_steps=10, guidance_scale=2.5)

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from diff_es import load
-from diff_es.cli import main
-from diff_es.report import Row
+from diff_es.cli.app import main
+from diff_es.evaluation.report import Row
 
 CALL = ["--stages", "3", "--steps", "6", "--guidance", "2", "--batch", "2", "--calibration", "4"]
 CALL += ["--generations", "3", "--population", "6", "--probes", "3", "--heat", "0", "--held-out", "2"]

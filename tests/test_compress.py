@@ -38,16 +38,16 @@ from diff_es import (
     Width,
     compress,
 )
-from diff_es.fitness import Fitness
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.measures import ImagePSNR, ImageSSIM
-from diff_es.progress import Reporter
-from diff_es.searching import evolve
-from diff_es.sensitivity import sensitivity
-from diff_es.settings import Levers, describe, restore
-from diff_es.study import Study
-from diff_es.units import Grain
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.sensitivity import sensitivity
+from diff_es.compression.settings import Levers, describe, restore
+from diff_es.compression.study import Study
+from diff_es.pruning.granularity import Grain
+from diff_es.scoring.fidelity import ImagePSNR, ImageSSIM
+from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.journal import Journal
+from diff_es.utils.progress import Reporter
 
 METHODS = {
     "obs": Method(Width(4, dense=())),

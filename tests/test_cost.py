@@ -13,14 +13,18 @@ from hypothesis import strategies as st
 from tests.tiny import HEADS, HIDDEN, SIZE, denoiser
 from torch import Tensor, nn
 
-from diff_es.baselines import fewer_steps, middle_phase, mosaic, uniform_width
-from diff_es.cost import Costs, MacCounter
-from diff_es.errors import BudgetOutOfReach
-from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, discover, realise
-from diff_es.progress import Reporter
-from diff_es.search import Levels, NoneFits
-from diff_es.tracing import Trace
-from diff_es.units import Depth, Grain, Thin, Width, units_of
+from diff_es.evaluation.baselines import fewer_steps, uniform_width
+from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Weights, discover
+from diff_es.pipelines.tracing import Trace
+from diff_es.pruning.granularity import Depth, Grain, Thin, Width, units_of
+from diff_es.pruning.macs import Costs, MacCounter
+from diff_es.routing.realise import realise
+from diff_es.routing.switch import Switch
+from diff_es.search import NoneFits
+from diff_es.search.mosaic import middle_phase, mosaic
+from diff_es.utils.errors import BudgetOutOfReach
+from diff_es.utils.limits import Levels
+from diff_es.utils.progress import Reporter
 
 laws = settings(max_examples=60, deadline=None)
 TOKENS, BATCH = 16, 2

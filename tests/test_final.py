@@ -16,20 +16,20 @@ from tests.tiny import CALL, joint, tiny
 from tests.tiny import settings as small
 
 from diff_es import Compressed, compress
-from diff_es.again import found_again
-from diff_es.driving import widened
-from diff_es.final import Finalist, select
-from diff_es.fitness import Fitness
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.pipeline import make_probes
-from diff_es.progress import Reporter
-from diff_es.rng import derive_seed
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.final import Finalist, select
+from diff_es.compression.reopening import found_again
+from diff_es.compression.search_loop import widened
+from diff_es.compression.sensitivity import by_rule, sensitivity
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import PARTS, Study, prepare
+from diff_es.pipelines.probes import make_probes
+from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.journal import Journal
 from diff_es.search import choose, error_of, random_search
-from diff_es.searching import evolve
-from diff_es.sensitivity import by_rule, sensitivity
-from diff_es.settings import Levers
-from diff_es.study import PARTS, Study, prepare
+from diff_es.utils.progress import Reporter
+from diff_es.utils.seeds import derive_seed
 
 QUIET = Reporter(quiet=True)
 

@@ -10,13 +10,14 @@ from tests.tiny import CALL, assert_same, calls_of, opened, settings, snapshot, 
 from torch import Tensor
 
 from diff_es import Depth, Method, Sampling
-from diff_es.fitness import Fitness
-from diff_es.measures import ImagePSNR, ImageSSIM, LatentSNR, Measure
-from diff_es.metrics import EXACT_DB, ssim
-from diff_es.pipeline import Probe, make_probes, sample
-from diff_es.route import routed
-from diff_es.search import Levels
-from diff_es.study import Study, prepare
+from diff_es.compression.study import Study, prepare
+from diff_es.pipelines.probes import Probe, make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.routing.routing import routed
+from diff_es.scoring.fidelity import ImagePSNR, ImageSSIM, LatentSNR, Measure
+from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.metrics import EXACT_DB, ssim
+from diff_es.utils.limits import Levels
 
 KINDS = {
     "DDIM": {},

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from diff_es.search import (
     Evolution,
-    Levels,
     Scored,
     Search,
     Space,
@@ -23,6 +22,7 @@ from diff_es.search import (
     front_search,
     tier,
 )
+from diff_es.utils.limits import Levels
 
 # 4 stages x (3 counts x 3 levels): 9 * 7**3 rows that differ in effect
 SPACE = Space((((7, 5, 2),),) * 4, 56, Steps(((1, 2, 3), *((0, 1, 2),) * 3), (2,) * 4, 1))

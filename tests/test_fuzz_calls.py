@@ -27,16 +27,16 @@ from torch import nn
 
 import diff_es
 from diff_es import Compressed, Depth, DiffESError, Exported, Levers, Obs, Resident, Sampling, Settings, Width
-from diff_es.arguments import Place
-from diff_es.budget import Budget
-from diff_es.compress import Asked
-from diff_es.evaluate import Effort
-from diff_es.inspection import inspect as inspected
-from diff_es.measures import ImagePSNR
-from diff_es.options import Images, Trials
-from diff_es.placements import Stitched
-from diff_es.progress import Reporter
-from diff_es.units import Grain
+from diff_es.cli.options import Images, Trials
+from diff_es.evaluation.evaluate import Effort
+from diff_es.evaluation.inspection import inspect as inspected
+from diff_es.pipelines.families import Asked
+from diff_es.pruning.budget import Budget
+from diff_es.pruning.granularity import Grain
+from diff_es.routing.placements import Stitched
+from diff_es.scoring.fidelity import ImagePSNR
+from diff_es.utils.arguments import Place
+from diff_es.utils.progress import Reporter
 
 OUTPUTS = (Compressed, Exported)  # nobody makes one
 OTHERS = (Budget, Asked, Effort, Images, Trials, ImagePSNR, Stitched, inspected)
@@ -140,7 +140,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("calibration began")
 
-    monkeypatch.setattr("diff_es.study.calibrate", refuse)
+    monkeypatch.setattr("diff_es.compression.study.calibrate", refuse)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from diff_es import Compressed
-from diff_es.cli import app, main
+from diff_es.cli.app import app, main
 
 COMMANDS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 NUMBERS = ("0", "-1", "2", "3", "7", "0.5", "1e20", "99999999999999999999", "nan", "inf", "-inf", "1e300", "1_0", "٣")

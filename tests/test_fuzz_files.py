@@ -25,15 +25,15 @@ from tests.mutations import (
 from tests.tiny import joint, settings, tiny
 
 from diff_es import Compressed, DiffESError, Run, compress, load
-from diff_es.again import found_again
-from diff_es.budget import Prices
-from diff_es.journal import Journal, Scale
-from diff_es.placements import Compact
-from diff_es.sensitivity import Sensitivity, starts
-from diff_es.settings import restore
-from diff_es.store import MANIFEST
-from diff_es.study import Study, prepare
-from diff_es.survey import as_measured
+from diff_es.compression.reopening import found_again
+from diff_es.compression.sensitivity import Sensitivity, starts
+from diff_es.compression.settings import restore
+from diff_es.compression.store import MANIFEST
+from diff_es.compression.study import Study, prepare
+from diff_es.compression.survey import as_measured
+from diff_es.pruning.budget import Prices
+from diff_es.routing.placements import Compact
+from diff_es.scoring.journal import Journal, Scale
 
 ARTEFACTS, JOURNALS, TABLES = 1000, 200, 200
 

@@ -26,11 +26,11 @@ from tests.tiny import CALL, assert_same, assert_same_plans, images, joint, snap
 from torch import Tensor
 
 from diff_es import Compressed, DiffESError, Resident, Streamed, compress, export, load
-from diff_es.pipeline import on_timestep
-from diff_es.route import routing_of
-from diff_es.settings import Levers
-from diff_es.stepping import stepping_of
-from diff_es.study import prepare
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import prepare
+from diff_es.pipelines.timestep_hook import on_timestep
+from diff_es.routing.routing import routing_of
+from diff_es.solvers.custom_timesteps import stepping_of
 
 KINDS: dict[str, dict[str, Any]] = {
     "DDIM": {},

@@ -24,25 +24,26 @@ from tests.tiny import CALL, assert_same_plans, joint, opened, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Depth, DiffESError, Method, Run, Sampling, Width, compress, load
-from diff_es.driving import widened
-from diff_es.evaluate import contenders
-from diff_es.final import Found
-from diff_es.fitness import Bank, Fitness
-from diff_es.journal import Journal, Scale
-from diff_es.judge import Judge
-from diff_es.measures import ImageSSIM, LatentSNR
-from diff_es.metrics import EXACT_DB
-from diff_es.multistep import fixed
-from diff_es.pipeline import Probe, make_probes
-from diff_es.progress import Reporter
-from diff_es.rng import derive_seed
-from diff_es.route import routed
-from diff_es.search import Levels, Space, Steps, random_search
-from diff_es.searching import _pruned, evolve
-from diff_es.sensitivity import Sensitivity, _filled, as_row, sensitivity
-from diff_es.settings import Levers
-from diff_es.stepping import stepped
-from diff_es.study import Study, prepare
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import _pruned, evolve
+from diff_es.compression.final import Found
+from diff_es.compression.search_loop import widened
+from diff_es.compression.sensitivity import Sensitivity, _filled, as_row, sensitivity
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import Study, prepare
+from diff_es.evaluation.evaluate import contenders
+from diff_es.pipelines.probes import Probe, make_probes
+from diff_es.routing.routing import routed
+from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
+from diff_es.scoring.fitness import Bank, Fitness
+from diff_es.scoring.journal import Journal, Scale
+from diff_es.scoring.metrics import EXACT_DB
+from diff_es.search import Space, Steps, random_search
+from diff_es.solvers.custom_timesteps import stepped
+from diff_es.trajectory.corrections import fixed
+from diff_es.utils.limits import Levels
+from diff_es.utils.progress import Reporter
+from diff_es.utils.seeds import derive_seed
 
 KINDS: dict[str, dict[str, Any]] = {
     "DDIM": {},

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from diff_es.search import Evolution, Levels, Space, Steps, evolutionary_search
+from diff_es.search import Evolution, Space, Steps, evolutionary_search
+from diff_es.utils.limits import Levels
 
 laws = settings(max_examples=80, deadline=None)
 seeds = st.integers(0, 2**32 - 1)

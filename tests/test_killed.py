@@ -21,9 +21,10 @@ from tests.tiny import assert_same_plans, settings, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Run, StorageError, compress, load, store
-from diff_es.journal import Journal, Levels, Scale
-from diff_es.locks import held_file, held_folder
-from diff_es.store import MANIFEST, check_target, read_folder, write_folder
+from diff_es.compression.store import MANIFEST, check_target, read_folder, write_folder
+from diff_es.scoring.journal import Journal, Scale
+from diff_es.utils.limits import Levels
+from diff_es.utils.locks import held_file, held_folder
 
 SETTINGS = {"seed": 1}
 SCORES: dict[Levels, float] = {((i,), (i + 1,)): i / 3 for i in range(3)}

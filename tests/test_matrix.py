@@ -16,15 +16,15 @@ from tests.tiny import CALL, assert_same, settings, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import Compressed, Method, Width, compress, load
-from diff_es.inspection import inspect
+from diff_es.compression.settings import Levers
+from diff_es.evaluation.inspection import inspect
 from diff_es.layers import Anatomy, Plan, discover
-from diff_es.pipeline import denoiser_of, sample
-from diff_es.probes import make_probes
-from diff_es.progress import Reporter
-from diff_es.schedule import Schedule
-from diff_es.settings import Levers
-from diff_es.stage_clock import on_stage
-from diff_es.units import Depth
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pruning.granularity import Depth
+from diff_es.routing.stage_hook import on_stage
+from diff_es.trajectory.stages import Schedule
+from diff_es.utils.progress import Reporter
 
 ALL = {"DiT": Case(tiny, CALL), **CASES}
 ACROSS_HEADS = ("Wan", "LTX")  # their norms run over what is left: tests/test_family_blocks.py compares the real class

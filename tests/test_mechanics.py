@@ -15,28 +15,17 @@ from tests.tiny import assert_same, snapshot
 from torch import Tensor, nn
 
 from diff_es import ArtefactError, Compact, Method, Resident, Streamed, Width
-from diff_es.calibrate import Gatherer, Statistics
-from diff_es.compaction import Compaction
-from diff_es.importance import Obs
-from diff_es.layers import (
-    DENSE,
-    Anatomy,
-    Block,
-    Cut,
-    Kind,
-    Layer,
-    Plan,
-    Rows,
-    Switch,
-    Weights,
-    discover,
-    realise,
-)
-from diff_es.library import Library, fused
-from diff_es.placements import Placement
-from diff_es.progress import Reporter
-from diff_es.schedule import Stages
-from diff_es.units import Grain, units_of
+from diff_es.layers import DENSE, Anatomy, Block, Cut, Kind, Layer, Plan, Rows, Weights, discover
+from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.pruning.compaction import Compaction
+from diff_es.pruning.granularity import Grain, units_of
+from diff_es.pruning.importance import Obs
+from diff_es.pruning.library import Library, fused
+from diff_es.routing.placements import Placement
+from diff_es.routing.realise import realise
+from diff_es.routing.switch import Switch
+from diff_es.trajectory.stages import Stages
+from diff_es.utils.progress import Reporter
 
 WIDTH, QUIET, STAGES = 8, Reporter(quiet=True), Stages.split([900.0, 100.0], 2)
 

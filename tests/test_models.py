@@ -22,9 +22,9 @@ from tests.tiny import assert_same, images, opened, settings, snapshot, stages_o
 
 from diff_es import BudgetOutOfReach, Depth, Method, Sampling, UnsupportedModel, Width, compress, load
 from diff_es.layers import DENSE, Kind, discover
-from diff_es.loading import check
-from diff_es.route import routed
-from diff_es.tracing import trace
+from diff_es.pipelines.supported import check
+from diff_es.pipelines.tracing import trace
+from diff_es.routing.routing import routed
 
 GEGLU = {"activation": "geglu"}
 MATRIX: dict[str, tuple[dict[str, Any], Sampling]] = {

@@ -32,18 +32,21 @@ from diff_es import (
     export,
     load,
 )
-from diff_es.benchmark import compare
-from diff_es.evaluate import Effort, evaluated
-from diff_es.fitness import Fitness
-from diff_es.inspection import inspect
-from diff_es.layers import DENSE, declare, fingerprint
-from diff_es.loading import reopen
-from diff_es.pipeline import Sampling, make_probes, sample
-from diff_es.progress import Reporter
-from diff_es.schedule import Schedule, Stages
+from diff_es.compression.study import Study, prepare
+from diff_es.evaluation.benchmark import compare
+from diff_es.evaluation.evaluate import Effort, evaluated
+from diff_es.evaluation.inspection import inspect
+from diff_es.layers import DENSE, fingerprint
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import reopen
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pipelines.tracing import trace
+from diff_es.pruning.declare import declare
+from diff_es.scoring.fitness import Fitness
 from diff_es.search import Candidate
-from diff_es.study import Study, prepare
-from diff_es.tracing import trace
+from diff_es.trajectory.stages import Schedule, Stages
+from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 OWN_TIMES = (0.9, 0.7, 0.4, 0.3)

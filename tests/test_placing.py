@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diff_es.search import Levels, Placing, Space, Steps, placing_search
+from diff_es.search import Placing, Space, Steps, placing_search
+from diff_es.utils.limits import Levels
 
 laws = settings(max_examples=60, deadline=None)
 BOUNDARIES, END = (60.0, 30.0), -1.0

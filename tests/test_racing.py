@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diff_es.search import (
-    Evolution,
-    Levels,
-    Search,
-    Space,
-    evolutionary_search,
-    promoted,
-    race,
-    racing,
-    tier,
-)
+from diff_es.search import Evolution, Search, Space, evolutionary_search, promoted, race, racing, tier
+from diff_es.utils.limits import Levels
 
 SPACE = Space((((7, 5, 2),),) * 8, 34)
 told = st.dictionaries(st.tuples(st.tuples(st.integers(0, 99))), st.integers(-4, 4).map(float), min_size=1)

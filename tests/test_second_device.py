@@ -14,8 +14,9 @@ from tests.tiny import settings
 from torch import Tensor
 
 from diff_es import Compressed, Method, Resident, Streamed, Width, compress
-from diff_es.pipeline import make_probes, sample
-from diff_es.placements import Placed
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.routing.placements import Placed
 
 CASE = replace(CASES["SD"], sampling=replace(CASES["SD"].sampling, num_inference_steps=3, batch=1))
 

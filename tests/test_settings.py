@@ -31,10 +31,10 @@ from diff_es import (
     compress,
     load,
 )
-from diff_es.inspection import inspect
-from diff_es.progress import Reporter
-from diff_es.settings import describe, restore, value_of
-from diff_es.units import Grain
+from diff_es.compression.settings import describe, restore, value_of
+from diff_es.evaluation.inspection import inspect
+from diff_es.pruning.granularity import Grain
+from diff_es.utils.progress import Reporter
 
 NOWHERE = "no-one/nothing-here"  # a model that does not load
 
@@ -122,7 +122,7 @@ def test_what_is_refused_binds_no_journal(
     def refuse(*_: Any) -> None:
         raise AssertionError("calibration began")
 
-    monkeypatch.setattr("diff_es.study.calibrate", refuse)
+    monkeypatch.setattr("diff_es.compression.study.calibrate", refuse)
     monkeypatch.chdir(tmp_path)
     budget: dict[str, Any] = {} if {"macs", "speedup"} & wrong.keys() else {"macs": 0.6}
     with pytest.raises(DiffESError, match=next(iter(wrong))):

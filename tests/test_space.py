@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diff_es.search import Levels, Space
+from diff_es.search import Space
+from diff_es.utils.limits import Levels
 
 laws = settings(max_examples=80, deadline=None)
 seeds = st.integers(0, 2**32 - 1)

@@ -13,14 +13,15 @@ from tests.pipelines import CASES, made
 from tests.tiny import calls_of, images, joint, tiny
 
 from diff_es import BudgetOutOfReach, Compressed, Depth, Method, Run, Width, compress
-from diff_es.conditioning import FAMILIES, Asked
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import study
+from diff_es.compression.survey import survey
 from diff_es.layers import DENSE, discover
-from diff_es.pipeline import denoiser_of, make_probes, sample
-from diff_es.progress import Reporter, Task
-from diff_es.settings import Levers
-from diff_es.study import study
-from diff_es.survey import survey
-from diff_es.units import Grain
+from diff_es.pipelines.families import FAMILIES, Asked
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pruning.granularity import Grain
+from diff_es.utils.progress import Reporter, Task
 
 SMALL = {
     "levers": Levers.STEPS,

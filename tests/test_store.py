@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diff_es import store
-from diff_es.errors import ArtefactError, DiffESError, StorageError
-from diff_es.files import write_text
-from diff_es.journal import Journal, Scale
-from diff_es.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest
+from diff_es.compression import store
+from diff_es.compression.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest
+from diff_es.scoring.journal import Journal, Scale
+from diff_es.utils.errors import ArtefactError, DiffESError, StorageError
+from diff_es.utils.files import write_text
 
 BIT_PATTERNS = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45, 1.0000001])
 

@@ -15,22 +15,23 @@ from tests.pipelines import CASES, made
 from tests.tiny import joint, settings
 
 from diff_es import DiffESError, Method, Run, Width, compress, load
-from diff_es.again import found_again
-from diff_es.benchmark import compare
-from diff_es.calibrate import Statistics
-from diff_es.cli import main
-from diff_es.evaluate import Effort, evaluate
-from diff_es.fitness import Fitness
+from diff_es.cli.app import main
+from diff_es.compression.reopening import found_again
+from diff_es.compression.settings import describe, restore
+from diff_es.compression.study import prepare
+from diff_es.evaluation.benchmark import compare
+from diff_es.evaluation.evaluate import Effort, evaluate
 from diff_es.layers import Anatomy
-from diff_es.library import Library
-from diff_es.measures import ImageSSIM, LatentSNR
-from diff_es.pipeline import denoiser_of, make_probes, sample
-from diff_es.progress import Reporter
-from diff_es.samplers import trajectory
-from diff_es.settings import describe, restore
-from diff_es.study import prepare
-from diff_es.tracing import trace
-from diff_es.units import Depth
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pipelines.tracing import trace
+from diff_es.pruning.calibration import Statistics
+from diff_es.pruning.granularity import Depth
+from diff_es.pruning.library import Library
+from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
+from diff_es.scoring.fitness import Fitness
+from diff_es.solvers.samplers import trajectory
+from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 PROMPTS = ("a fox", "two hats", "a blue door")

@@ -35,19 +35,21 @@ from tests.unets import (
 from torch import Tensor, nn
 
 from diff_es import Compact, Depth, DiffESError, Method, Resident, Streamed, Width
-from diff_es.calibrate import Gatherer, Statistics
-from diff_es.compaction import Compaction
-from diff_es.compensation import output_error
-from diff_es.cost import MacCounter
-from diff_es.importance import Magnitude
-from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Switch, Weights, as_matrix, discover, realise
-from diff_es.library import Library
-from diff_es.packing import pack, unpack
-from diff_es.placements import Placement
-from diff_es.progress import Reporter
-from diff_es.store import read_folder, write_folder
-from diff_es.tracing import Trace
-from diff_es.units import Grain, units_of
+from diff_es.compression.packing import pack, unpack
+from diff_es.compression.store import read_folder, write_folder
+from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Weights, as_matrix, discover
+from diff_es.pipelines.tracing import Trace
+from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.pruning.compaction import Compaction
+from diff_es.pruning.compensation import output_error
+from diff_es.pruning.granularity import Grain, units_of
+from diff_es.pruning.importance import Magnitude
+from diff_es.pruning.library import Library
+from diff_es.pruning.macs import MacCounter
+from diff_es.routing.placements import Placement
+from diff_es.routing.realise import realise
+from diff_es.routing.switch import Switch
+from diff_es.utils.progress import Reporter
 
 QUIET, LEVELS = Reporter(quiet=True), 4
 EITHER = Width(LEVELS, multiple=1, dense=(), depth=Depth())

@@ -15,17 +15,17 @@ from tests.counting import counted
 from tests.tiny import CALL, assert_same_plans, images, joint, opened, settings, snapshot, tiny
 
 from diff_es import Compressed, Depth, DiffESError, Method, Width, compress, load
-from diff_es.cost import MacCounter
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import Study, prepare
+from diff_es.compression.survey import survey
 from diff_es.layers import Anatomy, Block, Kind, Layer, discover
-from diff_es.library import Library
-from diff_es.progress import Reporter
-from diff_es.route import routed
-from diff_es.schedule import Stages
-from diff_es.settings import Levers
-from diff_es.stepping import stepped
-from diff_es.study import Study, prepare
-from diff_es.survey import survey
-from diff_es.units import Grain, Ladder, Option, Skip, Thin, units_of
+from diff_es.pruning.granularity import Grain, Ladder, Option, Skip, Thin, units_of
+from diff_es.pruning.library import Library
+from diff_es.pruning.macs import MacCounter
+from diff_es.routing.routing import routed
+from diff_es.solvers.custom_timesteps import stepped
+from diff_es.trajectory.stages import Stages
+from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 WIDTH, EITHER = Width(4, dense=()), Width(4, dense=(), depth=Depth())

@@ -28,11 +28,12 @@ from torch.utils._pytree import tree_map_only
 from diff_es import Compressed, DiffESError, Method, Streamed, Width, compress
 from diff_es.layers import DENSE, Cut, Plan, discover
 from diff_es.layers.offload import group_of, leads_others
-from diff_es.pipeline import denoiser_of, make_probes, sample
-from diff_es.placements import Placement, Resident
-from diff_es.route import routed
-from diff_es.schedule import Stages
-from diff_es.tracing import trace
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pipelines.tracing import trace
+from diff_es.routing.placements import Placement, Resident
+from diff_es.routing.routing import routed
+from diff_es.trajectory.stages import Stages
 
 CPU = torch.device("cpu")
 

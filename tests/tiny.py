@@ -14,11 +14,11 @@ from diffusers import AutoencoderDC, AutoencoderKL, DDIMScheduler, DiTPipeline, 
 from torch import Tensor, nn
 
 from diff_es import Method, Sampling, Settings, Width
+from diff_es.compression.settings import Levers
 from diff_es.layers import Bypass, Cut, Plan, discover
-from diff_es.placements import Placement, Resident, Store
-from diff_es.schedule import Stages
-from diff_es.settings import Levers
-from diff_es.units import Grain
+from diff_es.pruning.granularity import Grain
+from diff_es.routing.placements import Placement, Resident, Store
+from diff_es.trajectory.stages import Stages
 
 HEADS, SIZE, BLOCKS, HIDDEN = 3, 8, 3, 24
 """Of a lone :func:`denoiser`."""
