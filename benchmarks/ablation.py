@@ -25,6 +25,7 @@ from diff_es.pruning.library import Library, Method
 from diff_es.pruning.macs import MacCounter
 from diff_es.scoring.fidelity import LatentSNR
 from diff_es.scoring.fitness import Fitness
+from diff_es.search import Candidate
 from diff_es.utils.progress import Reporter
 
 WIDTH = {
@@ -68,7 +69,7 @@ def main() -> None:
         for name, method in methods.items():
             library = Library(pipe.transformer, study.anatomy, everything, method, reporter)
             fitness = Fitness(pipe, library, study.stages, judged, sampling, LatentSNR(), memory=0)
-            scores = [fitness(((level,),) * len(study.stages)) for level in levels]
+            scores = [fitness(Candidate.of([[level]] * len(study.stages))) for level in levels]
             bypass = method.depth is None or method.depth.bypass
             counter = MacCounter(pipe.transformer, study.anatomy, study.trace, bypass=bypass)
             ratios = [counter.option(library.units[0], level) / counter.dense() for level in levels]

@@ -31,7 +31,7 @@ from diff_es.pipelines.loading import load
 from diff_es.scoring.journal import Journal
 from diff_es.scoring.metrics import snr_db
 from diff_es.scoring.timing import Runner
-from diff_es.utils.limits import Levels
+from diff_es.search import Candidate
 from diff_es.utils.progress import Reporter
 
 RIVALS = {"fewer-steps": "evenly fewer steps", "uniform": "uniform pruning"}
@@ -78,12 +78,13 @@ def main() -> None:
             contender: Contender,
             goal: Tensor = goal,
             study: Study = joint,
-            levels: Levels | None = None,
+            candidate: Candidate | None = None,
             seed: int = seed,
         ) -> None:
             latents, images = sampled(study, contender, args.noises, reporter)
             snr, distance = float(snr_db(goal, latents).mean()), real.distance(images)
-            row = {"cost": budget, "name": name, "seed": seed, "snr": snr, "distance": distance, "levels": levels}
+            chosen = {} if candidate is None else {"candidate": candidate.to_json()}
+            row = {"cost": budget, "name": name, "seed": seed, "snr": snr, "distance": distance, **chosen}
             with args.results.open("a") as file:
                 file.write(json.dumps({"scheduler": args.scheduler, "steps": args.steps, **row}) + "\n")
 
@@ -93,14 +94,14 @@ def main() -> None:
             found = evolve(study, args.budgets, scores, sensitivity(study, scores, reporter), reporter)
             for budget, result in found.items():
                 name = {Levers.PRUNE: "pruning alone", Levers.STEPS: "steps alone"}.get(levers, "steps and pruning")
-                ours = scheduled(study, name, budget, result.levels, None if result.corrected else ())
-                judge(budget, name, ours, study=study, levels=result.levels)
+                ours = scheduled(study, name, budget, result.candidate, None if result.corrected else ())
+                judge(budget, name, ours, study=study, candidate=result.candidate)
                 if levers is Levers.BOTH:
                     for rival in contenders(study, budget, result, result):
                         if rival.name in RIVALS:
                             judge(budget, RIVALS[rival.name], rival)
-                    for rule, levels in zip(RULES, by_rule(study, budget), strict=True):
-                        by_hand = scheduled(study, rule, budget, levels, corrections=())
+                    for rule, candidate in zip(RULES, by_rule(study, budget), strict=True):
+                        by_hand = scheduled(study, rule, budget, candidate, corrections=())
                         judge(budget, f"by hand, {rule}", by_hand)
                     evenly = scheduled(study, "trailing", budget, by_rule(study, budget)[0])
                     judge(budget, "by hand, trailing, corrected", evenly)

@@ -66,7 +66,7 @@ def main() -> None:
         goal, _ = sampled(study, Contender("reference", 1.0, 1.0, dense), args.noises, reporter)
 
         def fresh(one: Found, study: Study = study, goal: Tensor = goal) -> float:
-            contender = scheduled(study, "found", 1.0, one.levels, None if one.corrected else ())
+            contender = scheduled(study, "found", 1.0, one.candidate, None if one.corrected else ())
             latents, _ = sampled(study, contender, args.noises, reporter)
             return float(snr_db(goal, latents).mean())
 

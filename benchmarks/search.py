@@ -32,6 +32,7 @@ from diff_es.pruning.library import Method
 from diff_es.scoring.fitness import Fitness
 from diff_es.scoring.journal import Journal
 from diff_es.search import (
+    Candidate,
     Evolution,
     EvoPress,
     Search,
@@ -42,31 +43,30 @@ from diff_es.search import (
     random_search,
     usual_switches,
 )
-from diff_es.utils.limits import Levels
 from diff_es.utils.progress import Reporter
 
-Made = Callable[[Space, Sequence[Levels], int], Search]
+Made = Callable[[Space, Sequence[Candidate], int], Search]
 HUGE = 10_000  # generations: the work ends a search
 
 
-def paper(space: Space, first: Sequence[Levels], seed: int) -> Search:
+def paper(space: Space, first: Sequence[Candidate], seed: int) -> Search:
     return evolutionary_search(space, Evolution(generations=HUGE, seed=seed))
 
 
-def ours(space: Space, first: Sequence[Levels], seed: int) -> Search:
+def ours(space: Space, first: Sequence[Candidate], seed: int) -> Search:
     evolution = Evolution(generations=HUGE, switches=usual_switches(space.genes), seed=seed)
     return evolutionary_search(space, evolution, first)
 
 
-def evopress(space: Space, first: Sequence[Levels], seed: int) -> Search:
+def evopress(space: Space, first: Sequence[Candidate], seed: int) -> Search:
     return evopress_search(space, EvoPress(generations=HUGE, seed=seed))
 
 
-def cma(space: Space, first: Sequence[Levels], seed: int) -> Search:
+def cma(space: Space, first: Sequence[Candidate], seed: int) -> Search:
     return cma_search(space, HUGE, seed=seed)
 
 
-def random(space: Space, first: Sequence[Levels], seed: int) -> Search:
+def random(space: Space, first: Sequence[Candidate], seed: int) -> Search:
     return random_search(space, HUGE * 20, seed=seed)
 
 
@@ -115,7 +115,7 @@ def main() -> None:
             ready = studies[rival.grain]
             judge, space = ready.fitness("held-out", args.noises), ready.costs.space(args.macs)
             heat = ready.settings.first_heat if rival.races else 0
-            first: tuple[Levels, ...] = ()
+            first: tuple[Candidate, ...] = ()
             if not rival.table:
                 fitness = ready.fitness("search", args.racing if rival.races else args.probes, heat)
             else:
@@ -132,7 +132,7 @@ def main() -> None:
             work = spent if name == REFERENCE else work
             early = math.nan if at_a_fifth is None else judge(at_a_fifth)
             rows.setdefault(name, []).append((early, judge(at_end)))
-            print(f"seed {seed}, {name}: {rows[name][-1]}, work {spent}, {at_end}", flush=True)
+            print(f"seed {seed}, {name}: {rows[name][-1]}, work {spent}, {at_end.levels}", flush=True)
     print("\n| search | " + " | ".join(f"seed {seed}: a fifth, all" for seed in args.seeds) + " | mean |")
     print("|---" * (len(args.seeds) + 2) + "|")
     for name, values in rows.items():
@@ -150,7 +150,7 @@ def settings_of(grain: Grain, probes: int, seed: int) -> Settings:
 
 def run(
     search: Search, fitness: Fitness, races: bool, work: float, evaluations: int | None
-) -> tuple[Levels | None, Levels, int]:
+) -> tuple[Candidate | None, Candidate, int]:
     """The best schedule when a fifth of the work was done, None if the table alone took more, the best at its end, and
     the work in calls times samples.
 
@@ -164,22 +164,22 @@ def run(
     best = {done(): search.ask()[0]}  # the first candidate, unseen
     while (cohort := search.ask()) and done() < limit:
         if races:
-            heats = dict[Levels, float]()
+            heats = dict[Candidate, float]()
 
             def judge(
-                rung: int, candidates: Sequence[Levels], heats: dict[Levels, float] = heats
-            ) -> dict[Levels, float]:
+                rung: int, candidates: Sequence[Candidate], heats: dict[Candidate, float] = heats
+            ) -> dict[Candidate, float]:
                 if rung == 0:
-                    heats |= {levels: fitness.first(levels) for levels in candidates}
+                    heats |= {candidate: fitness.first(candidate) for candidate in candidates}
                     return heats
-                return {levels: fitness.second(levels, heats[levels]) for levels in candidates}
+                return {candidate: fitness.second(candidate, heats[candidate]) for candidate in candidates}
 
             search.tell(race(cohort, judge, (0.5,)))
         else:
-            search.tell({levels: fitness(levels) for levels in cohort})
+            search.tell({candidate: fitness(candidate) for candidate in cohort})
         count += len(cohort)
-        best[done()] = search.best.levels
-    early = [None, *(levels for spent, levels in best.items() if spent <= limit / 5)]
+        best[done()] = search.best.candidate
+    early = [None, *(candidate for spent, candidate in best.items() if spent <= limit / 5)]
     *_, late = best.values()
     return early[-1], late, fitness.calls
 

@@ -40,6 +40,7 @@ from diff_es import (
 )
 from diff_es.compression.evaluator import Judge
 from diff_es.compression.evolve import evolve
+from diff_es.compression.reopening import found_again
 from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.settings import Levers, describe, restore
 from diff_es.compression.study import Study
@@ -47,6 +48,7 @@ from diff_es.pruning.granularity import Grain
 from diff_es.scoring.fidelity import ImagePSNR, ImageSSIM
 from diff_es.scoring.fitness import Fitness
 from diff_es.scoring.journal import Journal
+from diff_es.search import Candidate
 from diff_es.utils.progress import Reporter
 
 METHODS = {
@@ -110,11 +112,11 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_other_probes(fast:
 
 
 def test_what_is_found_is_the_best_of_what_was_judged(fast: Compressed) -> None:
-    (levels, score, held_out, noises, corrected), *others = fast.report.finalists
-    assert (levels, score) == (fast.schedule.levels, fast.report.score)
-    assert corrected
-    assert all(other[3] < noises or other[2] <= held_out for other in others)
-    best = max(score for _, score, *_ in fast.report.finalists)
+    winner, *others = finalists = found_again(fast).finalists
+    assert (winner.candidate, winner.score) == (Candidate.of(fast.schedule.levels), fast.report.score)
+    assert winner.corrected
+    assert all(other.noises < winner.noises or other.held_out <= winner.held_out for other in others)
+    best = max(one.score for one in finalists)
     assert best >= fast.report.history[-1]["best"]
 
 
@@ -144,13 +146,13 @@ def test_resumed_equals_uninterrupted(
         if calls[0] > most:
             raise KeyboardInterrupt
 
-    def limited(self: Fitness, levels: Any) -> float:
+    def limited(self: Fitness, candidate: Candidate) -> float:
         count()
-        return judge(self, levels)
+        return judge(self, candidate)
 
-    def finals(self: Fitness, levels: Any, **others: bool) -> list[float]:
+    def finals(self: Fitness, candidate: Candidate, **others: bool) -> list[float]:
         count()
-        return final(self, levels, **others)
+        return final(self, candidate, **others)
 
     pipe = tiny()
     before = snapshot(pipe.transformer)
@@ -171,9 +173,9 @@ def test_a_finished_journal_answers_everything(
     journal = Path(shutil.copy(finished_journal, tmp_path))
     judge, asked = Fitness.__call__, list[Any]()
 
-    def noted(self: Fitness, levels: Any) -> float:
-        asked.append(levels)
-        return judge(self, levels)
+    def noted(self: Fitness, candidate: Candidate) -> float:
+        asked.append(candidate)
+        return judge(self, candidate)
 
     monkeypatch.setattr(Fitness, "__call__", noted)
     assert_same_result(compress(tiny(), MACS, settings(), run=Run(journal=journal, resume=True)), fast)

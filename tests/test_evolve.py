@@ -25,7 +25,6 @@ from diff_es.search import (
     replay,
     usual_switches,
 )
-from diff_es.utils.limits import Levels
 
 # 5 stages x 2 units x 3 levels: 3**10 schedules. The second stage is dear, the last takes no steps.
 STEPS = (2, 3, 1, 1, 0)

@@ -24,7 +24,6 @@ from diff_es.search import (
     front_search,
     tier,
 )
-from diff_es.utils.limits import Levels
 
 # 4 stages x (3 counts x 3 levels): 9 * 7**3 rows that differ in effect
 SPACE = Space((((7, 5, 2),),) * 4, 56, Steps(((1, 2, 3), *((0, 1, 2),) * 3), (2,) * 4, 1))

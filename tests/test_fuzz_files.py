@@ -142,8 +142,8 @@ def test_no_change_of_a_journal_changes_a_score(finished_journal: Path, study: S
     path = tmp_path / "whole.jsonl"
     first = Journal(path, facts, resume=False)
     for scale, scores in whole.items():
-        for levels, score in scores.items():
-            first.add(levels, score, scale)
+        for candidate, score in scores.items():
+            first.add(candidate, score, scale)
     assert sum(map(len, whole.values())) > 20
 
     def attempt(rng: random.Random) -> str:

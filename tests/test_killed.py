@@ -23,11 +23,11 @@ from torch import Tensor
 from diff_es import Compressed, Run, StorageError, compress, load, store
 from diff_es.compression.store import MANIFEST, check_target, read_folder, write_folder
 from diff_es.scoring.journal import Journal, Scale
-from diff_es.utils.limits import Levels
+from diff_es.search import Candidate
 from diff_es.utils.locks import held_file, held_folder
 
 SETTINGS = {"seed": 1}
-SCORES: dict[Levels, float] = {((i,), (i + 1,)): i / 3 for i in range(3)}
+SCORES = {Candidate.of([[i], [i + 1]]): i / 3 for i in range(3)}
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
 
 
@@ -96,10 +96,10 @@ def session(out: Path, run: int, tell: Tell) -> None:
     check_target(out)
     with held_folder(out):
         journal = Journal(out / "journal.jsonl", SETTINGS, resume=True)
-        for levels, score in SCORES.items():
-            if levels not in journal.known[Scale.ALL]:
-                journal.add(levels, score)
-                tell(levels)
+        for candidate, score in SCORES.items():
+            if candidate not in journal.known[Scale.ALL]:
+                journal.add(candidate, score)
+                tell(candidate.to_json())
         write_folder(out, tensors(run), lambda _: {"run": run})
         tell("saved")
 
@@ -141,8 +141,8 @@ def half_scored(out: Path) -> None:
     """A journal of two scores, the second cut short."""
     out.mkdir()
     journal = Journal(out / "journal.jsonl", SETTINGS, resume=False)
-    for levels, score in list(SCORES.items())[:2]:
-        journal.add(levels, score)
+    for candidate, score in list(SCORES.items())[:2]:
+        journal.add(candidate, score)
     os.truncate(out / "journal.jsonl", (out / "journal.jsonl").stat().st_size - 5)
 
 

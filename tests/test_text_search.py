@@ -15,7 +15,7 @@ from tests.pipelines import CASES, made
 from tests.tiny import joint, settings
 
 from diff_es import DiffESError, Method, Run, Width, compress, load
-from diff_es.cli.app import main
+from diff_es.cli import main
 from diff_es.compression.reopening import found_again
 from diff_es.compression.settings import describe, restore
 from diff_es.compression.study import prepare
@@ -30,12 +30,13 @@ from diff_es.pruning.granularity import Depth
 from diff_es.pruning.library import Library
 from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
 from diff_es.scoring.fitness import Fitness
+from diff_es.search import Candidate
 from diff_es.solvers.samplers import trajectory
 from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 PROMPTS = ("a fox", "two hats", "a blue door")
-CANDIDATES = ((2, 2, 1), (2, 4, 1), (2, 2, 4), (1, 0, 3), (2, 4, 2))
+COUNTS = ((2, 2, 1), (2, 4, 1), (2, 2, 4), (1, 0, 3), (2, 4, 2))
 
 
 @pytest.mark.parametrize("name", ["FLUX", "Wan", "Qwen-Image", "SDXL"])
@@ -53,13 +54,13 @@ def test_prefixes_are_reused_to_the_bit(name: str, dtype: torch.dtype) -> None:
     scores, calls = list[list[float]](), list[int]()
     for memory in (0, 1 << 30):
         fitness = Fitness(pipe, library, stages, probes, case.sampling, LatentSNR(), path=path, memory=memory)
-        candidates = [own, *CANDIDATES, own]
-        scores.append([fitness(tuple((steps, 0) for steps in counts)) for counts in candidates])
+        candidates = [Candidate.of([[0]] * 3, counts) for counts in (own, *COUNTS, own)]
+        scores.append(list(map(fitness, candidates)))
         calls.append(fitness.calls)
     assert scores[0] == scores[1]
     assert np.isfinite(scores[0]).all()
     assert scores[0][0] == 120  # the user's own steps are the reference, to the bit
-    assert len(set(scores[0])) == len(CANDIDATES) + 1
+    assert len(set(scores[0])) == len(COUNTS) + 1
     assert calls[1] < calls[0]
 
 

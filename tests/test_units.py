@@ -23,6 +23,7 @@ from diff_es.pruning.granularity import Grain, Ladder, Option, Skip, Thin, units
 from diff_es.pruning.library import Library
 from diff_es.pruning.macs import MacCounter
 from diff_es.routing.routing import routed
+from diff_es.search import Candidate
 from diff_es.solvers.custom_timesteps import stepped
 from diff_es.trajectory.stages import Stages
 from diff_es.utils.progress import Reporter
@@ -216,13 +217,13 @@ def test_a_random_schedule_of_blocks_and_steps_costs_what_it_should(ladder: Widt
     pipe, rng = ready.pipe, np.random.default_rng(2)
     for _ in range(4):
         options = [[int(rng.integers(len(row))) for row in ready.costs.options] for _ in range(3)]
-        levels = tuple((int(rng.choice(n)), *row) for n, row in zip(ready.costs.choices or (), options, strict=True))
-        plans = [ready.library.plan(stage, row) for stage, row in enumerate(ready.rows(levels))]
-        timesteps, routing = ready.timesteps(levels) or (), (pipe.transformer, ready.stages, opened(pipe, plans))
+        candidate = Candidate.of(options, [int(rng.choice(counts)) for counts in ready.costs.choices or ()])
+        plans = [ready.library.plan(stage, levels) for stage, levels in enumerate(candidate.levels)]
+        timesteps, routing = ready.timesteps(candidate) or (), (pipe.transformer, ready.stages, opened(pipe, plans))
         with stepped(pipe, timesteps, CALL.steps), routed(*routing), counted(pipe) as calls:
             images(pipe, [1])
         assert [call.timestep for call in calls] == list(timesteps)
-        assert sum(call.macs for call in calls) == ready.costs.of(levels) == ready.macs.of(levels)
+        assert sum(call.macs for call in calls) == ready.costs.of(candidate) == ready.macs.of(candidate)
 
 
 # --------------------------------------------------------------------------------------------------------- searches
