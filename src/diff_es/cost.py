@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .alike import alike
 from .errors import BudgetOutOfReach
-from .layers import DENSE, Anatomy, Block, Bypass, Cut, Plan, Switch, Weights, common, owned_by, realise
+from .layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, Switch, Weights, common, owned_by, realise
 from .pipeline import Denoiser, Trace, meta_twin
 from .progress import Reporter
 from .search import Levels, Space, Steps
@@ -38,6 +39,8 @@ class MacCounter:
         self.anatomy, self._twin, self._trace, self._bypass = anatomy, meta_twin(denoiser), trace, bypass
         self._calls: dict[str, list[Call]] | None = None  # what every module received in a dense call
         self._dense = dict[str, int]()  # by the module that is counted
+        self._changes = dict[Hashable, int]()  # by what the price of a module's layers depends on
+        self._alike = dict[str, Hashable]()  # by module
 
     def dense(self) -> int:
         return self._count(DENSE)
@@ -57,7 +60,7 @@ class MacCounter:
         return block.blank(device="meta", dtype=self._twin.dtype) if self._bypass else None
 
     def option(self, unit: Unit, level: int) -> int:
-        """With one unit at a level, and the others dense; only the module that holds the unit is counted anew."""
+        """With one unit at a level, and the others dense; only the modules that hold its layers are counted anew."""
         option = unit.options[level]
         if not isinstance(option, Thin):
             if isinstance(option.blocks, int):
@@ -65,9 +68,42 @@ class MacCounter:
             blocks = {block.name: block for block in self.anatomy.blocks}
             plan = Plan(bypasses={name: self._stand_in(blocks[name]) for name in option.blocks})
             return self._count(plan, common(option.blocks))
-        pairs = zip(unit.layers, option.kept, strict=True)
-        plan = Plan({layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups})
-        return self._count(plan, common([layer.home for layer in unit.layers]))
+        kept = {layer.name: n for layer, n in zip(unit.layers, option.kept, strict=True)}
+        if all(kept[layer.name] == layer.groups for layer in unit.layers):
+            return self._of_dense("")
+        places = self._places(unit.layers)
+        return self._of_dense("") + sum(self._change(place, layers, kept) for place, layers in places.items())
+
+    def _places(self, layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+        """Layers by the module to call for their price: no two of them hold one another."""
+        homes, found = {self._called(layer.home) for layer in layers}, dict[str, list[Layer]]()
+        for layer in layers:
+            own = f"{self._called(layer.home)}."
+            place = min((home for home in homes if not home or own.startswith(f"{home}.")), key=len)
+            found.setdefault(place, []).append(layer)
+        return found
+
+    def _change(self, place: str, layers: Sequence[Layer], kept: Mapping[str, int]) -> int:
+        """What a call costs more than a dense one, with so many groups left in these layers of a module; of modules
+        that are alike one is counted."""
+        own = tuple((layer.name.removeprefix(place), layer.kind, layer.start, kept[layer.name]) for layer in layers)
+        key = self._likeness(place), own
+        if key not in self._changes:
+            fewer = [layer.name for layer in layers if kept[layer.name] < layer.groups]
+            plan = Plan({name: Cut(torch.arange(kept[name])) for name in fewer})
+            self._changes[key] = self._run(plan, place) - self._of_dense(place)
+        return self._changes[key]
+
+    def _likeness(self, place: str) -> Hashable:
+        """The same for modules of the same parts, weights and inputs, outside and inside."""
+        if place not in self._alike:
+            module, shapes = self._twin.get_submodule(place), list[Hashable]()
+            for name, part in module.named_modules(prefix=place):
+                received = tree_leaves((self._calls or {}).get(name, ()))
+                shapes.append(tuple(x.shape for x in received if isinstance(x, Tensor)))
+                shapes += [weight.shape for weight in part.parameters(recurse=False)]
+            self._alike[place] = repr(module), tuple(shapes)
+        return self._alike[place]
 
     def weight_bytes(self, unit: Unit, level: int) -> int:
         """Bytes of all weights that run with the one unit of a denoiser at a level."""
@@ -111,14 +147,24 @@ class MacCounter:
 
     def _count(self, plan: Plan, place: str = "") -> int:
         """MACs of a call under a plan that changes nothing outside of the module ``place``."""
+        place = self._called(place)
         if not place:
             return self._run(plan, "")
-        self._calls = self._calls or self._recorded()
-        while place and place not in self._calls:  # a list of modules has no forward
-            place = place.rpartition(".")[0]
-        for part in {"", place} - self._dense.keys():
-            self._dense[part] = self._run(DENSE, part)
-        return self._dense[""] - self._dense[place] + self._run(plan, place)
+        return self._of_dense("") - self._of_dense(place) + self._run(plan, place)
+
+    def _called(self, place: str) -> str:
+        """The smallest module around ``place`` that is called: a list of modules has no forward."""
+        if place:
+            self._calls = self._calls or self._recorded()
+            while place and place not in self._calls:
+                place = place.rpartition(".")[0]
+        return place
+
+    def _of_dense(self, place: str) -> int:
+        """MACs of a module in a dense call."""
+        if place not in self._dense:
+            self._dense[place] = self._run(DENSE, place)
+        return self._dense[place]
 
     def _run(self, plan: Plan, place: str) -> int:
         switch, module = Switch(self._twin), self._twin.get_submodule(place)
