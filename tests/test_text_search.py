@@ -29,10 +29,11 @@ from diff_es.progress import Reporter
 from diff_es.samplers import trajectory
 from diff_es.settings import describe, restore
 from diff_es.study import prepare
-from diff_es.units import Depth
+from diff_es.units import Depth, Grain
 
 QUIET = Reporter(quiet=True)
 PROMPTS = ("a fox", "two hats", "a blue door")
+METHOD = Method(Width(4, dense=()), grain=Grain.KIND)
 CANDIDATES = ((2, 2, 1), (2, 4, 1), (2, 2, 4), (1, 0, 3), (2, 4, 2))
 
 
@@ -67,7 +68,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
     pipe = made(case.make)
     probes = make_probes(pipe, 2, 0, "test", PROMPTS)
     dense = sample(pipe, probes, case.sampling)
-    small = joint(sampling=case.sampling, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=2, stages=2)
+    small = joint(sampling=case.sampling, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
     assert restore(json.loads(json.dumps(describe(small)))) == small
     fast = compress(pipe, 0.7, small)
     assert fast.about["macs_ratio"] <= 0.7
@@ -86,7 +87,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
 def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     case = CASES["PixArt-alpha"]
     pipe, asked = made(case.make), replace(case.sampling, negative_prompt="blurred")
-    small = settings(sampling=asked, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=1, stages=2)
+    small = settings(sampling=asked, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
     fast = compress(pipe, 0.8, replace(small, measure=ImageSSIM()))
     ready = prepare(pipe, restore(fast.about["settings"]))
     effort = Effort(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)

@@ -21,7 +21,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
 )
 from tests.pipelines import CASES, made, randomise
-from tests.tiny import images, settings, stages_of, tiny
+from tests.tiny import LITTLE, images, settings, stages_of, tiny
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -32,6 +32,7 @@ from diff_es.pipeline import denoiser_of, make_probes, sample, trace
 from diff_es.placements import Placement, Resident
 from diff_es.route import routed
 from diff_es.schedule import Stages
+from diff_es.units import Grain
 
 CPU = torch.device("cpu")
 
@@ -61,8 +62,9 @@ def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | N
 
 @pytest.fixture(scope="module")
 def compressed() -> Compressed:
-    small = {"sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4, dense=()))}
-    return compress(made(CASES["SD"].make), 0.95, settings(**small))
+    small = {**LITTLE, "sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat")}
+    method = Method(Width(4, dense=()), grain=Grain.WHOLE)
+    return compress(made(CASES["SD"].make), 0.95, settings(**small, method=method))
 
 
 def variants(name: str) -> dict[str, Callable[[Any], Tensor]]:

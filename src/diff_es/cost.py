@@ -43,13 +43,11 @@ class MacCounter:
         self._alike = dict[str, Hashable]()  # by module
 
     def dense(self) -> int:
-        return self._count(DENSE)
+        return self._of_dense("")
 
     def thinned(self, kept: tuple[int, ...]) -> int:
         """With so many groups left in each of ``anatomy.layers``."""
-        pairs = zip(self.anatomy.layers, kept, strict=True)
-        cuts = {layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups}
-        return self._count(Plan(cuts))
+        return self._thinned(self.anatomy.layers, kept)
 
     def skipping(self, names: Sequence[str]) -> int:
         """With these blocks left out; where only their number is known, any do, since all blocks cost the same."""
@@ -68,11 +66,13 @@ class MacCounter:
             blocks = {block.name: block for block in self.anatomy.blocks}
             plan = Plan(bypasses={name: self._stand_in(blocks[name]) for name in option.blocks})
             return self._count(plan, common(option.blocks))
-        kept = {layer.name: n for layer, n in zip(unit.layers, option.kept, strict=True)}
-        if all(kept[layer.name] == layer.groups for layer in unit.layers):
-            return self._of_dense("")
-        places = self._places(unit.layers)
-        return self._of_dense("") + sum(self._change(place, layers, kept) for place, layers in places.items())
+        return self._thinned(unit.layers, option.kept)
+
+    def _thinned(self, layers: Sequence[Layer], groups: Sequence[int]) -> int:
+        """With so many groups left in each of these layers, and all others dense."""
+        kept = {layer.name: n for layer, n in zip(layers, groups, strict=True) if n < layer.groups}
+        places = self._places([layer for layer in layers if layer.name in kept])
+        return self._of_dense("") + sum(self._change(place, held, kept) for place, held in places.items())
 
     def _places(self, layers: Sequence[Layer]) -> dict[str, list[Layer]]:
         """Layers by the module to call for their price: no two of them hold one another."""
@@ -89,8 +89,7 @@ class MacCounter:
         own = tuple((layer.name.removeprefix(place), layer.kind, layer.start, kept[layer.name]) for layer in layers)
         key = self._likeness(place), own
         if key not in self._changes:
-            fewer = [layer.name for layer in layers if kept[layer.name] < layer.groups]
-            plan = Plan({name: Cut(torch.arange(kept[name])) for name in fewer})
+            plan = Plan({layer.name: Cut(torch.arange(kept[layer.name])) for layer in layers})
             self._changes[key] = self._run(plan, place) - self._of_dense(place)
         return self._changes[key]
 
