@@ -42,7 +42,7 @@ class Model:
 
 
 def _small(levers: Levers) -> Settings:
-    few: dict[str, Any] = {"stages": 2, "population": 4, "generations": 2}
+    few: dict[str, Any] = {"stages": 2, "probes": 3, "population": 4, "generations": 2}
     return settings(**few) if levers is Levers.PRUNE else joint(**few, levers=levers)
 
 

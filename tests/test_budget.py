@@ -19,7 +19,7 @@ from diffusers import DiTPipeline
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from tests.tiny import CALL, assert_same, images, joint, settings, slimmed, snapshot, tiny
+from tests.tiny import CALL, LITTLE, assert_same, images, joint, settings, slimmed, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import BudgetOutOfReach, Compact, Depth, DiffESError, Method, Run, Streamed, Width, compress
@@ -170,7 +170,7 @@ def test_no_stage_takes_more_memory_than_allowed(levers: Levers, most: int) -> N
     pipe = tiny(**WIDE)
     before, dense, limit = snapshot(pipe.transformer), images(pipe), gigabytes(pipe, most)
     make = settings if levers is Levers.PRUNE else joint
-    fast = compress(pipe, 0.7, make(levers=levers), weights_gb=limit)
+    fast = compress(pipe, 0.7, make(**{**LITTLE, "levers": levers, "heat": 0}), weights_gb=limit)
     assert isinstance(fast.placement, Streamed)
     assert fast.report.macs_ratio <= 0.7
     with fast.routed(pipe):
@@ -185,7 +185,7 @@ def test_no_stage_takes_more_memory_than_allowed(levers: Levers, most: int) -> N
 def test_skipping_blocks_keeps_a_limit_of_memory(bypass: bool) -> None:
     pipe = tiny(**WIDE)
     for limit in (gigabytes(pipe, 0), gigabytes(pipe, 0) * 1.2):
-        fast = compress(pipe, 0.8, settings(method=Method(Depth(bypass))), weights_gb=limit)
+        fast = compress(pipe, 0.8, settings(**LITTLE, method=Method(Depth(bypass))), weights_gb=limit)
         with fast.routed(pipe):
             assert peak(pipe) <= limit + PADDING
 

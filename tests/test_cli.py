@@ -23,7 +23,7 @@ from diff_es.cli.app import main
 from diff_es.evaluation.report import Row
 
 CALL = ["--stages", "3", "--steps", "6", "--guidance", "2", "--batch", "2", "--calibration", "4"]
-CALL += ["--generations", "3", "--population", "6", "--probes", "3", "--heat", "0", "--held-out", "2"]
+CALL += ["--generations", "2", "--population", "6", "--probes", "2", "--heat", "0", "--held-out", "2"]
 CALL += ["--levers", "prune", "--front", ""]
 
 
@@ -181,6 +181,7 @@ def test_bench_times_dense_routed_and_pruned(run: Run, made: Path) -> None:
 
 
 JOINT = ["--levers", "prune,steps", "--units", "block", "--prune", "width,depth", "--front", "0.4, 0.9", "--heat", "1"]
+JOINT += ["--generations", "3", "--probes", "3"]  # enough for each budget to find one of its own
 
 
 @pytest.mark.slow
@@ -299,7 +300,7 @@ def test_bad_artefacts_and_labels_are_one_message(run: Run, made: Path, tmp_path
 def test_ctrl_c_keeps_the_journal_and_resume_finishes(run: Run, model_folder: Path, tmp_path: Path) -> None:
     """The search has hundreds of evaluations: those that run while the signal is on its way cannot finish it."""
     out, whole = tmp_path / "out", tmp_path / "whole"
-    call = ["compress", str(model_folder), "--macs", "0.6", *CALL, "--generations", "24", "--out"]
+    call = ["compress", str(model_folder), "--macs", "0.6", *CALL, "--generations", "24", "--probes", "1", "--out"]
     python = [sys.executable, "-m", "diff_es", *call, str(out)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process, to the same scores
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell runs in the background ignores Ctrl-C

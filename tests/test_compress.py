@@ -229,7 +229,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(fast: Compressed, tmp_pat
     [
         (0.61, {}, {}, "budget .*'macs': 0.6,.* then and .*'macs': 0.61,.* now"),
         (MACS, {"seed": 1}, {}, "seed 0 then and 1 now"),
-        (MACS, {"probes": 2, "population": 7}, {}, "population 6 then and 7 now, probes 3 then and 2 now"),
+        (MACS, {"probes": 3, "population": 7}, {}, "population 6 then and 7 now, probes 2 then and 3 now"),
         (MACS, {"sampling": Sampling(7, 2.0, 2)}, {}, "sampling .*'steps': 6.* then and .*'steps': 7"),
         (MACS, {"method": METHODS["wanda"]}, {}, "method .*'Obs'.* then and .*'Wanda'"),
         (MACS, {"measure": ImageSSIM()}, {}, "measure .*'LatentSNR'.* then and .*'ImageSSIM'"),
@@ -312,7 +312,7 @@ def test_settings_come_back_from_json(name: str, measure: Any) -> None:
 @pytest.mark.parametrize("levers", Levers)
 def test_levers_units_and_fronts_come_back_from_json(levers: Levers, grain: Grain) -> None:
     method = Method(Width(4, 16, (("ff", 3),), depth=Depth(bypass=False)), grain=grain)
-    chosen = settings(levers=levers, method=method, heat=2, fine=3, front=(0.4, 0.6))
+    chosen = settings(levers=levers, method=method, heat=1, fine=3, front=(0.4, 0.6))
     assert restore(json.loads(json.dumps(describe(chosen)))) == chosen
 
 

@@ -6,9 +6,9 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -350,44 +350,32 @@ def test_none_of_the_most_promising_prunings_is_missed(seed: int) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- resuming
 
-KILLS = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from diff_es import compress
-from hypothesis import given
-from hypothesis import strategies as st
-from tests.tiny import joint, tiny
-journal, folder, draws = Path(sys.argv[1]), sys.argv[2], random.Random(0)
-search = lambda: compress(tiny(), 0.6, joint(front=(0.3, 0.9)), journal=journal, resume=True)
-lines = lambda: len(journal.read_bytes().splitlines()) if journal.exists() else 0
-for kill in range(10):
-    least, child = lines() + draws.randrange(9), os.fork()
-    if child == 0:
-        search()
-        os._exit(0)
-    while lines() < least:
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
-        time.sleep(0.001)
-    time.sleep(draws.random() * 0.05)
-    os.kill(child, signal.SIGKILL)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    print(lines(), flush=True)
-search().save(folder)
-"""
-
 
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    expected = compress(tiny(), 0.6, joint(front=(0.3, 0.9)), run=Run(journal=whole))
-    command = [sys.executable, "-c", KILLS, str(torn), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    counts = list(map(int, done.stdout.split()))
-    assert len(counts) == 10
+    whole, torn, draws, counts = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl", random.Random(0), list[int]()
+    little = joint(front=(0.3, 0.9), population=4, generations=1, placings=1, held_out=1)
+
+    def lines() -> int:
+        return len(torn.read_bytes().splitlines()) if torn.exists() else 0
+
+    expected = compress(tiny(), 0.6, little, run=Run(journal=whole))
+    for _ in range(10):
+        least, child = lines() + draws.randrange(6), os.fork()
+        if child == 0:
+            try:
+                compress(tiny(), 0.6, little, run=Run(journal=torn, resume=True))
+            finally:
+                os._exit(0)
+        while lines() < least:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
+            time.sleep(0.001)
+        time.sleep(draws.random() * 0.05)
+        os.kill(child, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        counts.append(lines())
     assert counts[0] < counts[-1] < len(whole.read_bytes().splitlines())
+    compress(tiny(), 0.6, little, run=Run(journal=torn, resume=True)).save(tmp_path / "out")
     found = load(tmp_path / "out")
     assert len(found.others) == len(expected.others) == 2
     for one, other in zip((found, *found.others), (expected, *sorted_points(expected.others)), strict=True):

@@ -26,7 +26,7 @@ from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.pipelines.tracing import trace
 from diff_es.pruning.calibration import Statistics
-from diff_es.pruning.granularity import Depth
+from diff_es.pruning.granularity import Depth, Grain
 from diff_es.pruning.library import Library
 from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
 from diff_es.scoring.fitness import Fitness
@@ -36,6 +36,7 @@ from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 PROMPTS = ("a fox", "two hats", "a blue door")
+METHOD = Method(Width(4, dense=()), grain=Grain.KIND)
 COUNTS = ((2, 2, 1), (2, 4, 1), (2, 2, 4), (1, 0, 3), (2, 4, 2))
 
 
@@ -70,7 +71,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
     pipe = made(case.make)
     probes = make_probes(pipe, 2, 0, "test", PROMPTS)
     dense = sample(pipe, probes, case.sampling)
-    small = joint(sampling=case.sampling, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=2, stages=2)
+    small = joint(sampling=case.sampling, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
     assert restore(json.loads(json.dumps(describe(small)))) == small
     fast = compress(pipe, 0.7, small)
     assert fast.report.macs_ratio <= 0.7
@@ -89,7 +90,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
 def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     case = CASES["PixArt-alpha"]
     pipe, asked = made(case.make), replace(case.sampling, negative_prompt="blurred")
-    small = settings(sampling=asked, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=1, stages=2)
+    small = settings(sampling=asked, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
     fast = compress(pipe, 0.8, replace(small, measure=ImageSSIM()))
     ready = prepare(pipe, restore(fast.report.settings))
     effort = Effort(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)

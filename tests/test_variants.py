@@ -21,7 +21,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
 )
 from tests.pipelines import CASES, made, randomise
-from tests.tiny import images, settings, stages_of, tiny
+from tests.tiny import LITTLE, images, settings, stages_of, tiny
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -31,6 +31,7 @@ from diff_es.layers.offload import group_of, leads_others
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.pipelines.tracing import trace
+from diff_es.pruning.granularity import Grain
 from diff_es.routing.placements import Placement, Resident
 from diff_es.routing.routing import routed
 from diff_es.trajectory.stages import Stages
@@ -63,8 +64,9 @@ def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | N
 
 @pytest.fixture(scope="module")
 def compressed() -> Compressed:
-    small = {"sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4, dense=()))}
-    return compress(made(CASES["SD"].make), 0.95, settings(**small))
+    small = {**LITTLE, "sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat")}
+    method = Method(Width(4, dense=()), grain=Grain.WHOLE)
+    return compress(made(CASES["SD"].make), 0.95, settings(**small, method=method))
 
 
 def variants(name: str) -> dict[str, Callable[[Any], Tensor]]:

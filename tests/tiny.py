@@ -113,22 +113,33 @@ def _randomise(part: nn.Module, generator: torch.Generator) -> None:
 
 
 def settings(**changes: Any) -> Settings:
-    """A search of a second among levels alone: 3 stages of 2 steps, 8 levels, 3 generations of 6."""
+    """A search of a second among levels alone: 3 stages of 2 steps, 8 levels, 2 generations of 6."""
     small = Settings(
         sampling=CALL,
         stages=3,
         levers=Levers.PRUNE,
         method=Method(Width(8, dense=()), grain=Grain.WHOLE),  # no timing: its findings may differ from run to run
         calibration=4,
-        probes=3,
+        probes=2,
         heat=0,
         finalists=2,
         held_out=2,
         population=6,
-        generations=3,
+        generations=2,
         front=(),
     )
     return replace(small, **changes)
+
+
+LITTLE: dict[str, Any] = {
+    "calibration": 2,
+    "probes": 1,
+    "held_out": 1,
+    "finalists": 1,
+    "population": 3,
+    "generations": 1,
+}
+"""Settings of the least search, for tests that need a result, whichever it is."""
 
 
 def joint(**changes: Any) -> Settings:

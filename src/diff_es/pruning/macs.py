@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..layers import DENSE, Anatomy, Block, Bypass, Cut, Plan, Weights, common
+from ..layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, Weights, common
 from ..pipelines.denoiser import device_of, dtype_of, meta_twin
 from ..pipelines.families import Denoiser
 from ..pipelines.tracing import Trace
@@ -46,15 +47,15 @@ class MacCounter:
         self._twin = denoiser if trace.real else meta_twin(denoiser)
         self._calls: dict[str, list[Call]] | None = None  # what every module received in a dense call
         self._dense = dict[str, int]()  # by the module that is counted
+        self._changes = dict[Hashable, int]()  # by what the price of a module's layers depends on
+        self._alike = dict[str, Hashable]()  # by module
 
     def dense(self) -> int:
-        return self._count(DENSE)
+        return self._of_dense("")
 
     def thinned(self, kept: tuple[int, ...]) -> int:
         """With so many groups left in each of ``anatomy.layers``."""
-        pairs = zip(self.anatomy.layers, kept, strict=True)
-        cuts = {layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups}
-        return self._count(Plan(cuts))
+        return self._thinned(self.anatomy.layers, kept)
 
     def skipping(self, names: Sequence[str]) -> int:
         """With these blocks left out; where only their number is known, any do, since all blocks cost the same."""
@@ -65,7 +66,7 @@ class MacCounter:
         return block.blank(device=device_of(self._twin), dtype=dtype_of(self._twin)) if self._bypass else None
 
     def option(self, unit: Unit, level: int) -> int:
-        """With one unit at a level, and the others dense; only the module that holds the unit is counted anew."""
+        """With one unit at a level, and the others dense; only the modules that hold its layers are counted anew."""
         option = unit.options[level]
         if not isinstance(option, Thin):
             if isinstance(option.blocks, int):
@@ -73,9 +74,43 @@ class MacCounter:
             blocks = {block.name: block for block in self.anatomy.blocks}
             plan = Plan(bypasses={name: self._stand_in(blocks[name]) for name in option.blocks})
             return self._count(plan, common(option.blocks))
-        pairs = zip(unit.layers, option.kept, strict=True)
-        plan = Plan({layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups})
-        return self._count(plan, common([layer.home for layer in unit.layers]))
+        return self._thinned(unit.layers, option.kept)
+
+    def _thinned(self, layers: Sequence[Layer], groups: Sequence[int]) -> int:
+        """With so many groups left in each of these layers, and all others dense."""
+        kept = {layer.name: n for layer, n in zip(layers, groups, strict=True) if n < layer.groups}
+        places = self._places([layer for layer in layers if layer.name in kept])
+        return self._of_dense("") + sum(self._change(place, held, kept) for place, held in places.items())
+
+    def _places(self, layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+        """Layers by the module to call for their price: no two of them hold one another."""
+        homes, found = {self._called(layer.home) for layer in layers}, dict[str, list[Layer]]()
+        for layer in layers:
+            own = f"{self._called(layer.home)}."
+            place = min((home for home in homes if not home or own.startswith(f"{home}.")), key=len)
+            found.setdefault(place, []).append(layer)
+        return found
+
+    def _change(self, place: str, layers: Sequence[Layer], kept: Mapping[str, int]) -> int:
+        """What a call costs more than a dense one, with so many groups left in these layers of a module; of modules
+        that are alike one is counted."""
+        own = tuple((layer.name.removeprefix(place), layer.kind, layer.start, kept[layer.name]) for layer in layers)
+        key = self._likeness(place), own
+        if key not in self._changes:
+            plan = Plan({layer.name: Cut(torch.arange(kept[layer.name])) for layer in layers})
+            self._changes[key] = self._run(plan, place) - self._of_dense(place)
+        return self._changes[key]
+
+    def _likeness(self, place: str) -> Hashable:
+        """The same for modules of the same parts, weights and inputs, outside and inside."""
+        if place not in self._alike:
+            module, shapes = self._twin.get_submodule(place), list[Hashable]()
+            for name, part in module.named_modules(prefix=place):
+                received = tree_leaves((self._calls or {}).get(name, ()))
+                shapes.append(tuple(x.shape for x in received if isinstance(x, Tensor)))
+                shapes += [weight.shape for weight in part.parameters(recurse=False)]
+            self._alike[place] = repr(module), tuple(shapes)
+        return self._alike[place]
 
     def weight_bytes(self, unit: Unit, level: int) -> int:
         """Bytes of all weights that run with the one unit of a denoiser at a level."""
@@ -119,14 +154,24 @@ class MacCounter:
 
     def _count(self, plan: Plan, place: str = "") -> int:
         """MACs of a call under a plan that changes nothing outside of the module ``place``."""
+        place = self._called(place)
         if not place:
             return self._run(plan, "")
-        self._calls = self._calls or self._recorded()
-        while place and place not in self._calls:  # a list of modules has no forward
-            place = place.rpartition(".")[0]
-        for part in {"", place} - self._dense.keys():
-            self._dense[part] = self._run(DENSE, part)
-        return self._dense[""] - self._dense[place] + self._run(plan, place)
+        return self._of_dense("") - self._of_dense(place) + self._run(plan, place)
+
+    def _called(self, place: str) -> str:
+        """The smallest module around ``place`` that is called: a list of modules has no forward."""
+        if place:
+            self._calls = self._calls or self._recorded()
+            while place and place not in self._calls:
+                place = place.rpartition(".")[0]
+        return place
+
+    def _of_dense(self, place: str) -> int:
+        """MACs of a module in a dense call."""
+        if place not in self._dense:
+            self._dense[place] = self._run(DENSE, place)
+        return self._dense[place]
 
     def _run(self, plan: Plan, place: str) -> int:
         switch, module = Switch(self._twin), self._twin.get_submodule(place)
