@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -17,7 +16,8 @@ from ..pruning.budget import Budget, MeasuredPrices
 from ..pruning.calibration import Statistics, calibrate, parts_of
 from ..pruning.granularity import Width
 from ..pruning.library import Library
-from ..scoring.fitness import Bank, Fitness, timesteps_of
+from ..scoring.fitness import Comparison, Fitness, timesteps_of
+from ..scoring.weight_cache import WeightCache
 from ..search import Candidate
 from ..solvers.custom_timesteps import correctable, stepped
 from ..trajectory.timesteps import placed
@@ -36,17 +36,17 @@ class Study(Survey):
     statistics: Statistics
     library: Library
 
-    def fitness(self, purpose: str, count: int, heat: int = 0) -> Fitness:
-        """Closeness to the reference on ``count`` probes of this purpose, ``heat`` of them in a first heat."""
-        return self._fitness(self._probes(purpose, count), self.reference, heat=heat)
+    def fitness(self, purpose: str, count: int, rung: int = 0) -> Fitness:
+        """Closeness to the reference on ``count`` probes of this purpose, ``rung`` of them on a first rung."""
+        return self._fitness(self._probes(purpose, count), Comparison(self.path, self.reference, rung))
 
     @cached_property
     def held_out(self) -> Fitness:
         """Closeness to the reference on probes that no search sees; corrections are fitted on a batch of the search's,
         or of more like them."""
-        lessons = max(self.settings.probes, self.settings.sampling.batch) if self.corrected else 0
-        probes = self._probes("held-out", self.settings.held_out)
-        return self._fitness(probes, self.reference, lessons=self._probes("search", lessons))
+        count = max(self.settings.probes, self.settings.sampling.batch) if self.corrected else 0
+        comparison = Comparison(self.path, self.reference, fitting=self._probes("search", count))
+        return self._fitness(self._probes("held-out", self.settings.held_out), comparison)
 
     def part(self, index: int) -> Fitness:
         """The same on the next so many probes, and the next: part 0 is ``held_out``."""
@@ -67,7 +67,8 @@ class Study(Survey):
     def _on_part(self, index: int, reference: Sequence[float] | None) -> Fitness:
         count = self.settings.held_out
         probes = self._probes("held-out", (index + 1) * count)[index * count :]
-        return self._fitness(probes, reference, taught=self.held_out.corrections, memory=1 << 29)
+        comparison = Comparison(self.path, reference, fitted=self.held_out.corrections, memory=1 << 29)
+        return self._fitness(probes, comparison)
 
     @cached_property
     def _parts(self) -> dict[int, Fitness]:
@@ -81,17 +82,17 @@ class Study(Survey):
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""
         reference = None if self.path is None else placed(self.path, self.stages, self.base.steps)
-        return self._fitness(self._probes("search", self.settings.sensed_probes), reference)
+        return self._fitness(self._probes("search", self.settings.sensed_probes), Comparison(self.path, reference))
 
     @cached_property
-    def _bank(self) -> Bank:
-        return Bank(self.pipe, self.library)
+    def _weights(self) -> WeightCache:
+        return WeightCache(self.pipe, self.library)
 
-    def _fitness(self, probes: Sequence[Probe], reference: Sequence[float] | None, **others: Any) -> Fitness:
+    def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
         settings = self.settings
+        comparison = replace(comparison, corrections=settings.corrections if self.corrected else 0)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
-        others |= {"corrections": settings.corrections if self.corrected else 0, "bank": self._bank}
-        return Fitness(*own, path=self.path, reference=reference, **others)
+        return Fitness(*own, comparison, self._weights)
 
     def _probes(self, purpose: str, count: int) -> tuple[Probe, ...]:
         return make_probes(self.pipe, count, self.settings.seed, purpose, self.settings.prompts)

@@ -14,7 +14,7 @@ from .granularity import Thin, Unit
 
 
 def alike(twin: nn.Module, trace: Trace, units: Sequence[Unit]) -> tuple[int, ...]:
-    """For each unit the first one with the same options, the same shapes of weights and the same shapes of inputs.
+    """For each unit the first one with the same options, of the same modules with the same shapes of weights and inputs.
 
     Args:
         twin: the denoiser on the meta device, of which one call is run.
@@ -38,10 +38,12 @@ def alike(twin: nn.Module, trace: Trace, units: Sequence[Unit]) -> tuple[int, ..
             handle.remove()
     first, found = dict[Hashable, int](), list[int]()
     for index, (unit, names) in enumerate(zip(units, parts, strict=True)):
-        shapes = tuple((seen.get(name), *(p.shape for p in modules[name].parameters())) for name in names)
+        likeness = tuple(
+            (repr(modules[name]), seen.get(name), *(p.shape for p in modules[name].parameters())) for name in names
+        )
         layers = tuple((layer.kind, layer.groups, layer.width, layer.start) for layer in unit.layers)
         options = tuple(option.kept if isinstance(option, Thin) else len(names) for option in unit.options)
-        found.append(first.setdefault((shapes, layers, options), index))
+        found.append(first.setdefault((likeness, layers, options), index))
     return tuple(found)
 
 

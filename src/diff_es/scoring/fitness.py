@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -20,11 +20,9 @@ from ..pipelines.own_sampler import OwnSampler, OwnStepping
 from ..pipelines.probes import Probe
 from ..pipelines.sampling import denoiser_of, of_class, sample, settled
 from ..pruning.library import Library
-from ..routing.placements import Resident, parameter_bytes
-from ..routing.realise import realise
+from ..routing.placements import Resident
 from ..routing.routing import Routing, attached, routed
 from ..routing.stage_hook import stage_at
-from ..routing.switch import Content, Entry, Switch
 from ..search import Candidate
 from ..solvers.custom_timesteps import Stepping, stepped
 from ..solvers.prefix_cache import PrefixCache, Replay
@@ -34,65 +32,34 @@ from ..trajectory.timesteps import Timesteps, Trajectory, placed
 from ..utils.malloc import Kept
 from .fidelity import Measure
 from .recall import Recall
+from .weight_cache import WeightCache
 
 
-class Bank:
-    """The realised weights of every (stage, unit, level) that candidates use, as a store that routing runs from.
+@dataclass(frozen=True)
+class Comparison:
+    """What candidates are compared with, and how.
 
     Args:
-        limit: bytes of them to keep.
+        path: the user's own trajectory, where candidates choose their steps; None: the sampler takes its own.
+        reference: timesteps of the dense run that results are compared with; None: the user's own.
+        rung: noises of the first rung of a race, which are a part of their own; 0: no race.
+        corrections: the most directions that a step is corrected along (``trajectory.corrections``); 0: none.
+        fitting: noises that corrections are fitted on; none: the first of those that are compared.
+        fitted: gives the corrections of a candidate, where they are fitted elsewhere.
+        memory: bytes of known steps to keep for prefix reuse; 0 reuses nothing.
     """
 
-    def __init__(self, pipe: Pipeline, library: Library, limit: int = 1 << 33) -> None:
-        self._denoiser, self._library, self._limit = denoiser_of(pipe), library, limit
-        self._switch, self._held = Switch(self._denoiser), 0
-        self._parts = OrderedDict[tuple[int, int, int], tuple[Content, int]]()
-        self._contents = list[Content]()
-
-    def choose(self, rows: Sequence[Sequence[int]]) -> None:
-        """Have the weights of a candidate ready, for one row of levels a stage."""
-        self._contents = []
-        for stage, row in enumerate(rows):
-            content = dict[str, Entry]()
-            for unit, level in enumerate(row):
-                if level:
-                    content |= self._part(self._library.source(stage), unit, level)
-            self._contents.append(content)
-        while self._held > self._limit and len(self._parts) > 1:
-            self._held -= self._parts.popitem(last=False)[1][1]
-
-    def _part(self, source: int, unit: int, level: int) -> Content:
-        key = (source, unit, level)
-        if key not in self._parts:
-            weights = realise(self._denoiser, self._library.anatomy, self._library.part(source, unit, level))
-            self._parts[key] = (self._switch.prepare(weights), weights.bytes)
-            self._held += weights.bytes
-        self._parts.move_to_end(key)
-        return self._parts[key][0]
-
-    @property
-    def weight_bytes(self) -> int:
-        return parameter_bytes(self._denoiser) + self._held
-
-    @property
-    def peak_bytes(self) -> int:
-        return self.weight_bytes
-
-    def to(self, stage: int) -> None:
-        self._switch.put(self._contents[stage])
-
-    def rest(self) -> None:
-        self._switch.put({})
-
-    def settle(self) -> None:
-        """They have never been elsewhere."""
-
-    def close(self) -> None:
-        self.rest()
+    path: Trajectory | None = None
+    reference: Sequence[float] | None = None
+    rung: int = 0
+    corrections: int = 0
+    fitting: Sequence[Probe] = ()
+    fitted: Callable[[Candidate], Corrections] | None = None
+    memory: int = 1 << 31
 
 
 class Fitness:
-    """Scores schedules by closeness to the dense model on a fixed set of probes.
+    """Scores candidates by closeness to the dense model on a fixed set of noises.
 
     Args:
         pipe: the dense pipeline; left as it was after every call.
@@ -101,14 +68,8 @@ class Fitness:
         probes: fixed noises and classes.
         sampling: the user's own setting.
         measure: what closeness means.
-        path: the user's own trajectory, where candidates choose their steps; None: the sampler takes its own.
-        reference: timesteps of the dense run that results are compared with; None: the user's own.
-        heat: probes of the first heat of a race, which are a part of their own; 0: no race.
-        corrections: the most directions that a step is corrected along (``multistep``); 0: steps stay as they are.
-        lessons: noises that corrections are fitted on; none: the first of the probes.
-        taught: gives the corrections of a schedule, where they are fitted elsewhere.
-        memory: bytes of known steps to keep for prefix reuse; 0 reuses nothing.
-        bank: realised weights, where several share them; None: its own.
+        comparison: what candidates are compared with.
+        weights: of levels, where several share them; None: its own.
     """
 
     def __init__(
@@ -119,33 +80,27 @@ class Fitness:
         probes: Sequence[Probe],
         sampling: Sampling,
         measure: Measure,
-        *,
-        path: Trajectory | None = None,
-        reference: Sequence[float] | None = None,
-        heat: int = 0,
-        corrections: int = 0,
-        lessons: Sequence[Probe] = (),
-        taught: Callable[[Candidate], Corrections] | None = None,
-        memory: int = 1 << 31,
-        bank: Bank | None = None,
+        comparison: Comparison | None = None,
+        weights: WeightCache | None = None,
     ) -> None:
+        terms = comparison or Comparison()
         self._pipe, self._library, self._stages, self._measure = pipe, library, stages, measure
-        self._sampling, self._path = sampling, path
-        self._bank = Bank(pipe, library) if bank is None else bank
-        self._routing = Routing(denoiser_of(pipe), stages, lambda: self._bank)
+        self._sampling, self._path = sampling, terms.path
+        self._weights = WeightCache(pipe, library) if weights is None else weights
+        self._routing = Routing(denoiser_of(pipe), stages, lambda: self._weights)
         size = sampling.batch
-        self._chunks = [probes[i : min(i + size, heat)] for i in range(0, heat, size)]
-        self._first = len(self._chunks) or 1  # chunks of the first heat
-        self._chunks += [probes[i : i + size] for i in range(heat, len(probes), size)]
+        self._chunks = [probes[i : min(i + size, terms.rung)] for i in range(0, terms.rung, size)]
+        self._first = len(self._chunks) or 1  # chunks of the first rung
+        self._chunks += [probes[i : i + size] for i in range(terms.rung, len(probes), size)]
         self._judged = len(self._chunks)
-        self._chunks += [lessons[:size]] if lessons else []
-        self._lesson, self._taught = self._judged if lessons else 0, taught
-        self._count, self._fitted = corrections, dict[Candidate, Corrections]()
+        self._chunks += [terms.fitting[:size]] if terms.fitting else []
+        self._fitting, self._elsewhere = self._judged if terms.fitting else 0, terms.fitted
+        self._count, self._fitted = terms.corrections, dict[Candidate, Corrections]()
         self._goal: Recording | None = None  # what corrections are fitted to, where they are fitted here
-        self.cache, self.calls = PrefixCache(memory), 0  # denoiser calls, weighed by their samples
+        self.cache, self.calls = PrefixCache(terms.memory), 0  # denoiser calls, weighed by their samples
         self._encodings, self._stage_of = Encodings(), cache(stage_at(denoiser_of(pipe), stages))
         self._settled, self._heap = settled(pipe), Kept(device_of(denoiser_of(pipe)))
-        self._teacher = [self._learn(i, reference) for i in range(len(self._chunks))]
+        self._teacher = [self._learn(i, terms.reference) for i in range(len(self._chunks))]
 
     def _learn(self, chunk: int, reference: Sequence[float] | None) -> Tensor:
         """What a chunk's results are compared with; on the way, what corrections are fitted to."""
@@ -153,7 +108,7 @@ class Fitness:
             dense = Candidate.of([(0,) * len(self._library.units)] * len(self._stages))
             return self._checked(chunk, self._run(chunk, dense, corrected=False))
         steps, path, kept = self._sampling.steps, self._path, None
-        if reference is not None and chunk == self._lesson and self._count and self._taught is None:
+        if reference is not None and chunk == self._fitting and self._count and self._elsewhere is None:
             kept = self._goal = Recording(reference, path.end)
         with nullcontext() if reference is None else stepped(self._pipe, reference, steps, kept):
             return self._checked(chunk, self._sample(self._chunks[chunk]))
@@ -169,11 +124,11 @@ class Fitness:
         return self.second(candidate, self.first(candidate))
 
     def first(self, candidate: Candidate) -> float:
-        """The score in the first heat; without a race, on the first part of the probes."""
+        """The score on the first rung; without a race, on the first part of the probes."""
         return _finite(float(torch.cat([self._scores(i, candidate) for i in range(self._first)]).mean()))
 
     def second(self, candidate: Candidate, first: float) -> float:
-        """The score on all probes, for that of the first heat: none of it is run again."""
+        """The score on all probes, for that of the first rung: none of it is run again."""
         count = sum(len(chunk) for chunk in self._chunks[: self._first])
         total = first * count
         for i in range(self._first, self._judged):
@@ -196,10 +151,10 @@ class Fitness:
         """What the steps of a schedule are corrected by; empty where they are not."""
         if not self._count:
             return ()
-        if self._taught is not None:
-            return self._taught(candidate)
+        if self._elsewhere is not None:
+            return self._elsewhere(candidate)
         if candidate not in self._fitted:
-            self._run(self._lesson, candidate)
+            self._run(self._fitting, candidate)
         return self._fitted[candidate]
 
     def of_plans(self, plans: Sequence[Plan], candidate: Candidate, *, corrected: bool = True) -> float:
@@ -235,12 +190,12 @@ class Fitness:
     def _run(self, chunk: int, candidate: Candidate, *, corrected: bool = True) -> Tensor:
         """Final latents of one chunk of probes; steps whose prefix is known are not run.
 
-        Corrections are fitted on the lesson while it runs. Those of a step depend on what the step's own prefix holds
+        Corrections are fitted on the noises for that while these run. Those of a step depend on what the step's own prefix holds
         and on the next timestep, as its result does, so they make no difference to what may be reused.
         """
         if not corrected or not self._count:
             return self._replayed(chunk, candidate, None)[0]
-        if chunk != self._lesson or self._taught is not None:
+        if chunk != self._fitting or self._elsewhere is not None:
             return self._replayed(chunk, candidate, fixed(self.corrections(candidate)))[0]
         assert self._path is not None
         assert self._goal is not None
@@ -261,7 +216,7 @@ class Fitness:
             reached = max(map(self._stage_of, past))
             return chunk, correct is not None, past, whole if depends else (), rows[: reached + 1]
 
-        self._bank.choose(rows)
+        self._weights.choose(rows)
         with self._stepped(candidate, correct) as stepping:
             replay = Replay(self._pipe, self.cache, key)
             with attached(self._routing), replay.attached():
@@ -278,7 +233,7 @@ class Fitness:
             return (self._library.source(stage), rows[stage]) if any(rows[stage]) else None
 
         recall = Recall(denoiser_of(self._pipe), self._stages, self.cache, weights)
-        self._bank.choose(rows)
+        self._weights.choose(rows)
         with self._stepped(candidate, correct) as stepping, attached(self._routing), recall.attached():
             result = self._sample(self._chunks[chunk])
             corrections = () if stepping is None else stepping.corrections
