@@ -51,13 +51,13 @@ DEPTH = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noises", type=int, default=40, help="held-out noises")
-    parser.add_argument("--calibration", type=int, default=192, help="samples of the calibration")
+    parser.add_argument("--calibration-samples", type=int, default=192, help="samples of the calibration")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     reporter, pipe, sampling = Reporter(), load("bundled"), Sampling(args.steps, args.guidance)
-    settings = Settings(sampling=sampling, levers=Levers.PRUNE, calibration=args.calibration, seed=args.seed)
+    settings = Settings(sampling=sampling, levers=Levers.PRUNE, calibration_samples=args.calibration, seed=args.seed)
     study = prepare(pipe, replace(settings, method=Method(ranking=Magnitude(), compensation=None)), reporter)
     probes = make_probes(pipe, args.calibration, args.seed, "calibration")
     layers, blocks = study.anatomy.layers, study.anatomy.blocks

@@ -40,12 +40,14 @@ SCHEDULES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noises", type=int, default=32, help="held-out noises")
-    parser.add_argument("--calibration", type=int, default=192, help="samples of the calibration")
+    parser.add_argument("--calibration-samples", type=int, default=192, help="samples of the calibration")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.1, 0.3, 0.5, 1.0])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     reporter, pipe = Reporter(), load("bundled")
-    settings = Settings(sampling=Sampling(20, 2.0), levers=Levers.PRUNE, calibration=args.calibration, seed=args.seed)
+    settings = Settings(
+        sampling=Sampling(20, 2.0), levers=Levers.PRUNE, calibration_samples=args.calibration, seed=args.seed
+    )
     ready = prepare(pipe, settings, reporter)
     probes = make_probes(pipe, args.noises, args.seed, "compact")
     dense = sample(pipe, probes, settings.sampling)

@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--levers", type=Levers, nargs="+", default=list(Levers), help="; ".join(Levers))
     parser.add_argument("--noises", type=int, default=48, help="held-out noises")
-    parser.add_argument("--probes", type=int, default=12, help="noises of a search; a third of them is its first heat")
+    parser.add_argument(
+        "--search-noises", type=int, default=12, help="noises of a search; a third of them is its first heat"
+    )
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--generations", type=int, default=10)
     parser.add_argument("--results", type=Path, default=Path("joint.jsonl"))
@@ -56,13 +58,13 @@ def main() -> None:
     for seed in args.seeds:
         base = Settings(
             sampling=Sampling(args.steps, 2.0),
-            calibration=128,
-            probes=args.probes,
-            heat=args.probes // 3,
-            sensed=args.probes // 3,
-            held_out=24,
+            calibration_samples=128,
+            search_noises=args.probes,
+            first_rung=args.probes // 3,
+            sensitivity_noises=args.probes // 3,
+            held_out_noises=24,
             finalists=4,
-            placings=8,
+            timestep_generations=8,
             population=args.population,
             generations=args.generations,
             seed=seed,

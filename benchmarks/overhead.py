@@ -111,9 +111,9 @@ def main() -> None:
     settings = Settings(
         sampling=Sampling(args.steps, 2.0),
         levers=args.levers,
-        calibration=32,
+        calibration_samples=32,
         generations=args.generations,
-        placings=3,
+        timestep_generations=3,
     )
     ready, profile = prepare(pipe, settings, reporter), cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder, clock.watching(pipe):

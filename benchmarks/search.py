@@ -27,7 +27,7 @@ from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import Study, prepare
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
-from diff_es.pruning.granularity import Grain
+from diff_es.pruning.granularity import Granularity
 from diff_es.pruning.library import Method
 from diff_es.scoring.fitness import Fitness
 from diff_es.scoring.journal import Journal
@@ -77,15 +77,15 @@ class Rival:
     made: Made
     races: bool = False
     table: bool = False  # starts from the knapsack of the sensitivities
-    grain: Grain = Grain.WHOLE
+    grain: Granularity = Granularity.WHOLE
 
 
 REFERENCE = "the paper's"
 RIVALS = {
     REFERENCE: Rival(paper),
     "default": Rival(ours, races=True, table=True),
-    "default, layer kinds": Rival(ours, races=True, table=True, grain=Grain.KIND),
-    "default, blocks": Rival(ours, races=True, table=True, grain=Grain.BLOCK),
+    "default, layer kinds": Rival(ours, races=True, table=True, granularity=Granularity.KIND),
+    "default, blocks": Rival(ours, races=True, table=True, granularity=Granularity.BLOCK),
     "random": Rival(random),
     "EvoPress'": Rival(evopress, races=True),
     "CMA-ES with margin": Rival(cma),
@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--macs", type=float, default=0.6)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, default=2000, help="of the paper's search: 20 x 100")
-    parser.add_argument("--probes", type=int, default=8, help="of searches that judge every candidate on all of them")
+    parser.add_argument(
+        "--search-noises", type=int, default=8, help="of searches that judge every candidate on all of them"
+    )
     parser.add_argument("--racing", type=int, default=32, help="probes of those that judge the better half on all")
     parser.add_argument("--noises", type=int, default=64, help="held-out noises")
     parser.add_argument("--rivals", nargs="+", choices=tuple(RIVALS), default=tuple(RIVALS))
@@ -107,14 +109,14 @@ def main() -> None:
         parser.error(f"expected {REFERENCE!r} among --rivals, or the --work that it does, found neither")
     pipe, reporter, rows = load("bundled", dtype=torch.float32), Reporter(), dict[str, list[tuple[float, float]]]()
     for seed in args.seeds:
-        work, studies = math.inf if args.work is None else args.work, dict[Grain, Study]()
+        work, studies = math.inf if args.work is None else args.work, dict[Granularity, Study]()
         for name in sorted(args.rivals, key=lambda name: name != REFERENCE):
             rival = RIVALS[name]
             if rival.grain not in studies:
                 studies[rival.grain] = prepare(pipe, settings_of(rival.grain, args.racing, seed), reporter)
             ready = studies[rival.grain]
             judge, space = ready.fitness("held-out", args.noises), ready.costs.space(args.macs)
-            heat = ready.settings.first_heat if rival.races else 0
+            heat = ready.settings.rung_noises if rival.races else 0
             first: tuple[Candidate, ...] = ()
             if not rival.table:
                 fitness = ready.fitness("search", args.racing if rival.races else args.probes, heat)
@@ -122,7 +124,7 @@ def main() -> None:
                 scores = Judge(ready, Journal(None, {}, resume=False))
                 first, fitness = starts(ready, [space], sensitivity(ready, scores, reporter)), scores.scorer.fitness
                 fitness.calls += scores.scorer.alone.calls  # the table's
-                if rival.grain is Grain.WHOLE:
+                if rival.grain is Granularity.WHOLE:
                     rows.setdefault("knapsack alone", []).append((judge(first[0]),) * 2)
                     print(
                         f"seed {seed}, knapsack alone: {rows['knapsack alone'][-1]}, work {fitness.calls}", flush=True
@@ -141,10 +143,15 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(cells) + f" | {means[0]:.2f}, {means[1]:.2f} |")
 
 
-def settings_of(grain: Grain, probes: int, seed: int) -> Settings:
-    method = Method(grain=grain)
+def settings_of(grain: Granularity, probes: int, seed: int) -> Settings:
+    method = Method(granularity=grain)
     return Settings(
-        sampling=Sampling(20, 2.0), levers=Levers.PRUNE, method=method, calibration=192, probes=probes, seed=seed
+        sampling=Sampling(20, 2.0),
+        levers=Levers.PRUNE,
+        method=method,
+        calibration_samples=192,
+        search_noises=probes,
+        seed=seed,
     )
 
 

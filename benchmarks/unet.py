@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.5)
     parser.add_argument("--stages", type=int, default=10)
-    parser.add_argument("--calibration", type=int, default=128)
+    parser.add_argument("--calibration-samples", type=int, default=128)
     parser.add_argument("--population", type=int, default=8)
     parser.add_argument("--generations", type=int, default=7)
     args = parser.parse_args()
@@ -62,12 +62,12 @@ def main() -> None:
             stages=args.stages,
             levers=Levers.PRUNE,
             method=Method(Width(dense=())),
-            calibration=args.calibration,
-            probes=12,
-            heat=4,
-            sensed=4,
+            calibration_samples=args.calibration,
+            search_noises=12,
+            first_rung=4,
+            sensitivity_noises=4,
             finalists=3,
-            held_out=24,
+            held_out_noises=24,
             population=args.population,
             generations=args.generations,
             seed=seed,

@@ -110,7 +110,15 @@ def again(folder: Path) -> None:
 def main(train: int = 300, generations: int = 8) -> None:
     denoiser = trained(train)
     weights, own = denoiser.state_dict(), sampler(denoiser)
-    small = Settings(stages=4, calibration=32, probes=16, held_out=16, placings=4, sensed=4, population=8)
+    small = Settings(
+        stages=4,
+        calibration_samples=32,
+        search_noises=16,
+        held_out_noises=16,
+        timestep_generations=4,
+        sensitivity_noises=4,
+        population=8,
+    )
     fast = compress(own, 0.5, replace(small, generations=generations), Run(reporter=Reporter()))
     print("times", [round(t, 3) for t in fast.timesteps or ()], "levels", fast.schedule.levels)
     for row in evaluated(own, fast, Effort(noises=32, rounds=3, random=16)).rows:

@@ -102,7 +102,13 @@ def again(folder: Path) -> None:
 def main(train: int = 300, generations: int = 6) -> None:
     own = sampler(trained(train))
     work = Settings(
-        levers=Levers.PRUNE, stages=3, calibration=32, probes=16, held_out=16, sensed=8, generations=generations
+        levers=Levers.PRUNE,
+        stages=3,
+        calibration_samples=32,
+        search_noises=16,
+        held_out_noises=16,
+        sensitivity_noises=8,
+        generations=generations,
     )
     fast = compress(own, 0.6, work, Run(reporter=Reporter()))
     print(f"levels {fast.schedule.levels}, {fast.report.held_out_score:.1f} dB to the dense model, held out")

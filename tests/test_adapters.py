@@ -20,14 +20,14 @@ from diff_es import ArtefactError, Compressed, DiffESError, Method, UnsupportedM
 from diff_es.layers import Plan, adapted, discover
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import sample
-from diff_es.pruning.granularity import Grain
+from diff_es.pruning.granularity import Granularity
 
 
 @pytest.fixture(scope="module")
 def compressed() -> Compressed:
     small = {**LITTLE, "sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat")}
     return compress(
-        made(CASES["SD"].make), 0.9, settings(**small, method=Method(Width(4, dense=()), grain=Grain.WHOLE))
+        made(CASES["SD"].make), 0.9, settings(**small, method=Method(Width(4, dense=()), granularity=Granularity.WHOLE))
     )
 
 
@@ -83,7 +83,9 @@ def test_a_fused_adapter_is_a_model_like_any_other(compressed: Compressed) -> No
     with pytest.raises(ArtefactError, match="hash of the base model"), compressed.routed(pipe):
         pass
     small = {**LITTLE, "sampling": case.sampling, "prompts": ("a fox", "a hat")}
-    with compress(pipe, 0.95, settings(**small, method=Method(Width(4, dense=()), grain=Grain.WHOLE))).routed(pipe):
+    with compress(
+        pipe, 0.95, settings(**small, method=Method(Width(4, dense=()), granularity=Granularity.WHOLE))
+    ).routed(pipe):
         assert not torch.equal(sample(pipe, probes, case.sampling), fused)
     assert torch.equal(sample(pipe, probes, case.sampling), fused)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diff_es.evaluation.baselines import fewer_steps, uniform_width
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Weights, discover
 from diff_es.pipelines.tracing import Trace
-from diff_es.pruning.granularity import Depth, Grain, Thin, Width, units_of
+from diff_es.pruning.granularity import Depth, Granularity, Thin, Width, units_of
 from diff_es.pruning.macs import Costs, MacCounter
 from diff_es.routing.realise import realise
 from diff_es.routing.switch import Switch
@@ -115,7 +115,7 @@ def test_a_table_starts_dense_and_falls_strictly(ladder: Width | Depth) -> None:
     model = denoiser()
     anatomy = discover(model)
     bypass = not (isinstance(ladder, Depth) and not ladder.bypass)
-    counter, units = MacCounter(model, anatomy, TRACE, bypass=bypass), units_of(anatomy, ladder, Grain.WHOLE)
+    counter, units = MacCounter(model, anatomy, TRACE, bypass=bypass), units_of(anatomy, ladder, Granularity.WHOLE)
     (table,) = counter.table(units, Reporter(quiet=True))
     thinned = [option for option in units[0].options if isinstance(option, Thin)]
     assert len(table) == len(units[0].options)

@@ -17,7 +17,7 @@ from diff_es.compression.settings import Settings
 from diff_es.layers import DENSE
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import sample
-from diff_es.pruning.granularity import Grain
+from diff_es.pruning.granularity import Granularity
 from diff_es.routing.placements import Placed, Stitched
 from diff_es.routing.routing import routed
 
@@ -84,7 +84,9 @@ def sequential_offload(pipe: Any) -> None:
 @pytest.fixture(scope="module")
 def thinned() -> Compressed:
     return compress(
-        on_gpu(torch.float32), 0.6, settings(method=Method(Width(8, dense=(), depth=Depth()), grain=Grain.WHOLE))
+        on_gpu(torch.float32),
+        0.6,
+        settings(method=Method(Width(8, dense=(), depth=Depth()), granularity=Granularity.WHOLE)),
     )
 
 

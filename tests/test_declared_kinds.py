@@ -40,7 +40,7 @@ from diff_es.layers.fingerprint import fingerprint
 from diff_es.pruning.calibration import Gatherer, Statistics
 from diff_es.pruning.compaction import Compaction
 from diff_es.pruning.declare import declare
-from diff_es.pruning.granularity import Grain
+from diff_es.pruning.granularity import Granularity
 from diff_es.pruning.library import Library
 from diff_es.routing.realise import realise
 from diff_es.routing.routing import routed
@@ -61,7 +61,7 @@ def gathered(case: Case, model: nn.Module, anatomy: Anatomy) -> Statistics:
 
 def library_of(case: Case, model: nn.Module) -> Library:
     anatomy = case.declared(model)
-    method = Method(Width(4, multiple=1, dense=()), grain=Grain.WHOLE)
+    method = Method(Width(4, multiple=1, dense=()), granularity=Granularity.WHOLE)
     return Library(model, anatomy, gathered(case, model, anatomy), method, Reporter(quiet=True))
 
 

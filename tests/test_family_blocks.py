@@ -33,7 +33,7 @@ from diff_es.pipelines.tracing import Trace
 from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.compaction import Compaction
 from diff_es.pruning.compensation import regress
-from diff_es.pruning.granularity import Grain, Skip, Thin
+from diff_es.pruning.granularity import Granularity, Skip, Thin
 from diff_es.pruning.library import Library
 from diff_es.pruning.macs import MacCounter
 from diff_es.routing.placements import Placement
@@ -114,7 +114,7 @@ def library_of(name: str) -> Library:
             now = torch.full((BATCH,), family.timestep * (1 + 0.1 * (-1) ** seed))
             with torch.no_grad():
                 model(**{**arguments(family, seed), "timestep": now})
-    method = Method(Width(8, multiple=1, depth=Depth()), grain=Grain.BLOCK)
+    method = Method(Width(8, multiple=1, depth=Depth()), granularity=Granularity.BLOCK)
     return Library(model, anatomy, gatherer.statistics(), method, Reporter(quiet=True))
 
 

@@ -121,7 +121,7 @@ def test_the_error_of_a_mean() -> None:
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return prepare(tiny(), joint(levers=Levers.STEPS, held_out=3))
+    return prepare(tiny(), joint(levers=Levers.STEPS, held_out_noises=3))
 
 
 def test_parts_follow_each_other_and_what_is_reported_comes_after_them(study: Study) -> None:
@@ -157,7 +157,9 @@ def test_what_is_reported_was_measured_on_noises_that_chose_nothing(study: Study
 
 @pytest.mark.parametrize("levers", [Levers.STEPS, Levers.BOTH])
 def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) -> None:
-    ready = prepare(tiny(), joint(levers=levers, heat=0, probes=2, population=4, generations=1, placings=2))
+    ready = prepare(
+        tiny(), joint(levers=levers, first_rung=0, search_noises=2, population=4, generations=1, timestep_generations=2)
+    )
     judge = Judge(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (0.6, 1.0), judge, sensitivity(ready, judge, QUIET), QUIET)
     for budget, one in found.items():
@@ -178,25 +180,25 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
 
 
 def test_uniform_pruning_is_in_the_final() -> None:
-    fast = compress(tiny(), 0.6, small(probes=2, population=4, generations=1))
+    fast = compress(tiny(), 0.6, small(search_noises=2, population=4, generations=1))
     shapes = [{level for (level,) in one.candidate.levels} for one in found_again(fast).finalists]
     assert any(max(shape) - min(shape) <= 1 for shape in shapes)  # what is left of the budget is spent
 
 
 def test_a_result_says_on_how_many_noises_it_was_chosen_and_how_sure_its_score_is() -> None:
-    few = {"probes": 2, "population": 4, "generations": 1}
-    fast: Compressed = compress(tiny(), 0.6, small(held_out=2, **few))
+    few = {"search_noises": 2, "population": 4, "generations": 1}
+    fast: Compressed = compress(tiny(), 0.6, small(held_out_noises=2, **few))
     about = json.loads(json.dumps(dict(fast.about)))
     assert {noises for *_, noises, _ in about["finalists"]} <= {2 * part for part in range(1, PARTS + 1)}
     assert about["held_out_error"] > 0
     assert found_again(fast).finalists[0].noises == about["finalists"][0][3]
-    one = compress(tiny(), 0.6, small(held_out=1, **few))
+    one = compress(tiny(), 0.6, small(held_out_noises=1, **few))
     assert one.report.held_out_error is None
     assert found_again(one).error == np.inf
 
 
 def test_a_result_of_an_earlier_version_was_chosen_on_the_held_out_noises() -> None:
-    fast = compress(tiny(), 0.6, small(probes=2, population=4, generations=1))
+    fast = compress(tiny(), 0.6, small(search_noises=2, population=4, generations=1))
     about = {name: value for name, value in fast.about.items() if name != "held_out_error"}
     about["finalists"] = [entry[:3] for entry in about["finalists"]]
     found = found_again(replace(fast, about=about))

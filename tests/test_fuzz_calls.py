@@ -32,7 +32,7 @@ from diff_es.evaluation.evaluate import Effort
 from diff_es.evaluation.inspection import inspect as inspected
 from diff_es.pipelines.families import Asked
 from diff_es.pruning.budget import Budget
-from diff_es.pruning.granularity import Grain
+from diff_es.pruning.granularity import Granularity
 from diff_es.routing.placements import Stitched
 from diff_es.scoring.fidelity import ImagePSNR
 from diff_es.utils.arguments import Place
@@ -48,7 +48,17 @@ VALUES: tuple[Any, ...] = (
     *("", "abacus", "7", "0.5", "prune", "whole", "\0", "\ud800", "x" * 5000, b"prune", Path("x" * 5000), Path("a\0b")),
     *([], [0.5], ["a"], [None], (), (2,), ("a", 1), (("a", 1),), ((1, "a"),), {}, {"steps": 3}, {1}, range(3)),
     *(object(), object, Obs, Obs(), ImagePSNR, ImagePSNR(), Width, Width(), Depth(), Sampling(), Levers.PRUNE),
-    *(Grain.WHOLE, Resident, Resident(), Stitched(), Reporter, torch.tensor(1), torch.float32, nn.Linear(1, 1), len),
+    *(
+        Granularity.WHOLE,
+        Resident,
+        Resident(),
+        Stitched(),
+        Reporter,
+        torch.tensor(1),
+        torch.float32,
+        nn.Linear(1, 1),
+        len,
+    ),
 )
 
 
@@ -61,7 +71,13 @@ def public() -> Iterator[Callable[..., Any]]:
 
 
 LONG = {"settings", "sampling", "speedup", "timed"}  # whatever is taken there may take its time
-SMALL: dict[str, Any] = {"calibration": 1, "probes": 1, "held_out": 1, "finalists": 1, "population": 1}
+SMALL: dict[str, Any] = {
+    "calibration_samples": 1,
+    "search_noises": 1,
+    "held_out_noises": 1,
+    "finalists": 1,
+    "population": 1,
+}
 SMALL |= {"generations": 1, "stages": 2, "sampling": Sampling(3, 1.0, 1)}
 CALLS = {found.__qualname__: found for found in public()}
 

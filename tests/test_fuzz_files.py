@@ -39,7 +39,15 @@ ARTEFACTS, JOURNALS, TABLES = 1000, 200, 200
 
 
 STEPS = joint(
-    sensed=1, calibration=2, probes=2, held_out=1, generations=1, population=2, placings=1, finalists=1, survivors=1
+    sensitivity_noises=1,
+    calibration_samples=2,
+    search_noises=2,
+    held_out_noises=1,
+    generations=1,
+    population=2,
+    timestep_generations=1,
+    finalists=1,
+    survivors=1,
 )
 
 

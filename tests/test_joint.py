@@ -218,7 +218,7 @@ def test_a_sampler_of_two_calls_a_step_is_refused_before_anything_runs() -> None
 
 
 def test_one_run_gives_a_front_from_dense_to_cheapest(tmp_path: Path) -> None:
-    chosen = joint(front=(0.05, 0.2, 0.35, 0.5, 0.8, 1.0, 0.001), population=14, generations=3, sensed=1)
+    chosen = joint(front=(0.05, 0.2, 0.35, 0.5, 0.8, 1.0, 0.001), population=14, generations=3, sensitivity_noises=1)
     fast, pipe = compress(tiny(), 0.65, chosen), tiny()
     fast.save(tmp_path / "out")
     points = sorted((fast, *fast.others), key=lambda point: point.report.limit)

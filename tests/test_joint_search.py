@@ -99,7 +99,7 @@ def decibels(reference: Tensor, result: Tensor) -> float:
 
 def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study) -> None:
     pipe, probes, fitness = study.pipe, make_probes(study.pipe, 3, 0, "search"), study.fitness("search", 3)
-    assert len(study.reference or ()) == study.settings.fine * CALL.steps
+    assert len(study.reference or ()) == study.settings.reference_multiple * CALL.steps
     with stepped(pipe, study.reference or (), CALL.steps):
         reference = latents_of(pipe, probes)
     assert fitness.plain(study.own) == pytest.approx(decibels(reference, latents_of(pipe, probes)), rel=1e-6)
@@ -127,7 +127,7 @@ def test_a_stage_without_room_for_more_steps_takes_no_more() -> None:
     ready = prepare(tiny(), joint(sampling=Sampling(3, CALL.guidance, CALL.batch)))
     assert ready.path is not None
     assert ready.path.timesteps[-1] == 0
-    assert [counts[-1] for counts in ready.costs.choices or ()] == [ready.settings.fine] * 2 + [1]
+    assert [counts[-1] for counts in ready.costs.choices or ()] == [ready.settings.reference_multiple] * 2 + [1]
     assert ready.base.steps == (2, 2, 1)
     judge, quiet = Judge(ready, Journal(None, {}, resume=False)), Reporter(quiet=True)
     found = evolve(ready, (0.7,), judge, sensitivity(ready, judge, quiet), quiet)[0.7]
@@ -137,7 +137,9 @@ def test_a_stage_without_room_for_more_steps_takes_no_more() -> None:
 def test_held_out_probes_are_not_what_steps_are_fitted_to(study: Study) -> None:
     """But one batch of the search's own."""
     for candidate in drawn(study, 2):
-        lessons = fitness_of(study, study.settings.probes, sampling=study.settings.sampling).corrections(candidate)
+        lessons = fitness_of(study, study.settings.search_noises, sampling=study.settings.sampling).corrections(
+            candidate
+        )
         assert any(lessons)
         assert study.held_out.corrections(candidate) == lessons
         assert study.held_out.plain(candidate) != study.held_out(candidate)
@@ -267,7 +269,9 @@ def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
 @pytest.mark.parametrize("seed", [0, 2])
 def test_a_larger_budget_is_never_further_away_on_the_noises_that_chose(levers: Levers, seed: int) -> None:
     """Though what is found for it may be: it was searched on two noises, and is judged on others."""
-    little = joint(levers=levers, seed=seed, probes=2, held_out=2, finalists=1, population=4, generations=1)
+    little = joint(
+        levers=levers, seed=seed, search_noises=2, held_out_noises=2, finalists=1, population=4, generations=1
+    )
     ready, quiet = prepare(tiny(), little), Reporter(quiet=True)
     judge = Judge(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (1.0, 0.6, 0.8, 0.7, 0.9), judge, sensitivity(ready, judge, quiet), quiet)
@@ -354,7 +358,7 @@ def test_none_of_the_most_promising_prunings_is_missed(seed: int) -> None:
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     whole, torn, draws, counts = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl", random.Random(0), list[int]()
-    little = joint(front=(0.3, 0.9), population=4, generations=1, placings=1, held_out=1)
+    little = joint(front=(0.3, 0.9), population=4, generations=1, timestep_generations=1, held_out_noises=1)
 
     def lines() -> int:
         return len(torn.read_bytes().splitlines()) if torn.exists() else 0

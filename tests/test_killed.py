@@ -184,7 +184,15 @@ def test_a_session_killed_at_any_operation_goes_on(tmp_path: Path, begin: Callab
 
 @pytest.mark.slow
 def test_a_search_killed_again_and_again_finds_the_same(tmp_path: Path) -> None:
-    few = settings(generations=2, population=3, finalists=1, probes=2, held_out=1, calibration=2, sensed=1)
+    few = settings(
+        generations=2,
+        population=3,
+        finalists=1,
+        search_noises=2,
+        held_out_noises=1,
+        calibration_samples=2,
+        sensitivity_noises=1,
+    )
     expected, out = compress(tiny(), 0.6, few), tmp_path / "out"
 
     def search(tell: Tell) -> None:

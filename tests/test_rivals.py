@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.setattr("diff_es.compression.survey.measured_prices", slow_to_shrink)
         for name, budget in (("time", {"speedup": SPEEDUP}), ("weights", {"macs": 0.8, "weights_gb": limit})):
             journal = folder / name / "journal.jsonl"
-            little = settings(probes=2, population=4, generations=1)
+            little = settings(search_noises=2, population=4, generations=1)
             compress(pipe, settings=little, run=Run(journal=journal), **budget).save(folder / name)  # type: ignore[arg-type]
     return Made(folder / "model", {name: folder / name for name in ("time", "weights")})
 

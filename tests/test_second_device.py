@@ -16,7 +16,7 @@ from torch import Tensor
 from diff_es import Compressed, Method, Resident, Streamed, Width, compress
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import sample
-from diff_es.pruning.granularity import Grain
+from diff_es.pruning.granularity import Granularity
 from diff_es.routing.placements import Placed
 
 CASE = replace(CASES["SD"], sampling=replace(CASES["SD"].sampling, num_inference_steps=2, batch=1))
@@ -24,7 +24,7 @@ CASE = replace(CASES["SD"], sampling=replace(CASES["SD"].sampling, num_inference
 
 @pytest.fixture(scope="module")
 def result() -> Compressed:
-    method = Method(Width(4, dense=()), grain=Grain.WHOLE)
+    method = Method(Width(4, dense=()), granularity=Granularity.WHOLE)
     chosen = settings(sampling=CASE.sampling, stages=2, prompts=("a fox", "a hat"), method=method, **LITTLE)
     return compress(made(CASE.make), 0.95, chosen)
 

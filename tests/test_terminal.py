@@ -121,8 +121,9 @@ def test_every_command_prints_on_a_terminal_that_is_not_utf_8(
 ) -> None:
     folder, strange = tmp_path / "fast", tmp_path / "caf\udce9 – ☃"
     replace(fast, about={**fast.about, "origin": {**fast.origin, "model": str(model_folder)}}).save(folder)
-    small = "--steps 4 --stages 2 --batch 2 --calibration 2 --generations 1 --population 2 --probes 2 --heat 0"
-    small += " --held-out 1 --levers prune --front= --guidance 1 --resume --out"
+    small = "--steps 4 --stages 2 --batch 2 --calibration-samples 2 --generations 1 --population 2"
+    small += " --search-noises 2 --first-rung 0"
+    small += " --held-out-noises 1 --levers prune --front= --guidance 1 --resume --out"
     for arguments, code, told in (
         (["inspect", model_folder], 0, "GMACs of each block"),
         (["sample", folder, "--count", 1, "--out", strange], 0, "caf? - ?"),

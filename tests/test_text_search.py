@@ -26,7 +26,7 @@ from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.pipelines.tracing import trace
 from diff_es.pruning.calibration import Statistics
-from diff_es.pruning.granularity import Depth, Grain
+from diff_es.pruning.granularity import Depth, Granularity
 from diff_es.pruning.library import Library
 from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
 from diff_es.scoring.fitness import Fitness
@@ -36,7 +36,7 @@ from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 PROMPTS = ("a fox", "two hats", "a blue door")
-METHOD = Method(Width(4, dense=()), grain=Grain.KIND)
+METHOD = Method(Width(4, dense=()), granularity=Granularity.KIND)
 COUNTS = ((2, 2, 1), (2, 4, 1), (2, 2, 4), (1, 0, 3), (2, 4, 2))
 
 
@@ -127,8 +127,21 @@ def test_the_command_line_takes_prompts(tmp_path: Path, capfd: pytest.CaptureFix
     model, prompts, out = tmp_path / "model", tmp_path / "prompts.txt", tmp_path / "out"
     made(CASES["PixArt-Sigma"].make).save_pretrained(model)
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
-    small = ["--stages", 2, "--steps", 4, "--guidance", 3, "--batch", 2, "--calibration", 2, "--levels", 2]
-    small += ["--generations", 1, "--population", 4, "--probes", 2, "--heat", 0, "--held-out", 2, "--front", ""]
+    small = ["--stages", 2, "--steps", 4, "--guidance", 3, "--batch", 2, "--calibration-samples", 2, "--levels", 2]
+    small += [
+        "--generations",
+        1,
+        "--population",
+        4,
+        "--search-noises",
+        2,
+        "--first-rung",
+        0,
+        "--held-out-noises",
+        2,
+        "--front",
+        "",
+    ]
     asked = ["--prompts", prompts, "--negative-prompt", "blurred", "--height", 256, "--width", 256]
     code = run("compress", model, "--out", out, "--macs", 0.9, "--levers", "prune", *small, *asked, "--json")
     assert code == 0, capfd.readouterr().err

@@ -31,7 +31,7 @@ from diff_es.layers.offload import group_of, leads_others
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.pipelines.tracing import trace
-from diff_es.pruning.granularity import Grain
+from diff_es.pruning.granularity import Granularity
 from diff_es.routing.placements import Placement, Resident
 from diff_es.routing.routing import routed
 from diff_es.trajectory.stages import Stages
@@ -65,7 +65,7 @@ def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | N
 @pytest.fixture(scope="module")
 def compressed() -> Compressed:
     small = {**LITTLE, "sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat")}
-    method = Method(Width(4, dense=()), grain=Grain.WHOLE)
+    method = Method(Width(4, dense=()), granularity=Granularity.WHOLE)
     return compress(made(CASES["SD"].make), 0.95, settings(**small, method=method))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diff_es import Method, Sampling, Settings, Width
 from diff_es.compression.settings import Levers
 from diff_es.layers import Bypass, Cut, Plan, discover
-from diff_es.pruning.granularity import Grain
+from diff_es.pruning.granularity import Granularity
 from diff_es.routing.placements import Placement, Resident, Store
 from diff_es.trajectory.stages import Stages
 
@@ -118,12 +118,14 @@ def settings(**changes: Any) -> Settings:
         sampling=CALL,
         stages=3,
         levers=Levers.PRUNE,
-        method=Method(Width(8, dense=()), grain=Grain.WHOLE),  # no timing: its findings may differ from run to run
-        calibration=4,
-        probes=2,
-        heat=0,
+        method=Method(
+            Width(8, dense=()), granularity=Granularity.WHOLE
+        ),  # no timing: its findings may differ from run to run
+        calibration_samples=4,
+        search_noises=2,
+        first_rung=0,
         finalists=2,
-        held_out=2,
+        held_out_noises=2,
         population=6,
         generations=2,
         front=(),
@@ -132,9 +134,9 @@ def settings(**changes: Any) -> Settings:
 
 
 LITTLE: dict[str, Any] = {
-    "calibration": 2,
-    "probes": 1,
-    "held_out": 1,
+    "calibration_samples": 2,
+    "search_noises": 1,
+    "held_out_noises": 1,
     "finalists": 1,
     "population": 3,
     "generations": 1,
@@ -144,7 +146,13 @@ LITTLE: dict[str, Any] = {
 
 def joint(**changes: Any) -> Settings:
     """The same among steps and levels, against twice the user's own steps; the worse half drops out after one probe."""
-    small = {"levers": Levers.BOTH, "fine": 2, "heat": 1, "placings": 3, "offspring": 4}
+    small = {
+        "levers": Levers.BOTH,
+        "reference_multiple": 2,
+        "first_rung": 1,
+        "timestep_generations": 3,
+        "timestep_offspring": 4,
+    }
     return settings(**{**small, **changes})
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
     from .pruning.compensation import Ridge
     from .pruning.declare import declare
-    from .pruning.granularity import Depth, Grain, Width
+    from .pruning.granularity import Depth, Granularity, Width
     from .pruning.importance import Activation, Magnitude, Obs, Wanda
     from .pruning.library import Method
     from .routing.placements import Compact, Resident, Streamed
@@ -35,7 +35,7 @@ __all__ = [
     "DiffESError",
     "Exported",
     "Front",
-    "Grain",
+    "Granularity",
     "Heads",
     "ImagePSNR",
     "ImageSSIM",
@@ -81,7 +81,7 @@ _HOMES = {
     "pruning.budget": ("Budget", "MacsRatio", "Speedup", "WeightMemory"),
     "pruning.compensation": ("Ridge",),
     "pruning.declare": ("declare",),
-    "pruning.granularity": ("Depth", "Grain", "Width"),
+    "pruning.granularity": ("Depth", "Granularity", "Width"),
     "pruning.importance": ("Activation", "Magnitude", "Obs", "Wanda"),
     "pruning.library": ("Method",),
     "routing.placements": ("Compact", "Resident", "Streamed"),

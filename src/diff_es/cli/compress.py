@@ -16,7 +16,7 @@ from ..compression.store import check_target
 from ..pipelines.probes import read_prompts
 from ..pruning.budget import Budget
 from ..pruning.compensation import Ridge
-from ..pruning.granularity import Depth, Grain, Ladder, Width
+from ..pruning.granularity import Depth, Granularity, Ladder, Width
 from ..pruning.importance import Obs, Ranking
 from ..pruning.library import Method
 from ..routing.placements import Compact, Saved, Streamed
@@ -70,12 +70,14 @@ class SearchOptions:
     levers: Annotated[Levers, typer.Option(help="What may change from stage to stage.")] = Levers.BOTH
     stages: Annotated[int, typer.Option(help="Stages that the trajectory is cut into.")] = 10
     measure: Annotated[MeasureName, typer.Option(help="What closeness to the dense model means.")] = MeasureName.SNR
-    probes: Annotated[int, typer.Option(help="Noises that candidates are judged on.")] = 32
-    heat: Annotated[
+    search_noises: Annotated[int, typer.Option(help="Noises that candidates are judged on.")] = 32
+    first_rung: Annotated[
         int | None,
         typer.Option(help="The first of them, after which the worse half drops out; 0: none; default half of them."),
     ] = None
-    sensed: Annotated[int, typer.Option(help="The first of them, on which sensitivities are measured.")] = 10
+    sensitivity_noises: Annotated[int, typer.Option(help="The first of them, on which sensitivities are measured.")] = (
+        10
+    )
     generations: Annotated[int, typer.Option(help="Generations of the search.")] = 40
     population: Annotated[int, typer.Option(help="Candidates per generation.")] = 20
     survivors: Annotated[int, typer.Option(help="Best candidates so far, from which offspring are drawn.")] = 5
@@ -83,15 +85,15 @@ class SearchOptions:
     switches: Annotated[
         int | None, typer.Option(help="The most level switches of a mutation; default by the number of choices.")
     ] = None
-    placings: Annotated[int, typer.Option(help="Generations in which timesteps are moved; 1: none.")] = 16
-    offspring: Annotated[int, typer.Option(help="Candidates in each of these.")] = 8
+    timestep_generations: Annotated[int, typer.Option(help="Generations in which timesteps are moved; 1: none.")] = 16
+    timestep_offspring: Annotated[int, typer.Option(help="Candidates in each of these.")] = 8
     finalists: Annotated[
         int, typer.Option(help="Best candidates that are judged again, beside rules of hand and random ones.")
     ] = 5
-    held_out: Annotated[
+    held_out_noises: Annotated[
         int, typer.Option(help="Noises that they are judged on, up to four times as many where they are close.")
     ] = 32
-    fine: Annotated[
+    reference_multiple: Annotated[
         int, typer.Option(help="Times the user's own steps that the run takes which results are compared with.")
     ] = 4
     corrections: Annotated[
@@ -113,7 +115,7 @@ class PruningOptions:
         Prune.WIDTH
     )
     units: Annotated[
-        Grain | None,
+        Granularity | None,
         typer.Option(help="What carries its own level; default block, or whole where blocks are ranked."),
     ] = None
     levels: Annotated[int | None, typer.Option(help="Levels of width; default 8.")] = None
@@ -121,7 +123,7 @@ class PruningOptions:
         int | None, typer.Option(help="Channels that stay come in multiples of it; default as the device likes.")
     ] = None
     ranking: Annotated[RankingName, typer.Option(help="How groups are ranked.")] = RankingName.OBS
-    calibration: Annotated[int, typer.Option(help="Samples that calibration runs.")] = 128
+    calibration_samples: Annotated[int, typer.Option(help="Samples that calibration runs.")] = 128
     compensate: Annotated[bool, typer.Option(help="Whether the weights that stay are solved anew.")] = True
     damping: Annotated[float, typer.Option(help="Damping of the Hessian, relative to its mean diagonal.")] = 0.01
     stagewise: Annotated[bool, typer.Option(help="Whether each stage has statistics of its own.")] = True
@@ -138,7 +140,7 @@ class PruningOptions:
             Ridge(self.damping) if self.compensate else None,
             stagewise=self.stagewise,
             shared_order=self.shared_order,
-            grain=self.units,
+            granularity=self.units,
         )
 
     def _ladder(self) -> Ladder:
@@ -240,21 +242,21 @@ def _settings(
         levers=search.levers,
         method=pruning.method(),
         measure=MEASURES[search.measure],
-        calibration=pruning.calibration,
-        fine=search.fine,
+        calibration_samples=pruning.calibration_samples,
+        reference_multiple=search.reference_multiple,
         corrections=search.corrections,
-        probes=search.probes,
-        heat=search.heat,
-        sensed=search.sensed,
+        search_noises=search.search_noises,
+        first_rung=search.first_rung,
+        sensitivity_noises=search.sensitivity_noises,
         finalists=search.finalists,
-        held_out=search.held_out,
+        held_out_noises=search.held_out_noises,
         population=search.population,
         generations=search.generations,
         survivors=search.survivors,
         crossover=search.crossover,
         switches=search.switches,
-        placings=search.placings,
-        offspring=search.offspring,
+        timestep_generations=search.timestep_generations,
+        timestep_offspring=search.timestep_offspring,
         front=_shares(budget.front),
         seed=search.seed,
         prompts=None if sampling.prompts is None else read_prompts(sampling.prompts),

@@ -22,11 +22,11 @@ from .study import Study
 
 
 class Job(NamedTuple):
-    """One candidate to be scored; ``heat`` is its score in the first heat, which the one on all probes goes on from."""
+    """One candidate to be scored; ``rung`` is its score on the first rung, which the one on all noises goes on from."""
 
     candidate: Candidate
     scale: Scale
-    heat: float | None = None
+    rung: float | None = None
 
 
 class Scorer:
@@ -38,7 +38,7 @@ class Scorer:
     @cached_property
     def fitness(self) -> Fitness:
         settings = self._ready.settings
-        return self._ready.fitness("search", settings.probes, settings.first_heat)
+        return self._ready.fitness("search", settings.search_noises, settings.rung_noises)
 
     @cached_property
     def alone(self) -> Fitness:
@@ -47,9 +47,9 @@ class Scorer:
     def __call__(self, job: Job) -> float:
         if job.scale is Scale.ALONE:
             return self.alone(job.candidate)
-        if job.scale is Scale.HEAT:
+        if job.scale is Scale.RUNG:
             return self.fitness.first(job.candidate)
-        return self.fitness(job.candidate) if job.heat is None else self.fitness.second(job.candidate, job.heat)
+        return self.fitness(job.candidate) if job.rung is None else self.fitness.second(job.candidate, job.rung)
 
 
 class Judge(AbstractContextManager["Judge"]):
@@ -85,11 +85,11 @@ class Judge(AbstractContextManager["Judge"]):
             DiffESError: a worker has died.
             StorageError: the journal's disk refused, or the temporary folder has no room for what workers share.
         """
-        known, heats = self.journal.known[scale], self.journal.known[Scale.HEAT]
+        known, rungs = self.journal.known[scale], self.journal.known[Scale.RUNG]
         new = [one for one in candidates if one not in known]
         for _ in range(len(candidates) - len(new)):
             done()
-        jobs = [Job(one, scale, heats.get(one) if scale is Scale.ALL else None) for one in new]
+        jobs = [Job(one, scale, rungs.get(one) if scale is Scale.ALL else None) for one in new]
         with hushed():  # once, because it takes its time
             for job, score in self._scored(jobs):
                 self.journal.add(job.candidate, score, scale)

@@ -76,7 +76,7 @@ def _searched(
     unpruned = list(ranked(own))[:most]
     if any(one.pruned for one in best):
         both = place_both(ready, budget, [*best[: ready.settings.survivors], *unpruned[:_EACH]], judge, reporter)
-        own = {**own, **both, **ranked(own)}  # who lost a later heat keeps its score
+        own = {**own, **both, **ranked(own)}  # who lost on a later rung keeps its score
     few, first = _few(ready), [one for one in best if with_timesteps(ready, one) not in own]
     steps = [one for one in first if not one.pruned]
     return [*list(ranked(own))[:most], *unpruned, *first[:few], *steps[:few]], own
@@ -123,7 +123,7 @@ def _by_hand(ready: Study, budget: float, space: Space, judge: Judge) -> list[Fi
 class _Explored:
     """What evolution has seen, before timesteps are moved."""
 
-    scores: Ranking  # of all candidates, those that lost a heat included
+    scores: Ranking  # of all candidates, those that lost on a rung included
     alone: Ranking  # of the search of steps alone, as `Space.dense` has them
     knapsacks: tuple[Candidate, ...]  # the first start of each budget
     history: tuple[Generation, ...]  # of the last search
@@ -144,7 +144,7 @@ def _explore(ready: Study, spaces: Sequence[Space], judge: Judge, table: Sensiti
             first = (*knapsacks, *(one for space in spaces for one in _pruned(ready, space, scores, table)))
     if settings.levers is not Levers.STEPS:
         before, search = len(scores), evolved(ready, spaces, generations, purpose, first, judge, reporter)
-        scores = {**scores, **dict(search.ranking()), **ranked(scores)}  # who lost a later heat keeps its score
+        scores = {**scores, **dict(search.ranking()), **ranked(scores)}  # who lost on a later rung keeps its score
         history = tuple(replace(one, evaluations=before + one.evaluations) for one in search.history)
     return _Explored(scores, alone, knapsacks, history)
 

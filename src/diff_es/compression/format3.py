@@ -65,7 +65,7 @@ class _About(Facts):
 
     def upgraded(self, stages: int, *, steps: bool) -> dict[str, Any]:
         """The report as format 4 has it."""
-        few, finalists = restore(self.settings).held_out, list[Judged]()  # few: where it is not said on how many noises
+        few, finalists = restore(self.settings).held_out_noises, list[Judged]()  # few: where it is not said
         for one in self.finalists:
             rows, score, held_out, noises, corrected = one if len(one) == 5 else (*one, few, True)
             finalists.append(Judged(candidate_of(rows, stages, steps=steps), score, held_out, noises, corrected))

@@ -61,7 +61,7 @@ def run_search(
 ) -> None:
     """Answer every question of a search.
 
-    With ``peers`` the candidates of a generation race: all of them run in a first heat, and the better half of those
+    With ``peers`` the candidates of a generation race: all of them run on a first rung, and the better half of those
     that compete for the same on all probes.
     """
     with reporter.task(title, total) as task:
@@ -69,12 +69,12 @@ def run_search(
         def done() -> None:
             task.advance(f"best {search.history[-1].best:.2f}" if search.history else "")
 
-        def heat_of(rung: int, candidates: Sequence[Candidate]) -> Mapping[Candidate, float]:
-            return judge.scores(candidates, Scale.HEAT, done) if rung == 0 else judge.scores(candidates)
+        def scores_on(rung: int, candidates: Sequence[Candidate]) -> Mapping[Candidate, float]:
+            return judge.scores(candidates, Scale.RUNG, done) if rung == 0 else judge.scores(candidates)
 
         while not search.done:
             if peers is not None:
-                search.tell(race(search.ask(), heat_of, (0.5,), peers))
+                search.tell(race(search.ask(), scores_on, (0.5,), peers))
             else:
                 search.tell(judge.scores(search.ask(), done=done))
 
@@ -101,7 +101,7 @@ def evolved(
     )
     budgets = [space.budget for space in spaces]
     search = front_search(spaces[-1], budgets, evolution, first)
-    peers = tier(spaces[-1].cost, budgets) if settings.first_heat else None
+    peers = tier(spaces[-1].cost, budgets) if settings.rung_noises else None
     run_search(search, judge, reporter, purpose, settings.population * generations, peers)
     return search
 
@@ -109,7 +109,7 @@ def evolved(
 def by_chance(ready: Study, space: Space, title: str, count: int, judge: Scores, reporter: Reporter) -> Search:
     """A finished random search of so many candidates; those of a longer one begin with them."""
     search = random_search(space, count, seed=derive_seed(ready.settings.seed, "random search") % 2**32)
-    run_search(search, judge, reporter, title, count, (lambda _: 0) if ready.settings.first_heat else None)
+    run_search(search, judge, reporter, title, count, (lambda _: 0) if ready.settings.rung_noises else None)
     return search
 
 
@@ -145,11 +145,13 @@ def _placed(
     settings, path = ready.settings, ready.path
     assert path is not None
     placing = Placing(
-        offspring=settings.offspring, generations=settings.placings, seed=derive_seed(settings.seed, "placing") % 2**32
+        offspring=settings.timestep_offspring,
+        generations=settings.timestep_generations,
+        seed=derive_seed(settings.seed, "placing") % 2**32,
     )
     search = placing_search(space, ready.stages.boundaries, path.end, placing, first)
-    total = len(first) + settings.offspring * (settings.placings - 1)
-    run_search(search, judge, reporter, title, total, (lambda _: 0) if settings.first_heat else None)
+    total = len(first) + settings.timestep_offspring * (settings.timestep_generations - 1)
+    run_search(search, judge, reporter, title, total, (lambda _: 0) if settings.rung_noises else None)
     return dict(search.ranking())
 
 

@@ -115,9 +115,9 @@ class SensitivityOf:
 
 def _facts(ready: Survey) -> dict[str, Any]:
     """What a table depends on."""
-    described = describe(ready.settings) | {"sensed": ready.settings.sensed_probes}
-    names = ["sampling", "stages", "levers", "method", "measure", "calibration", "sensed", "seed"]
-    names += [] if ready.path is None else ["fine", "corrections"]
+    described = describe(ready.settings) | {"sensitivity_noises": ready.settings.sensed_noises}
+    names = ["sampling", "stages", "levers", "method", "measure", "calibration_samples", "sensitivity_noises", "seed"]
+    names += [] if ready.path is None else ["reference_multiple", "corrections"]
     return {**{name: described[name] for name in names}, **identity(ready.pipe)}
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ..pipelines.families import Sampling
 from ..pruning.compensation import Ridge
-from ..pruning.granularity import Depth, Grain, Width
+from ..pruning.granularity import Depth, Granularity, Width
 from ..pruning.importance import Activation, Magnitude, Obs, Wanda
 from ..pruning.library import Method
 from ..routing.placements import Compact, Resident, Streamed
@@ -35,58 +35,99 @@ class Levers(StrEnum):
 @checked("")
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the result depends on, besides the model and the budget."""
+    """Everything that the result depends on, besides the model and the budget.
+
+    Args:
+        sampling: as the user samples.
+        stages: that the trajectory is cut into.
+        levers: what a schedule may change from stage to stage.
+        method: how levels are made.
+        measure: of closeness to the dense model.
+        calibration_samples: that calibration runs.
+        reference_multiple: where steps are a choice, results are compared with a run of so many times the user's own.
+        corrections: the most directions along which each step is corrected (``trajectory.corrections``); 0: none.
+        search_noises: that candidates are judged on.
+        first_rung: so many of them first, after which the worse half drops out (successive halving); None: half of
+            them, 0: all at once.
+        sensitivity_noises: so many of them measure the sensitivities.
+        finalists: best candidates of a search that are judged again, beside others (``final``) ...
+        held_out_noises: ... on so many noises that the search never saw, or more; the winner on so many fresh ones.
+        population: candidates per generation.
+        generations: of the search, and half as many more where steps and levels are both a choice.
+        survivors: best candidates of all so far, from which offspring are drawn.
+        crossover: share of offspring by crossover; the others are mutations.
+        switches: most level switches of a mutation; None: by the number of choices.
+        timestep_generations: in which the timesteps of the best schedules are moved about; 1: none.
+        timestep_offspring: candidates in each of these.
+        front: other budgets to search along, as shares like ``MacsRatio.ratio``.
+        seed: of every random draw.
+        prompts: of text pipelines, dealt to the noises; None: the pipeline's own.
+
+    Raises:
+        DiffESError: a setting of no sense.
+    """
 
     sampling: Sampling = field(default_factory=Sampling)
     stages: Steps = 10
     levers: Annotated[Levers, named(Levers)] = Levers.BOTH
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
-    calibration: Count = 128  # samples that calibration runs
-    fine: Finer = 4  # where steps are a choice, results are compared with so many times the user's own steps
-    corrections: Directions = 4  # and each step is corrected along so many directions (`multistep`); 0: along none
-    probes: Count = 32  # noises that candidates are judged on
-    heat: CountOrNone | None = None  # the first of them, after which the worse half drops out; None: half, 0: none
-    sensed: Count = 10  # the first of them, on which sensitivities are measured
-    finalists: Count = 5  # best candidates of a search that are judged again, beside others (`final`) ...
-    held_out: Count = 32  # ... on so many noises that the search never saw, or more; the winner on so many fresh ones
+    calibration_samples: Count = 128
+    reference_multiple: Finer = 4
+    corrections: Directions = 4
+    search_noises: Count = 32
+    first_rung: CountOrNone | None = None
+    sensitivity_noises: Count = 10
+    finalists: Count = 5
+    held_out_noises: Count = 32
     population: Count = 20
-    generations: Count = 40  # and half as many more where steps and levels are both a choice
-    survivors: Count = 5  # of all so far, from which offspring are drawn
-    crossover: Chance = 0.3  # share of offspring by crossover; the others are mutations
-    switches: Count | None = None  # most level switches of a mutation; None: by the number of choices
-    placings: Count = 16  # generations in which the steps of the best schedules are moved about; 1: none
-    offspring: Count = 8  # of each of them
-    front: Annotated[tuple[Share, ...], LISTED] = ()  # budgets that are searched beside the one asked for
+    generations: Count = 40
+    survivors: Count = 5
+    crossover: Chance = 0.3
+    switches: Count | None = None
+    timestep_generations: Count = 16
+    timestep_offspring: Count = 8
+    front: Annotated[tuple[Share, ...], LISTED] = ()
     seed: Seed = 0
-    prompts: Prompts | None = None  # of text pipelines, dealt to the noises; None: the pipeline's own
+    prompts: Prompts | None = None
 
     def __post_init__(self) -> None:
-        if self.first_heat >= self.probes:
-            expected, remedy = f"a number from 0, below the {self.probes} probes", "Leave it out to take the default."
-            raise DiffESError("heat", expected=expected, found=str(self.heat), remedy=remedy)
+        if self.rung_noises >= self.search_noises:
+            expected = f"a number from 0, below the {self.search_noises} search noises"
+            remedy = "Leave it out to take the default."
+            raise DiffESError("first_rung", expected=expected, found=str(self.first_rung), remedy=remedy)
 
     @property
-    def first_heat(self) -> int:
-        """Probes of the first heat of a race; 0: candidates do not race."""
-        return self.probes // 2 if self.heat is None else self.heat
+    def rung_noises(self) -> int:
+        """Noises of the first rung of a race; 0: candidates do not race."""
+        return self.search_noises // 2 if self.first_rung is None else self.first_rung
 
     @property
-    def sensed_probes(self) -> int:
-        """Probes that sensitivities are measured on."""
-        return min(self.sensed, self.probes)
+    def sensed_noises(self) -> int:
+        """Noises that sensitivities are measured on."""
+        return min(self.sensitivity_noises, self.search_noises)
 
 
 _RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)
 _PLACEMENTS = (Resident, Streamed, Compact)
 _CHOICES: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Sampling, Method, Width, Depth, Grain, Ridge, Levers, *_RANKINGS, *_MEASURES, *_PLACEMENTS)
+    for kind in (Sampling, Method, Width, Depth, Granularity, Ridge, Levers, *_RANKINGS, *_MEASURES, *_PLACEMENTS)
 }
-_EARLIER: dict[tuple[type, str], str] = {
-    (Sampling, "steps"): "num_inference_steps",
-    (Sampling, "guidance"): "guidance_scale",
-    (Sampling, "frames"): "num_frames",
+_CHOICES["Grain"] = Granularity  # in format 3
+_EARLIER: dict[type, dict[str, str]] = {
+    Sampling: {"steps": "num_inference_steps", "guidance": "guidance_scale", "frames": "num_frames"},
+    Method: {"grain": "granularity"},
+    Settings: {
+        "calibration": "calibration_samples",
+        "fine": "reference_multiple",
+        "probes": "search_noises",
+        "heat": "first_rung",
+        "sensed": "sensitivity_noises",
+        "held_out": "held_out_noises",
+        "placings": "timestep_generations",
+        "offspring": "timestep_offspring",
+    },
 }
 """What artefacts of format 3 call a field."""
 _EDITED = "Compress again, with the settings that are meant."
@@ -139,7 +180,7 @@ def made(kind: type[Kind], described: Mapping[str, Any], where: str) -> Kind:
     Raises:
         DiffESError: a field that the class has not, or a value that it cannot have.
     """
-    said = {_EARLIER.get((kind, name), name): entry for name, entry in described.items()}
+    said = {_EARLIER.get(kind, {}).get(name, name): entry for name, entry in described.items()}
     try:
         return kind(**{name: value_of(entry, f"{where}.{name}") for name, entry in said.items()})
     except DiffESError as error:

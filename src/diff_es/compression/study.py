@@ -44,9 +44,9 @@ class Study(Survey):
     def held_out(self) -> Fitness:
         """Closeness to the reference on probes that no search sees; corrections are fitted on a batch of the search's,
         or of more like them."""
-        count = max(self.settings.probes, self.settings.sampling.batch) if self.corrected else 0
+        count = max(self.settings.search_noises, self.settings.sampling.batch) if self.corrected else 0
         comparison = Comparison(self.path, self.reference, fitting=self._probes("search", count))
-        return self._fitness(self._probes("held-out", self.settings.held_out), comparison)
+        return self._fitness(self._probes("held-out", self.settings.held_out_noises), comparison)
 
     def part(self, index: int) -> Fitness:
         """The same on the next so many probes, and the next: part 0 is ``held_out``."""
@@ -65,7 +65,7 @@ class Study(Survey):
         return self._on_part(PARTS, None)
 
     def _on_part(self, index: int, reference: Sequence[float] | None) -> Fitness:
-        count = self.settings.held_out
+        count = self.settings.held_out_noises
         probes = self._probes("held-out", (index + 1) * count)[index * count :]
         comparison = Comparison(self.path, reference, fitted=self.held_out.corrections, memory=1 << 29)
         return self._fitness(probes, comparison)
@@ -82,7 +82,7 @@ class Study(Survey):
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""
         reference = None if self.path is None else placed(self.path, self.stages, self.base.steps)
-        return self._fitness(self._probes("search", self.settings.sensed_probes), Comparison(self.path, reference))
+        return self._fitness(self._probes("search", self.settings.sensed_noises), Comparison(self.path, reference))
 
     @cached_property
     def _weights(self) -> WeightCache:
@@ -125,7 +125,7 @@ def study(surveyed: Survey, reporter: Reporter) -> Study:
         library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
         return Study(**vars(surveyed), statistics=statistics, library=library)
     layers, blocks = parts_of(anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
-    probes = make_probes(pipe, settings.calibration, settings.seed, "calibration", settings.prompts)
+    probes = make_probes(pipe, settings.calibration_samples, settings.seed, "calibration", settings.prompts)
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
     library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
     return Study(**vars(surveyed), statistics=statistics, library=library)

@@ -18,7 +18,7 @@ from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pipelines.supported import check
 from ..pipelines.tracing import Trace, trace
 from ..pruning.budget import Budget, MacsRatio, MeasuredPrices, Prices, Speedup, measured_prices, within_memory
-from ..pruning.granularity import Depth, Grain, Unit, Width, never_thinned, undivided, units_of, usual_grain
+from ..pruning.granularity import Depth, Granularity, Unit, Width, never_thinned, undivided, units_of, usual_granularity
 from ..pruning.latency import fitted
 from ..pruning.library import Method
 from ..pruning.macs import Costs, MacCounter
@@ -124,7 +124,7 @@ def survey(
     if levers is not Levers.PRUNE:
         path = own_path(pipe, traced.timesteps, traced.calls)
         stages = path.stages(settings.stages)
-        choices = step_choices(stages.steps(path.timesteps), settings.fine, path.room(stages))
+        choices = step_choices(stages.steps(path.timesteps), settings.reference_multiple, path.room(stages))
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
     table, own, each = counter.table(units, reporter), stages.steps(traced.timesteps), 1
     if path is not None:  # steps are counted, not calls
@@ -162,7 +162,7 @@ def _units(anatomy: Anatomy, settings: Settings, reporter: Reporter) -> tuple[Un
         return undivided(anatomy)
     for name in never_thinned(anatomy.layers, ladder) if isinstance(ladder, Width) else ():
         reporter.warn(f"{name} keeps all of its groups at every level: it runs no faster with fewer here.")
-    return units_of(anatomy, ladder, method.grain or usual_grain(ladder))
+    return units_of(anatomy, ladder, method.granularity or usual_granularity(ladder))
 
 
 def _anatomy(denoiser: nn.Module, settings: Settings) -> Anatomy:
@@ -184,16 +184,16 @@ def _anatomy(denoiser: nn.Module, settings: Settings) -> Anatomy:
 
 
 def _settled(pipe: Pipeline, anatomy: Anatomy, settings: Settings, budget: Budget, reporter: Reporter) -> Settings:
-    """With a ladder that suits the device, and the grain that is usual where none is asked for."""
+    """With a ladder that suits the device, and the granularity that is usual where none is asked for."""
     ladder, method = settings.method.ladder, settings.method
     if isinstance(ladder, Width):
         if settings.levers is Levers.STEPS:  # nothing is pruned, so nothing need be timed
             ladder = replace(ladder, dense=ladder.dense or ())
         ladder = fitted(pipe, ladder, anatomy, settings.sampling, reporter)
-    grain = method.grain or usual_grain(ladder)
-    if settings.levers is Levers.STEPS or (method.grain is None and budget.memory is not None):
-        grain = Grain.WHOLE
-    return replace(settings, method=replace(method, ladder=ladder, grain=grain))
+    granularity = method.granularity or usual_granularity(ladder)
+    if settings.levers is Levers.STEPS or (method.granularity is None and budget.memory is not None):
+        granularity = Granularity.WHOLE
+    return replace(settings, method=replace(method, ladder=ladder, granularity=granularity))
 
 
 def as_measured(settings: Settings, earlier: Method) -> Settings:

@@ -26,15 +26,15 @@ from .tiles_reference import load_reference
 BUDGETS = (0.7, 0.5)
 SETTINGS = Settings(
     sampling=Sampling(num_inference_steps=20, guidance_scale=2.0, batch=16),
-    calibration=128,
-    probes=12,
-    heat=4,
-    sensed=5,
+    calibration_samples=128,
+    search_noises=12,
+    first_rung=4,
+    sensitivity_noises=5,
     finalists=3,
-    held_out=24,
+    held_out_noises=24,
     population=8,
     generations=6,
-    placings=4,
+    timestep_generations=4,
 )
 
 

@@ -16,7 +16,7 @@ from ..pipelines.own_sampler import OwnSampler
 from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pipelines.supported import check
 from ..pipelines.tracing import trace
-from ..pruning.granularity import Depth, Grain, Width, never_thinned, units_of
+from ..pruning.granularity import Depth, Granularity, Width, never_thinned, units_of
 from ..pruning.latency import LayerTime, hardware_multiple, slower_layers, time_layers
 from ..pruning.macs import Costs, MacCounter
 from ..utils.arguments import checked
@@ -59,11 +59,11 @@ def inspect(
         width = replace(width, dense=slower_layers(times))
     counter = MacCounter(denoiser, anatomy, path)
     dense = counter.dense()
-    blocks = units_of(anatomy, width, Grain.BLOCK)
+    blocks = units_of(anatomy, width, Granularity.BLOCK)
     skipped: tuple[int, ...] = (dense,)
     costs = Costs.tabled(counter.table(blocks, reporter), (1,))
     if anatomy.uniform:  # blocks that differ are not skipped by their number
-        (skipped,) = counter.table(units_of(anatomy, depth, Grain.WHOLE), reporter)
+        (skipped,) = counter.table(units_of(anatomy, depth, Granularity.WHOLE), reporter)
     return {
         "denoiser": type(denoiser).__name__,
         "parameters": sum(p.numel() for p in denoiser.parameters()),

@@ -14,7 +14,7 @@ from .granularity import Thin, Unit
 
 
 def alike(twin: nn.Module, trace: Trace, units: Sequence[Unit]) -> tuple[int, ...]:
-    """For each unit the first one with the same options, of the same modules with the same shapes of weights and inputs.
+    """For each unit the first one with the same options, of the same modules, weights and inputs of the same shapes.
 
     Args:
         twin: the denoiser on the meta device, of which one call is run.

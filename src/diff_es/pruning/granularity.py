@@ -54,7 +54,7 @@ class Width:
 Ladder = Width | Depth
 
 
-class Grain(StrEnum):
+class Granularity(StrEnum):
     """How finely levels are chosen."""
 
     WHOLE = "whole"  # one level for the denoiser, as in the paper
@@ -62,10 +62,10 @@ class Grain(StrEnum):
     BLOCK = "block"  # one for each block
 
 
-def usual_grain(ladder: Ladder) -> Grain:
+def usual_granularity(ladder: Ladder) -> Granularity:
     """Blocks, for which better schedules are found than for the whole (docs/benchmarks.md); but where levels are
     numbers of skipped blocks, these are ranked among all."""
-    return Grain.WHOLE if isinstance(ladder, Depth) else Grain.BLOCK
+    return Granularity.WHOLE if isinstance(ladder, Depth) else Granularity.BLOCK
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,21 @@ class Unit:
     options: tuple[Option, ...]
 
 
-def units_of(anatomy: Anatomy, ladder: Ladder, grain: Grain) -> tuple[Unit, ...]:
+def units_of(anatomy: Anatomy, ladder: Ladder, granularity: Granularity) -> tuple[Unit, ...]:
     """The units of a denoiser.
 
     Raises:
         DiffESError: skipping blocks by rank is a choice for the whole denoiser or for each block, not for layer kinds;
-            or levels of depth alone in units of another grain, or ranked skipping of blocks that are not alike.
+            or levels of depth alone in units of another granularity, or ranked skipping of blocks that are not alike.
     """
     depth = ladder if isinstance(ladder, Depth) else ladder.depth
-    if (isinstance(ladder, Depth) and grain is not Grain.WHOLE) or (depth is not None and grain is Grain.KIND):
+    if (isinstance(ladder, Depth) and granularity is not Granularity.WHOLE) or (
+        depth is not None and granularity is Granularity.KIND
+    ):
         remedy = "Take one level for the denoiser, or width with skipping in units of blocks."
-        found = f"units of grain {grain.value} with {type(ladder).__name__}"
+        found = f"units of granularity {granularity.value} with {type(ladder).__name__}"
         raise DiffESError("units", expected="units that a ladder can have", found=found, remedy=remedy)
-    if depth is not None and grain is Grain.WHOLE and not anatomy.uniform:
+    if depth is not None and granularity is Granularity.WHOLE and not anatomy.uniform:
         remedy = "Let each block choose for itself: `--units block --prune width,depth`."
         found = "blocks of several kinds, so that skipping one saves more than skipping another"
         raise DiffESError(
@@ -115,13 +117,13 @@ def units_of(anatomy: Anatomy, ladder: Ladder, grain: Grain) -> tuple[Unit, ...]
     ranked = tuple(Skip(count) for count in range(1, len(anatomy.blocks)))
     if isinstance(ladder, Depth):
         return (Unit("denoiser", anatomy.layers, (Thin(tuple(layer.groups for layer in anatomy.layers)), *ranked)),)
-    if grain is Grain.WHOLE:
+    if granularity is Granularity.WHOLE:
         options = _thinned(anatomy.layers, ladder) + (ranked if depth else ())
         return (Unit("denoiser", anatomy.layers, options),)
     parts = dict[str, list[Layer]]()
     leaders = _leaders(anatomy)
     for layer in anatomy.layers:
-        parts.setdefault(_part(anatomy, leaders[layer.name], grain), []).append(layer)
+        parts.setdefault(_part(anatomy, leaders[layer.name], granularity), []).append(layer)
     blocks, units = {block.name for block in anatomy.blocks}, list[Unit]()
     for name, layers in parts.items():
         skip = (Skip((name,)),) if depth is not None and name in blocks else ()
@@ -140,9 +142,9 @@ def never_thinned(layers: Sequence[Layer], ladder: Width) -> list[str]:
     return [layer.name for layer in layers if all(ladder.kept(layer, level) == layer.groups for level in levels)]
 
 
-def _part(anatomy: Anatomy, layer: Layer, grain: Grain) -> str:
+def _part(anatomy: Anatomy, layer: Layer, granularity: Granularity) -> str:
     """The unit that a layer belongs to; a layer outside of all blocks is its own."""
-    if grain is Grain.KIND:
+    if granularity is Granularity.KIND:
         return layer.kind.value
     return next((block.name for block in anatomy.blocks if layer.name.startswith(f"{block.name}.")), layer.name)
 

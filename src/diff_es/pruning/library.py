@@ -17,7 +17,7 @@ from ..utils.arguments import checked, named
 from ..utils.progress import Reporter
 from .calibration import Statistics
 from .compensation import Ridge, regress
-from .granularity import Depth, Grain, Ladder, Thin, Unit, Width, units_of, usual_grain
+from .granularity import Depth, Granularity, Ladder, Thin, Unit, Width, units_of, usual_granularity
 from .importance import Obs, Ranking
 from .moments import Moments
 
@@ -32,7 +32,9 @@ class Method:
     compensation: Ridge | None = field(default_factory=Ridge)  # None slices the dense weights
     stagewise: bool = True  # False shares one set of statistics between all stages
     shared_order: bool = False  # True lets all stages give up their groups in one order, and only the weights differ
-    grain: Annotated[Grain, named(Grain)] | None = None  # what carries its own level; None: units.usual_grain
+    granularity: Annotated[Granularity, named(Granularity)] | None = (
+        None  # what carries its own level; None: units.usual_granularity
+    )
 
     @property
     def depth(self) -> Depth | None:
@@ -65,8 +67,8 @@ class Library:
         units: tuple[Unit, ...] | None = None,
     ) -> None:
         self.method, self.anatomy, self.denoiser = method, anatomy, denoiser
-        grain = method.grain or usual_grain(method.ladder)
-        self.units = units_of(anatomy, method.ladder, grain) if units is None else units
+        granularity = method.granularity or usual_granularity(method.ladder)
+        self.units = units_of(anatomy, method.ladder, granularity) if units is None else units
         self._statistics = statistics.stages if method.stagewise else (statistics.shared(),)
         self.shared = statistics.shared() if method.shared_order else None
         self._orders = dict[tuple[int, str], Tensor]()

@@ -298,5 +298,6 @@ class Costs:
         )
         if self.choices is None:
             rows = tuple(tuple(tuple(n * cost for cost in row) for row in offered) for n in self.steps)
-            return Space(rows, budget - self.fixed * sum(self.steps))
-        return Space((offered,) * len(self.steps), budget, Steps(self.choices, self.steps, self.fixed))
+            return Space(rows, budget, fixed=tuple(n * self.fixed for n in self.steps))
+        stages = len(self.steps)
+        return Space((offered,) * stages, budget, Steps(self.choices, self.steps), (self.fixed,) * stages)

@@ -190,8 +190,8 @@ class Fitness:
     def _run(self, chunk: int, candidate: Candidate, *, corrected: bool = True) -> Tensor:
         """Final latents of one chunk of probes; steps whose prefix is known are not run.
 
-        Corrections are fitted on the noises for that while these run. Those of a step depend on what the step's own prefix holds
-        and on the next timestep, as its result does, so they make no difference to what may be reused.
+        Corrections are fitted on the noises for that while these run. Those of a step depend on what the step's own
+        prefix holds and on the next timestep, as its result does, so they make no difference to what may be reused.
         """
         if not corrected or not self._count:
             return self._replayed(chunk, candidate, None)[0]

@@ -29,7 +29,7 @@ class Scale(StrEnum):
     """What a score was measured on; scores of different scales never meet."""
 
     ALL = "all"  # all probes of a search
-    HEAT = "heat"  # those of its first heat
+    RUNG = "heat"  # those of the first rung of a race
     ALONE = "alone"  # single changes of one schedule, against that schedule
 
 
