@@ -17,6 +17,7 @@ from ..compression.final import Finalist, Found, select
 from ..compression.reopening import asked_again, found_again
 from ..compression.result import Compressed
 from ..compression.search_loop import by_chance, ranked
+from ..compression.sensitivity import by_rule
 from ..compression.settings import Levers
 from ..compression.study import Study, prepare
 from ..pipelines.encodings import Encodings, encoded_once
@@ -62,6 +63,14 @@ class Contender:
     macs_ratio: float
     runner: Runner
     cost_ratio: float | None = None  # where it is priced in the unit of the budget
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What the search of levels alone, the paper's, found for the same budgets."""
+
+    study: Study
+    found: tuple[Found, ...]
 
 
 @dataclass(frozen=True)
@@ -134,8 +143,9 @@ def _shaped(study: Study, name: str, budget: float, purpose: str, shape: Callabl
 
 
 def contenders(study: Study, found: Found, random: Found, saved: Compressed | None = None) -> tuple[Contender, ...]:
-    """All rivals at one budget, in the order of the table, without those that cannot be made so cheap; none of them has
-    its steps corrected, which is ours, but for random search, whose scores say what it would find.
+    """All rivals at one budget, without those that cannot be made so cheap. None of them has its steps corrected, which
+    is ours, but for random search, whose scores say what it would find, and for the row that says what corrections alone
+    are worth.
 
     ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
@@ -144,6 +154,7 @@ def contenders(study: Study, found: Found, random: Found, saved: Compressed | No
         steps, ratio = _affordable_steps(study, budget)
         fewer = Runner("fewer-steps", replace(sampling, num_inference_steps=steps))
         rivals.append(Contender("fewer-steps", budget, ratio, fewer, ratio))
+    rivals += [scheduled(study, "trailing", budget, ruled) for ruled in by_rule(study, budget)[:1] if study.corrected]
     for pruned in (_uniform, _like_mosaic):
         with suppress(NoneFits):
             rivals.append(pruned(study, budget))
@@ -163,6 +174,7 @@ def evaluate(
     journals: Path | None,
     reporter: Reporter,
     saved: Compressed | None = None,
+    alone: Alone | None = None,
 ) -> Evaluation:
     """Run every contender at every budget on the same held-out noises, and time them side by side.
 
@@ -171,6 +183,7 @@ def evaluate(
         real: statistics of real data for the Fréchet distance; None leaves it out.
         journals: where the random search keeps its scores, if anywhere.
         saved: a result, which is then judged as it was saved.
+        alone: what pruning alone comes to, for rows of its own.
     """
     random = tuple(
         random_rival(study, one.limit, effort.random or one.evaluations, journals, reporter) for one in found
@@ -178,6 +191,8 @@ def evaluate(
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for one, rival in zip(found, random, strict=True):
         field += contenders(study, one, rival, saved)
+    for one in alone.found if alone else ():
+        field.append(scheduled(alone.study, "pruning", one.limit, one.candidate, ()))
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if real else 0, effort.strip)
