@@ -143,9 +143,10 @@ def _shaped(study: Study, name: str, budget: float, purpose: str, shape: Callabl
 
 
 def contenders(study: Study, found: Found, random: Found, saved: Compressed | None = None) -> tuple[Contender, ...]:
-    """All rivals at one budget, without those that cannot be made so cheap. None of them has its steps corrected, which
-    is ours, but for random search, whose scores say what it would find, and for the row that says what corrections alone
-    are worth.
+    """All rivals at one budget, without those that cannot be made so cheap.
+
+    None of them has its steps corrected, which is ours, but for random search, whose scores say what it would find, and
+    for the row that says what corrections alone are worth.
 
     ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
@@ -191,8 +192,11 @@ def evaluate(
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for one, rival in zip(found, random, strict=True):
         field += contenders(study, one, rival, saved)
-    for one in alone.found if alone else ():
-        field.append(scheduled(alone.study, "pruning", one.limit, one.candidate, ()))
+    field += (
+        []
+        if alone is None
+        else [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
+    )
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if real else 0, effort.strip)
