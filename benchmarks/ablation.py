@@ -12,19 +12,21 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from diff_es.calibrate import calibrate
-from diff_es.compensation import Ridge
-from diff_es.cost import MacCounter
-from diff_es.fitness import Fitness
-from diff_es.importance import Activation, Magnitude, Obs, Wanda
-from diff_es.library import Library, Method
-from diff_es.loading import load
-from diff_es.measures import LatentSNR
-from diff_es.pipeline import Sampling, make_probes
-from diff_es.progress import Reporter
-from diff_es.settings import Levers, Settings
-from diff_es.study import prepare
-from diff_es.units import Depth
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import prepare
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pruning.calibration import calibrate
+from diff_es.pruning.compensation import Ridge
+from diff_es.pruning.granularity import Depth
+from diff_es.pruning.importance import Activation, Magnitude, Obs, Wanda
+from diff_es.pruning.library import Library, Method
+from diff_es.pruning.macs import MacCounter
+from diff_es.scoring.fidelity import LatentSNR
+from diff_es.scoring.fitness import Fitness
+from diff_es.search import Candidate
+from diff_es.utils.progress import Reporter
 
 WIDTH = {
     "magnitude, no compensation": Method(ranking=Magnitude(), compensation=None),
@@ -49,13 +51,13 @@ DEPTH = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noises", type=int, default=40, help="held-out noises")
-    parser.add_argument("--calibration", type=int, default=192, help="samples of the calibration")
+    parser.add_argument("--calibration-samples", type=int, default=192, help="samples of the calibration")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     reporter, pipe, sampling = Reporter(), load("bundled"), Sampling(args.steps, args.guidance)
-    settings = Settings(sampling=sampling, levers=Levers.PRUNE, calibration=args.calibration, seed=args.seed)
+    settings = Settings(sampling=sampling, levers=Levers.PRUNE, calibration_samples=args.calibration, seed=args.seed)
     study = prepare(pipe, replace(settings, method=Method(ranking=Magnitude(), compensation=None)), reporter)
     probes = make_probes(pipe, args.calibration, args.seed, "calibration")
     layers, blocks = study.anatomy.layers, study.anatomy.blocks
@@ -67,7 +69,7 @@ def main() -> None:
         for name, method in methods.items():
             library = Library(pipe.transformer, study.anatomy, everything, method, reporter)
             fitness = Fitness(pipe, library, study.stages, judged, sampling, LatentSNR(), memory=0)
-            scores = [fitness(((level,),) * len(study.stages)) for level in levels]
+            scores = [fitness(Candidate.of([[level]] * len(study.stages))) for level in levels]
             bypass = method.depth is None or method.depth.bypass
             counter = MacCounter(pipe.transformer, study.anatomy, study.trace, bypass=bypass)
             ratios = [counter.option(library.units[0], level) / counter.dense() for level in levels]

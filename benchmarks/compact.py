@@ -16,17 +16,19 @@ from dataclasses import replace
 
 import torch
 
-from diff_es.compaction import Compaction
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import Study, prepare
 from diff_es.layers import Kind, Plan
-from diff_es.library import Library
-from diff_es.loading import load
-from diff_es.metrics import snr_db
-from diff_es.pipeline import Sampling, make_probes, sample
-from diff_es.placements import Compact, Placement, Resident, Streamed
-from diff_es.progress import Reporter
-from diff_es.settings import Levers, Settings
-from diff_es.study import Study, prepare
-from diff_es.timing import Runner
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pruning.compaction import Compaction
+from diff_es.pruning.library import Library
+from diff_es.routing.placements import Compact, Placement, Resident, Streamed
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.utils.progress import Reporter
 
 SCHEDULES = {
     "half everywhere": (4,) * 10,
@@ -38,12 +40,14 @@ SCHEDULES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noises", type=int, default=32, help="held-out noises")
-    parser.add_argument("--calibration", type=int, default=192, help="samples of the calibration")
+    parser.add_argument("--calibration-samples", type=int, default=192, help="samples of the calibration")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.1, 0.3, 0.5, 1.0])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     reporter, pipe = Reporter(), load("bundled")
-    settings = Settings(sampling=Sampling(20, 2.0), levers=Levers.PRUNE, calibration=args.calibration, seed=args.seed)
+    settings = Settings(
+        sampling=Sampling(20, 2.0), levers=Levers.PRUNE, calibration_samples=args.calibration, seed=args.seed
+    )
     ready = prepare(pipe, settings, reporter)
     probes = make_probes(pipe, args.noises, args.seed, "compact")
     dense = sample(pipe, probes, settings.sampling)

@@ -14,15 +14,17 @@ import argparse
 import torch
 from torch import Tensor
 
-from diff_es.loading import load
-from diff_es.metrics import snr_db
-from diff_es.multistep import Corrections
-from diff_es.pipeline import Sampling, make_probes, sample
-from diff_es.progress import Reporter
-from diff_es.sensitivity import by_rule
-from diff_es.settings import Levers, Settings
-from diff_es.study import Study, prepare
-from diff_es.timing import Runner
+from diff_es.compression.sensitivity import by_rule
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import Study, prepare
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.trajectory.corrections import Corrections
+from diff_es.utils.progress import Reporter
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
     parser.add_argument("--guidances", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     parser.add_argument("--fitted", type=float, default=2.0, help="the guidance whose corrections are carried over")
     parser.add_argument("--directions", type=int, nargs="+", default=[1, 2, 3, 4, 6])
-    parser.add_argument("--probes", type=int, nargs="+", default=[2, 4, 16], help="noises that are fitted to")
+    parser.add_argument("--search-noises", type=int, nargs="+", default=[2, 4, 16], help="noises that are fitted to")
     parser.add_argument("--noises", type=int, default=32, help="held-out noises")
     args = parser.parse_args()
     pipe, usual, most = load("bundled", scheduler=args.scheduler, dtype=torch.float32), 4, max(args.probes)
@@ -41,10 +43,10 @@ def main() -> None:
         chosen = Settings(
             sampling=Sampling(args.steps, guidance),
             levers=Levers.STEPS,
-            calibration=2,  # nothing is pruned
-            probes=probes,
-            heat=0,
-            held_out=2,
+            calibration_samples=2,  # nothing is pruned
+            search_noises=probes,
+            first_rung=0,
+            held_out_noises=2,
             corrections=count,
         )
         return prepare(pipe, chosen, Reporter(quiet=True))

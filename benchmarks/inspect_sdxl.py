@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from routing import made
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diff_es.inspection import inspect
-from diff_es.progress import Reporter
+from diff_es.evaluation.inspection import inspect
+from diff_es.utils.progress import Reporter
 
 
 def main() -> None:

@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_es.evaluate import Contender, contenders, sampled, scheduled
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.loading import load
-from diff_es.metrics import snr_db
-from diff_es.pipeline import Sampling
-from diff_es.progress import Reporter
-from diff_es.search import Levels
-from diff_es.searching import evolve
-from diff_es.sensitivity import by_rule, sensitivity
-from diff_es.settings import Levers, Settings
-from diff_es.study import Study, prepare
-from diff_es.tiles import load_reference
-from diff_es.timing import Runner
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.sensitivity import by_rule, sensitivity
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import Study, prepare
+from diff_es.evaluation.evaluate import Contender, contenders, sampled, scheduled
+from diff_es.evaluation.tiles_reference import load_reference
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.scoring.journal import Journal
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.search import Candidate
+from diff_es.utils.progress import Reporter
 
 RIVALS = {"fewer-steps": "evenly fewer steps", "uniform": "uniform pruning"}
 RULES = ("trailing", "karras", "exponential", "quadratic")
@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--levers", type=Levers, nargs="+", default=list(Levers), help="; ".join(Levers))
     parser.add_argument("--noises", type=int, default=48, help="held-out noises")
-    parser.add_argument("--probes", type=int, default=12, help="noises of a search; a third of them is its first heat")
+    parser.add_argument(
+        "--search-noises", type=int, default=12, help="noises of a search; a third of them is its first heat"
+    )
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--generations", type=int, default=10)
     parser.add_argument("--results", type=Path, default=Path("joint.jsonl"))
@@ -56,13 +58,13 @@ def main() -> None:
     for seed in args.seeds:
         base = Settings(
             sampling=Sampling(args.steps, 2.0),
-            calibration=128,
-            probes=args.probes,
-            heat=args.probes // 3,
-            sensed=args.probes // 3,
-            held_out=24,
+            calibration_samples=128,
+            search_noises=args.probes,
+            first_rung=args.probes // 3,
+            sensitivity_noises=args.probes // 3,
+            held_out_noises=24,
             finalists=4,
-            placings=8,
+            timestep_generations=8,
             population=args.population,
             generations=args.generations,
             seed=seed,
@@ -78,12 +80,13 @@ def main() -> None:
             contender: Contender,
             goal: Tensor = goal,
             study: Study = joint,
-            levels: Levels | None = None,
+            candidate: Candidate | None = None,
             seed: int = seed,
         ) -> None:
             latents, images = sampled(study, contender, args.noises, reporter)
             snr, distance = float(snr_db(goal, latents).mean()), real.distance(images)
-            row = {"cost": budget, "name": name, "seed": seed, "snr": snr, "distance": distance, "levels": levels}
+            chosen = {} if candidate is None else {"candidate": candidate.to_json()}
+            row = {"cost": budget, "name": name, "seed": seed, "snr": snr, "distance": distance, **chosen}
             with args.results.open("a") as file:
                 file.write(json.dumps({"scheduler": args.scheduler, "steps": args.steps, **row}) + "\n")
 
@@ -93,14 +96,14 @@ def main() -> None:
             found = evolve(study, args.budgets, scores, sensitivity(study, scores, reporter), reporter)
             for budget, result in found.items():
                 name = {Levers.PRUNE: "pruning alone", Levers.STEPS: "steps alone"}.get(levers, "steps and pruning")
-                ours = scheduled(study, name, budget, result.levels, None if result.corrected else ())
-                judge(budget, name, ours, study=study, levels=result.levels)
+                ours = scheduled(study, name, budget, result.candidate, None if result.corrected else ())
+                judge(budget, name, ours, study=study, candidate=result.candidate)
                 if levers is Levers.BOTH:
                     for rival in contenders(study, budget, result, result):
                         if rival.name in RIVALS:
                             judge(budget, RIVALS[rival.name], rival)
-                    for rule, levels in zip(RULES, by_rule(study, budget), strict=True):
-                        by_hand = scheduled(study, rule, budget, levels, corrections=())
+                    for rule, candidate in zip(RULES, by_rule(study, budget), strict=True):
+                        by_hand = scheduled(study, rule, budget, candidate, corrections=())
                         judge(budget, f"by hand, {rule}", by_hand)
                     evenly = scheduled(study, "trailing", budget, by_rule(study, budget)[0])
                     judge(budget, "by hand, trailing, corrected", evenly)

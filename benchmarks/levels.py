@@ -15,11 +15,14 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from diff_es.cost import MacCounter
-from diff_es.layers import Cut, Plan, Switch, Weights, discover, realise
-from diff_es.loading import load
-from diff_es.pipeline import Sampling, trace
-from diff_es.units import Width
+from diff_es.layers import Cut, Plan, Weights, discover
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.tracing import trace
+from diff_es.pruning.granularity import Width
+from diff_es.pruning.macs import MacCounter
+from diff_es.routing.realise import realise
+from diff_es.routing.switch import Switch
 
 
 def main() -> None:

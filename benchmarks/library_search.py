@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diff_es.search import Levels, Scored, Search, Space
+from diff_es.search import Candidate, Scored, Search, Space
 
 
 def cma_search(space: Space, evaluations: int, seed: int = 0, population: int = 20) -> Search:
@@ -24,16 +24,16 @@ def cma_search(space: Space, evaluations: int, seed: int = 0, population: int = 
     for s, stage in enumerate(space.costs):
         options += [space.steps.counts[s]] if space.steps else []
         options += [tuple(range(len(row))) for row in stage]
-    width, free = len(options) // space.stages, [i for i, offered in enumerate(options) if len(offered) > 1]
+    free = [i for i, offered in enumerate(options) if len(offered) > 1]
     tops = np.array([len(options[i]) - 1.0 for i in free])
 
-    def schedule(places: np.ndarray, rng: np.random.Generator) -> Levels:
+    def schedule(places: np.ndarray, rng: np.random.Generator) -> Candidate:
         flat = [offered[0] for offered in options]
         for i, place in zip(free, places, strict=True):
             flat[i] = options[i][round(place)]
-        return space.repair(tuple(tuple(flat[i : i + width]) for i in range(0, len(flat), width)), rng)
+        return space.repair(Candidate.of_numbers(flat, space.stages, steps=space.steps is not None), rng)
 
-    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Levels, ...]:
+    def propose(generation: int, ranking: tuple[Scored, ...]) -> tuple[Candidate, ...]:
         known = dict(ranking)
         bounds, ones = np.stack([np.zeros(len(free)), tops], 1), np.ones(len(free))
         optimiser = CMAwM(tops / 2, float(tops.mean()) / 4, bounds, ones, seed=seed, population_size=population)
@@ -41,10 +41,10 @@ def cma_search(space: Space, evaluations: int, seed: int = 0, population: int = 
             draws = [optimiser.ask() for _ in range(population)]
             rngs = [np.random.default_rng([seed, turn, index]) for index in range(population)]
             asked = [schedule(places, rng) for (places, _), rng in zip(draws, rngs, strict=True)]
-            new = [levels for levels in dict.fromkeys(asked) if levels not in known][: evaluations - len(known)]
+            new = [one for one in dict.fromkeys(asked) if one not in known][: evaluations - len(known)]
             if new or len(known) >= evaluations:
                 return tuple(new)
-            optimiser.tell([(raw, -known[levels]) for (_, raw), levels in zip(draws, asked, strict=True)])
+            optimiser.tell([(raw, -known[one]) for (_, raw), one in zip(draws, asked, strict=True)])
         return ()
 
     return Search(propose)

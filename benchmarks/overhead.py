@@ -26,19 +26,20 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
-from diff_es import prefix
-from diff_es.budget import Budget
-from diff_es.compress import open_journal
-from diff_es.exchange import exchanged
-from diff_es.journal import Scale
-from diff_es.judge import Judge
-from diff_es.loading import load
-from diff_es.pipeline import Pipeline, Sampling, denoiser_of
-from diff_es.progress import Reporter
-from diff_es.searching import evolve
-from diff_es.sensitivity import changed, sensitivity
-from diff_es.settings import Levers, Settings
-from diff_es.study import prepare
+from diff_es.compression.compress import open_journal
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.sensitivity import changed, sensitivity
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import prepare
+from diff_es.pipelines.families import Pipeline, Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.sampling import denoiser_of
+from diff_es.pruning.budget import Budget
+from diff_es.scoring.journal import Scale
+from diff_es.solvers import prefix_cache as prefix
+from diff_es.utils.patching import exchanged
+from diff_es.utils.progress import Reporter
 
 MODEL, STOCK, OURS = "denoiser and decoder", "pipeline and sampler", "Diff-ES"
 
@@ -110,9 +111,9 @@ def main() -> None:
     settings = Settings(
         sampling=Sampling(args.steps, 2.0),
         levers=args.levers,
-        calibration=32,
+        calibration_samples=32,
         generations=args.generations,
-        placings=3,
+        timestep_generations=3,
     )
     ready, profile = prepare(pipe, settings, reporter), cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder, clock.watching(pipe):

@@ -21,22 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_es.bundled_models import MODELS
-from diff_es.evaluate import Contender, random_rival, sampled, scheduled
-from diff_es.final import Found
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.library import Method
-from diff_es.loading import load
-from diff_es.metrics import snr_db
-from diff_es.pipeline import Sampling
-from diff_es.progress import Reporter
-from diff_es.searching import evolve
-from diff_es.sensitivity import sensitivity
-from diff_es.settings import Levers, Settings
-from diff_es.study import Study, prepare
-from diff_es.timing import Runner
-from diff_es.units import Width
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.final import Found
+from diff_es.compression.sensitivity import sensitivity
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import Study, prepare
+from diff_es.evaluation.evaluate import Contender, random_rival, sampled, scheduled
+from diff_es.pipelines.bundled import MODELS
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pruning.granularity import Width
+from diff_es.pruning.library import Method
+from diff_es.scoring.journal import Journal
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.utils.progress import Reporter
 
 GUIDANCE = {"bundled": 2.0, "bundled-unet": 2.5}
 
@@ -66,7 +66,7 @@ def main() -> None:
         goal, _ = sampled(study, Contender("reference", 1.0, 1.0, dense), args.noises, reporter)
 
         def fresh(one: Found, study: Study = study, goal: Tensor = goal) -> float:
-            contender = scheduled(study, "found", 1.0, one.levels, None if one.corrected else ())
+            contender = scheduled(study, "found", 1.0, one.candidate, None if one.corrected else ())
             latents, _ = sampled(study, contender, args.noises, reporter)
             return float(snr_db(goal, latents).mean())
 
@@ -88,16 +88,16 @@ def chosen(model: str, levers: Levers, seed: int) -> Settings:
         stages=4,
         levers=levers,
         method=Method(Width(dense=())),
-        calibration=16,
-        probes=4,
-        heat=2,
-        sensed=2,
+        calibration_samples=16,
+        search_noises=4,
+        first_rung=2,
+        sensitivity_noises=2,
         finalists=3,
-        held_out=6,
+        held_out_noises=6,
         population=6,
         generations=3,
-        placings=3,
-        offspring=6,
+        timestep_generations=3,
+        timestep_offspring=6,
         seed=seed,
     )
 

@@ -28,13 +28,15 @@ from diffusers import DiTTransformer2DModel, ModelMixin, UNet2DConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diff_es.benchmark import switch_ms
-from diff_es.layers import Cut, Factor, Kind, Plan, Switch, discover, output_of, owned_by, realise
-from diff_es.loading import load
-from diff_es.pipeline import meta_twin
-from diff_es.placements import Compact, Placement, Resident, Stitched, Streamed
-from diff_es.route import routed
-from diff_es.schedule import Stages
+from diff_es.evaluation.benchmark import switch_ms
+from diff_es.layers import Cut, Factor, Kind, Plan, discover
+from diff_es.pipelines.denoiser import meta_twin
+from diff_es.pipelines.loading import load
+from diff_es.routing.placements import Compact, Placement, Resident, Stitched, Streamed
+from diff_es.routing.realise import output_of, owned_by, realise
+from diff_es.routing.routing import routed
+from diff_es.routing.switch import Switch
+from diff_es.trajectory.stages import Stages
 
 Call: TypeAlias = Callable[[float], Any]  # a denoiser call at a timestep
 

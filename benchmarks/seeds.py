@@ -12,18 +12,18 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from diff_es.demo import BUDGETS, SETTINGS
-from diff_es.evaluate import Contender, contenders, random_rival, sampled
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.loading import load
-from diff_es.metrics import snr_db
-from diff_es.progress import Reporter
-from diff_es.searching import evolve
-from diff_es.sensitivity import sensitivity
-from diff_es.settings import Levers
-from diff_es.study import prepare
-from diff_es.timing import Runner
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.sensitivity import sensitivity
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import prepare
+from diff_es.evaluation.demo import BUDGETS, SETTINGS
+from diff_es.evaluation.evaluate import Contender, contenders, random_rival, sampled
+from diff_es.pipelines.loading import load
+from diff_es.scoring.journal import Journal
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.utils.progress import Reporter
 
 
 def main() -> None:

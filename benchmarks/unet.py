@@ -17,21 +17,21 @@ from dataclasses import replace
 
 import torch
 
-from diff_es.evaluate import Contender, contenders, sampled
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.library import Method
-from diff_es.loading import load
-from diff_es.metrics import snr_db
-from diff_es.pipeline import Sampling
-from diff_es.progress import Reporter
-from diff_es.searching import evolve
-from diff_es.sensitivity import sensitivity
-from diff_es.settings import Levers, Settings
-from diff_es.study import prepare
-from diff_es.tiles import load_reference
-from diff_es.timing import Runner
-from diff_es.units import Width
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.sensitivity import sensitivity
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import prepare
+from diff_es.evaluation.evaluate import Contender, contenders, sampled
+from diff_es.evaluation.tiles_reference import load_reference
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pruning.granularity import Width
+from diff_es.pruning.library import Method
+from diff_es.scoring.journal import Journal
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.utils.progress import Reporter
 
 NAMES = {
     "fewer-steps": "evenly fewer steps of the dense model",
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.5)
     parser.add_argument("--stages", type=int, default=10)
-    parser.add_argument("--calibration", type=int, default=128)
+    parser.add_argument("--calibration-samples", type=int, default=128)
     parser.add_argument("--population", type=int, default=8)
     parser.add_argument("--generations", type=int, default=7)
     args = parser.parse_args()
@@ -62,12 +62,12 @@ def main() -> None:
             stages=args.stages,
             levers=Levers.PRUNE,
             method=Method(Width(dense=())),
-            calibration=args.calibration,
-            probes=12,
-            heat=4,
-            sensed=4,
+            calibration_samples=args.calibration,
+            search_noises=12,
+            first_rung=4,
+            sensitivity_noises=4,
             finalists=3,
-            held_out=24,
+            held_out_noises=24,
             population=args.population,
             generations=args.generations,
             seed=seed,

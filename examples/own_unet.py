@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diff_es import Levers, OwnSampler, Reporter, Run, Settings, compress, load
-from diff_es.benchmark import compare
-from diff_es.layers import Channels, declare
+from diff_es import Channels, Levers, OwnSampler, Reporter, Run, Settings, compress, declare, load
+from diff_es.evaluation.benchmark import compare
 
 SIGNAL = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)  # its share of the variance, by timestep
 
@@ -102,8 +102,8 @@ def again(folder: Path) -> None:
 
 def main(train: int = 300, generations: int = 6) -> None:
     own = sampler(trained(train))
-    small = Settings(stages=3, levers=Levers.PRUNE, calibration=32, probes=16, held_out=16, generations=generations)
-    fast = compress(own, 0.6, small, Run(reporter=Reporter()))
+    work = Settings(levers=Levers.PRUNE, stages=3, calibration_samples=32, search_noises=16, held_out_noises=16)
+    fast = compress(own, 0.6, replace(work, sensitivity_noises=8, generations=generations), Run(reporter=Reporter()))
     print(f"levels {fast.schedule.levels}, {fast.report.held_out_score:.1f} dB to the dense model, held out")
     for row in compare(own, fast, [32], 3, Reporter(quiet=True))["rows"]:
         print(f"{row['runner']:20} {row['speedup']:.2f}x, {row['weight_bytes'] / 1e6:.2f} MB of weights")

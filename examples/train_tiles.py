@@ -33,7 +33,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diff_es.tiles import CLASSES, TileClassifier
+from diff_es.evaluation.tiles_reference import CLASSES, TileClassifier
 
 NULL_CLASS = 1000  # the class that DiTPipeline hard-codes for the unconditional branch
 BACKGROUND = (22, 20, 26)  # what transparent pixels are composited on

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from train_tiles import DEVICE, averaged, batches, grid, load_tiles, new_scheduler, train
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diff_es.tiles import CLASSES, load_reference
+from diff_es.evaluation.tiles_reference import CLASSES, load_reference
 
 TOKENS = 10  # of a prompt, with those that begin and end it
 

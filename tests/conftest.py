@@ -13,7 +13,7 @@ import torch
 from tests.tiny import settings, tiny
 
 from diff_es import Compressed, Run, compress
-from diff_es.study import Study, prepare
+from diff_es.compression.study import Study, prepare
 
 torch.set_num_threads(1)
 

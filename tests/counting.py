@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diff_es.pipeline import denoiser_of, on_timestep
+from diff_es.pipelines.sampling import denoiser_of
+from diff_es.pipelines.timestep_hook import on_timestep
 
 aten = torch.ops.aten
 

@@ -15,9 +15,9 @@ from tests.tiny import CALL, images, random_plan, stages_of
 from torch import Tensor
 
 from diff_es import Compressed
-from diff_es.artefact import fingerprint
 from diff_es.layers import Plan
-from diff_es.schedule import Schedule
+from diff_es.layers.fingerprint import fingerprint
+from diff_es.trajectory.stages import Schedule
 
 
 def result_of(pipe: DiTPipeline, *plans: Plan, levels: tuple[int, ...] | None = None) -> Compressed:

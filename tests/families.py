@@ -20,7 +20,9 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from diff_es.layers import Anatomy, Cut, Plan, Switch, Weights, discover, output_of, realise
+from diff_es.layers import Anatomy, Cut, Plan, Weights, discover
+from diff_es.routing.realise import output_of, realise
+from diff_es.routing.switch import Switch
 
 HEADS, SIZE, BLOCKS = 3, 8, 2
 HIDDEN = HEADS * SIZE

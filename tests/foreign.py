@@ -13,7 +13,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from diff_es.layers import Anatomy, Channels, Heads, Plan, Residual, Rows, declare, output_of
+from diff_es.layers import Anatomy, Channels, Heads, Plan, Residual, Rows
+from diff_es.pruning.declare import declare
+from diff_es.routing.realise import output_of
 
 TIMES = (0.9, 0.7, 0.4, 0.2)
 

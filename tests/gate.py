@@ -24,11 +24,11 @@ from tests.tiny import joint, noises, settings, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Method, Run, Sampling, Settings, Width, compress
-from diff_es.format3 import rows_of
-from diff_es.loading import load
+from diff_es.compression.format3 import rows_of
+from diff_es.compression.settings import Levers
+from diff_es.pipelines.loading import load
+from diff_es.pruning.granularity import Granularity
 from diff_es.search import Candidate
-from diff_es.settings import Levers
-from diff_es.units import Grain
 
 BUDGETS = (0.6, 0.8)
 
@@ -42,13 +42,19 @@ class Model:
 
 
 def _small(levers: Levers) -> Settings:
-    few: dict[str, Any] = {"stages": 2, "population": 4, "generations": 2}
+    few: dict[str, Any] = {"stages": 2, "search_noises": 3, "population": 4, "generations": 2}
     return settings(**few) if levers is Levers.PRUNE else joint(**few, levers=levers)
 
 
 def _bundled(levers: Levers) -> Settings:
-    few: dict[str, Any] = {"probes": 2, "sensed": 1, "placings": 2, "offspring": 2, "finalists": 1}
-    method = Method(Width(3, dense=()), grain=Grain.WHOLE)
+    few: dict[str, Any] = {
+        "search_noises": 2,
+        "sensitivity_noises": 1,
+        "timestep_generations": 2,
+        "timestep_offspring": 2,
+        "finalists": 1,
+    }
+    method = Method(Width(3, dense=()), granularity=Granularity.WHOLE)
     return replace(
         _small(levers), sampling=Sampling(num_inference_steps=4, guidance_scale=2.0, batch=4), method=method, **few
     )

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from tests.tiny import denoiser
 
-from diff_es.heap import Kept
 from diff_es.layers import DENSE, discover
-from diff_es.placements import Resident
-from diff_es.route import routed
-from diff_es.schedule import Stages
+from diff_es.routing.placements import Resident
+from diff_es.routing.routing import routed
+from diff_es.trajectory.stages import Stages
+from diff_es.utils.malloc import Kept
 
 CPU = torch.device("cpu")
 

@@ -15,11 +15,15 @@ from tests.tiny import images, tiny
 from torch import Tensor
 
 from diff_es import Compressed
-from diff_es.artefact import fingerprint
-from diff_es.layers import Cut, Plan, Switch, discover, output_of, realise
-from diff_es.loading import origin_of
-from diff_es.pipeline import Sampling, denoiser_of, trace
-from diff_es.schedule import Schedule, Stages
+from diff_es.layers import Cut, Plan, discover
+from diff_es.layers.fingerprint import fingerprint
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import origin_of
+from diff_es.pipelines.sampling import denoiser_of
+from diff_es.pipelines.tracing import trace
+from diff_es.routing.realise import output_of, realise
+from diff_es.routing.switch import Switch
+from diff_es.trajectory.stages import Schedule, Stages
 
 STAGES = 3
 FAMILIES = ("DiT", "SD", "SDXL", "SD3", "FLUX", "PixArt-Sigma", "Wan")

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from diff_es.files import digest
-from diff_es.store import MANIFEST
+from diff_es.compression.store import MANIFEST
+from diff_es.utils.files import digest
 
 DEEP = json.loads("[" * 300 + "]" * 300)
 VALUES: tuple[Any, ...] = (

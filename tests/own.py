@@ -19,15 +19,15 @@ WORK = Settings(
     Sampling(batch=4),
     stages=2,
     method=Method(Width(4, multiple=1, dense=())),
-    calibration=4,
-    probes=4,
-    sensed=2,
-    held_out=2,
+    calibration_samples=4,
+    search_noises=4,
+    sensitivity_noises=2,
+    held_out_noises=2,
     finalists=2,
     population=4,
     generations=2,
-    placings=2,
-    offspring=2,
+    timestep_generations=2,
+    timestep_offspring=2,
 )
 Correct = Callable[[Tensor, Tensor], Tensor]
 

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch._lazy
 from torch import Tensor
 from torch._lazy import ts_backend
 from torch.overrides import TorchFunctionMode
@@ -40,10 +41,18 @@ def second_device() -> Iterator[None]:
 
 
 class _Mended(TorchFunctionMode):
-    """What the backend leaves on the CPU is brought back, and the data of a tensor may be exchanged across devices."""
+    """What the backend leaves on the CPU is brought back, and the data of a tensor may be exchanged across devices.
+
+    Every operation is run at once: compiling them together takes the backend twenty times as long.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        result = self._run(func, args, dict(kwargs or {}))
+        if any(map(_lies_there, tree_leaves(result))):
+            torch._lazy.mark_step()
+        return result
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func == Tensor.data.__set__ and args[0].device != args[1].device:  # type: ignore[attr-defined]
             own, other = args[0], args[1].detach()
             parameter = isinstance(own, torch.nn.Parameter)

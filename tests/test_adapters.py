@@ -14,17 +14,21 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tests.pipelines import CASES, made
-from tests.tiny import settings
+from tests.tiny import LITTLE, settings
 
 from diff_es import ArtefactError, Compressed, DiffESError, Method, UnsupportedModel, Width, compress
 from diff_es.layers import Plan, adapted, discover
-from diff_es.pipeline import make_probes, sample
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pruning.granularity import Granularity
 
 
 @pytest.fixture(scope="module")
 def compressed() -> Compressed:
-    small = {"sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4, dense=()))}
-    return compress(made(CASES["SD"].make), 0.95, settings(**small))
+    small = {**LITTLE, "sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat")}
+    return compress(
+        made(CASES["SD"].make), 0.9, settings(**small, method=Method(Width(4, dense=()), granularity=Granularity.WHOLE))
+    )
 
 
 def lora() -> LoraConfig:
@@ -78,8 +82,10 @@ def test_a_fused_adapter_is_a_model_like_any_other(compressed: Compressed) -> No
     assert not torch.equal(fused, before)
     with pytest.raises(ArtefactError, match="hash of the base model"), compressed.routed(pipe):
         pass
-    small = {"sampling": case.sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4, dense=()))}
-    with compress(pipe, 0.95, settings(**small)).routed(pipe):
+    small = {**LITTLE, "sampling": case.sampling, "prompts": ("a fox", "a hat")}
+    with compress(
+        pipe, 0.95, settings(**small, method=Method(Width(4, dense=()), granularity=Granularity.WHOLE))
+    ).routed(pipe):
         assert not torch.equal(sample(pipe, probes, case.sampling), fused)
     assert torch.equal(sample(pipe, probes, case.sampling), fused)
 
@@ -121,7 +127,7 @@ def test_an_adapter_on_other_layers_runs_routed(compressed: Compressed) -> None:
 def test_an_adapter_in_a_skipped_block_is_refused(compressed: Compressed) -> None:
     pipe = made(CASES["SD"].make)
     block = next(block.name for block in discover(pipe.unet).blocks if "transformer_blocks" in block.name)
-    skipping = replace(compressed, plans=(Plan(bypasses={block: None}), *compressed.plans[1:]))
+    skipping = replace(compressed, plans=(Plan(bypasses={block: None}),) * len(compressed.plans))
     with skipping.routed(pipe):
         pass
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=[f"{block}.attn1.to_q"]))

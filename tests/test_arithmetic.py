@@ -30,17 +30,17 @@ from tests.tiny import CALL, images, stages_of, tiny
 from torch import Tensor
 
 from diff_es import Compressed, DiffESError, load
-from diff_es.arithmetic import PLACING
-from diff_es.artefact import fingerprint
-from diff_es.errors import ArtefactError
 from diff_es.layers import DENSE
-from diff_es.loading import origin_of
-from diff_es.multistep import Corrections, fixed
-from diff_es.pipeline import on_timestep
-from diff_es.samplers import STEPPABLE, is_flow, trajectory
-from diff_es.schedule import Schedule
-from diff_es.stepping import Stepping, check_corrected, stepped
-from diff_es.trajectory import placed
+from diff_es.layers.fingerprint import fingerprint
+from diff_es.pipelines.loading import origin_of
+from diff_es.pipelines.timestep_hook import on_timestep
+from diff_es.solvers.arithmetic import PLACING
+from diff_es.solvers.custom_timesteps import Stepping, check_corrected, stepped
+from diff_es.solvers.samplers import STEPPABLE, is_flow, trajectory
+from diff_es.trajectory.corrections import Corrections, fixed
+from diff_es.trajectory.stages import Schedule
+from diff_es.trajectory.timesteps import placed
+from diff_es.utils.errors import ArtefactError
 
 DPM, UNIPC, EULER, FLOW = (
     DPMSolverMultistepScheduler,

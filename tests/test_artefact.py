@@ -17,7 +17,7 @@ from tests.fresh import images_of
 from tests.tiny import assert_same, assert_same_plans, images, joint, settings, snapshot, tiny
 
 from diff_es import ArtefactError, Compressed, Depth, DiffESError, Method, compress, load
-from diff_es.files import digest
+from diff_es.utils.files import digest
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,19 @@ from diffusers import DiTPipeline
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from tests.tiny import CALL, assert_same, images, joint, settings, slimmed, snapshot, tiny
+from tests.tiny import CALL, LITTLE, assert_same, images, joint, settings, slimmed, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import BudgetOutOfReach, Compact, Depth, DiffESError, Method, Run, Streamed, Width, compress
-from diff_es.budget import Budget, Prices, measured_prices
-from diff_es.cost import Costs
+from diff_es.compression.settings import Levers
+from diff_es.compression.survey import survey
 from diff_es.layers import Cut, Plan, discover
-from diff_es.pipeline import on_timestep
-from diff_es.progress import Reporter
-from diff_es.route import routing_of
-from diff_es.settings import Levers
-from diff_es.survey import survey
-from diff_es.units import Grain
+from diff_es.pipelines.timestep_hook import on_timestep
+from diff_es.pruning.budget import Budget, Prices, measured_prices
+from diff_es.pruning.granularity import Granularity
+from diff_es.pruning.macs import Costs
+from diff_es.routing.routing import routing_of
+from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 WIDE: dict[str, Any] = {"head_size": 16, "heads": 8}  # a model whose weights outweigh their alignment
@@ -77,7 +77,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("calibration began")
 
-    monkeypatch.setattr("diff_es.study.calibrate", refuse)
+    monkeypatch.setattr("diff_es.compression.study.calibrate", refuse)
 
 
 def least_named(error: BudgetOutOfReach) -> float:
@@ -118,7 +118,7 @@ def test_too_little_memory_is_refused_with_the_least_that_can_be_had(tmp_path: P
 
 @pytest.mark.usefixtures("nothing_runs")
 def test_weights_are_for_one_level_of_the_denoiser() -> None:
-    method = Method(Width(4, dense=()), grain=Grain.BLOCK)
+    method = Method(Width(4, dense=()), granularity=Granularity.BLOCK)
     with pytest.raises(DiffESError, match=r"weights: expected one unit, found 3\. Take one level for the whole"):
         compress(tiny(), 0.7, settings(method=method), weights_gb=1.0)
 
@@ -160,7 +160,7 @@ def test_levels_whose_weights_take_more_are_barred(most: int) -> None:
         found = survey(pipe, settings(), QUIET, Budget(0.9, None, limit))
         assert found.costs.barred == set(range(least))
         space = found.costs.space(0.9)
-        assert {level for (level,) in space.random(np.random.default_rng(0))} <= set(range(least, 8))
+        assert {level for (level,) in space.random(np.random.default_rng(0)).levels} <= set(range(least, 8))
         assert found.macs.barred == frozenset()
 
 
@@ -170,7 +170,7 @@ def test_no_stage_takes_more_memory_than_allowed(levers: Levers, most: int) -> N
     pipe = tiny(**WIDE)
     before, dense, limit = snapshot(pipe.transformer), images(pipe), gigabytes(pipe, most)
     make = settings if levers is Levers.PRUNE else joint
-    fast = compress(pipe, 0.7, make(levers=levers), weights_gb=limit)
+    fast = compress(pipe, 0.7, make(**{**LITTLE, "levers": levers, "first_rung": 0}), weights_gb=limit)
     assert isinstance(fast.placement, Streamed)
     assert fast.report.macs_ratio <= 0.7
     with fast.routed(pipe):
@@ -185,7 +185,7 @@ def test_no_stage_takes_more_memory_than_allowed(levers: Levers, most: int) -> N
 def test_skipping_blocks_keeps_a_limit_of_memory(bypass: bool) -> None:
     pipe = tiny(**WIDE)
     for limit in (gigabytes(pipe, 0), gigabytes(pipe, 0) * 1.2):
-        fast = compress(pipe, 0.8, settings(method=Method(Depth(bypass))), weights_gb=limit)
+        fast = compress(pipe, 0.8, settings(**LITTLE, method=Method(Depth(bypass))), weights_gb=limit)
         with fast.routed(pipe):
             assert peak(pipe) <= limit + PADDING
 
@@ -242,8 +242,8 @@ def test_prices_come_back_from_json(found: Prices) -> None:
     [
         Method(Width(4, dense=())),
         Method(Depth()),
-        Method(Width(3, dense=()), grain=Grain.BLOCK),
-        Method(Width(3, dense=(), depth=Depth()), grain=Grain.BLOCK),
+        Method(Width(3, dense=()), granularity=Granularity.BLOCK),
+        Method(Width(3, dense=(), depth=Depth()), granularity=Granularity.BLOCK),
     ],
 )
 def test_measured_prices_are_positive_and_leave_no_trace(method: Method) -> None:
@@ -292,8 +292,17 @@ def seconds(pipe: DiTPipeline) -> float:
 
 def quick(levers: Levers) -> Any:
     """Few evaluations, since every call sleeps."""
-    small = {"calibration": 2, "probes": 2, "held_out": 2, "finalists": 1, "population": 4, "generations": 2}
-    return joint(levers=levers, **{**small, "heat": 0, "placings": 1, "method": Method(Width(4, dense=()))})
+    small = {
+        "calibration_samples": 2,
+        "search_noises": 2,
+        "held_out_noises": 2,
+        "finalists": 1,
+        "population": 4,
+        "generations": 2,
+    }
+    return joint(
+        levers=levers, **{**small, "first_rung": 0, "timestep_generations": 1, "method": Method(Width(4, dense=()))}
+    )
 
 
 @pytest.mark.usefixtures("nothing_runs")

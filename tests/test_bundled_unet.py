@@ -13,22 +13,23 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from diff_es import Levers, Method, Sampling, Settings, Width, compress
-from diff_es.again import found_again
-from diff_es.artefact import fingerprint
-from diff_es.bundled_models import MODELS
-from diff_es.conditioning import Probe, bundled_prompts, conditions_of
-from diff_es.evaluate import Contender, contenders, sampled
+from diff_es.compression.reopening import found_again
+from diff_es.compression.study import prepare
+from diff_es.evaluation.evaluate import Contender, contenders, sampled
+from diff_es.evaluation.tiles_reference import CLASSES, load_reference
 from diff_es.layers import DENSE, Kind, discover
-from diff_es.loading import load, origin_of, reopen
-from diff_es.metrics import snr_db
-from diff_es.pipeline import decode, sample, trace
-from diff_es.placements import Resident
-from diff_es.progress import Reporter
-from diff_es.route import routed
-from diff_es.schedule import Stages
-from diff_es.study import prepare
-from diff_es.tiles import CLASSES, load_reference
-from diff_es.timing import Runner
+from diff_es.layers.fingerprint import fingerprint
+from diff_es.pipelines.bundled import MODELS
+from diff_es.pipelines.loading import load, origin_of, reopen
+from diff_es.pipelines.probes import Probe, bundled_prompts, conditions_of
+from diff_es.pipelines.sampling import decode, sample
+from diff_es.pipelines.tracing import trace
+from diff_es.routing.placements import Resident
+from diff_es.routing.routing import routed
+from diff_es.scoring.metrics import snr_db
+from diff_es.scoring.timing import Runner
+from diff_es.trajectory.stages import Stages
+from diff_es.utils.progress import Reporter
 
 FOLDER = MODELS["bundled-unet"]
 SAMPLING = Sampling(num_inference_steps=10, guidance_scale=2.5)
@@ -115,25 +116,26 @@ def test_level_0_is_the_dense_model_to_the_bit(pipe: Any) -> None:
 @pytest.mark.slow
 def test_evolved_beats_uniform_and_compensation_helps(pipe: Any) -> None:
     """At 0.7 of the MACs, on noises that no search has seen."""
+    sampling = Sampling(num_inference_steps=6, guidance_scale=2.5)
     settings = Settings(
-        sampling=SAMPLING,
-        stages=5,
+        sampling=sampling,
+        stages=2,
         levers=Levers.PRUNE,
-        method=Method(Width(dense=())),
-        calibration=32,
-        probes=8,
-        heat=4,
-        sensed=4,
+        method=Method(Width(4, dense=())),
+        calibration_samples=16,
+        search_noises=4,
+        first_rung=2,
+        sensitivity_noises=2,
         finalists=2,
-        held_out=16,
-        population=6,
-        generations=3,
+        held_out_noises=16,
+        population=4,
+        generations=2,
     )
     fast = compress(pipe, 0.7, settings)
     assert fast.report.macs_ratio <= 0.7
     ready, found = prepare(pipe, settings), found_again(fast)
-    bare = prepare(pipe, settings.changed(method=Method(Width(dense=()), compensation=None)))
-    goal, _ = sampled(ready, Contender("dense", 1.0, 1.0, Runner("dense", SAMPLING)), 16, QUIET)
+    bare = prepare(pipe, settings.changed(method=Method(Width(4, dense=()), compensation=None)))
+    goal, _ = sampled(ready, Contender("dense", 1.0, 1.0, Runner("dense", sampling)), 16, QUIET)
 
     def snr(contender: Contender) -> float:
         assert contender.macs_ratio <= 0.7

@@ -11,12 +11,13 @@ from tests.tiny import CALL, assert_same, images, settings, snapshot, stages_of,
 from torch import Tensor
 
 from diff_es import Sampling
-from diff_es.calibrate import Statistics, calibrate, parts_of
+from diff_es.compression.study import prepare
 from diff_es.layers import discover
-from diff_es.moments import Moments
-from diff_es.pipeline import make_probes, sample
-from diff_es.progress import Reporter
-from diff_es.study import prepare
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pruning.calibration import Statistics, calibrate, parts_of
+from diff_es.pruning.moments import Moments
+from diff_es.utils.progress import Reporter
 
 PROBES = 4
 

@@ -33,13 +33,13 @@ from tests.tiny import calls_of, images, joint, settings, tiny
 from torch import Tensor
 
 from diff_es import DiffESError
-from diff_es.budget import Budget
-from diff_es.multistep import fixed
-from diff_es.pipeline import on_timestep
-from diff_es.progress import Reporter
-from diff_es.samplers import STEPPABLE, check_scheduler
-from diff_es.stepping import stepped, stepping_of
-from diff_es.survey import survey
+from diff_es.compression.survey import survey
+from diff_es.pipelines.timestep_hook import on_timestep
+from diff_es.pruning.budget import Budget
+from diff_es.solvers.custom_timesteps import stepped, stepping_of
+from diff_es.solvers.samplers import STEPPABLE, check_scheduler
+from diff_es.trajectory.corrections import fixed
+from diff_es.utils.progress import Reporter
 
 TIMESTEPS = (801.0, 401.0, 201.0)
 START = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(7))

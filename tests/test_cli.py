@@ -19,11 +19,22 @@ import pytest
 from PIL import Image
 
 from diff_es import load
-from diff_es.cli import main
-from diff_es.report import Row
+from diff_es.cli.app import main
+from diff_es.evaluation.report import Row
 
-CALL = ["--stages", "3", "--steps", "6", "--guidance", "2", "--batch", "2", "--calibration", "4"]
-CALL += ["--generations", "3", "--population", "6", "--probes", "3", "--heat", "0", "--held-out", "2"]
+CALL = ["--stages", "3", "--steps", "6", "--guidance", "2", "--batch", "2", "--calibration-samples", "4"]
+CALL += [
+    "--generations",
+    "2",
+    "--population",
+    "6",
+    "--search-noises",
+    "2",
+    "--first-rung",
+    "0",
+    "--held-out-noises",
+    "2",
+]
 CALL += ["--levers", "prune", "--front", ""]
 
 
@@ -180,7 +191,19 @@ def test_bench_times_dense_routed_and_pruned(run: Run, made: Path) -> None:
     assert (result["steps"], result["rounds"], {row["batch"] for row in result["rows"]}) == (6, 2, {1})
 
 
-JOINT = ["--levers", "prune,steps", "--units", "block", "--prune", "width,depth", "--front", "0.4, 0.9", "--heat", "1"]
+JOINT = [
+    "--levers",
+    "prune,steps",
+    "--units",
+    "block",
+    "--prune",
+    "width,depth",
+    "--front",
+    "0.4, 0.9",
+    "--first-rung",
+    "1",
+]
+JOINT += ["--generations", "3", "--search-noises", "3"]  # enough for each budget to find one of its own
 
 
 @pytest.mark.slow
@@ -236,7 +259,7 @@ def refused(ended: Ended, *told: str) -> None:
         (["--macs", "1.5"], ["BudgetOutOfReach: macs: expected a number above 0, at most 1, found 1.5."]),
         (["--stages", "7"], ["stages: expected a number from 1 to the 6 timesteps", "found 7. Ask for at most 6"]),
         (["--steps", "0"], ["steps: expected a whole number from 1 to 10000, found 0."]),
-        (["--probes", "0"], ["probes: expected a whole number from 1 to 1000000, found 0."]),
+        (["--search-noises", "0"], ["probes: expected a whole number from 1 to 1000000, found 0."]),
         (["--device", "abacus"], ["device", "abacus"]),
     ],
 )
@@ -299,7 +322,18 @@ def test_bad_artefacts_and_labels_are_one_message(run: Run, made: Path, tmp_path
 def test_ctrl_c_keeps_the_journal_and_resume_finishes(run: Run, model_folder: Path, tmp_path: Path) -> None:
     """The search has hundreds of evaluations: those that run while the signal is on its way cannot finish it."""
     out, whole = tmp_path / "out", tmp_path / "whole"
-    call = ["compress", str(model_folder), "--macs", "0.6", *CALL, "--generations", "24", "--out"]
+    call = [
+        "compress",
+        str(model_folder),
+        "--macs",
+        "0.6",
+        *CALL,
+        "--generations",
+        "24",
+        "--search-noises",
+        "1",
+        "--out",
+    ]
     python = [sys.executable, "-m", "diff_es", *call, str(out)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process, to the same scores
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell runs in the background ignores Ctrl-C

@@ -26,12 +26,12 @@ from torch import Tensor
 from torch._dynamo import config
 
 from diff_es import Compact, Compressed, Sampling, Streamed, UnsupportedModel, compress, export
-from diff_es.artefact import fingerprint
-from diff_es.inspection import left_dense
+from diff_es.compression.study import prepare
+from diff_es.evaluation.inspection import left_dense
 from diff_es.layers import DENSE, Bypass, Cut, Plan, discover
-from diff_es.placements import Placement, StreamedStore
-from diff_es.route import routed
-from diff_es.study import prepare
+from diff_es.layers.fingerprint import fingerprint
+from diff_es.routing.placements import Placement, StreamedStore
+from diff_es.routing.routing import routed
 
 LEVELS = (1, 0, 2, 1, 0, 2, 2, 1, 1, 0)  # of ten stages; at level 2 a block is skipped too
 

@@ -38,16 +38,18 @@ from diff_es import (
     Width,
     compress,
 )
-from diff_es.fitness import Fitness
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.measures import ImagePSNR, ImageSSIM
-from diff_es.progress import Reporter
-from diff_es.searching import evolve
-from diff_es.sensitivity import sensitivity
-from diff_es.settings import Levers, describe, restore
-from diff_es.study import Study
-from diff_es.units import Grain
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.reopening import found_again
+from diff_es.compression.sensitivity import sensitivity
+from diff_es.compression.settings import Levers, describe, restore
+from diff_es.compression.study import Study
+from diff_es.pruning.granularity import Granularity
+from diff_es.scoring.fidelity import ImagePSNR, ImageSSIM
+from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.journal import Journal
+from diff_es.search import Candidate
+from diff_es.utils.progress import Reporter
 
 METHODS = {
     "obs": Method(Width(4, dense=())),
@@ -62,7 +64,7 @@ METHODS = {
     "shared depth": Method(Depth(), stagewise=False),
 }
 METHODS = {  # one unit, as in the paper
-    name: replace(method, grain=Grain.WHOLE) for name, method in METHODS.items()
+    name: replace(method, granularity=Granularity.WHOLE) for name, method in METHODS.items()
 }
 MACS = 0.6
 
@@ -110,11 +112,11 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_other_probes(fast:
 
 
 def test_what_is_found_is_the_best_of_what_was_judged(fast: Compressed) -> None:
-    (levels, score, held_out, noises, corrected), *others = fast.report.finalists
-    assert (levels, score) == (fast.schedule.levels, fast.report.score)
-    assert corrected
-    assert all(other[3] < noises or other[2] <= held_out for other in others)
-    best = max(score for _, score, *_ in fast.report.finalists)
+    winner, *others = finalists = found_again(fast).finalists
+    assert (winner.candidate, winner.score) == (Candidate.of(fast.schedule.levels), fast.report.score)
+    assert winner.corrected
+    assert all(other.noises < winner.noises or other.held_out <= winner.held_out for other in others)
+    best = max(one.score for one in finalists)
     assert best >= fast.report.history[-1]["best"]
 
 
@@ -144,13 +146,13 @@ def test_resumed_equals_uninterrupted(
         if calls[0] > most:
             raise KeyboardInterrupt
 
-    def limited(self: Fitness, levels: Any) -> float:
+    def limited(self: Fitness, candidate: Candidate) -> float:
         count()
-        return judge(self, levels)
+        return judge(self, candidate)
 
-    def finals(self: Fitness, levels: Any, **others: bool) -> list[float]:
+    def finals(self: Fitness, candidate: Candidate, **others: bool) -> list[float]:
         count()
-        return final(self, levels, **others)
+        return final(self, candidate, **others)
 
     pipe = tiny()
     before = snapshot(pipe.transformer)
@@ -171,9 +173,9 @@ def test_a_finished_journal_answers_everything(
     journal = Path(shutil.copy(finished_journal, tmp_path))
     judge, asked = Fitness.__call__, list[Any]()
 
-    def noted(self: Fitness, levels: Any) -> float:
-        asked.append(levels)
-        return judge(self, levels)
+    def noted(self: Fitness, candidate: Candidate) -> float:
+        asked.append(candidate)
+        return judge(self, candidate)
 
     monkeypatch.setattr(Fitness, "__call__", noted)
     assert_same_result(compress(tiny(), MACS, settings(), run=Run(journal=journal, resume=True)), fast)
@@ -227,7 +229,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(fast: Compressed, tmp_pat
     [
         (0.61, {}, {}, "budget .*'macs': 0.6,.* then and .*'macs': 0.61,.* now"),
         (MACS, {"seed": 1}, {}, "seed 0 then and 1 now"),
-        (MACS, {"probes": 2, "population": 7}, {}, "population 6 then and 7 now, probes 3 then and 2 now"),
+        (MACS, {"search_noises": 3, "population": 7}, {}, "population 6 then and 7 now, probes 2 then and 3 now"),
         (MACS, {"sampling": Sampling(7, 2.0, 2)}, {}, "sampling .*'steps': 6.* then and .*'steps': 7"),
         (MACS, {"method": METHODS["wanda"]}, {}, "method .*'Obs'.* then and .*'Wanda'"),
         (MACS, {"measure": ImageSSIM()}, {}, "measure .*'LatentSNR'.* then and .*'ImageSSIM'"),
@@ -306,22 +308,22 @@ def test_settings_come_back_from_json(name: str, measure: Any) -> None:
     assert restore(json.loads(json.dumps(describe(chosen)))) == chosen
 
 
-@pytest.mark.parametrize("grain", Grain)
+@pytest.mark.parametrize("grain", Granularity)
 @pytest.mark.parametrize("levers", Levers)
-def test_levers_units_and_fronts_come_back_from_json(levers: Levers, grain: Grain) -> None:
-    method = Method(Width(4, 16, (("ff", 3),), depth=Depth(bypass=False)), grain=grain)
-    chosen = settings(levers=levers, method=method, heat=2, fine=3, front=(0.4, 0.6))
+def test_levers_units_and_fronts_come_back_from_json(levers: Levers, grain: Granularity) -> None:
+    method = Method(Width(4, 16, (("ff", 3),), depth=Depth(bypass=False)), granularity=grain)
+    chosen = settings(levers=levers, method=method, first_rung=1, reference_multiple=3, front=(0.4, 0.6))
     assert restore(json.loads(json.dumps(describe(chosen)))) == chosen
 
 
 def test_default_settings_come_back_and_senseless_ones_are_refused() -> None:
     assert restore(describe(Settings())) == Settings()
     with pytest.raises(DiffESError, match="heat: expected a number from 0, below the 16 probes, found 16"):
-        Settings(probes=16, heat=16)
+        Settings(search_noises=16, first_rung=16)
     with pytest.raises(DiffESError, match=r"heat: expected a whole number from 0 to .*, found -1"):
-        Settings(probes=16, heat=-1)
-    assert [Settings(probes=n).first_heat for n in (1, 2, 9, 32)] == [0, 1, 4, 16]
-    assert Settings(heat=0).first_heat == 0
+        Settings(search_noises=16, first_rung=-1)
+    assert [Settings(search_noises=n).rung_noises for n in (1, 2, 9, 32)] == [0, 1, 4, 16]
+    assert Settings(first_rung=0).rung_noises == 0
     counts = ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations")
     for field in (*counts, "sensed"):
         with pytest.raises(DiffESError, match=f"{field}: expected a whole number from 1 to .*, found 0"):

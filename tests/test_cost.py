@@ -3,7 +3,6 @@
 import math
 import re
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
@@ -13,14 +12,17 @@ from hypothesis import strategies as st
 from tests.tiny import HEADS, HIDDEN, SIZE, denoiser
 from torch import Tensor, nn
 
-from diff_es.baselines import fewer_steps, middle_phase, mosaic, uniform_width
-from diff_es.cost import Costs, MacCounter
-from diff_es.errors import BudgetOutOfReach
-from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Switch, Weights, discover, realise
-from diff_es.pipeline import Trace
-from diff_es.progress import Reporter
-from diff_es.search import Levels, NoneFits
-from diff_es.units import Depth, Grain, Thin, Width, units_of
+from diff_es.evaluation.baselines import fewer_steps, uniform_width
+from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Weights, discover
+from diff_es.pipelines.tracing import Trace
+from diff_es.pruning.granularity import Depth, Granularity, Thin, Width, units_of
+from diff_es.pruning.macs import Costs, MacCounter
+from diff_es.routing.realise import realise
+from diff_es.routing.switch import Switch
+from diff_es.search import Candidate, NoneFits, StageChoice
+from diff_es.search.mosaic import middle_phase, mosaic
+from diff_es.utils.errors import BudgetOutOfReach
+from diff_es.utils.progress import Reporter
 
 laws = settings(max_examples=60, deadline=None)
 TOKENS, BATCH = 16, 2
@@ -113,7 +115,7 @@ def test_a_table_starts_dense_and_falls_strictly(ladder: Width | Depth) -> None:
     model = denoiser()
     anatomy = discover(model)
     bypass = not (isinstance(ladder, Depth) and not ladder.bypass)
-    counter, units = MacCounter(model, anatomy, TRACE, bypass=bypass), units_of(anatomy, ladder, Grain.WHOLE)
+    counter, units = MacCounter(model, anatomy, TRACE, bypass=bypass), units_of(anatomy, ladder, Granularity.WHOLE)
     (table,) = counter.table(units, Reporter(quiet=True))
     thinned = [option for option in units[0].options if isinstance(option, Thin)]
     assert len(table) == len(units[0].options)
@@ -151,25 +153,26 @@ def costs(draw: st.DrawFn) -> Costs:
     return Costs(draw(st.integers(0, 5_000)), draw(options), steps, choices)
 
 
-def every(c: Costs) -> list[Levels]:
+def every(c: Costs) -> list[Candidate]:
     """All schedules, whatever they cost."""
     rows = list(product(*(range(len(row)) for row in c.options)))
     if c.choices is None:
-        return list(product(rows, repeat=len(c.steps)))
-    return list(product(*([(n, *row) for n in counts for row in rows] for counts in c.choices)))
+        return [Candidate.of(levels) for levels in product(rows, repeat=len(c.steps))]
+    stages = product(*([StageChoice(n, row) for n in counts for row in rows] for counts in c.choices))
+    return [Candidate(choices) for choices in stages]
 
 
-def spent(c: Costs, levels: Levels) -> int:
+def spent(c: Costs, candidate: Candidate) -> int:
     total = 0
-    for stage, row in enumerate(levels):
-        n, own = (c.steps[stage], row) if c.choices is None else (row[0], row[1:])
-        total += n * (c.fixed + sum(prices[level] for prices, level in zip(c.options, own, strict=True)))
+    for n, levels in zip(c.steps if c.choices is None else candidate.steps, candidate.levels, strict=True):
+        total += n * (c.fixed + sum(prices[level] for prices, level in zip(c.options, levels, strict=True)))
     return total
 
 
-def cheapest(c: Costs) -> Levels:
-    deepest = tuple(len(row) - 1 for row in c.options)
-    return tuple(deepest if c.choices is None else (c.choices[s][0], *deepest) for s in range(len(c.steps)))
+def cheapest(c: Costs) -> Candidate:
+    deepest = [len(row) - 1 for row in c.options]
+    fewest = None if c.choices is None else [counts[0] for counts in c.choices]
+    return Candidate.of([deepest] * len(c.steps), fewest)
 
 
 def pruning(*prices: int, steps: tuple[int, ...]) -> Costs:
@@ -179,13 +182,13 @@ def pruning(*prices: int, steps: tuple[int, ...]) -> Costs:
 def test_the_ratio_weighs_each_stage_by_its_steps() -> None:
     c = pruning(100, 60, 10, steps=(3, 1))
     assert c.dense == 400
-    assert c.ratio(((0,), (0,))) == 1
-    assert c.ratio(((1,), (0,))) == 280 / 400
-    assert c.ratio(((0,), (2,))) == 310 / 400
+    assert c.ratio(Candidate.of([[0], [0]])) == 1
+    assert c.ratio(Candidate.of([[1], [0]])) == 280 / 400
+    assert c.ratio(Candidate.of([[0], [2]])) == 310 / 400
     joint = Costs(20, ((80, 40),), (3, 1), ((1, 3), (0, 1, 2)))
     assert joint.dense == 400
-    assert joint.ratio(((1, 0), (2, 1))) == (100 + 120) / 400
-    assert joint.ratio(((3, 0), (0, 1))) == 300 / 400
+    assert joint.ratio(Candidate.of([[0], [1]], [1, 2])) == (100 + 120) / 400
+    assert joint.ratio(Candidate.of([[0], [1]], [3, 0])) == 300 / 400
 
 
 @laws
@@ -212,19 +215,19 @@ def test_a_space_holds_exactly_what_costs_no_more_than_the_fraction(c: Costs, fr
         return
     space = c.space(fraction)
     elsewhere = c.fixed * sum(c.steps) if c.choices is None else 0  # paid for before the search
-    for levels in every(c):
-        assert c.of(levels) == spent(c, levels)
-        if abs(spent(c, levels) - fraction * c.dense) > 1e-9 * c.dense:
-            assert space.feasible(levels) == (spent(c, levels) < fraction * c.dense)
-        assert space.cost(levels) == spent(c, levels) - elsewhere
+    for candidate in every(c):
+        assert c.of(candidate) == spent(c, candidate)
+        if abs(spent(c, candidate) - fraction * c.dense) > 1e-9 * c.dense:
+            assert space.feasible(candidate) == (spent(c, candidate) < fraction * c.dense)
+        assert space.cost(candidate) == spent(c, candidate) - elsewhere
 
 
 @laws
 @given(costs(), st.data())
 def test_the_ratio_of_a_schedule_is_a_budget_that_it_keeps(c: Costs, data: st.DataObject) -> None:
-    levels = data.draw(st.sampled_from(every(c)))
-    assume(c.of(levels) <= c.dense)
-    assert c.space(c.ratio(levels)).feasible(levels)
+    candidate = data.draw(st.sampled_from(every(c)))
+    assume(c.of(candidate) <= c.dense)
+    assert c.space(c.ratio(candidate)).feasible(candidate)
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.0001, 70, float("nan"), float("inf")])
@@ -238,7 +241,7 @@ def test_what_is_no_fraction_is_refused(fraction: float) -> None:
 @example(pruning(100, 29, steps=(1,)))
 def test_too_small_a_budget_is_refused_with_one_that_works(c: Costs) -> None:
     least = c.ratio(cheapest(c))
-    assert c.cheapest == spent(c, cheapest(c)) == min(spent(c, levels) for levels in every(c))
+    assert c.cheapest == spent(c, cheapest(c)) == min(spent(c, candidate) for candidate in every(c))
     with pytest.raises(BudgetOutOfReach, match=r"which the (deepest level costs|fewest steps cost)") as caught:
         c.space(least * 0.99)
     named = re.search(r"Ask for ([0-9.]+) or more", str(caught.value))
@@ -305,8 +308,8 @@ def test_the_middle_phase_is_the_shortest_run_with_half_of_the_interior_change(c
 def test_mosaic_protects_the_middle() -> None:
     costs = pruning(8, 6, 4, 2, 1, steps=(2,) * 5)
     space = costs.space(0.6)
-    levels: Any = mosaic(space, [0.0, 1, 5, 1, 0], gap=2)
-    outer, inner = {levels[s][0] for s in (0, 1, 3, 4)}, levels[2][0]
+    found = mosaic(space, [0.0, 1, 5, 1, 0], gap=2)
+    outer, (inner,) = {found.levels[s][0] for s in (0, 1, 3, 4)}, found.levels[2]
     assert outer == {inner + 2}
-    assert space.feasible(levels)
-    assert math.isclose(costs.ratio(levels), space.cost(levels) / 80)
+    assert space.feasible(found)
+    assert math.isclose(costs.ratio(found), space.cost(found) / 80)

@@ -13,12 +13,13 @@ from tests.tiny import images, joint, opened, random_plan, settings, snapshot, s
 from torch import Tensor
 
 from diff_es import Compact, Compressed, Depth, DiffESError, Method, Resident, Run, Streamed, Width, compress, load
+from diff_es.compression.settings import Settings
 from diff_es.layers import DENSE
-from diff_es.pipeline import make_probes, sample
-from diff_es.placements import Placed, Stitched
-from diff_es.route import routed
-from diff_es.settings import Settings
-from diff_es.units import Grain
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pruning.granularity import Granularity
+from diff_es.routing.placements import Placed, Stitched
+from diff_es.routing.routing import routed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -83,7 +84,9 @@ def sequential_offload(pipe: Any) -> None:
 @pytest.fixture(scope="module")
 def thinned() -> Compressed:
     return compress(
-        on_gpu(torch.float32), 0.6, settings(method=Method(Width(8, dense=(), depth=Depth()), grain=Grain.WHOLE))
+        on_gpu(torch.float32),
+        0.6,
+        settings(method=Method(Width(8, dense=(), depth=Depth()), granularity=Granularity.WHOLE)),
     )
 
 

@@ -19,8 +19,6 @@ from tests.tiny import assert_same, snapshot
 from torch import Tensor, nn
 
 from diff_es import Method, Resident, Width
-from diff_es.calibrate import Gatherer
-from diff_es.errors import DiffESError
 from diff_es.layers import (
     Anatomy,
     Channels,
@@ -31,17 +29,19 @@ from diff_es.layers import (
     Residual,
     Rows,
     SeparateAttention,
-    Switch,
     Weights,
-    declare,
     discover,
-    realise,
     separate_attention,
 )
-from diff_es.library import Library
-from diff_es.progress import Reporter
-from diff_es.route import routed
-from diff_es.schedule import Stages
+from diff_es.pruning.calibration import Gatherer
+from diff_es.pruning.declare import declare
+from diff_es.pruning.library import Library
+from diff_es.routing.realise import realise
+from diff_es.routing.routing import routed
+from diff_es.routing.switch import Switch
+from diff_es.trajectory.stages import Stages
+from diff_es.utils.errors import DiffESError
+from diff_es.utils.progress import Reporter
 
 
 def _example() -> ModuleType:

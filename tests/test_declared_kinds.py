@@ -34,29 +34,19 @@ from diff_es import (
     compress,
     load,
 )
-from diff_es.artefact import fingerprint
-from diff_es.calibrate import Gatherer, Statistics
-from diff_es.compaction import Compaction
-from diff_es.layers import (
-    Anatomy,
-    Kind,
-    Plan,
-    Residual,
-    Switch,
-    Weights,
-    anatomy_of,
-    declare,
-    declared,
-    discover,
-    often_seen,
-    realise,
-)
-from diff_es.library import Library
-from diff_es.progress import Reporter
-from diff_es.route import routed
-from diff_es.schedule import Schedule, Stages
-from diff_es.study import prepare
-from diff_es.units import Grain
+from diff_es.compression.study import prepare
+from diff_es.layers import Anatomy, Kind, Plan, Residual, Weights, anatomy_of, declared, discover, often_seen
+from diff_es.layers.fingerprint import fingerprint
+from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.pruning.compaction import Compaction
+from diff_es.pruning.declare import declare
+from diff_es.pruning.granularity import Granularity
+from diff_es.pruning.library import Library
+from diff_es.routing.realise import realise
+from diff_es.routing.routing import routed
+from diff_es.routing.switch import Switch
+from diff_es.trajectory.stages import Schedule, Stages
+from diff_es.utils.progress import Reporter
 
 STAGES = Stages.split(TIMES, 2)
 
@@ -71,7 +61,7 @@ def gathered(case: Case, model: nn.Module, anatomy: Anatomy) -> Statistics:
 
 def library_of(case: Case, model: nn.Module) -> Library:
     anatomy = case.declared(model)
-    method = Method(Width(4, multiple=1, dense=()), grain=Grain.WHOLE)
+    method = Method(Width(4, multiple=1, dense=()), granularity=Granularity.WHOLE)
     return Library(model, anatomy, gathered(case, model, anatomy), method, Reporter(quiet=True))
 
 
@@ -199,7 +189,7 @@ def test_a_declared_denoiser_in_a_pipeline_is_compressed_saved_and_run(levers: L
     with load(tmp_path / "fast").routed(own()) as twin:
         assert shown(twin, 6).equal(expected)
     undeclared = DDIMPipeline(deepcopy(pipe.unet), DDIMScheduler())
-    with pytest.raises(DiffESError, match=r"diff_es.layers.declare|declare\(..., timestep="):
+    with pytest.raises(DiffESError, match=r"diff_es.pruning.declare|declare\(..., timestep="):
         load(tmp_path / "fast").apply(undeclared)
 
 

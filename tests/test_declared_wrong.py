@@ -14,13 +14,14 @@ from tests.tiny import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from diff_es.calibrate import Gatherer
-from diff_es.clock import on_timestep
-from diff_es.errors import DiffESError
-from diff_es.layers import Channels, Heads, Kind, Residual, Rows, declare, declared
-from diff_es.schedule import Stages
-from diff_es.stage_clock import on_stage
-from diff_es.trajectory import Trajectory, placed
+from diff_es.layers import Channels, Heads, Kind, Residual, Rows, declared
+from diff_es.pipelines.timestep_hook import on_timestep
+from diff_es.pruning.calibration import Gatherer
+from diff_es.pruning.declare import declare
+from diff_es.routing.stage_hook import on_stage
+from diff_es.trajectory.stages import Stages
+from diff_es.trajectory.timesteps import Trajectory, placed
+from diff_es.utils.errors import DiffESError
 
 STAGES = Stages((0.5,))
 HEADS, MLP, SKIP = cast(tuple[Heads, Channels, Residual], CASES["parallel"].declaration)

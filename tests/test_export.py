@@ -28,13 +28,7 @@ from tests.exports import (
 from tests.tiny import images, random_plan, settings, tiny
 from torch import Tensor
 
-from diff_es import (
-    Depth,
-    Exported,
-    Method,
-    compress,
-    export,
-)
+from diff_es import Depth, Exported, Method, compress, export
 from diff_es.layers import DENSE, Cut, Plan, discover
 
 OWN_FILE = "pruned_transformer.py"

@@ -15,18 +15,10 @@ from diffusers import DiTPipeline
 from tests.exports import both, bypassed, left_out, open_export, result_of, routed_images, thin
 from tests.tiny import assert_same, images, random_plan, settings, snapshot, tiny
 
-from diff_es import (
-    ArtefactError,
-    Compressed,
-    DiffESError,
-    StorageError,
-    UnsupportedModel,
-    compress,
-    export,
-)
-from diff_es.cli import main
+from diff_es import ArtefactError, Compressed, DiffESError, StorageError, UnsupportedModel, compress, export
+from diff_es.cli.app import main
+from diff_es.compression.pruned_transformer import PrunedDiTTransformer2DModel
 from diff_es.layers import DENSE, Plan
-from diff_es.pruned_transformer import PrunedDiTTransformer2DModel
 
 OWN_FILE = "pruned_transformer.py"
 

@@ -11,7 +11,7 @@ from tests.tiny import assert_same, images, snapshot, tiny
 
 import diff_es
 from diff_es import ArtefactError, BudgetOutOfReach, Compressed, DiffESError, Sampling, StorageError
-from diff_es.budget import Budget, MacsRatio, Speedup, WeightMemory
+from diff_es.pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
 
 
 def test_steps_and_guidance_are_by_default_those_of_the_pipelines_own_call() -> None:

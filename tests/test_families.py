@@ -33,19 +33,10 @@ from tests.families import (
 from tests.tiny import assert_same, snapshot
 from torch import Tensor, nn
 
-from diff_es.errors import ArtefactError
-from diff_es.layers import (
-    DENSE,
-    Anatomy,
-    Cut,
-    Kind,
-    Plan,
-    Switch,
-    Weights,
-    discover,
-    output_of,
-    realise,
-)
+from diff_es.layers import DENSE, Anatomy, Cut, Kind, Plan, Weights, discover
+from diff_es.routing.realise import output_of, realise
+from diff_es.routing.switch import Switch
+from diff_es.utils.errors import ArtefactError
 
 ACROSS = {"sana-sprint", "wan", "wan-image", "ltx"}  # normalise queries and keys across all heads
 BASIC = ("attn1", "attn2", "ff")

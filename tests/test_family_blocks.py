@@ -27,28 +27,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diff_es import Compact, Depth, Method, Resident, Streamed, Width
-from diff_es.calibrate import Gatherer
-from diff_es.compaction import Compaction
-from diff_es.compensation import regress
-from diff_es.cost import MacCounter
-from diff_es.layers import (
-    Block,
-    Bypass,
-    Cut,
-    Plan,
-    Switch,
-    Weights,
-    discover,
-    output_of,
-    realise,
-    room_to_compile,
-)
-from diff_es.library import Library
-from diff_es.pipeline import Trace, meta_twin
-from diff_es.placements import Placement
-from diff_es.progress import Reporter
-from diff_es.schedule import Stages
-from diff_es.units import Grain, Skip, Thin
+from diff_es.layers import Block, Bypass, Cut, Plan, Weights, discover, room_to_compile
+from diff_es.pipelines.denoiser import meta_twin
+from diff_es.pipelines.tracing import Trace
+from diff_es.pruning.calibration import Gatherer
+from diff_es.pruning.compaction import Compaction
+from diff_es.pruning.compensation import regress
+from diff_es.pruning.granularity import Granularity, Skip, Thin
+from diff_es.pruning.library import Library
+from diff_es.pruning.macs import MacCounter
+from diff_es.routing.placements import Placement
+from diff_es.routing.realise import output_of, realise
+from diff_es.routing.switch import Switch
+from diff_es.trajectory.stages import Stages
+from diff_es.utils.progress import Reporter
 
 
 def bypass(block: Block, seed: int) -> Bypass:
@@ -122,7 +114,7 @@ def library_of(name: str) -> Library:
             now = torch.full((BATCH,), family.timestep * (1 + 0.1 * (-1) ** seed))
             with torch.no_grad():
                 model(**{**arguments(family, seed), "timestep": now})
-    method = Method(Width(8, multiple=1, depth=Depth()), grain=Grain.BLOCK)
+    method = Method(Width(8, multiple=1, depth=Depth()), granularity=Granularity.BLOCK)
     return Library(model, anatomy, gatherer.statistics(), method, Reporter(quiet=True))
 
 

@@ -27,10 +27,7 @@ from tests.families import (
 )
 from torch import nn
 
-from diff_es.layers import (
-    Kind,
-    discover,
-)
+from diff_es.layers import Kind, discover
 
 
 def joint(**changes: Any) -> Attention:

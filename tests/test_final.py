@@ -16,20 +16,20 @@ from tests.tiny import CALL, joint, tiny
 from tests.tiny import settings as small
 
 from diff_es import Compressed, compress
-from diff_es.again import found_again
-from diff_es.driving import widened
-from diff_es.final import Finalist, select
-from diff_es.fitness import Fitness
-from diff_es.journal import Journal
-from diff_es.judge import Judge
-from diff_es.pipeline import make_probes
-from diff_es.progress import Reporter
-from diff_es.rng import derive_seed
-from diff_es.search import choose, error_of, random_search
-from diff_es.searching import evolve
-from diff_es.sensitivity import by_rule, sensitivity
-from diff_es.settings import Levers
-from diff_es.study import PARTS, Study, prepare
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import evolve
+from diff_es.compression.final import Finalist, select
+from diff_es.compression.reopening import found_again
+from diff_es.compression.search_loop import widened
+from diff_es.compression.sensitivity import by_rule, sensitivity
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import PARTS, Study, prepare
+from diff_es.pipelines.probes import make_probes
+from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.journal import Journal
+from diff_es.search import Candidate, choose, error_of, random_search
+from diff_es.utils.progress import Reporter
+from diff_es.utils.seeds import derive_seed
 
 QUIET = Reporter(quiet=True)
 
@@ -121,7 +121,7 @@ def test_the_error_of_a_mean() -> None:
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return prepare(tiny(), joint(levers=Levers.STEPS, held_out=3))
+    return prepare(tiny(), joint(levers=Levers.STEPS, held_out_noises=3))
 
 
 def test_parts_follow_each_other_and_what_is_reported_comes_after_them(study: Study) -> None:
@@ -139,15 +139,15 @@ def test_parts_follow_each_other_and_what_is_reported_comes_after_them(study: St
 
 def test_what_is_reported_was_measured_on_noises_that_chose_nothing(study: Study) -> None:
     judge = Judge(study, Journal(None, {}, resume=False))
-    field = [Finalist(levels, corrected) for levels in by_rule(study, 0.7) for corrected in (True, False)]
+    field = [Finalist(candidate, corrected) for candidate in by_rule(study, 0.7) for corrected in (True, False)]
     found = select(study, [*field, *field], judge, (), 7, QUIET)
-    assert sorted((one.levels, one.corrected) for one in found.finalists) == sorted(field)
-    fresh = study.fresh.each(found.levels, corrected=found.corrected)
+    assert sorted((one.candidate, one.corrected) for one in found.finalists) == sorted(field)
+    fresh = study.fresh.each(found.candidate, corrected=found.corrected)
     assert (found.held_out, found.error) == (fmean(fresh), error_of(fresh))
     for one in found.finalists:
-        parts = [study.part(part).each(one.levels, corrected=one.corrected) for part in range(one.noises // 3)]
+        parts = [study.part(part).each(one.candidate, corrected=one.corrected) for part in range(one.noises // 3)]
         assert one.held_out == fmean(chain(*parts))
-        assert one.score == (judge.score(one.levels) if one.corrected else judge.scorer.fitness.plain(one.levels))
+        assert one.score == (judge.score(one.candidate) if one.corrected else judge.scorer.fitness.plain(one.candidate))
     again = select(study, field, Judge(study, Journal(None, {}, resume=False)), (), 7, QUIET)
     assert again == found
 
@@ -157,11 +157,13 @@ def test_what_is_reported_was_measured_on_noises_that_chose_nothing(study: Study
 
 @pytest.mark.parametrize("levers", [Levers.STEPS, Levers.BOTH])
 def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) -> None:
-    ready = prepare(tiny(), joint(levers=levers, heat=0, probes=2, population=4, generations=1, placings=2))
+    ready = prepare(
+        tiny(), joint(levers=levers, first_rung=0, search_noises=2, population=4, generations=1, timestep_generations=2)
+    )
     judge = Judge(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (0.6, 1.0), judge, sensitivity(ready, judge, QUIET), QUIET)
     for budget, one in found.items():
-        finalists = [(other.levels, other.corrected) for other in one.finalists]
+        finalists = [(other.candidate, other.corrected) for other in one.finalists]
         rules = by_rule(ready, budget)
         fitness = judge.scorer.fitness
         assert (max(rules, key=fitness), True) in finalists
@@ -171,34 +173,34 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
         assert narrow is not None
         seed, count = derive_seed(0, "random search") % 2**32, 4 if levers is Levers.STEPS else 2
         drawn = random_search(narrow, count, seed=seed).ask()
-        best = max((widened(ready, levels) for levels in drawn), key=judge.score)
+        best = max((widened(ready, candidate) for candidate in drawn), key=judge.score)
         assert (best, True) in finalists
     smaller, larger = found.values()
-    assert (smaller.levels, smaller.corrected) in [(one.levels, one.corrected) for one in larger.finalists]
+    assert (smaller.candidate, smaller.corrected) in [(one.candidate, one.corrected) for one in larger.finalists]
 
 
 def test_uniform_pruning_is_in_the_final() -> None:
-    fast = compress(tiny(), 0.6, small(probes=2, population=4, generations=1))
-    shapes = [{level for (level,) in levels} for levels, *_ in fast.report.finalists]
+    fast = compress(tiny(), 0.6, small(search_noises=2, population=4, generations=1))
+    shapes = [{level for (level,) in one.candidate.levels} for one in found_again(fast).finalists]
     assert any(max(shape) - min(shape) <= 1 for shape in shapes)  # what is left of the budget is spent
 
 
 def test_a_result_says_on_how_many_noises_it_was_chosen_and_how_sure_its_score_is() -> None:
-    few = {"probes": 2, "population": 4, "generations": 1}
-    fast: Compressed = compress(tiny(), 0.6, small(held_out=2, **few))
+    few = {"search_noises": 2, "population": 4, "generations": 1}
+    fast: Compressed = compress(tiny(), 0.6, small(held_out_noises=2, **few))
     about = json.loads(json.dumps(dict(fast.about)))
     assert {noises for *_, noises, _ in about["finalists"]} <= {2 * part for part in range(1, PARTS + 1)}
     assert about["held_out_error"] > 0
     assert found_again(fast).finalists[0].noises == about["finalists"][0][3]
-    one = compress(tiny(), 0.6, small(held_out=1, **few))
+    one = compress(tiny(), 0.6, small(held_out_noises=1, **few))
     assert one.report.held_out_error is None
     assert found_again(one).error == np.inf
 
 
 def test_a_result_of_an_earlier_version_was_chosen_on_the_held_out_noises() -> None:
-    fast = compress(tiny(), 0.6, small(probes=2, population=4, generations=1))
+    fast = compress(tiny(), 0.6, small(search_noises=2, population=4, generations=1))
     about = {name: value for name, value in fast.about.items() if name != "held_out_error"}
     about["finalists"] = [entry[:3] for entry in about["finalists"]]
     found = found_again(replace(fast, about=about))
     assert {one.noises for one in found.finalists} == {fast.report.settings["held_out"]}
-    assert (found.levels, found.corrected) == (fast.schedule.levels, True)
+    assert (found.candidate, found.corrected) == (Candidate.of(fast.schedule.levels), True)

@@ -26,15 +26,16 @@ from tests.tiny import CALL, joint, settings, tiny
 from torch import Tensor
 
 from diff_es import DiffESError, Method, Ridge, Run, Settings, Width, compress
-from diff_es.measures import ImagePSNR
-from diff_es.moments import Moments
-from diff_es.pipeline import make_probes, sample
-from diff_es.settings import Levers
-from diff_es.units import Grain
+from diff_es.compression.settings import Levers
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pruning.granularity import Granularity
+from diff_es.pruning.moments import Moments
+from diff_es.scoring.fidelity import ImagePSNR
 
 SAMPLING = CASES["SD"].sampling
-METHOD = Method(Width(4, dense=()), grain=Grain.WHOLE)
-FEW = {"population": 3, "generations": 1, "placings": 1}
+METHOD = Method(Width(4, dense=()), granularity=Granularity.WHOLE)
+FEW = {"population": 3, "generations": 1, "timestep_generations": 1}
 LEVERS = {"prune": settings, "steps": lambda **given: joint(**{"levers": Levers.STEPS, **given}), "both": joint}
 LATE = {"rank", "rank and compensate", "measure sensitivity", "evolution"}
 

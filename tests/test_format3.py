@@ -15,7 +15,7 @@ from tests.tiny import images, tiny
 from torch import Tensor
 
 from diff_es import ArtefactError, MacsRatio, load
-from diff_es.store import MANIFEST
+from diff_es.compression.store import MANIFEST
 
 FOLDER = Path(__file__).parent / "data" / "format3"
 IMAGES = json.loads((FOLDER / "images.json").read_text())

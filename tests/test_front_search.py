@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diff_es.search import (
+    Candidate,
     Evolution,
-    Levels,
     Scored,
     Search,
     Space,
+    StageChoice,
     Steps,
     best_within,
     evolutionary_search,
@@ -30,28 +31,31 @@ BUDGETS = (12, 20, 28, 36, 44, 56)
 laws = settings(max_examples=20, deadline=None)
 
 
-def fitness(levels: Levels) -> float:
+def fitness(candidate: Candidate) -> float:
     """Early steps matter most, levels more where there are many steps; neighbours work together."""
-    alone = sum(w * (4 / (n + 1) + n * level**2 / 6) for w, (n, level) in zip((9, 4, 2, 1), levels, strict=True))
-    return -alone - sum(abs(a - b) for (a, _), (b, _) in pairwise(levels)) / 2
+    stages = zip((9, 4, 2, 1), candidate.steps, candidate.levels, strict=True)
+    alone = sum(w * (4 / (n + 1) + n * level**2 / 6) for w, n, (level,) in stages)
+    return -alone - sum(abs(a - b) for a, b in pairwise(candidate.steps)) / 2
 
 
 def run(search: Search) -> Search:
     while asked := search.ask():
-        search.tell({levels: fitness(levels) for levels in asked})
+        search.tell({candidate: fitness(candidate) for candidate in asked})
     return search
 
 
-def every() -> list[Levels]:
+def every() -> list[Candidate]:
     assert SPACE.steps
-    rows = [{(n, level if n else 0) for n in counts for level in range(3)} for counts in SPACE.steps.counts]
-    return list(product(*rows))
+    choices = [
+        {StageChoice(n, (level if n else 0,)) for n in counts for level in range(3)} for counts in SPACE.steps.counts
+    ]
+    return [Candidate(stages) for stages in product(*choices)]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_run_finds_the_optimum_of_every_budget_that_brute_force_finds(seed: int) -> None:
     search = run(front_search(SPACE, BUDGETS, Evolution(population=36, generations=30, seed=seed)))
-    scored = [(SPACE.cost(levels), fitness(levels)) for levels in every()]
+    scored = [(SPACE.cost(candidate), fitness(candidate)) for candidate in every()]
     assert len(search.ranking()) < len(scored) / 4
     for budget in BUDGETS:
         best = best_within(search.ranking(), SPACE.cost, budget)
@@ -69,7 +73,7 @@ def test_with_one_budget_it_is_the_evolutionary_search(seed: int, budget: int, s
     while asked := alone.ask():
         assert front.ask() == asked
         for search in (front, alone):
-            search.tell({levels: fitness(levels) for levels in asked})
+            search.tell({candidate: fitness(candidate) for candidate in asked})
     assert front.done
     assert front.history == alone.history
 
@@ -80,13 +84,13 @@ def test_places_are_dealt_over_the_budgets_and_children_are_maximal_within_their
     settings = Evolution(population=8, generations=9, seed=seed)
     search = front_search(SPACE, BUDGETS, settings)
     for _ in range(generation):
-        search.tell({levels: fitness(levels) for levels in search.ask()})
+        search.tell({candidate: fitness(candidate) for candidate in search.ask()})
     asked = search.ask()
     assert len(asked) == 8
-    for index, levels in enumerate(asked):
+    for index, candidate in enumerate(asked):
         space = SPACE.within(BUDGETS[(generation * 8 + index) % 6])
-        assert space.feasible(levels)
-        assert space.repair(levels, np.random.default_rng(0)) == levels
+        assert space.feasible(candidate)
+        assert space.repair(candidate, np.random.default_rng(0)) == candidate
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -95,30 +99,34 @@ def test_what_one_budget_learns_serves_a_larger_one(seed: int) -> None:
     space = Space((((6, 5, 4, 3, 2, 1, 0),),) * 30, 120)
     start = space.within(60).random(np.random.default_rng(seed))
     search = front_search(space, (60, 120), Evolution(population=2, generations=2, survivors=1, switches=1), [start])
-    search.tell({levels: float(levels == start) for levels in search.ask()})
+    search.tell({candidate: float(candidate == start) for candidate in search.ask()})
     smaller, larger = search.ask()
     assert (space.cost(smaller), space.cost(larger)) == (60, 120)
     for child in (smaller, larger):  # one switch took from one stage at most; what was left was filled up
-        assert sum(level > before for (level,), (before,) in zip(child, start, strict=True)) <= 1
+        pairs = zip(child.levels, start.levels, strict=True)
+        assert sum(level > before for (level,), (before,) in pairs) <= 1
 
 
-scores = st.dictionaries(st.tuples(st.tuples(st.integers(0, 30))), st.one_of(st.integers(-5, 5), st.just(-inf)))
+candidates = st.integers(0, 30).map(lambda level: Candidate.of([[level]]))
+scores = st.dictionaries(candidates, st.one_of(st.integers(-5, 5), st.just(-inf)))
 
 
 @given(scores)
-def test_the_front_is_all_that_nothing_beats(told: dict[Levels, float]) -> None:
-    ranking = [Scored(levels, float(score)) for levels, score in told.items()]
-    found = front(ranking, lambda levels: levels[0][0] // 3)
-    points = [(levels[0][0] // 3, float(score)) for levels, score in told.items()]
+def test_the_front_is_all_that_nothing_beats(told: dict[Candidate, float]) -> None:
+    def cost(candidate: Candidate) -> int:
+        return candidate.levels[0][0] // 3
+
+    found = front([Scored(candidate, float(score)) for candidate, score in told.items()], cost)
+    points = [(cost(candidate), float(score)) for candidate, score in told.items()]
     beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and q[1] >= p[1]}
     assert [(p.cost, p.score) for p in found] == sorted({p for p in points if p[1] > -inf} - beaten)
-    assert all(told[p.levels] == p.score and p.levels[0][0] // 3 == p.cost for p in found)
+    assert all(told[p.candidate] == p.score and cost(p.candidate) == p.cost for p in found)
 
 
 def test_a_tier_counts_the_budgets_that_a_candidate_exceeds() -> None:
     tiers = tier(SPACE.cost, BUDGETS)
     assert tiers(SPACE.cheapest()) == 0
-    assert [tiers(((n, 0), (0, 0), (0, 0), (0, 0))) for n in (1, 2, 3)] == [0, 1, 2]
+    assert [tiers(Candidate.of([[0]] * 4, [n, 0, 0, 0])) for n in (1, 2, 3)] == [0, 1, 2]
 
 
 def test_helpful_errors() -> None:
@@ -127,6 +135,6 @@ def test_helpful_errors() -> None:
     with pytest.raises(ValueError, match="at most 2, but the cheapest schedule costs 3"):
         front_search(SPACE, (30, 2), Evolution())
     with pytest.raises(ValueError, match=r"front_search: starts\[0\]: expected a cost of at most 20, found 72"):
-        front_search(SPACE, (12, 20), Evolution(), [((3, 0), *((2, 0),) * 3)])
+        front_search(SPACE, (12, 20), Evolution(), [Candidate.of([[0]] * 4, [3, 2, 2, 2])])
     with pytest.raises(ValueError, match="best_within: expected a candidate of cost 5 or less, found none"):
         best_within([Scored(SPACE.thinned(), 1.0)], SPACE.cost, 5)

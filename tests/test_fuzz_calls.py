@@ -27,16 +27,16 @@ from torch import nn
 
 import diff_es
 from diff_es import Compressed, Depth, DiffESError, Exported, Levers, Obs, Resident, Sampling, Settings, Width
-from diff_es.arguments import Place
-from diff_es.budget import Budget
-from diff_es.compress import Asked
-from diff_es.evaluate import Effort
-from diff_es.inspection import inspect as inspected
-from diff_es.measures import ImagePSNR
-from diff_es.options import Images, Trials
-from diff_es.placements import Stitched
-from diff_es.progress import Reporter
-from diff_es.units import Grain
+from diff_es.cli.options import Images, Trials
+from diff_es.evaluation.evaluate import Effort
+from diff_es.evaluation.inspection import inspect as inspected
+from diff_es.pipelines.families import Asked
+from diff_es.pruning.budget import Budget
+from diff_es.pruning.granularity import Granularity
+from diff_es.routing.placements import Stitched
+from diff_es.scoring.fidelity import ImagePSNR
+from diff_es.utils.arguments import Place
+from diff_es.utils.progress import Reporter
 
 OUTPUTS = (Compressed, Exported)  # nobody makes one
 OTHERS = (Budget, Asked, Effort, Images, Trials, ImagePSNR, Stitched, inspected)
@@ -48,7 +48,17 @@ VALUES: tuple[Any, ...] = (
     *("", "abacus", "7", "0.5", "prune", "whole", "\0", "\ud800", "x" * 5000, b"prune", Path("x" * 5000), Path("a\0b")),
     *([], [0.5], ["a"], [None], (), (2,), ("a", 1), (("a", 1),), ((1, "a"),), {}, {"steps": 3}, {1}, range(3)),
     *(object(), object, Obs, Obs(), ImagePSNR, ImagePSNR(), Width, Width(), Depth(), Sampling(), Levers.PRUNE),
-    *(Grain.WHOLE, Resident, Resident(), Stitched(), Reporter, torch.tensor(1), torch.float32, nn.Linear(1, 1), len),
+    *(
+        Granularity.WHOLE,
+        Resident,
+        Resident(),
+        Stitched(),
+        Reporter,
+        torch.tensor(1),
+        torch.float32,
+        nn.Linear(1, 1),
+        len,
+    ),
 )
 
 
@@ -61,7 +71,13 @@ def public() -> Iterator[Callable[..., Any]]:
 
 
 LONG = {"settings", "sampling", "speedup", "timed"}  # whatever is taken there may take its time
-SMALL: dict[str, Any] = {"calibration": 1, "probes": 1, "held_out": 1, "finalists": 1, "population": 1}
+SMALL: dict[str, Any] = {
+    "calibration_samples": 1,
+    "search_noises": 1,
+    "held_out_noises": 1,
+    "finalists": 1,
+    "population": 1,
+}
 SMALL |= {"generations": 1, "stages": 2, "sampling": Sampling(3, 1.0, 1)}
 CALLS = {found.__qualname__: found for found in public()}
 
@@ -140,7 +156,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("calibration began")
 
-    monkeypatch.setattr("diff_es.study.calibrate", refuse)
+    monkeypatch.setattr("diff_es.compression.study.calibrate", refuse)
 
 
 @pytest.mark.parametrize("name", CALLS)

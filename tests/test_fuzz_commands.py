@@ -14,14 +14,15 @@ import pytest
 import typer
 
 from diff_es import Compressed
-from diff_es.cli import app, main
+from diff_es.cli.app import app, main
 
 COMMANDS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 NUMBERS = ("0", "-1", "2", "3", "7", "0.5", "1e20", "99999999999999999999", "nan", "inf", "-inf", "1e300", "1_0", "٣")
 WORDS = ("", " ", "abacus", "é", "0,5", "0.5,nan", "0.4;0.5", "-", "--", "prune", "whole", "{}", "x" * 300, "a/b", "..")
 SMALL = {  # so that what is not refused takes a moment
-    "compress": "--macs 0.6 --stages 2 --steps 3 --guidance 1 --batch 1 --calibration 1 --generations 1 --population 1 "
-    "--probes 1 --heat 0 --held-out 1 --finalists 1 --levers prune --units whole --front",
+    "compress": "--macs 0.6 --stages 2 --steps 3 --guidance 1 --batch 1 --calibration-samples 1 "
+    "--generations 1 --population 1 "
+    "--search-noises 1 --first-rung 0 --held-out-noises 1 --finalists 1 --levers prune --units whole --front",
     "inspect": "--levels 2",
     "sample": "--count 1",
     "bench": "--batch 1 --rounds",

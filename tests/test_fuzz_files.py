@@ -25,21 +25,29 @@ from tests.mutations import (
 from tests.tiny import joint, settings, tiny
 
 from diff_es import Compressed, DiffESError, Run, compress, load
-from diff_es.again import found_again
-from diff_es.budget import Prices
-from diff_es.journal import Journal, Scale
-from diff_es.placements import Compact
-from diff_es.sensitivity import Sensitivity, starts
-from diff_es.settings import restore
-from diff_es.store import MANIFEST
-from diff_es.study import Study, prepare
-from diff_es.survey import as_measured
+from diff_es.compression.reopening import found_again
+from diff_es.compression.sensitivity import Sensitivity, starts
+from diff_es.compression.settings import restore
+from diff_es.compression.store import MANIFEST
+from diff_es.compression.study import Study, prepare
+from diff_es.compression.survey import as_measured
+from diff_es.pruning.budget import Prices
+from diff_es.routing.placements import Compact
+from diff_es.scoring.journal import Journal, Scale
 
 ARTEFACTS, JOURNALS, TABLES = 1000, 200, 200
 
 
 STEPS = joint(
-    sensed=1, calibration=2, probes=2, held_out=1, generations=1, population=2, placings=1, finalists=1, survivors=1
+    sensitivity_noises=1,
+    calibration_samples=2,
+    search_noises=2,
+    held_out_noises=1,
+    generations=1,
+    population=2,
+    timestep_generations=1,
+    finalists=1,
+    survivors=1,
 )
 
 
@@ -142,8 +150,8 @@ def test_no_change_of_a_journal_changes_a_score(finished_journal: Path, study: S
     path = tmp_path / "whole.jsonl"
     first = Journal(path, facts, resume=False)
     for scale, scores in whole.items():
-        for levels, score in scores.items():
-            first.add(levels, score, scale)
+        for candidate, score in scores.items():
+            first.add(candidate, score, scale)
     assert sum(map(len, whole.values())) > 20
 
     def attempt(rng: random.Random) -> str:

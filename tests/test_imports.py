@@ -1,4 +1,4 @@
-"""The architecture law: a module imports from lower layers only, and few modules know diffusers."""
+"""The architecture law: a room imports from lower ones only, modules are short, and few know diffusers."""
 
 from __future__ import annotations
 
@@ -15,38 +15,24 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
-LAYERS = (  # low to high; a name is a module or a folder directly under src/diff_es
-    {"errors", "checking", "arguments", "limits", "rng", "schedule", "trajectory", "metrics", "progress", "multistep"}
-    | {"exchange"},
-    {"locks", "store", "journal", "scratch", "signals", "told"},
-    {"pool", "ending"},
-    {"layers", "tiles", "pruned_transformer", "clock", "conditioning", "heap", "quiet", "denoiser", "own_sampler"},
-    {"pipeline", "model_index", "checkpoint", "hub", "single_file", "loading"}
-    | {"samplers", "arithmetic", "chosen", "stepping", "published", "units", "supported"},
-    {"finite", "obs", "calibrate", "lowrank", "measures", "library", "prefix", "recall"},
-    {"search", "alike", "cost", "latency", "baselines", "placements", "packing", "compaction"},
-    {"route", "fitness", "budget"},
-    {"settings"},
-    {"own_settings"},
-    {"manifest"},
-    {"artefact", "benchmark", "report"},
-    {"survey"},
-    {"study"},
-    {"judge"},
-    {"sensitivity"},
-    {"driving", "final"},
-    {"searching"},
-    {"compress", "export"},
-    {"evaluate", "inspection"},
-    {"story", "tables", "demo", "options"},
-    {"console"},
-    {"commands"},
-    {"cli", "__init__", "__main__"},
+LAYERS = (  # of rooms, low to high; a room imports from lower layers only
+    {"utils", "search"},
+    {"trajectory", "layers"},
+    {"pipelines"},
+    {"routing", "solvers"},
+    {"pruning"},
+    {"scoring"},
+    {"compression"},
+    {"evaluation"},
+    {"cli"},
+    {"__init__", "__main__"},
 )
-LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
-SELF_CONTAINED = {"search", "report", "pruned_transformer"}
-KNOW_DIFFUSERS = {"layers", "conditioning", "pipeline", "checkpoint", "hub", "loading", "samplers", "chosen"}
-KNOW_DIFFUSERS |= {"published", "pruned_transformer", "supported", "denoiser", "quiet"}
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+SELF_CONTAINED = {"search", "evaluation/report", "compression/pruned_transformer"}
+KNOW_DIFFUSERS = {"layers", "pipelines", "solvers", "compression/pruned_transformer"}
+LONGEST, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 8
+"""Lines of a module and of a function, and parameters of a function outside of the command line, fewer than the first
+two."""
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -61,57 +47,97 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def imports_by_unit() -> dict[str, set[str]]:
+def rooms_in(paths: Iterator[Path]) -> dict[str, set[str]]:
+    """What each room imports; a file at the top is a room of its own."""
     found: dict[str, set[str]] = {}
-    for path in PACKAGE.rglob("*.py"):
-        unit = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        found.setdefault(unit, set()).update(imported(path))
+    for path in paths:
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        found.setdefault(room, set()).update(imported(path))
     return found
 
 
-IMPORTS = imports_by_unit()
+IMPORTS = rooms_in(PACKAGE.rglob("*.py"))
 
 
-def units_imported_by(unit: str) -> set[str]:
-    """The other units that a unit imports; a name that is no module is taken from ``__init__``."""
-    parts = [name.split(".") for name in IMPORTS[unit]]
+def rooms_imported_by(room: str) -> set[str]:
+    """The other rooms that a room imports; a name that is none is taken from ``__init__``."""
+    parts = [name.split(".") for name in IMPORTS[room]]
     names = {(part[1:] or ["__init__"])[0] for part in parts if part[0] == "diff_es"}
-    return {name if name in LEVEL or name in IMPORTS else "__init__" for name in names} - {unit}
+    return {name if name in LEVEL or name in IMPORTS else "__init__" for name in names} - {room}
 
 
-def units_that_import(library: str) -> set[str]:
-    return {unit for unit, names in IMPORTS.items() if any(name.split(".")[0] == library for name in names)}
+def modules_that_import(library: str) -> set[str]:
+    paths = [path for path in PACKAGE.rglob("*.py") if any(n.split(".")[0] == library for n in imported(path))]
+    return {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in paths}
 
 
-def test_every_module_has_a_layer():
-    assert sorted(IMPORTS.keys() - LEVEL.keys()) == [], "give these modules a place in LAYERS"
+def test_every_room_has_a_layer():
+    assert sorted(IMPORTS.keys() - LEVEL.keys()) == [], "give these rooms a place in LAYERS"
+    assert len(list(PACKAGE.iterdir())) <= 19  # with the bundled models, the prompts, py.typed and two files
 
 
 def test_imports_point_down():
-    upward = [
-        f"{unit} imports {other}"
-        for unit in sorted(IMPORTS.keys() & LEVEL.keys())
-        for other in sorted(units_imported_by(unit))
-        if LEVEL.get(other, -1) > LEVEL[unit]
+    wrong = [
+        f"{room} imports {other}"
+        for room in sorted(IMPORTS.keys() & LEVEL.keys())
+        for other in sorted(rooms_imported_by(room))
+        if LEVEL.get(other, -1) >= LEVEL[room]
     ]
-    assert upward == []
+    assert wrong == []
 
 
-def test_imports_have_no_cycle():
-    TopologicalSorter({unit: units_imported_by(unit) for unit in IMPORTS}).prepare()
+def modules() -> dict[str, set[str]]:
+    """Every module by its dotted name, with those of the package that it imports."""
+    paths = {".".join(("diff_es", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in PACKAGE.rglob("*.py")}
+    names = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        taken = {part if part in names else part.rpartition(".")[0] for part in imported(path)}
+        found[name] = (taken & names.keys()) - {name, "diff_es"}
+    return found
 
 
-@pytest.mark.parametrize("unit", sorted(SELF_CONTAINED & IMPORTS.keys()))
-def test_self_contained(unit):
-    assert sorted(units_imported_by(unit)) == []
+def test_modules_have_no_cycle():
+    TopologicalSorter({name: others for name, others in modules().items() if name != "diff_es"}).prepare()
+
+
+@pytest.mark.parametrize("place", sorted(SELF_CONTAINED))
+def test_self_contained(place):
+    prefix = "diff_es." + place.replace("/", ".")
+    for name, others in modules().items():
+        if name == prefix or name.startswith(f"{prefix}."):
+            assert [other for other in sorted(others) if not other.startswith(prefix)] == [], name
 
 
 def test_few_modules_know_diffusers():
-    assert sorted(units_that_import("diffusers") - KNOW_DIFFUSERS) == []
+    known = modules_that_import("diffusers")
+    assert [name for name in sorted(known) if not name.startswith(tuple(KNOW_DIFFUSERS))] == []
+
+
+def test_modules_and_functions_are_short():
+    long = list[str]()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(PACKAGE).as_posix()
+        if (lines := len(text.splitlines())) >= LONGEST:
+            long.append(f"{name}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            if (lines := (node.end_lineno or 0) - node.lineno + 1) >= LONGEST_FUNCTION:
+                long.append(f"{name}, {node.name}: {lines} lines")
+            given = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            if len(set(given) - {"self", "cls"}) > MOST_PARAMETERS and not name.startswith("cli/"):
+                long.append(f"{name}, {node.name}: {len(given)} parameters")
+    assert long == []
+
+
+def test_every_room_says_what_it_holds():
+    for room in sorted(path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()):
+        assert ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))), room.name
 
 
 def test_no_module_imports_torchvision():
-    assert units_that_import("torchvision") == set()
+    assert modules_that_import("torchvision") == set()
 
 
 def test_importing_the_package_leaves_torchvision_alone():

@@ -26,10 +26,11 @@ from tests.tiny import assert_same, snapshot, tiny
 from torch import Tensor
 
 from diff_es import ArtefactError, Compact, DiffESError, Resident, Streamed
-from diff_es.artefact import fingerprint
-from diff_es.layers import Anatomy, Likeness, Plan, discover
-from diff_es.pipeline import denoiser_of
-from diff_es.placements import Placed
+from diff_es.layers import Anatomy, Plan, discover
+from diff_es.layers.fingerprint import fingerprint
+from diff_es.pipelines.sampling import denoiser_of
+from diff_es.routing.changes import Likeness
+from diff_es.routing.placements import Placed
 
 families = pytest.mark.parametrize("name", FAMILIES)
 FUSE = [name for name in FAMILIES if name != "DiT"]

@@ -25,7 +25,7 @@ from torch.nn import GroupNorm, LayerNorm
 
 from diff_es import Compact, Compressed, DiffESError, Resident, Streamed
 from diff_es.layers import Plan
-from diff_es.pipeline import denoiser_of
+from diff_es.pipelines.sampling import denoiser_of
 
 NAMES, SEEDS, LENGTH = ("DiT", "SD", "SD3", "FLUX", "PixArt-Sigma"), range(3), 14
 

@@ -26,11 +26,12 @@ from tests.tiny import CALL, assert_same, assert_same_plans, images, joint, snap
 from torch import Tensor
 
 from diff_es import Compressed, DiffESError, Resident, Streamed, compress, export, load
-from diff_es.pipeline import on_timestep
-from diff_es.route import routing_of
-from diff_es.settings import Levers
-from diff_es.stepping import stepping_of
-from diff_es.study import prepare
+from diff_es.compression.reopening import found_again
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import prepare
+from diff_es.pipelines.timestep_hook import on_timestep
+from diff_es.routing.routing import routing_of
+from diff_es.solvers.custom_timesteps import stepping_of
 
 KINDS: dict[str, dict[str, Any]] = {
     "DDIM": {},
@@ -182,15 +183,14 @@ def test_a_fresh_process_gives_bitwise_the_same_images(case: Case, tmp_path: Pat
 
 def test_what_is_saved_is_the_best_of_what_was_judged(case: Case) -> None:
     about = case.fast.about
-    (levels, *winner), *others = about["finalists"]
-    assert (about["score"], [list(row) for row in case.fast.schedule.levels]) == (
-        winner[0],
-        [list(row[1:]) for row in levels[:3]],
-    )
-    assert bool(case.fast.corrections) == winner[3]
-    for _, score, held_out, noises, _ in others:
-        assert noises < winner[2] or held_out <= winner[1]
-        assert np.isfinite([score, held_out]).all()
+    winner, *others = found_again(case.fast).finalists
+    assert (winner.score, winner.candidate.levels) == (about["score"], case.fast.schedule.levels)
+    assert list(winner.candidate.steps) == about["steps"]
+    assert winner.candidate.timesteps in ((), case.fast.timesteps)
+    assert bool(case.fast.corrections) == winner.corrected
+    for other in others:
+        assert other.noises < winner.noises or other.held_out <= winner.held_out
+        assert np.isfinite([other.score, other.held_out]).all()
     assert about["score"] >= about["history"][0]["median"]
 
 
@@ -218,7 +218,7 @@ def test_a_sampler_of_two_calls_a_step_is_refused_before_anything_runs() -> None
 
 
 def test_one_run_gives_a_front_from_dense_to_cheapest(tmp_path: Path) -> None:
-    chosen = joint(front=(0.05, 0.2, 0.35, 0.5, 0.8, 1.0, 0.001), population=14, generations=3, sensed=1)
+    chosen = joint(front=(0.05, 0.2, 0.35, 0.5, 0.8, 1.0, 0.001), population=14, generations=3, sensitivity_noises=1)
     fast, pipe = compress(tiny(), 0.65, chosen), tiny()
     fast.save(tmp_path / "out")
     points = sorted((fast, *fast.others), key=lambda point: point.report.limit)

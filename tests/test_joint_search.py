@@ -6,9 +6,9 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -24,25 +24,26 @@ from tests.tiny import CALL, assert_same_plans, joint, opened, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Depth, DiffESError, Method, Run, Sampling, Width, compress, load
-from diff_es.driving import widened
-from diff_es.evaluate import contenders
-from diff_es.final import Found
-from diff_es.fitness import Bank, Fitness
-from diff_es.journal import Journal, Scale
-from diff_es.judge import Judge
-from diff_es.measures import ImageSSIM, LatentSNR
-from diff_es.metrics import EXACT_DB
-from diff_es.multistep import fixed
-from diff_es.pipeline import Probe, make_probes
-from diff_es.progress import Reporter
-from diff_es.rng import derive_seed
-from diff_es.route import routed
-from diff_es.search import Levels, Space, Steps, random_search
-from diff_es.searching import _pruned, evolve
-from diff_es.sensitivity import Sensitivity, _filled, as_row, sensitivity
-from diff_es.settings import Levers
-from diff_es.stepping import stepped
-from diff_es.study import Study, prepare
+from diff_es.compression.evaluator import Judge
+from diff_es.compression.evolve import _pruned, evolve
+from diff_es.compression.final import Found
+from diff_es.compression.reopening import found_again
+from diff_es.compression.search_loop import widened
+from diff_es.compression.sensitivity import Sensitivity, _filled, sensitivity, with_timesteps
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import Study, prepare
+from diff_es.evaluation.evaluate import contenders
+from diff_es.pipelines.probes import Probe, make_probes
+from diff_es.routing.routing import routed
+from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
+from diff_es.scoring.fitness import Bank, Fitness
+from diff_es.scoring.journal import Journal, Scale
+from diff_es.scoring.metrics import EXACT_DB
+from diff_es.search import Candidate, Space, StageChoice, Steps, random_search
+from diff_es.solvers.custom_timesteps import stepped
+from diff_es.trajectory.corrections import fixed
+from diff_es.utils.progress import Reporter
+from diff_es.utils.seeds import derive_seed
 
 KINDS: dict[str, dict[str, Any]] = {
     "DDIM": {},
@@ -57,20 +58,26 @@ def study(request: pytest.FixtureRequest) -> Study:
     return prepare(tiny(**KINDS[request.param]), joint())
 
 
-def drawn(study: Study, count: int, seed: int = 0) -> list[Levels]:
+def drawn(study: Study, count: int, seed: int = 0) -> list[Candidate]:
     """Random schedules, some of which agree at first, and some with their timesteps elsewhere in their stages."""
-    rng, found = np.random.default_rng(seed), list[Levels]()
+    rng, found = np.random.default_rng(seed), list[Candidate]()
     for _ in range(count):
         choices, options = study.costs.choices or (), study.costs.options
-        rows = tuple((int(rng.choice(n)), *(int(rng.integers(len(row))) for row in options)) for n in choices)
-        found += [rows, (*rows[:-1], (1, *rows[-1][1:])), (*rows, moved(study, rows))]
+        one = Candidate(
+            tuple(
+                StageChoice(int(rng.choice(counts)), tuple(int(rng.integers(len(row))) for row in options))
+                for counts in choices
+            )
+        )
+        found += [one, Candidate.of(one.levels, [*one.steps[:-1], 1]), moved(study, one)]
     return [*found, *found[:3]]
 
 
-def moved(study: Study, rows: Levels) -> tuple[int, ...]:
-    """The timesteps of a schedule as its last row, the last of them a little later."""
-    timesteps = as_row(study.timesteps(rows))
-    return (*timesteps[:-1], timesteps[-1] - 1) if len(timesteps) > 1 else timesteps
+def moved(study: Study, candidate: Candidate) -> Candidate:
+    """A schedule with its timesteps, the last of them a little later."""
+    there = with_timesteps(study, candidate)
+    *others, last = there.timesteps
+    return there.at([*others, last - 1]) if others else there
 
 
 def latents_of(pipe: DiTPipeline, probes: tuple[Probe, ...]) -> Tensor:
@@ -92,18 +99,18 @@ def decibels(reference: Tensor, result: Tensor) -> float:
 
 def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study) -> None:
     pipe, probes, fitness = study.pipe, make_probes(study.pipe, 3, 0, "search"), study.fitness("search", 3)
-    assert len(study.reference or ()) == study.settings.fine * CALL.steps
+    assert len(study.reference or ()) == study.settings.reference_multiple * CALL.steps
     with stepped(pipe, study.reference or (), CALL.steps):
         reference = latents_of(pipe, probes)
     assert fitness.plain(study.own) == pytest.approx(decibels(reference, latents_of(pipe, probes)), rel=1e-6)
-    for levels in drawn(study, 2):
-        plans = [study.library.plan(stage, row) for stage, row in enumerate(study.rows(levels))]
+    for candidate in drawn(study, 2):
+        plans = [study.library.plan(stage, levels) for stage, levels in enumerate(candidate.levels)]
         stores = opened(pipe, plans)
-        steps = study.timesteps(levels) or (), CALL.steps, fixed(fitness.corrections(levels))
+        steps = study.timesteps(candidate) or (), CALL.steps, fixed(fitness.corrections(candidate))
         with stepped(pipe, *steps), routed(pipe.transformer, study.stages, stores):
             found = latents_of(pipe, probes)
-        assert fitness(levels) == pytest.approx(decibels(reference, found), rel=1e-6)
-        assert fitness.of_plans(plans, levels) == pytest.approx(fitness(levels), rel=1e-6)
+        assert fitness(candidate) == pytest.approx(decibels(reference, found), rel=1e-6)
+        assert fitness.of_plans(plans, candidate) == pytest.approx(fitness(candidate), rel=1e-6)
     assert fitness(study.finest) == EXACT_DB
     assert study.fresh_to_own.plain(study.own) == EXACT_DB
 
@@ -120,8 +127,8 @@ def test_a_stage_without_room_for_more_steps_takes_no_more() -> None:
     ready = prepare(tiny(), joint(sampling=Sampling(3, CALL.guidance, CALL.batch)))
     assert ready.path is not None
     assert ready.path.timesteps[-1] == 0
-    assert [counts[-1] for counts in ready.costs.choices or ()] == [ready.settings.fine] * 2 + [1]
-    assert [row[0] for row in ready.base] == [2, 2, 1]
+    assert [counts[-1] for counts in ready.costs.choices or ()] == [ready.settings.reference_multiple] * 2 + [1]
+    assert ready.base.steps == (2, 2, 1)
     judge, quiet = Judge(ready, Journal(None, {}, resume=False)), Reporter(quiet=True)
     found = evolve(ready, (0.7,), judge, sensitivity(ready, judge, quiet), quiet)[0.7]
     assert np.isfinite(found.held_out)
@@ -129,11 +136,13 @@ def test_a_stage_without_room_for_more_steps_takes_no_more() -> None:
 
 def test_held_out_probes_are_not_what_steps_are_fitted_to(study: Study) -> None:
     """But one batch of the search's own."""
-    for levels in drawn(study, 2):
-        lessons = fitness_of(study, study.settings.probes, sampling=study.settings.sampling).corrections(levels)
+    for candidate in drawn(study, 2):
+        lessons = fitness_of(study, study.settings.search_noises, sampling=study.settings.sampling).corrections(
+            candidate
+        )
         assert any(lessons)
-        assert study.held_out.corrections(levels) == lessons
-        assert study.held_out.plain(levels) != study.held_out(levels)
+        assert study.held_out.corrections(candidate) == lessons
+        assert study.held_out.plain(candidate) != study.held_out(candidate)
 
 
 def test_a_sampler_that_draws_noise_has_no_step_corrected() -> None:
@@ -147,9 +156,9 @@ def test_a_sampler_that_draws_noise_has_no_step_corrected() -> None:
 def test_reusing_prefixes_changes_no_score(study: Study) -> None:
     plain, reusing, little = (fitness_of(study, memory=memory) for memory in (0, 1 << 30, 80_000))
     asked = drawn(study, 5)
-    expected = {levels: plain(levels) for levels in asked}
-    assert {levels: reusing(levels) for levels in asked} == expected
-    assert {levels: little(levels) for levels in reversed(asked)} == expected
+    expected = {candidate: plain(candidate) for candidate in asked}
+    assert {candidate: reusing(candidate) for candidate in asked} == expected
+    assert {candidate: little(candidate) for candidate in reversed(asked)} == expected
     assert plain.cache.hits == 0
     assert reusing.cache.hits > little.cache.hits > 0
     assert reusing.calls < plain.calls
@@ -161,28 +170,31 @@ def test_reusing_prefixes_is_exact_for_samplers_of_third_order_too(kind: type) -
     """They lower their order when few steps are left: a call then depends on how many follow."""
     study = prepare(tiny(scheduler=kind, options={"solver_order": 3}), joint())
     plain, reusing = fitness_of(study, memory=0), fitness_of(study)
-    for levels in drawn(study, 4):
-        assert reusing(levels) == plain(levels)
+    for candidate in drawn(study, 4):
+        assert reusing(candidate) == plain(candidate)
     assert reusing.cache.hits > 0
 
 
 def test_timesteps_written_out_change_nothing(study: Study) -> None:
     fitness = fitness_of(study)
-    for levels in drawn(study, 2)[::3]:
-        assert fitness((*levels, as_row(study.timesteps(levels)))) == fitness(levels)
-        assert study.costs.of((*levels, as_row(study.timesteps(levels)))) == study.costs.of(levels)
+    for candidate in drawn(study, 2)[::3]:
+        written = with_timesteps(study, candidate)
+        assert written.timesteps
+        assert not candidate.timesteps
+        assert fitness(written) == fitness(candidate)
+        assert study.costs.of(written) == study.costs.of(candidate)
 
 
 def test_the_weights_kept_change_no_score(study: Study) -> None:
     few, all_of_them = fitness_of(study, bank=Bank(study.pipe, study.library, limit=1)), fitness_of(study)
-    for levels in drawn(study, 4):
-        assert few(levels) == all_of_them(levels)
+    for candidate in drawn(study, 4):
+        assert few(candidate) == all_of_them(candidate)
 
 
 def test_rivals_that_cannot_be_made_so_cheap_are_left_out(study: Study) -> None:
     for budget, left_out in ((0.9, set[str]()), (0.4, None), (0.1, {"uniform", "mosaicdiff"})):
-        levels = study.costs.space(budget).cheapest()
-        found = Found(levels, 0.0, 0.0, (), (), 0)
+        cheapest = study.costs.space(budget).cheapest()
+        found = Found(cheapest, 0.0, 0.0, (), (), 0)
         rivals = {rival.name: rival for rival in contenders(study, budget, found, found)}
         assert {"fewer-steps", "random", "diff-es"} <= set(rivals)
         assert all(rival.macs_ratio <= budget for rival in rivals.values() if rival.name != "fewer-steps")
@@ -197,13 +209,13 @@ def test_a_first_heat_is_a_part_of_the_score(study: Study, heat: int) -> None:
     alone = Sampling(CALL.steps, CALL.guidance, 1)  # one probe a call, with or without heats
     racing, plain = (fitness_of(study, 4, sampling=alone, heat=n) for n in (heat, 0))
     first = fitness_of(study, heat, sampling=alone)
-    for levels in drawn(study, 3):
-        score = racing.first(levels)
-        assert score == pytest.approx(first(levels), rel=1e-12)
+    for candidate in drawn(study, 3):
+        score = racing.first(candidate)
+        assert score == pytest.approx(first(candidate), rel=1e-12)
         calls = racing.calls
-        assert racing.second(levels, score) == pytest.approx(plain(levels), rel=1e-12)
-        assert racing.first(levels) == score
-        assert racing.calls - calls <= len(study.timesteps(levels) or ()) * (4 - heat)  # none of the heat again
+        assert racing.second(candidate, score) == pytest.approx(plain(candidate), rel=1e-12)
+        assert racing.first(candidate) == score
+        assert racing.calls - calls <= len(study.timesteps(candidate) or ()) * (4 - heat)  # none of the heat again
     in_one, in_two = (fitness_of(study, 4, heat=n).plain(study.own) for n in (0, heat))
     assert in_two == pytest.approx(in_one, rel=1e-3)
 
@@ -219,23 +231,25 @@ def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -
     fast = compress(tiny(), 0.6, chosen, run=Run(journal=journal))
     ready = prepare(tiny(), chosen)
     fitness = ready.fitness("search", chosen.probes, chosen.first_heat)
-    judges: dict[Scale, Callable[[Levels], float]] = {
+    judges: dict[Scale, Callable[[Candidate], float]] = {
         Scale.ALL: fitness,
         Scale.HEAT: fitness.first,
         Scale.ALONE: ready.fitness_alone(),
     }
-    found: dict[str, dict[Levels, float]] = {scale: {} for scale in judges}
+    found: dict[str, dict[Candidate, float]] = {scale: {} for scale in judges}
     for line in lines_of(journal):
-        levels = tuple(tuple(row) for row in line["levels"])
-        assert levels not in found[line["scale"]], "nothing is run twice"
-        found[line["scale"]][levels] = line["score"]
-    finalists = {tuple(tuple(row) for row in levels) for levels, *_ in fast.report.finalists}
-    assert found["all"].keys() - finalists < found["heat"].keys()  # the better half of each heat went on
+        candidate = Candidate.from_json(line["candidate"])
+        assert candidate not in found[line["scale"]], "nothing is run twice"
+        found[line["scale"]][candidate] = line["score"]
+    finalists = found_again(fast).finalists
+    assert (
+        found["all"].keys() - {one.candidate for one in finalists} < found["heat"].keys()
+    )  # the better half of each heat went on
     for scale, scores in found.items():
-        for levels, score in list(scores.items())[:: max(1, len(scores) // 6)]:
-            assert judges[Scale(scale)](levels) == pytest.approx(score, rel=1e-9)
-    for levels, score, _, _, corrected in fast.report.finalists:
-        assert not corrected or score == found["all"][tuple(tuple(row) for row in levels)]
+        for candidate, score in list(scores.items())[:: max(1, len(scores) // 6)]:
+            assert judges[Scale(scale)](candidate) == pytest.approx(score, rel=1e-9)
+    for one in finalists:
+        assert not one.corrected or one.score == found["all"][one.candidate]
 
 
 @pytest.mark.parametrize("levers", [Levers.BOTH, Levers.PRUNE])
@@ -255,21 +269,23 @@ def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
 @pytest.mark.parametrize("seed", [0, 2])
 def test_a_larger_budget_is_never_further_away_on_the_noises_that_chose(levers: Levers, seed: int) -> None:
     """Though what is found for it may be: it was searched on two noises, and is judged on others."""
-    little = joint(levers=levers, seed=seed, probes=2, held_out=2, finalists=1, population=4, generations=1)
+    little = joint(
+        levers=levers, seed=seed, search_noises=2, held_out_noises=2, finalists=1, population=4, generations=1
+    )
     ready, quiet = prepare(tiny(), little), Reporter(quiet=True)
     judge = Judge(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (1.0, 0.6, 0.8, 0.7, 0.9), judge, sensitivity(ready, judge, quiet), quiet)
     assert list(found) == [0.6, 0.7, 0.8, 0.9, 1.0]
     for budget, one in found.items():
         winner = one.finalists[0]
-        assert ready.costs.ratio(one.levels) <= budget
-        assert (winner.levels, winner.score, winner.corrected) == (one.levels, one.score, one.corrected)
-        assert one.score == (judge.score(one.levels) if one.corrected else judge.scorer.fitness.plain(one.levels))
-        assert one.held_out == pytest.approx(fmean(ready.fresh.each(one.levels, corrected=one.corrected)), rel=1e-12)
+        assert ready.costs.ratio(one.candidate) <= budget
+        assert (winner.candidate, winner.score, winner.corrected) == (one.candidate, one.score, one.corrected)
+        assert one.score == (judge.score(one.candidate) if one.corrected else judge.scorer.fitness.plain(one.candidate))
+        assert one.held_out == pytest.approx(fmean(ready.fresh.each(one.candidate, corrected=one.corrected)), rel=1e-12)
         for other in one.finalists:
             assert winner.held_out >= other.held_out or other.noises < winner.noises
     for one, larger in itertools.pairwise(found.values()):
-        assert (one.levels, one.corrected) in [(other.levels, other.corrected) for other in larger.finalists]
+        assert (one.candidate, one.corrected) in [(other.candidate, other.corrected) for other in larger.finalists]
 
 
 def test_steps_alone_are_a_part_of_steps_and_levels() -> None:
@@ -279,16 +295,18 @@ def test_steps_alone_are_a_part_of_steps_and_levels() -> None:
         ready, quiet = prepare(tiny(), joint(levers=levers, population=8)), Reporter(quiet=True)
         judge = Judge(ready, Journal(None, {}, resume=False))
         found[levers] = evolve(ready, (0.6, 0.8), judge, sensitivity(ready, judge, quiet), quiet)
-    others = set[Levels]()  # the smaller budget's winner, and random schedules, of which both draw fewer of this kind
+    others = set[
+        Candidate
+    ]()  # the smaller budget's winner, and random schedules, of which both draw fewer of this kind
     for budget, alone in found[Levers.STEPS].items():
         space = ready.costs.space(budget).dense()
         assert space is not None
         others |= set(random_search(space, 8, seed=derive_seed(0, "random search") % 2**32).ask())
-        scores = {(one.levels, one.corrected): one.score for one in found[Levers.BOTH][budget].finalists}
-        own = [one for one in alone.finalists if one.levels not in others]
+        scores = {(one.candidate, one.corrected): one.score for one in found[Levers.BOTH][budget].finalists}
+        own = [one for one in alone.finalists if one.candidate not in others]
         assert len(own) > ready.settings.finalists
-        assert all(scores[widened(ready, one.levels), one.corrected] == one.score for one in own)
-        others = {alone.levels}
+        assert all(scores[widened(ready, one.candidate), one.corrected] == one.score for one in own)
+        others = {alone.candidate}
 
 
 @given(st.data())
@@ -297,15 +315,16 @@ def test_steps_that_were_found_are_pruned_with_the_least_error(data: st.DataObje
     numbers = st.lists(st.integers(0, 9), min_size=3, max_size=3)
     costs = tuple((tuple(data.draw(numbers)),) for _ in counts)
     errors = tuple((tuple(float(error) for error in data.draw(numbers)),) for _ in counts)
-    levels = [tuple(zip(counts, picks, strict=True)) for picks in itertools.product(range(3), repeat=3)]
-    spent = [sum(n * (1 + costs[s][0][level]) for s, (n, level) in enumerate(one)) for one in levels]
+    picks = list(itertools.product(range(3), repeat=3))  # of the level of each stage
+    spent = [sum(n * (1 + costs[s][0][one[s]]) for s, n in enumerate(counts)) for one in picks]
     budget = data.draw(st.integers(min(spent), max(spent)))
     offered = Steps(((1, 2, 3), (0, 1, 2, 3), (0, 1, 2, 3)), (1, 0, 0), 1)
     found = Sensitivity(errors, None).pruned(Space(costs, budget, offered), counts)
-    fits = [one for one, cost in zip(levels, spent, strict=True) if cost <= budget]
-    assert found.error == min(sum(errors[s][0][level] for s, (n, level) in enumerate(one) if n) for one in fits)
-    assert tuple(row[0] for row in found.levels) == counts
-    assert found.cost == sum(n * (1 + costs[s][0][level]) for s, (n, level) in enumerate(found.levels)) <= budget
+    fits = [one for one, cost in zip(picks, spent, strict=True) if cost <= budget]
+    assert found.error == min(sum(errors[s][0][one[s]] for s, n in enumerate(counts) if n) for one in fits)
+    assert found.candidate.steps == counts
+    chosen = tuple(level for (level,) in found.candidate.levels)
+    assert found.cost == spent[picks.index(chosen)] <= budget
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -318,60 +337,49 @@ def test_none_of_the_most_promising_prunings_is_missed(seed: int) -> None:
     )
     table, space = Sensitivity(errors, None), ready.costs.space(0.5)
     counts = {tuple(int(rng.choice(n)) for n in choices) for _ in range(80)}
-    scores = {tuple((n, *(0 for _ in options)) for n in row): float(rng.uniform(0, 40)) for row in sorted(counts)}
+    dense = [[0] * len(options)] * len(choices)
+    scores = {Candidate.of(dense, steps): float(rng.uniform(0, 40)) for steps in sorted(counts)}
     known, at_least = {}, table.relaxed(space)
-    for levels, score in scores.items():
-        if space.pays([row[0] for row in levels]):
-            point = table.pruned(space, [row[0] for row in levels])
-            known[point.levels] = ready.settings.measure.error(score), point.error
-            assert at_least([row[0] for row in levels]) <= point.error
-    expected = list[Levels]()
+    for candidate, score in scores.items():
+        if space.pays(candidate.steps):
+            point = table.pruned(space, candidate.steps)
+            known[point.candidate] = ready.settings.measure.error(score), point.error
+            assert at_least(candidate.steps) <= point.error
+    expected = list[Candidate]()
     for doubt in (1.0, 2.0, 4.0):
-        foretold = sorted(known, key=lambda levels: (known[levels][0] + doubt * known[levels][1], levels))
-        expected += [levels for levels in foretold if levels not in expected][:2]
+        foretold = sorted(known, key=lambda one: (known[one][0] + doubt * known[one][1], one))
+        expected += [one for one in foretold if one not in expected][:2]
     assert _pruned(ready, space, scores, table) == expected
 
 
 # ---------------------------------------------------------------------------------------------------------- resuming
 
-KILLS = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from diff_es import compress
-from hypothesis import given
-from hypothesis import strategies as st
-from tests.tiny import joint, tiny
-journal, folder, draws = Path(sys.argv[1]), sys.argv[2], random.Random(0)
-search = lambda: compress(tiny(), 0.6, joint(front=(0.3, 0.9)), journal=journal, resume=True)
-lines = lambda: len(journal.read_bytes().splitlines()) if journal.exists() else 0
-for kill in range(10):
-    least, child = lines() + draws.randrange(9), os.fork()
-    if child == 0:
-        search()
-        os._exit(0)
-    while lines() < least:
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
-        time.sleep(0.001)
-    time.sleep(draws.random() * 0.05)
-    os.kill(child, signal.SIGKILL)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    print(lines(), flush=True)
-search().save(folder)
-"""
-
 
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    expected = compress(tiny(), 0.6, joint(front=(0.3, 0.9)), run=Run(journal=whole))
-    command = [sys.executable, "-c", KILLS, str(torn), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    counts = list(map(int, done.stdout.split()))
-    assert len(counts) == 10
+    whole, torn, draws, counts = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl", random.Random(0), list[int]()
+    little = joint(front=(0.3, 0.9), population=4, generations=1, timestep_generations=1, held_out_noises=1)
+
+    def lines() -> int:
+        return len(torn.read_bytes().splitlines()) if torn.exists() else 0
+
+    expected = compress(tiny(), 0.6, little, run=Run(journal=whole))
+    for _ in range(10):
+        least, child = lines() + draws.randrange(6), os.fork()
+        if child == 0:
+            try:
+                compress(tiny(), 0.6, little, run=Run(journal=torn, resume=True))
+            finally:
+                os._exit(0)
+        while lines() < least:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
+            time.sleep(0.001)
+        time.sleep(draws.random() * 0.05)
+        os.kill(child, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        counts.append(lines())
     assert counts[0] < counts[-1] < len(whole.read_bytes().splitlines())
+    compress(tiny(), 0.6, little, run=Run(journal=torn, resume=True)).save(tmp_path / "out")
     found = load(tmp_path / "out")
     assert len(found.others) == len(expected.others) == 2
     for one, other in zip((found, *found.others), (expected, *sorted_points(expected.others)), strict=True):
@@ -437,7 +445,7 @@ def test_a_worker_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None
         with pytest.raises(DiffESError, match=r"workers: expected living processes, found one that died.*--resume"):
             judge.scores(asked)
     again = Judge(ready, Journal(tmp_path / "journal.jsonl", {}, resume=True)).scores(asked)
-    assert {levels: again[levels] for levels in asked[:2]} == first
+    assert {candidate: again[candidate] for candidate in asked[:2]} == first
 
 
 def sorted_points(points: Sequence[Compressed]) -> list[Compressed]:

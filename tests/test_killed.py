@@ -21,12 +21,13 @@ from tests.tiny import assert_same_plans, settings, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Run, StorageError, compress, load, store
-from diff_es.journal import Journal, Levels, Scale
-from diff_es.locks import held_file, held_folder
-from diff_es.store import MANIFEST, check_target, read_folder, write_folder
+from diff_es.compression.store import MANIFEST, check_target, read_folder, write_folder
+from diff_es.scoring.journal import Journal, Scale
+from diff_es.search import Candidate
+from diff_es.utils.locks import held_file, held_folder
 
 SETTINGS = {"seed": 1}
-SCORES: dict[Levels, float] = {((i,), (i + 1,)): i / 3 for i in range(3)}
+SCORES = {Candidate.of([[i], [i + 1]]): i / 3 for i in range(3)}
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
 
 
@@ -95,10 +96,10 @@ def session(out: Path, run: int, tell: Tell) -> None:
     check_target(out)
     with held_folder(out):
         journal = Journal(out / "journal.jsonl", SETTINGS, resume=True)
-        for levels, score in SCORES.items():
-            if levels not in journal.known[Scale.ALL]:
-                journal.add(levels, score)
-                tell(levels)
+        for candidate, score in SCORES.items():
+            if candidate not in journal.known[Scale.ALL]:
+                journal.add(candidate, score)
+                tell(candidate.to_json())
         write_folder(out, tensors(run), lambda _: {"run": run})
         tell("saved")
 
@@ -140,8 +141,8 @@ def half_scored(out: Path) -> None:
     """A journal of two scores, the second cut short."""
     out.mkdir()
     journal = Journal(out / "journal.jsonl", SETTINGS, resume=False)
-    for levels, score in list(SCORES.items())[:2]:
-        journal.add(levels, score)
+    for candidate, score in list(SCORES.items())[:2]:
+        journal.add(candidate, score)
     os.truncate(out / "journal.jsonl", (out / "journal.jsonl").stat().st_size - 5)
 
 
@@ -183,7 +184,15 @@ def test_a_session_killed_at_any_operation_goes_on(tmp_path: Path, begin: Callab
 
 @pytest.mark.slow
 def test_a_search_killed_again_and_again_finds_the_same(tmp_path: Path) -> None:
-    few = settings(generations=2, population=3, finalists=1, probes=2, held_out=1, calibration=2, sensed=1)
+    few = settings(
+        generations=2,
+        population=3,
+        finalists=1,
+        search_noises=2,
+        held_out_noises=1,
+        calibration_samples=2,
+        sensitivity_noises=1,
+    )
     expected, out = compress(tiny(), 0.6, few), tmp_path / "out"
 
     def search(tell: Tell) -> None:

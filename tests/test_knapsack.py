@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from diff_es.search import (
     Branch,
+    Candidate,
     Point,
     Relaxed,
     Space,
+    StageChoice,
     Steps,
     branches,
     joint_knapsack,
@@ -47,9 +49,9 @@ def problems(draw: st.DrawFn, error: st.SearchStrategy[float] = exact) -> Proble
     def branch(number: int, units: int) -> Branch:
         choice = st.lists(st.tuples(st.integers(0, 9), error), min_size=1, max_size=3).map(tuple)
         whole = draw(st.booleans())
-        row = (number,) + (0,) * units * whole
+        own = StageChoice(number, (0,) * units * whole)
         return Branch(
-            row, draw(st.integers(0, 9)), draw(error), tuple(draw(choice) for _ in range(units * (not whole)))
+            own, draw(st.integers(0, 9)), draw(error), tuple(draw(choice) for _ in range(units * (not whole)))
         )
 
     units = draw(st.integers(0, 2))
@@ -57,12 +59,12 @@ def problems(draw: st.DrawFn, error: st.SearchStrategy[float] = exact) -> Proble
 
 
 def options(stage: list[Branch]) -> list[Point]:
-    """The rows of a stage by brute force."""
+    """The choices of a stage by brute force, each as a candidate of this stage alone."""
     return [
         Point(
             b.cost + sum(unit[level][0] for unit, level in zip(b.units, levels, strict=True)),
             b.error + sum(unit[level][1] for unit, level in zip(b.units, levels, strict=True)),
-            ((*b.row, *levels),),
+            Candidate((StageChoice(b.choice.steps, (*b.choice.levels, *levels)),)),
         )
         for b in stage
         for levels in product(*(range(len(unit)) for unit in b.units))
@@ -71,8 +73,12 @@ def options(stage: list[Branch]) -> list[Point]:
 
 def everything(problem: Problem) -> list[Point]:
     return [
-        Point(sum(p.cost for p in rows), sum(p.error for p in rows), tuple(p.levels[0] for p in rows))
-        for rows in product(*map(options, problem))
+        Point(
+            sum(p.cost for p in points),
+            sum(p.error for p in points),
+            Candidate(tuple(one for p in points for one in p.candidate.stages)),
+        )
+        for points in product(*map(options, problem))
     ]
 
 
@@ -91,7 +97,7 @@ def test_the_best_schedule_of_a_space_equals_brute_force(problem: tuple[Space, l
     least = min(point.error for point in everything(prunings(space, errors)) if point.cost <= space.budget)
     found = knapsack(space, errors)
     assert space.feasible(found)
-    total = sum(errors[s][u][level] for s, row in enumerate(found) for u, level in enumerate(row))
+    total = sum(errors[s][u][level] for s, row in enumerate(found.levels) for u, level in enumerate(row))
     assert total == pytest.approx(least, abs=1e-9)
 
 
@@ -161,15 +167,18 @@ def test_the_joint_knapsack_equals_brute_force() -> None:
     least = min(point.error for point in everything(problem) if point.cost <= space.budget)
     found = knapsack_best(problem, space.budget)
     assert found.error == pytest.approx(least, rel=1e-12)
-    assert space.cost(found.levels) == found.cost <= space.budget
+    assert space.cost(found.candidate) == found.cost <= space.budget
 
 
 def test_steps_and_levels_are_chosen_together() -> None:
     space = Space((((4, 2),),) * 2, 8, Steps(((1, 2), (0, 1, 2)), (2, 2)))
     table = {(0, 1): 5.0, (0, 2): 1.0, (1, 0): 9.0, (1, 1): 2.0, (1, 2): 1.25}
-    assert joint_knapsack(space, lambda s, n: (table[s, n], [[0.0, 0.5]])) == ((2, 1), (2, 1))
-    assert joint_knapsack(space, lambda s, n: (table[s, n], [[0.0, 1.5]])) == ((2, 1), (1, 0))
-    assert joint_knapsack(space, lambda s, n: (0.0 if (s, n) == (1, 0) else 7.0, [[0.0, 9.0]])) == ((1, 0), (0, 0))
+    found = joint_knapsack(space, lambda s, n: (table[s, n], [[0.0, 0.5]]))
+    assert found == Candidate.of([[1], [1]], steps=[2, 2])
+    found = joint_knapsack(space, lambda s, n: (table[s, n], [[0.0, 1.5]]))
+    assert found == Candidate.of([[1], [0]], steps=[2, 1])
+    found = joint_knapsack(space, lambda s, n: (0.0 if (s, n) == (1, 0) else 7.0, [[0.0, 9.0]]))
+    assert found == Candidate.of([[0], [0]], steps=[1, 0])
 
 
 def test_ten_counts_by_eight_levels_in_ten_stages_have_a_whole_front_that_agrees_with_every_single_budget() -> None:
@@ -218,12 +227,13 @@ def test_the_relaxation_bounds_every_knapsack_and_meets_the_supported_ones(
 
 
 def test_a_budget_beyond_all_costs_gives_the_least_error() -> None:
-    problem = [[Branch((0,), 3, 0.0), Branch((1,), 2, 1.0)]] * 2
-    assert knapsack_front(problem, 2**70)[-1] == knapsack_best(problem, 2**70) == Point(6, 0.0, ((0,), (0,)))
+    problem = [[Branch(StageChoice(None, (0,)), 3, 0.0), Branch(StageChoice(None, (1,)), 2, 1.0)]] * 2
+    least = Point(6, 0.0, Candidate.of([[0], [0]]))
+    assert knapsack_front(problem, 2**70)[-1] == knapsack_best(problem, 2**70) == least
 
 
 def test_helpful_errors() -> None:
-    space = Space((((2, 1),),), 2)
+    space, dense = Space((((2, 1),),), 2), StageChoice(None, (0,))
     with pytest.raises(ValueError, match=r"an error for every cost, \[2\] levels of the units, found \[1\]"):
         knapsack(space, [[[0.0]]])
     with pytest.raises(ValueError, match="errors of 1 stages, found 2"):
@@ -232,13 +242,13 @@ def test_helpful_errors() -> None:
         with pytest.raises(ValueError, match=r"finite errors in stage 0, found .*; leave out what cannot be run"):
             knapsack(space, [[[0.0, wrong]]])
     with pytest.raises(ValueError, match="a choice in each stage, found none in stage 1"):
-        knapsack_best([[Branch((0,), 1, 0.0)], []], 2)
+        knapsack_best([[Branch(dense, 1, 0.0)], []], 2)
     with pytest.raises(ValueError, match="a budget of 1 or more, found 0"):
-        knapsack_best([[Branch((0,), 1, 0.0)]], 0)
+        knapsack_best([[Branch(dense, 1, 0.0)]], 0)
     with pytest.raises(ValueError, match="a budget of 1 or more, found 0"):
-        knapsack_front([[Branch((0,), 1, 0.0)]], 0)
+        knapsack_front([[Branch(dense, 1, 0.0)]], 0)
     with pytest.raises(ValueError, match=r"costs below 2\*\*62 in all, found more"):
-        knapsack_best([[Branch((0,), 2**62, 0.0)]], 2**63)
+        knapsack_best([[Branch(dense, 2**62, 0.0)]], 2**63)
     with pytest.raises(ValueError, match="a space of fixed steps, found one whose stages choose; use branches"):
         knapsack(Space((((2, 1),),), 2, Steps(((1,),), (1,))), [[[0.0, 1.0]]])
     with pytest.raises(ValueError, match="a space whose stages choose their steps, found fixed ones"):

@@ -16,11 +16,11 @@ from tests.tiny import CALL, assert_same, settings, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import DiffESError, Method, Run, Width, compress
-from diff_es.inspection import inspect
-from diff_es.latency import hardware_multiple, slower_layers, time_layers
+from diff_es.evaluation.inspection import inspect
 from diff_es.layers import Kind, Layer, discover
-from diff_es.pipeline import Sampling
-from diff_es.progress import Reporter
+from diff_es.pipelines.families import Sampling
+from diff_es.pruning.latency import hardware_multiple, slower_layers, time_layers
+from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 

@@ -14,8 +14,10 @@ from tests.tiny import BLOCKS, HEADS, HIDDEN, SIZE, denoiser
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as Wrapped
 
-from diff_es.errors import ArtefactError
-from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Switch, Weights, discover, output_of, realise
+from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Weights, discover
+from diff_es.routing.realise import output_of, realise
+from diff_es.routing.switch import Switch
+from diff_es.utils.errors import ArtefactError
 
 ACTIVATIONS = ("gelu-approximate", "geglu", "geglu-approximate", "swiglu", "linear-silu")
 

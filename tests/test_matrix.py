@@ -16,15 +16,15 @@ from tests.tiny import CALL, assert_same, settings, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import Compressed, Method, Width, compress, load
-from diff_es.conditioning import make_probes
-from diff_es.inspection import inspect
+from diff_es.compression.settings import Levers
+from diff_es.evaluation.inspection import inspect
 from diff_es.layers import Anatomy, Plan, discover
-from diff_es.pipeline import denoiser_of, sample
-from diff_es.progress import Reporter
-from diff_es.schedule import Schedule
-from diff_es.settings import Levers
-from diff_es.stage_clock import on_stage
-from diff_es.units import Depth
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pruning.granularity import Depth
+from diff_es.routing.stage_hook import on_stage
+from diff_es.trajectory.stages import Schedule
+from diff_es.utils.progress import Reporter
 
 ALL = {"DiT": Case(tiny, CALL), **CASES}
 ACROSS_HEADS = ("Wan", "LTX")  # their norms run over what is left: tests/test_family_blocks.py compares the real class
@@ -56,7 +56,10 @@ def case(request: pytest.FixtureRequest) -> tuple[str, Made]:
     name = request.param
     pipe = made(ALL[name].make)
     dense, own = drawn(name, pipe), macs_of(name, pipe)  # models remember things from their first call on
-    before, small = snapshot(denoiser_of(pipe)), {"calibration": 2, "probes": 1, "held_out": 1, "finalists": 1}
+    before, small = (
+        snapshot(denoiser_of(pipe)),
+        {"calibration_samples": 2, "search_noises": 1, "held_out_noises": 1, "finalists": 1},
+    )
     method = Method(Width(4, dense=(), multiple=1))
     fast = compress(
         pipe, 0.75, settings(sampling=ALL[name].sampling, stages=2, population=3, generations=1, method=method, **small)
@@ -187,12 +190,20 @@ def member_columns(groups: Sequence[int], width: int, start: int) -> list[int]:
 @pytest.mark.parametrize("name", ["SDXL", "SD3", "FLUX", "Wan"])
 def test_blocks_are_skipped_and_steps_chosen_in_the_same_search(name: str, tmp_path: Path) -> None:
     pipe, method = made(ALL[name].make), Method(Width(4, dense=(), multiple=1, depth=Depth()))
-    small = {"calibration": 2, "probes": 2, "held_out": 1, "finalists": 1, "placings": 2, "offspring": 2, "heat": 1}
+    small = {
+        "calibration_samples": 2,
+        "search_noises": 2,
+        "held_out_noises": 1,
+        "finalists": 1,
+        "timestep_generations": 2,
+        "timestep_offspring": 2,
+        "first_rung": 1,
+    }
     chosen = settings(
         sampling=ALL[name].sampling,
         stages=2,
         levers=Levers.BOTH,
-        fine=2,
+        reference_multiple=2,
         method=method,
         population=4,
         generations=2,

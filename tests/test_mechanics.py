@@ -15,28 +15,17 @@ from tests.tiny import assert_same, snapshot
 from torch import Tensor, nn
 
 from diff_es import ArtefactError, Compact, Method, Resident, Streamed, Width
-from diff_es.calibrate import Gatherer, Statistics
-from diff_es.compaction import Compaction
-from diff_es.importance import Obs
-from diff_es.layers import (
-    DENSE,
-    Anatomy,
-    Block,
-    Cut,
-    Kind,
-    Layer,
-    Plan,
-    Rows,
-    Switch,
-    Weights,
-    discover,
-    realise,
-)
-from diff_es.library import Library, fused
-from diff_es.placements import Placement
-from diff_es.progress import Reporter
-from diff_es.schedule import Stages
-from diff_es.units import Grain, units_of
+from diff_es.layers import DENSE, Anatomy, Block, Cut, Kind, Layer, Plan, Rows, Weights, discover
+from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.pruning.compaction import Compaction
+from diff_es.pruning.granularity import Granularity, units_of
+from diff_es.pruning.importance import Obs
+from diff_es.pruning.library import Library, fused
+from diff_es.routing.placements import Placement
+from diff_es.routing.realise import realise
+from diff_es.routing.switch import Switch
+from diff_es.trajectory.stages import Stages
+from diff_es.utils.progress import Reporter
 
 WIDTH, QUIET, STAGES = 8, Reporter(quiet=True), Stages.split([900.0, 100.0], 2)
 
@@ -209,11 +198,15 @@ def test_a_plan_in_which_a_follower_differs_is_refused() -> None:
 
 
 def test_what_shares_is_in_one_unit() -> None:
-    for grain, name in ((Grain.WHOLE, "denoiser"), (Grain.KIND, "attention"), (Grain.BLOCK, "block.heads")):
+    for grain, name in (
+        (Granularity.WHOLE, "denoiser"),
+        (Granularity.KIND, "attention"),
+        (Granularity.BLOCK, "block.heads"),
+    ):
         (unit,) = units_of(ANATOMY, Width(4, 1, ()), grain)
         assert (unit.name, unit.layers) == (name, ANATOMY.layers)
     blocks = replace(ANATOMY, blocks=(Block("block", WIDTH),))
-    assert [unit.name for unit in units_of(blocks, Width(4, 1, ()), Grain.BLOCK)] == ["block"]
+    assert [unit.name for unit in units_of(blocks, Width(4, 1, ()), Granularity.BLOCK)] == ["block"]
     slow = Width(3, 1, (("block.heads", 1),))
     assert [[slow.kept(layer, level) for level in range(3)] for layer in (HEADS, SECOND)] == [[3, 3, 1]] * 2
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diff_es.metrics import EXACT_DB, frechet_distance, moments, psnr_db, snr_db, ssim
+from diff_es.scoring.metrics import EXACT_DB, frechet_distance, moments, psnr_db, snr_db, ssim
 
 
 def generator(seed: int = 0) -> torch.Generator:

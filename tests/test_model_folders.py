@@ -25,7 +25,8 @@ from torch import nn
 from transformers import CLIPImageProcessor
 
 from diff_es import DiffESError, Run, UnsupportedModel, compress
-from diff_es.loading import check, load
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.supported import check
 
 NAMES = ("DiT", "SD", "SD3", "Wan")
 
@@ -270,7 +271,7 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
 
 from diff_es import DiffESError
-from diff_es.loading import load
+from diff_es.pipelines.loading import load
 
 def ask(name):
     start = time.monotonic()

@@ -20,8 +20,9 @@ from tests.tiny import CALL, tiny
 
 from diff_es import DiffESError
 from diff_es.layers import discover
-from diff_es.loading import load
-from diff_es.pipeline import denoiser_of, trace
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.sampling import denoiser_of
+from diff_es.pipelines.tracing import trace
 
 ODD: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 3, 2.5, 10**9, 10**30, 1e308, float("nan"), float("inf"), "", "x", "10", [], [1], {}),

@@ -22,9 +22,9 @@ from tests.tiny import assert_same, images, opened, settings, snapshot, stages_o
 
 from diff_es import BudgetOutOfReach, Depth, Method, Sampling, UnsupportedModel, Width, compress, load
 from diff_es.layers import DENSE, Kind, discover
-from diff_es.loading import check
-from diff_es.pipeline import trace
-from diff_es.route import routed
+from diff_es.pipelines.supported import check
+from diff_es.pipelines.tracing import trace
+from diff_es.routing.routing import routed
 
 GEGLU = {"activation": "geglu"}
 MATRIX: dict[str, tuple[dict[str, Any], Sampling]] = {
@@ -57,7 +57,7 @@ def test_every_shape_is_compressed_routed_saved_and_loaded(name: str, prune: str
     with routed(pipe.transformer, stages_of(pipe, 3, sampling), opened(pipe, [DENSE] * 3)):
         assert torch.equal(images(pipe, **call), dense)
     method = Method(Depth()) if prune == "depth" else Method(Width(4))
-    chosen = settings(sampling=sampling, method=method, population=4, generations=2, probes=2)
+    chosen = settings(sampling=sampling, method=method, population=4, generations=2, search_noises=2)
     fast = compress(pipe, 0.8, chosen)
     assert_same(before, snapshot(pipe.transformer))
     assert 0.4 < fast.report.macs_ratio <= 0.8
@@ -179,7 +179,9 @@ def test_diffusers_own_test_passes_with_nothing_pruned(published: DiTPipeline) -
 
 
 def test_the_published_pipeline_is_compressed_too(published: DiTPipeline, tmp_path: Path) -> None:
-    chosen = settings(sampling=Sampling(2, 4.0, 1), stages=2, generations=2, population=4, probes=2, calibration=2)
+    chosen = settings(
+        sampling=Sampling(2, 4.0, 1), stages=2, generations=2, population=4, search_noises=2, calibration_samples=2
+    )
     fast = compress(published, 0.7, chosen)
     fast.save(tmp_path / "out")
     with load(tmp_path / "out").routed(published):

@@ -19,14 +19,17 @@ from hypothesis import strategies as st
 from tests.tiny import tiny
 from torch import Tensor
 
-from diff_es import metrics
-from diff_es.errors import DiffESError
-from diff_es.loading import load
-from diff_es.multistep import Recording, corrected, directions, fitting, fixed
-from diff_es.pipeline import Sampling, make_probes, sample, trace
-from diff_es.samplers import is_deterministic, trajectory
-from diff_es.stepping import stepped
-from diff_es.trajectory import trailing
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pipelines.tracing import trace
+from diff_es.scoring import metrics
+from diff_es.solvers.custom_timesteps import stepped
+from diff_es.solvers.samplers import is_deterministic, trajectory
+from diff_es.trajectory.corrections import Recording, corrected, directions, fitting, fixed
+from diff_es.trajectory.timesteps import trailing
+from diff_es.utils.errors import DiffESError
 
 
 def drawn(count: int, seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diff_es.calibrate import _Accumulator
-from diff_es.compensation import Ridge, output_error, regress
-from diff_es.errors import DiffESError
-from diff_es.importance import Activation, Magnitude, Obs, Ranking, Wanda
-from diff_es.moments import Moments, damped
+from diff_es.pruning.calibration import _Accumulator
+from diff_es.pruning.compensation import Ridge, output_error, regress
+from diff_es.pruning.importance import Activation, Magnitude, Obs, Ranking, Wanda
+from diff_es.pruning.moments import Moments, damped
+from diff_es.utils.errors import DiffESError
 
 laws = settings(max_examples=40, deadline=None)
 RANKINGS = (Magnitude(), Activation(), Wanda(), Obs(), Obs(rounds=2), Obs(damping=1e-3, rounds=10_000))

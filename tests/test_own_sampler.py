@@ -32,17 +32,21 @@ from diff_es import (
     export,
     load,
 )
-from diff_es.benchmark import compare
-from diff_es.evaluate import Effort, evaluated
-from diff_es.fitness import Fitness
-from diff_es.inspection import inspect
-from diff_es.layers import DENSE, declare, fingerprint
-from diff_es.loading import reopen
-from diff_es.pipeline import Sampling, make_probes, sample, trace
-from diff_es.progress import Reporter
-from diff_es.schedule import Schedule, Stages
+from diff_es.compression.study import Study, prepare
+from diff_es.evaluation.benchmark import compare
+from diff_es.evaluation.evaluate import Effort, evaluated
+from diff_es.evaluation.inspection import inspect
+from diff_es.layers import DENSE, fingerprint
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import reopen
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pipelines.tracing import trace
+from diff_es.pruning.declare import declare
+from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.search import Candidate
-from diff_es.study import Study, prepare
+from diff_es.trajectory.stages import Schedule, Stages
+from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 OWN_TIMES = (0.9, 0.7, 0.4, 0.3)
@@ -140,7 +144,7 @@ def test_the_promise_of_a_result_is_what_its_routing_gives(found: tuple[OwnSampl
     sampler, fast = found
     ready = prepare(sampler, fast.report.settings)
     assert ready.reference is not None
-    probes = make_probes(sampler, 5 * WORK.held_out, WORK.seed, "held-out")[4 * WORK.held_out :]
+    probes = make_probes(sampler, 5 * WORK.held_out_noises, WORK.seed, "held-out")[4 * WORK.held_out_noises :]
     sampling = ready.settings.sampling
     with by_hand(sampler, (DENSE, DENSE), ready.reference).routed(sampler):
         goal = sample(sampler, probes, sampling)
@@ -229,7 +233,7 @@ def test_workers_score_as_one_process_does() -> None:
 def fitness(ready: Study, memory: int) -> Fitness:
     probes = make_probes(ready.pipe, 4, 0, "search")
     own = (ready.pipe, ready.library, ready.stages, probes, ready.settings.sampling, ready.settings.measure)
-    return Fitness(*own, path=ready.path, reference=ready.reference, memory=memory)
+    return Fitness(*own, Comparison(ready.path, ready.reference, memory=memory))
 
 
 @pytest.mark.parametrize("loop", ["chosen", "guided"])

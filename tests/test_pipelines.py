@@ -16,20 +16,24 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from diff_es import DiffESError, Sampling, UnsupportedModel
-from diff_es.conditioning import Encodings, Probe, bundled_prompts, call_arguments, encoded_once, make_probes
-from diff_es.cost import MacCounter
+from diff_es.evaluation.assemble import picture
 from diff_es.layers import DENSE, discover
-from diff_es.loading import SUPPORTED, check, check_denoiser
-from diff_es.measures import ImageSSIM
-from diff_es.pipeline import decode, denoiser_of, first_call, on_timestep, sample, trace, with_denoiser
-from diff_es.placements import Resident
-from diff_es.route import routed
-from diff_es.samplers import trajectory
-from diff_es.schedule import Stages
-from diff_es.stage_clock import on_stage
-from diff_es.stepping import stepped
-from diff_es.story import picture
-from diff_es.trajectory import placed
+from diff_es.pipelines.encodings import Encodings, encoded_once
+from diff_es.pipelines.families import call_arguments
+from diff_es.pipelines.probes import Probe, bundled_prompts, make_probes
+from diff_es.pipelines.sampling import decode, denoiser_of, sample, with_denoiser
+from diff_es.pipelines.supported import SUPPORTED, check, check_denoiser
+from diff_es.pipelines.timestep_hook import on_timestep
+from diff_es.pipelines.tracing import first_call, trace
+from diff_es.pruning.macs import MacCounter
+from diff_es.routing.placements import Resident
+from diff_es.routing.routing import routed
+from diff_es.routing.stage_hook import on_stage
+from diff_es.scoring.fidelity import ImageSSIM
+from diff_es.solvers.custom_timesteps import stepped
+from diff_es.solvers.samplers import trajectory
+from diff_es.trajectory.stages import Stages
+from diff_es.trajectory.timesteps import placed
 
 every_pipeline = pytest.mark.parametrize("name", CASES)
 steppable = pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.steppable])

@@ -19,10 +19,11 @@ from tests.tiny import CALL, assert_same, images, opened, random_plan, settings,
 from torch import Tensor, nn
 
 from diff_es import ArtefactError, Compact, Compressed, Resident, Run, Streamed, compress, load
-from diff_es.layers import DENSE, Cut, Factor, Plan, discover, fed_by, realise
-from diff_es.lowrank import factorise
-from diff_es.placements import Placement, Stitched, Store, StreamedStore, choose
-from diff_es.route import routed
+from diff_es.layers import DENSE, Cut, Factor, Plan, discover
+from diff_es.pruning.lowrank import factorise
+from diff_es.routing.placements import Placement, Stitched, Store, StreamedStore, choose
+from diff_es.routing.realise import fed_by, realise
+from diff_es.routing.routing import routed
 
 
 def ahead(denoiser: nn.Module, anatomy: Any, plans: Sequence[Plan], limit: float = 1.15) -> StreamedStore:
@@ -266,7 +267,7 @@ def test_the_placement_follows_the_memory_that_is_free(monkeypatch: pytest.Monke
     anatomy, plans = discover(pipe.transformer), [random_plan(pipe, seed) for seed in range(3)]
     needed = sum(realise(pipe.transformer, anatomy, plan).bytes for plan in plans)
     for free, expected in ((2.1 * needed, Resident()), (1.5 * needed, Streamed())):
-        monkeypatch.setattr("diff_es.placements._free", lambda device, free=free: int(free))
+        monkeypatch.setattr("diff_es.routing.placements._free", lambda device, free=free: int(free))
         assert choose(pipe.transformer, anatomy, plans) == expected
     assert choose(pipe.transformer, anatomy, plans_of(pipe)) == Compact()
 

@@ -21,7 +21,7 @@ import pytest
 from tests import loads
 
 from diff_es import DiffESError, StorageError
-from diff_es.pool import Load, Workers
+from diff_es.utils.pool import Load, Workers
 
 SHARED = bytes([100]) * (1 << 22)  # more than a pipe holds
 
@@ -168,7 +168,7 @@ def test_a_pool_that_is_let_go_ends_and_so_does_one_in_a_thread() -> None:
 
 SCRIPT = """
 import multiprocessing, os, signal, sys
-from diff_es.pool import Workers
+from diff_es.utils.pool import Workers
 from tests import loads
 if __name__ == "__main__":
     other = loads.stuck if int(sys.argv[1]) in (0, signal.SIGINT) else loads.adding

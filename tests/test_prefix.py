@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 from tests.tiny import CALL, calls_of, tiny
 from torch import Tensor
 
-from diff_es.multistep import Recording, fitting
-from diff_es.pipeline import make_probes, sample, trace
-from diff_es.prefix import After, PrefixCache, Replay, Result
-from diff_es.samplers import STEPPABLE, is_deterministic, trajectory
-from diff_es.stepping import stepped
-from diff_es.trajectory import trailing
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pipelines.tracing import trace
+from diff_es.solvers.custom_timesteps import stepped
+from diff_es.solvers.prefix_cache import After, PrefixCache, Replay, Result
+from diff_es.solvers.samplers import STEPPABLE, is_deterministic, trajectory
+from diff_es.trajectory.corrections import Recording, fitting
+from diff_es.trajectory.timesteps import trailing
 
 SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
     "DDIM": (DDIMScheduler, {}),

@@ -32,11 +32,11 @@ from tests.pipelines import clip_tokenizer, t5_encoder, t5_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from diff_es.layers import DENSE, discover
-from diff_es.loading import check
-from diff_es.pipeline import denoiser_of
-from diff_es.placements import Resident
-from diff_es.route import routed
-from diff_es.schedule import Stages
+from diff_es.pipelines.sampling import denoiser_of
+from diff_es.pipelines.supported import check
+from diff_es.routing.placements import Resident
+from diff_es.routing.routing import routed
+from diff_es.trajectory.stages import Stages
 
 CLIP = {
     "bos_token_id": 52,

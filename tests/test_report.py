@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from diff_es.report import Curve, Heat, Row, Story, Strip, findings, headline, render, svg
+from diff_es.evaluation.report import Curve, Heat, Row, Story, Strip, findings, headline, render, svg
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 STEPPED = "fewer steps of the dense model"

@@ -13,14 +13,14 @@ import pytest
 from diffusers import DiTPipeline
 from tests.tiny import CALL, settings, tiny
 
-import diff_es.evaluate
+import diff_es.evaluation.evaluate
 from diff_es import Compressed, DiffESError, Run, Streamed, compress, load
-from diff_es.again import asked_again
-from diff_es.budget import Budget, Prices
-from diff_es.cli import main
-from diff_es.cost import Costs
-from diff_es.evaluate import Contender
-from diff_es.placements import parameter_bytes
+from diff_es.cli.app import main
+from diff_es.compression.reopening import asked_again
+from diff_es.evaluation.evaluate import Contender
+from diff_es.pruning.budget import Budget, Prices
+from diff_es.pruning.macs import Costs
+from diff_es.routing.placements import parameter_bytes
 
 SPEEDUP, LIMIT = 1.2, 0.75
 SAVED = 0.06  # the share of a step's time that each of eight levels saves, far less than of its MACs
@@ -46,10 +46,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     pipe.save_pretrained(folder / "model")
     limit = LIMIT * parameter_bytes(pipe.transformer) / 1e9
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diff_es.survey.measured_prices", slow_to_shrink)
+        patch.setattr("diff_es.compression.survey.measured_prices", slow_to_shrink)
         for name, budget in (("time", {"speedup": SPEEDUP}), ("weights", {"macs": 0.8, "weights_gb": limit})):
             journal = folder / name / "journal.jsonl"
-            little = settings(probes=2, population=4, generations=1)
+            little = settings(search_noises=2, population=4, generations=1)
             compress(pipe, settings=little, run=Run(journal=journal), **budget).save(folder / name)  # type: ignore[arg-type]
     return Made(folder / "model", {name: folder / name for name in ("time", "weights")})
 
@@ -57,13 +57,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture
 def rivals(monkeypatch: pytest.MonkeyPatch) -> list[Contender]:
     """Whom ``evaluate`` compares a result with, itself included."""
-    found, contenders = list[Contender](), diff_es.evaluate.contenders
+    found, contenders = list[Contender](), diff_es.evaluation.evaluate.contenders
 
     def noted(*arguments: Any) -> tuple[Contender, ...]:
         found.extend(contenders(*arguments))
         return tuple(found)
 
-    monkeypatch.setattr(diff_es.evaluate, "contenders", noted)
+    monkeypatch.setattr(diff_es.evaluation.evaluate, "contenders", noted)
     return found
 
 

@@ -21,10 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diff_es import DiffESError
 from diff_es.layers import DENSE, Plan
-from diff_es.pipeline import make_probes, sample
-from diff_es.placements import Store
-from diff_es.route import Routing, routed, routing_of
-from diff_es.schedule import Stages
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.routing.placements import Store
+from diff_es.routing.routing import Routing, routed, routing_of
+from diff_es.trajectory.stages import Stages
 
 SAMPLERS = (
     {"scheduler": DDIMScheduler},

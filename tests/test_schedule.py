@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from diff_es.errors import DiffESError
-from diff_es.manifest import Described
-from diff_es.schedule import Schedule, Stages
+from diff_es.compression.report import Described
+from diff_es.trajectory.stages import Schedule, Stages
+from diff_es.utils.errors import DiffESError
 
 laws = settings(max_examples=60, deadline=None)
 descending = st.lists(st.integers(0, 999), min_size=1, max_size=40, unique=True).map(lambda t: sorted(t, reverse=True))

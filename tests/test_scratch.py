@@ -15,7 +15,7 @@ import torch
 from tests.tiny import images, tiny
 
 from diff_es import Compressed, StorageError, Streamed
-from diff_es.scratch import scratch
+from diff_es.utils.scratch import scratch
 
 
 @contextmanager

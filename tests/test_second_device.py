@@ -10,19 +10,22 @@ import pytest
 import torch
 from tests.pipelines import BY_BLOCK, BY_LEAF, CASES, in_groups, made
 from tests.second import SECOND, second_device
-from tests.tiny import settings
+from tests.tiny import LITTLE, settings
 from torch import Tensor
 
 from diff_es import Compressed, Method, Resident, Streamed, Width, compress
-from diff_es.pipeline import make_probes, sample
-from diff_es.placements import Placed
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import sample
+from diff_es.pruning.granularity import Granularity
+from diff_es.routing.placements import Placed
 
-CASE = replace(CASES["SD"], sampling=replace(CASES["SD"].sampling, num_inference_steps=3, batch=1))
+CASE = replace(CASES["SD"], sampling=replace(CASES["SD"].sampling, num_inference_steps=2, batch=1))
 
 
 @pytest.fixture(scope="module")
 def result() -> Compressed:
-    chosen = settings(sampling=CASE.sampling, prompts=("a fox", "a hat"), method=Method(Width(4, dense=())))
+    method = Method(Width(4, dense=()), granularity=Granularity.WHOLE)
+    chosen = settings(sampling=CASE.sampling, stages=2, prompts=("a fox", "a hat"), method=method, **LITTLE)
     return compress(made(CASE.make), 0.95, chosen)
 
 

@@ -13,13 +13,15 @@ from tests.tiny import CALL, settings, tiny
 from torch import Tensor, nn
 
 from diff_es import Compact, Compressed, DiffESError, Resident, Run, Streamed, UnsupportedModel, Width, compress
-from diff_es.conditioning import Probe
-from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, discover, named_parameters, output_of
-from diff_es.library import Method
-from diff_es.pipeline import denoiser_of, make_probes, sample, trace
-from diff_es.placements import Placed, Stitched
-from diff_es.route import routed
-from diff_es.schedule import Stages
+from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, discover, named_parameters
+from diff_es.pipelines.probes import Probe, make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pipelines.tracing import trace
+from diff_es.pruning.library import Method
+from diff_es.routing.placements import Placed, Stitched
+from diff_es.routing.realise import output_of
+from diff_es.routing.routing import routed
+from diff_es.trajectory.stages import Stages
 
 ALL = {"DiT": (tiny, CALL), **{name: (case.make, case.sampling) for name, case in CASES.items()}}
 

@@ -31,10 +31,10 @@ from diff_es import (
     compress,
     load,
 )
-from diff_es.inspection import inspect
-from diff_es.progress import Reporter
-from diff_es.settings import describe, restore, value_of
-from diff_es.units import Grain
+from diff_es.compression.settings import describe, restore, value_of
+from diff_es.evaluation.inspection import inspect
+from diff_es.pruning.granularity import Granularity
+from diff_es.utils.progress import Reporter
 
 NOWHERE = "no-one/nothing-here"  # a model that does not load
 
@@ -45,27 +45,27 @@ def test_the_value_of_an_enum_is_its_member(levers: Levers) -> None:
     for made in (Settings(levers=said), Settings().changed(levers=said), replace(Settings(), levers=said)):
         assert made.levers is levers
         assert restore(json.loads(json.dumps(describe(made)))).levers is levers
-    for grain in Grain:
-        assert Method(grain=str(grain.value)).grain is grain  # type: ignore[arg-type]
+    for grain in Granularity:
+        assert Method(granularity=str(grain.value)).grain is grain  # type: ignore[arg-type]
 
 
 def test_levers_said_as_a_string_are_those(fast: Compressed) -> None:
     """``fast`` is of levels alone."""
-    same = compress(tiny(), 0.6, settings(levers=Levers.BOTH, placings=1), levers="prune", placings=16)
+    same = compress(tiny(), 0.6, settings(levers=Levers.BOTH, timestep_generations=1), levers="prune", placings=16)
     assert (same.schedule, same.timesteps) == (fast.schedule, None)
-    steps = compress(tiny(), 0.6, joint(generations=1, population=2, placings=1), levers="steps")
+    steps = compress(tiny(), 0.6, joint(generations=1, population=2, timestep_generations=1), levers="steps")
     assert steps.timesteps is not None
     assert not any(map(any, steps.schedule.levels))
 
 
-@pytest.mark.parametrize("wrong", ["x", "PRUNE", "Levers.PRUNE", None, b"prune", True, Grain.WHOLE, Levers])
+@pytest.mark.parametrize("wrong", ["x", "PRUNE", "Levers.PRUNE", None, b"prune", True, Granularity.WHOLE, Levers])
 def test_what_is_no_lever_is_refused_with_those_there_are(wrong: Any) -> None:
     for made in (lambda: Settings(levers=wrong), lambda: compress(None, levers=wrong)):
         with pytest.raises(DiffESError, match="levers: expected 'prune' or 'steps' or 'prune,steps', found"):
             made()
-    if wrong is not None and wrong is not Grain.WHOLE:
+    if wrong is not None and wrong is not Granularity.WHOLE:
         with pytest.raises(DiffESError, match=r"Method\.grain: expected 'whole' or 'kind' or 'block', found"):
-            Method(grain=wrong)
+            Method(granularity=wrong)
 
 
 def test_numbers_of_numpy_and_lists_are_written_as_python_writes_them() -> None:
@@ -122,7 +122,7 @@ def test_what_is_refused_binds_no_journal(
     def refuse(*_: Any) -> None:
         raise AssertionError("calibration began")
 
-    monkeypatch.setattr("diff_es.study.calibrate", refuse)
+    monkeypatch.setattr("diff_es.compression.study.calibrate", refuse)
     monkeypatch.chdir(tmp_path)
     budget: dict[str, Any] = {} if {"macs", "speedup"} & wrong.keys() else {"macs": 0.6}
     with pytest.raises(DiffESError, match=next(iter(wrong))):
@@ -223,7 +223,7 @@ def test_a_search_without_a_journal_to_resume_says_that_it_starts_anew(
     monkeypatch.setattr(Reporter, "say", lambda _, text: lines.append(text))
     journal, chosen = (
         tmp_path / "journal.jsonl",
-        settings(generations=1, population=2, probes=1, calibration=2, front=(0.1, 0.9)),
+        settings(generations=1, population=2, search_noises=1, calibration_samples=2, front=(0.1, 0.9)),
     )
     first = compress(tiny(), 0.6, chosen, run=Run(journal=journal, resume=True))
     assert lines[0] == f"There is no journal to resume at {journal}: the search starts anew."

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diff_es.search import Levels, Space
+from diff_es.search import Candidate, Space
 
 laws = settings(max_examples=80, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -29,19 +29,19 @@ def cells(space: Space) -> list[tuple[int, int]]:
     return [(s, u) for s in range(len(space.costs)) for u in range(len(space.costs[0]))]
 
 
-def every(space: Space) -> list[Levels]:
+def every(space: Space) -> list[Candidate]:
     """All schedules of the table, whatever they cost."""
     stages = [list(product(*(range(len(row)) for row in stage))) for stage in space.costs]
-    return list(product(*stages))
+    return [Candidate.of(levels) for levels in product(*stages)]
 
 
-def total(space: Space, levels: Levels) -> int:
-    return sum(space.costs[s][u][levels[s][u]] for s, u in cells(space))
+def total(space: Space, candidate: Candidate) -> int:
+    return sum(space.costs[s][u][candidate.levels[s][u]] for s, u in cells(space))
 
 
-def is_maximal(space: Space, levels: Levels) -> bool:
+def is_maximal(space: Space, candidate: Candidate) -> bool:
     """Within the budget, no single dearer level fits, and rows that cost nothing are at level 0."""
-    slack = space.budget - total(space, levels)
+    levels, slack = candidate.levels, space.budget - total(space, candidate)
     rises = [c - space.costs[s][u][levels[s][u]] for s, u in cells(space) for c in space.costs[s][u]]
     idle_at_0 = all(any(space.costs[s][u]) or levels[s][u] == 0 for s, u in cells(space))
     return slack >= 0 and not any(0 < rise <= slack for rise in rises) and idle_at_0
@@ -62,16 +62,16 @@ def test_starts_and_random_candidates_are_maximal(space: Space, seed: int, gap: 
     rng = np.random.default_rng(seed)
     starts = space.starts(rng, gap)
     assert len(set(starts)) == len(starts)
-    for levels in (*starts, space.random(rng)):
-        assert is_maximal(space, levels)
-    assert total(space, space.cheapest()) == min(total(space, levels) for levels in every(space))
+    for candidate in (*starts, space.random(rng)):
+        assert is_maximal(space, candidate)
+    assert total(space, space.cheapest()) == min(total(space, candidate) for candidate in every(space))
 
 
 @laws
 @given(spaces(), seeds, st.integers(1, 4))
 def test_a_mutation_is_maximal_and_moves_wherever_it_can(space: Space, seed: int, most: int) -> None:
     rng = np.random.default_rng(seed)
-    maximal = [levels for levels in every(space) if is_maximal(space, levels)]
+    maximal = [candidate for candidate in every(space) if is_maximal(space, candidate)]
     for parent in maximal[:40]:
         child = space.mutate(parent, rng, most)
         assert is_maximal(space, child)
@@ -82,7 +82,7 @@ def test_a_mutation_is_maximal_and_moves_wherever_it_can(space: Space, seed: int
 @given(spaces(), seeds, st.integers(1, 4), st.data())
 def test_moves_from_any_feasible_parent_are_maximal(space: Space, seed: int, most: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
-    feasible = st.sampled_from([levels for levels in every(space) if space.feasible(levels)])
+    feasible = st.sampled_from(list(filter(space.feasible, every(space))))
     a, b = data.draw(feasible), data.draw(feasible)
     assert is_maximal(space, space.mutate(a, rng, most))
     assert is_maximal(space, space.crossover(a, b, rng))
@@ -91,9 +91,9 @@ def test_moves_from_any_feasible_parent_are_maximal(space: Space, seed: int, mos
 @laws
 @given(spaces())
 def test_feasible_and_cost_agree_with_the_table(space: Space) -> None:
-    for levels in every(space)[:50]:
-        assert space.cost(levels) == total(space, levels)
-        assert space.feasible(levels) == (total(space, levels) <= space.budget)
+    for candidate in every(space)[:50]:
+        assert space.cost(candidate) == total(space, candidate)
+        assert space.feasible(candidate) == (total(space, candidate) <= space.budget)
 
 
 @laws
@@ -105,11 +105,11 @@ def test_with_equal_costs_a_mutation_keeps_the_sum_of_levels(
     budget = data.draw(st.integers(0, stages * units * price * top))
     space = Space(((row,) * units,) * stages, budget)
     rng = np.random.default_rng(seed)
-    levels = space.random(rng)
+    parent = space.random(rng)
     for _ in range(5):
-        child = space.mutate(levels, rng, 3)
-        assert sum(map(sum, child)) == sum(map(sum, levels))
-        levels = child
+        child = space.mutate(parent, rng, 3)
+        assert sum(map(sum, child.levels)) == sum(map(sum, parent.levels))
+        parent = child
 
 
 def test_one_switch_moves_one_level_from_one_stage_to_another() -> None:
@@ -117,51 +117,53 @@ def test_one_switch_moves_one_level_from_one_stage_to_another() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         parent = space.random(rng)
-        moved = sorted(c - p for (c,), (p,) in zip(space.mutate(parent, rng, 1), parent, strict=True))
+        child = space.mutate(parent, rng, 1)
+        moved = sorted(c - p for (c,), (p,) in zip(child.levels, parent.levels, strict=True))
         assert moved == [-1, 0, 0, 0, 0, 1]
 
 
 def test_crossover_takes_each_stage_from_either_parent() -> None:
     space = Space((((4, 0), (4, 0)),) * 4, 16)
-    a, b = ((0, 1),) * 4, ((1, 0),) * 4
+    a, b = Candidate.of([(0, 1)] * 4), Candidate.of([(1, 0)] * 4)
     children = {space.crossover(a, b, np.random.default_rng(seed)) for seed in range(200)}
-    assert children == set(product([(0, 1), (1, 0)], repeat=4))
+    assert children == set(map(Candidate.of, product([(0, 1), (1, 0)], repeat=4)))
 
 
 def test_levels_of_equal_cost_are_reached_sideways() -> None:
     space = Space((((2, 1, 1),), ((2, 2),)), 3)
-    reached: set[Levels] = set()
-    frontier: set[Levels] = {((1,), (0,))}
+    reached, frontier = set[Candidate](), {Candidate.of([[1], [0]])}
     rng = np.random.default_rng(0)
     while frontier:
         reached |= frontier
-        frontier = {space.mutate(levels, rng, 1) for levels in reached for _ in range(20)} - reached
-    assert reached == {levels for levels in every(space) if is_maximal(space, levels)}
+        frontier = {space.mutate(parent, rng, 1) for parent in reached for _ in range(20)} - reached
+    assert reached == {candidate for candidate in every(space) if is_maximal(space, candidate)}
 
 
 def test_a_stage_without_steps_stays_at_level_0() -> None:
     space = Space((((4, 2),), ((0, 0),), ((4, 2),)), 6)
     rng = np.random.default_rng(0)
-    assert space.repair(((1,), (1,), (1,)), rng)[1] == (0,)
-    assert {space.random(rng) for _ in range(50)} == {((0,), (0,), (1,)), ((1,), (0,), (0,))}
+    assert space.repair(Candidate.of([[1]] * 3), rng).levels[1] == (0,)
+    drawn = {space.random(rng) for _ in range(50)}
+    assert drawn == {Candidate.of([[0], [0], [1]]), Candidate.of([[1], [0], [0]])}
 
 
 def test_shapes_are_the_dearest_of_their_family() -> None:
     row = (8, 6, 4, 2, 0)
     space = Space(((row,),) * 5, 20)
-    assert space.uniform() == ((2,),) * 5
-    assert space.ramp(rising=True, gap=4) == ((0,), (1,), (2,), (3,), (4,))
-    assert space.ramp(rising=False, gap=4) == ((4,), (3,), (2,), (1,), (0,))
+    assert space.uniform() == Candidate.of([[2]] * 5)
+    assert space.ramp(rising=True, gap=4) == Candidate.of([[0], [1], [2], [3], [4]])
+    assert space.ramp(rising=False, gap=4) == Candidate.of([[4], [3], [2], [1], [0]])
     assert space.ramp(rising=True, gap=0) == space.uniform()
-    assert space.protect({1, 2}, gap=2) == ((3,), (1,), (1,), (3,), (3,))
+    assert space.protect({1, 2}, gap=2) == Candidate.of([[3], [1], [1], [3], [3]])
     assert space.protect(range(0), gap=2) == space.uniform()
 
 
 def test_shapes_are_cut_off_at_what_a_row_offers() -> None:
     space = Space((((6, 4, 2), (3,)), ((6, 4, 2), (3,))), 11)
-    assert space.uniform() == ((2, 0), (2, 0))
-    assert space.protect([0], gap=9) == ((2, 0), (2, 0))
-    assert space.ramp(rising=True, gap=9) == ((2, 0), (2, 0))
+    deepest = Candidate.of([(2, 0)] * 2)
+    assert space.uniform() == deepest
+    assert space.protect([0], gap=9) == deepest
+    assert space.ramp(rising=True, gap=9) == deepest
 
 
 @laws
@@ -175,9 +177,9 @@ def test_where_costs_fall_with_the_level_every_shape_fits(space: Space, rising: 
     space = Space(tuple(tuple(map(falling, stage)) for stage in space.costs), space.budget)
     ramp, protected = space.ramp(rising, gap), space.protect([0], gap)
     assert all(map(space.feasible, (space.uniform(), ramp, protected)))
-    for unit in zip(*ramp, strict=True):
+    for unit in zip(*ramp.levels, strict=True):
         assert list(unit) == sorted(unit, reverse=not rising)
-    for unit in zip(*protected, strict=True):
+    for unit in zip(*protected.levels, strict=True):
         assert unit[0] == min(unit)
 
 
@@ -208,12 +210,14 @@ def test_helpful_errors() -> None:
     ):
         Space((((4, 2),),) * 2, 3)
     space = Space((((4, 2),),) * 2, 6)
-    with pytest.raises(ValueError, match=r"expected 2 stages x 1 units, found units per stage \[1\]; was it made for"):
-        space.cost(((0,),))
+    with pytest.raises(
+        ValueError, match=r"expected 2 stages x 1 units, found 1 stages of \[1\] levels, and .*; was it"
+    ):
+        space.cost(Candidate.of([[0]]))
     with pytest.raises(ValueError, match=r"expected a level from 0 to 1 at \[1\]\[0\], found -1"):
-        space.repair(((0,), (-1,)), np.random.default_rng(0))
+        space.repair(Candidate.of([[0], [-1]]), np.random.default_rng(0))
     with pytest.raises(ValueError, match="at least one switch at most, found most=0"):
-        space.mutate(((0,), (1,)), np.random.default_rng(0), 0)
+        space.mutate(Candidate.of([[0], [1]]), np.random.default_rng(0), 0)
     with pytest.raises(ValueError, match=r"protect: expected stages from 0 to 1, found \[2\]"):
         space.protect([1, 2], 1)
     with pytest.raises(ValueError, match="ramp: expected a gap of 0 or more levels, found -1"):
@@ -222,6 +226,9 @@ def test_helpful_errors() -> None:
         ValueError, match=r"uniform: .* budget of 12, but the cheapest one costs 15; raise the budget, or"
     ):
         Space((((10, 5),), ((5, 10),)), 12).uniform()
-    assert not space.feasible(((0,),))
-    assert not space.feasible(((0,), (2,)))
-    assert not space.feasible(((0,), (0,)))
+    for wrong in ([[0]], [[0], [2]], [[0], [0]]):
+        assert not space.feasible(Candidate.of(wrong))
+    fits = Candidate.of([[0], [1]])
+    assert space.feasible(fits)
+    assert not space.feasible(Candidate.of(fits.levels, [1, 1]))
+    assert not space.feasible(fits.at([500.0, 300.0]))

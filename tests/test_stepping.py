@@ -28,13 +28,17 @@ from diffusers.schedulers import AysSchedules
 from tests.tiny import images, tiny
 from torch import Tensor
 
-from diff_es import DiffESError, metrics
-from diff_es.loading import load
-from diff_es.pipeline import Sampling, denoiser_of, make_probes, on_timestep, sample
-from diff_es.published import Ays, ays
-from diff_es.samplers import STEPPABLE, trajectory
-from diff_es.stepping import Stepping, stepped, stepping_of
-from diff_es.trajectory import exponential, karras, placed, trailing
+from diff_es import DiffESError
+from diff_es.pipelines.families import Sampling
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pipelines.timestep_hook import on_timestep
+from diff_es.scoring import metrics
+from diff_es.solvers.ays import Ays, ays
+from diff_es.solvers.custom_timesteps import Stepping, stepped, stepping_of
+from diff_es.solvers.samplers import STEPPABLE, trajectory
+from diff_es.trajectory.timesteps import exponential, karras, placed, trailing
 
 DPM, UNIPC, EULER = DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}

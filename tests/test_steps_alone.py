@@ -13,23 +13,24 @@ from tests.pipelines import CASES, made
 from tests.tiny import calls_of, images, joint, tiny
 
 from diff_es import BudgetOutOfReach, Compressed, Depth, Method, Run, Width, compress
-from diff_es.conditioning import FAMILIES, Asked
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import study
+from diff_es.compression.survey import survey
 from diff_es.layers import DENSE, discover
-from diff_es.pipeline import denoiser_of, make_probes, sample
-from diff_es.progress import Reporter, Task
-from diff_es.settings import Levers
-from diff_es.study import study
-from diff_es.survey import survey
-from diff_es.units import Grain
+from diff_es.pipelines.families import FAMILIES, Asked
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pruning.granularity import Granularity
+from diff_es.utils.progress import Reporter, Task
 
 SMALL = {
     "levers": Levers.STEPS,
     "population": 2,
     "generations": 1,
-    "placings": 1,
-    "probes": 1,
-    "held_out": 1,
-    "heat": 0,
+    "timestep_generations": 1,
+    "search_noises": 1,
+    "held_out_noises": 1,
+    "first_rung": 0,
 }
 WORK = ("calibrate", "rank", "rank and compensate", "time layers")
 
@@ -74,13 +75,18 @@ def test_every_family_whose_sampler_can_be_stepped(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("ladder", "grain"),
-    [(Width(), Grain.KIND), (Depth(), None), (Depth(), Grain.BLOCK), (Width(depth=Depth()), Grain.WHOLE)],
+    [
+        (Width(), Granularity.KIND),
+        (Depth(), None),
+        (Depth(), Granularity.BLOCK),
+        (Width(depth=Depth()), Granularity.WHOLE),
+    ],
     ids=str,
 )
-def test_no_ladder_and_no_grain_matters(ladder: Width | Depth, grain: Grain | None) -> None:
+def test_no_ladder_and_no_grain_matters(ladder: Width | Depth, grain: Granularity | None) -> None:
     """Blocks that differ are skipped by rank in none of these, and a ladder of depth has no units but the whole."""
     pipe, case = made(CASES["SD"].make), CASES["SD"]
-    chosen = joint(**SMALL, sampling=case.sampling, method=Method(ladder, grain=grain))
+    chosen = joint(**SMALL, sampling=case.sampling, method=Method(ladder, granularity=grain))
     ready = study(survey(pipe, chosen, Reporter(quiet=True)), Reporter(quiet=True))
     assert [(unit.name, len(unit.options)) for unit in ready.units] == [("denoiser", 1)]
     assert ready.library.units == ready.units

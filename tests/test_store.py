@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from diff_es import store
-from diff_es.errors import ArtefactError, DiffESError, StorageError
-from diff_es.files import write_text
-from diff_es.journal import Journal, Scale
-from diff_es.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest
+from diff_es.compression.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest
+from diff_es.scoring.journal import Journal, Scale
+from diff_es.search import Candidate
+from diff_es.utils.errors import ArtefactError, DiffESError, StorageError
+from diff_es.utils.files import write_text
 
 BIT_PATTERNS = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45, 1.0000001])
 
@@ -228,7 +229,7 @@ def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 # ---------------------------------------------------------------------------------------------------------- journals
 
 SETTINGS = {"seed": 1, "budget": 0.7, "probes": (1, 2)}
-A, B, C = ((0,), (1,)), ((1,), (0,)), ((2,), (2,))
+A, B, C = (Candidate.of(levels) for levels in ([[0], [1]], [[1], [0]], [[2], [2]]))
 
 
 def written(path: Path) -> Journal:
@@ -251,8 +252,8 @@ def test_a_journal_resumes_and_goes_on(tmp_path: Path) -> None:
 def test_every_score_is_on_the_disk_when_add_returns(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     journal = Journal(path, SETTINGS, resume=False)
-    for i, levels in enumerate((A, B, C)):
-        journal.add(levels, float(i))
+    for i, candidate in enumerate((A, B, C)):
+        journal.add(candidate, float(i))
         assert [json.loads(line)["score"] for line in path.read_text().splitlines()[1:]] == [*map(float, range(i + 1))]
 
 
@@ -295,7 +296,7 @@ def test_a_journal_without_scores_may_be_replaced(tmp_path: Path) -> None:
     assert Journal(path, SETTINGS, resume=True).known[Scale.ALL] == {A: 1.0}
 
 
-@pytest.mark.parametrize("text", ["a note of mine\nand another\n", '{"levels": [[0]]}\n{"levels": [[1]]}\n'])
+@pytest.mark.parametrize("text", ["a note of mine\nand another\n", '{"candidate": {"levels": [[0]]}}\n' * 2])
 def test_a_file_that_is_no_journal_is_refused_untouched(tmp_path: Path, text: str) -> None:
     path = tmp_path / "search.jsonl"
     path.write_text(text)
@@ -322,7 +323,12 @@ def write_lines(path: Path, lines: list[Any]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-@pytest.mark.parametrize("change", [{"score": 9.0}, {"levels": [[5], [5]]}, {"scale": "heat"}, {"check": None}])
+EDITS = ({"levels": [[5], [5]]}, {"levels": [[0], [1]], "steps": [1, 1]}, {"levels": [[0], [1]], "order": 2})
+
+
+@pytest.mark.parametrize(
+    "change", [{"score": 9.0}, *({"candidate": edit} for edit in EDITS), {"scale": "heat"}, {"check": None}]
+)
 def test_an_edited_line_is_evaluated_again(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "search.jsonl"
     written(path)
@@ -337,7 +343,9 @@ def test_an_edited_line_is_evaluated_again(tmp_path: Path, change: dict[str, Any
     assert (last.known[Scale.ALL], last.dropped) == ({A: 1 / 3, B: -2.5e-17}, 0)
 
 
-@pytest.mark.parametrize("junk", ["", "what is this", '{"levels": [[0]]}', "\x00" * 5000, "[" * 5000, "9" * 5000])
+@pytest.mark.parametrize(
+    "junk", ["", "what is this", '{"candidate": {"levels": [[0]]}}', "\x00" * 5000, "[" * 5000, "9" * 5000]
+)
 def test_a_line_of_junk_costs_that_line(tmp_path: Path, junk: str) -> None:
     path = tmp_path / "search.jsonl"
     written(path)

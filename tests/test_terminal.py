@@ -21,13 +21,13 @@ from rich.console import Console
 from tests.test_report import DENSE, row, story
 from tests.tiny import tiny
 
-from diff_es import Compressed, DiffESError, tables
-from diff_es.cli import main
-from diff_es.conditioning import bundled_prompts, read_prompts
-from diff_es.console import print_anywhere
-from diff_es.ending import Ending
-from diff_es.inspection import inspect
-from diff_es.progress import Reporter
+from diff_es import Compressed, DiffESError
+from diff_es.cli.app import main, tables
+from diff_es.cli.console import print_anywhere
+from diff_es.cli.ending import Ending
+from diff_es.evaluation.inspection import inspect
+from diff_es.pipelines.probes import bundled_prompts, read_prompts
+from diff_es.utils.progress import Reporter
 
 WHERE = "down_blocks.{}.attentions.0.transformer_blocks.0.ff.net.0[proj]"
 
@@ -121,8 +121,9 @@ def test_every_command_prints_on_a_terminal_that_is_not_utf_8(
 ) -> None:
     folder, strange = tmp_path / "fast", tmp_path / "caf\udce9 – ☃"
     replace(fast, about={**fast.about, "origin": {**fast.origin, "model": str(model_folder)}}).save(folder)
-    small = "--steps 4 --stages 2 --batch 2 --calibration 2 --generations 1 --population 2 --probes 2 --heat 0"
-    small += " --held-out 1 --levers prune --front= --guidance 1 --resume --out"
+    small = "--steps 4 --stages 2 --batch 2 --calibration-samples 2 --generations 1 --population 2"
+    small += " --search-noises 2 --first-rung 0"
+    small += " --held-out-noises 1 --levers prune --front= --guidance 1 --resume --out"
     for arguments, code, told in (
         (["inspect", model_folder], 0, "GMACs of each block"),
         (["sample", folder, "--count", 1, "--out", strange], 0, "caf? - ?"),
@@ -234,14 +235,15 @@ def python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_the_package_imports_nothing_that_takes_long() -> None:
-    code = "import sys, diff_es, diff_es.__main__, diff_es.pool; print({'torch', 'numpy', 'rich'} & sys.modules.keys())"
+    heavy = "{'torch', 'numpy', 'rich'}"
+    code = f"import sys, diff_es, diff_es.__main__, diff_es.utils.pool; print({heavy} & sys.modules.keys())"
     assert python(code).stdout == "set()\n"
 
 
 def test_public_names_are_what_they_were() -> None:
     import diff_es
     from diff_es import compress, export, load
-    from diff_es.compress import open_journal
+    from diff_es.compression.compress import open_journal
 
     assert all(callable(named) for named in (compress, export, load, open_journal))
     assert diff_es.compress is compress
@@ -255,7 +257,7 @@ def test_whoever_started_the_command_may_have_a_signal_ignored() -> None:
     """As ``nohup`` does; and a second signal within a second is the same wish."""
     code = """
 import signal, time
-from diff_es.signals import Listener
+from diff_es.utils.signals import Listener
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 listener = Listener(lambda number: print("left") or exit())
 signal.raise_signal(signal.SIGHUP)

@@ -14,9 +14,9 @@ from tests.pipelines import CASES, made
 from tests.single_file import write_sdxl, write_stable_diffusion
 
 from diff_es import DiffESError, UnsupportedModel
-from diff_es.conditioning import read_prompts
-from diff_es.loading import load, origin_of, reopen
-from diff_es.pipeline import decode, make_probes, sample
+from diff_es.pipelines.loading import load, origin_of, reopen
+from diff_es.pipelines.probes import make_probes, read_prompts
+from diff_es.pipelines.sampling import decode, sample
 
 WRITERS = {"SD": write_stable_diffusion, "SDXL": write_sdxl}
 
@@ -106,7 +106,9 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(CASES["SD"].make).save_pretrained(tmp_path)
     find: Any = importlib.util.find_spec
-    monkeypatch.setattr("diff_es.loading.find_spec", lambda name: None if name == "transformers" else find(name))
+    monkeypatch.setattr(
+        "diff_es.pipelines.loading.find_spec", lambda name: None if name == "transformers" else find(name)
+    )
     with pytest.raises(UnsupportedModel, match=r"expected transformers.*found none\. pip install diff-es\[text\]"):
         load(str(tmp_path), device="cpu")
     made(CASES["DDPM"].make).save_pretrained(tmp_path / "pixels")

@@ -15,25 +15,29 @@ from tests.pipelines import CASES, made
 from tests.tiny import joint, settings
 
 from diff_es import DiffESError, Method, Run, Width, compress, load
-from diff_es.again import found_again
-from diff_es.benchmark import compare
-from diff_es.calibrate import Statistics
 from diff_es.cli import main
-from diff_es.evaluate import Effort, evaluate
-from diff_es.fitness import Fitness
+from diff_es.compression.reopening import found_again
+from diff_es.compression.settings import describe, restore
+from diff_es.compression.study import prepare
+from diff_es.evaluation.benchmark import compare
+from diff_es.evaluation.evaluate import Effort, evaluate
 from diff_es.layers import Anatomy
-from diff_es.library import Library
-from diff_es.measures import ImageSSIM, LatentSNR
-from diff_es.pipeline import denoiser_of, make_probes, sample, trace
-from diff_es.progress import Reporter
-from diff_es.samplers import trajectory
-from diff_es.settings import describe, restore
-from diff_es.study import prepare
-from diff_es.units import Depth
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pipelines.tracing import trace
+from diff_es.pruning.calibration import Statistics
+from diff_es.pruning.granularity import Depth, Granularity
+from diff_es.pruning.library import Library
+from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
+from diff_es.scoring.fitness import Fitness
+from diff_es.search import Candidate
+from diff_es.solvers.samplers import trajectory
+from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 PROMPTS = ("a fox", "two hats", "a blue door")
-CANDIDATES = ((2, 2, 1), (2, 4, 1), (2, 2, 4), (1, 0, 3), (2, 4, 2))
+METHOD = Method(Width(4, dense=()), granularity=Granularity.KIND)
+COUNTS = ((2, 2, 1), (2, 4, 1), (2, 2, 4), (1, 0, 3), (2, 4, 2))
 
 
 @pytest.mark.parametrize("name", ["FLUX", "Wan", "Qwen-Image", "SDXL"])
@@ -51,13 +55,13 @@ def test_prefixes_are_reused_to_the_bit(name: str, dtype: torch.dtype) -> None:
     scores, calls = list[list[float]](), list[int]()
     for memory in (0, 1 << 30):
         fitness = Fitness(pipe, library, stages, probes, case.sampling, LatentSNR(), path=path, memory=memory)
-        candidates = [own, *CANDIDATES, own]
-        scores.append([fitness(tuple((steps, 0) for steps in counts)) for counts in candidates])
+        candidates = [Candidate.of([[0]] * 3, counts) for counts in (own, *COUNTS, own)]
+        scores.append(list(map(fitness, candidates)))
         calls.append(fitness.calls)
     assert scores[0] == scores[1]
     assert np.isfinite(scores[0]).all()
     assert scores[0][0] == 120  # the user's own steps are the reference, to the bit
-    assert len(set(scores[0])) == len(CANDIDATES) + 1
+    assert len(set(scores[0])) == len(COUNTS) + 1
     assert calls[1] < calls[0]
 
 
@@ -67,7 +71,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
     pipe = made(case.make)
     probes = make_probes(pipe, 2, 0, "test", PROMPTS)
     dense = sample(pipe, probes, case.sampling)
-    small = joint(sampling=case.sampling, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=2, stages=2)
+    small = joint(sampling=case.sampling, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
     assert restore(json.loads(json.dumps(describe(small)))) == small
     fast = compress(pipe, 0.7, small)
     assert fast.report.macs_ratio <= 0.7
@@ -86,7 +90,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
 def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     case = CASES["PixArt-alpha"]
     pipe, asked = made(case.make), replace(case.sampling, negative_prompt="blurred")
-    small = settings(sampling=asked, prompts=PROMPTS, method=Method(Width(4, dense=())), generations=1, stages=2)
+    small = settings(sampling=asked, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
     fast = compress(pipe, 0.8, replace(small, measure=ImageSSIM()))
     ready = prepare(pipe, restore(fast.report.settings))
     effort = Effort(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)
@@ -123,8 +127,21 @@ def test_the_command_line_takes_prompts(tmp_path: Path, capfd: pytest.CaptureFix
     model, prompts, out = tmp_path / "model", tmp_path / "prompts.txt", tmp_path / "out"
     made(CASES["PixArt-Sigma"].make).save_pretrained(model)
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
-    small = ["--stages", 2, "--steps", 4, "--guidance", 3, "--batch", 2, "--calibration", 2, "--levels", 2]
-    small += ["--generations", 1, "--population", 4, "--probes", 2, "--heat", 0, "--held-out", 2, "--front", ""]
+    small = ["--stages", 2, "--steps", 4, "--guidance", 3, "--batch", 2, "--calibration-samples", 2, "--levels", 2]
+    small += [
+        "--generations",
+        1,
+        "--population",
+        4,
+        "--search-noises",
+        2,
+        "--first-rung",
+        0,
+        "--held-out-noises",
+        2,
+        "--front",
+        "",
+    ]
     asked = ["--prompts", prompts, "--negative-prompt", "blurred", "--height", 256, "--width", 256]
     code = run("compress", model, "--out", out, "--macs", 0.9, "--levers", "prune", *small, *asked, "--json")
     assert code == 0, capfd.readouterr().err

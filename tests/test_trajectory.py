@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diff_es import DiffESError
-from diff_es.schedule import Stages
-from diff_es.trajectory import Trajectory, exponential, karras, placed, quadratic, trailing
+from diff_es.trajectory.stages import Stages
+from diff_es.trajectory.timesteps import Trajectory, exponential, karras, placed, quadratic, trailing
 
 LINEAR = tuple((((1 - a) / a) ** 0.5) for a in np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)).tolist())
 FLOW = tuple(t / 1000 for t in range(1001))

@@ -35,19 +35,21 @@ from tests.unets import (
 from torch import Tensor, nn
 
 from diff_es import Compact, Depth, DiffESError, Method, Resident, Streamed, Width
-from diff_es.calibrate import Gatherer, Statistics
-from diff_es.compaction import Compaction
-from diff_es.compensation import output_error
-from diff_es.cost import MacCounter
-from diff_es.importance import Magnitude
-from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Switch, Weights, as_matrix, discover, realise
-from diff_es.library import Library
-from diff_es.packing import pack, unpack
-from diff_es.pipeline import Trace
-from diff_es.placements import Placement
-from diff_es.progress import Reporter
-from diff_es.store import read_folder, write_folder
-from diff_es.units import Grain, units_of
+from diff_es.compression.packing import pack, unpack
+from diff_es.compression.store import read_folder, write_folder
+from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Weights, as_matrix, discover
+from diff_es.pipelines.tracing import Trace
+from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.pruning.compaction import Compaction
+from diff_es.pruning.compensation import output_error
+from diff_es.pruning.granularity import Granularity, units_of
+from diff_es.pruning.importance import Magnitude
+from diff_es.pruning.library import Library
+from diff_es.pruning.macs import MacCounter
+from diff_es.routing.placements import Placement
+from diff_es.routing.realise import realise
+from diff_es.routing.switch import Switch
+from diff_es.utils.progress import Reporter
 
 QUIET, LEVELS = Reporter(quiet=True), 4
 EITHER = Width(LEVELS, multiple=1, dense=(), depth=Depth())
@@ -61,11 +63,13 @@ def statistics(make: Make) -> Statistics:
 
 
 @cache
-def library(make: Make, grain: Grain = Grain.BLOCK, depth: Depth | None = None, *, solve: bool = True) -> Library:
+def library(
+    make: Make, grain: Granularity = Granularity.BLOCK, depth: Depth | None = None, *, solve: bool = True
+) -> Library:
     """Of a model of its own; plans hold none of a model's weights."""
-    ladder = EITHER if grain is Grain.BLOCK else Width(LEVELS, 1, ())
+    ladder = EITHER if grain is Granularity.BLOCK else Width(LEVELS, 1, ())
     model, ridge = make(), Method().compensation if solve else None
-    method = Method(replace(ladder, depth=depth or ladder.depth), compensation=ridge, grain=grain)
+    method = Method(replace(ladder, depth=depth or ladder.depth), compensation=ridge, granularity=grain)
     return Library(model, discover(model), statistics(make), method, QUIET)
 
 
@@ -327,8 +331,8 @@ def test_blocks_of_several_kinds_are_not_skipped_by_their_number() -> None:
     anatomy = discover(sd())
     for ladder in (Depth(), EITHER):
         with pytest.raises(DiffESError, match=r"blocks of several kinds.*--units block --prune width,depth"):
-            units_of(anatomy, ladder, Grain.WHOLE)
-    units = units_of(anatomy, EITHER, Grain.BLOCK)
+            units_of(anatomy, ladder, Granularity.WHOLE)
+    units = units_of(anatomy, EITHER, Granularity.BLOCK)
     names = {layer.name for unit in units for layer in unit.layers}
     assert names == {layer.name for layer in anatomy.layers}
     assert {block.name for block in anatomy.blocks} <= {unit.name for unit in units}
@@ -393,8 +397,8 @@ def test_the_table_of_macs_is_what_the_slimmed_network_computes(make: Make) -> N
         assert counter.option(ready.units[unit], levels[unit]) == costs
         saved += counter.dense() - costs
     assert counted(model, ready.plan(0, levels)) == counter.dense() - saved, "units add up"
-    (whole,) = units_of(ready.anatomy, Width(LEVELS, 1, ()), Grain.WHOLE)
-    assert counter.option(whole, 2) == counted(model, library(make, Grain.WHOLE).plan(1, (2,)))
+    (whole,) = units_of(ready.anatomy, Width(LEVELS, 1, ()), Granularity.WHOLE)
+    assert counter.option(whole, 2) == counted(model, library(make, Granularity.WHOLE).plan(1, (2,)))
 
 
 # ------------------------------------------------------------------------------------------- calibration and solving
@@ -492,7 +496,7 @@ def test_compensation_leaves_no_larger_error_than_slicing(make: Make) -> None:
     """For every tap of a convolution, as its moments see it; and for what the convolution really returns, borders and
     correlations between taps included, here and in sum."""
     model, real = make(), [0.0, 0.0]
-    made = [library(make, Grain.WHOLE, solve=solve) for solve in (True, False)]
+    made = [library(make, Granularity.WHOLE, solve=solve) for solve in (True, False)]
     for layer in made[0].anatomy.layers:
         if layer.kind is Kind.RESNET:
             moments, output = statistics(make).stages[0][layer.name], model.get_submodule(layer.output)
@@ -522,7 +526,9 @@ def test_the_bias_of_a_convolution_takes_up_the_mean_of_every_tap() -> None:
     calm = statistics(sd).stages[0][layer.name]
     still = type(calm)(torch.outer(x, x) * 25, x * 25, 25)
     fake = Statistics(tuple({**stage, layer.name: still} for stage in statistics(sd).stages), (0.0, 0.0))
-    ready = Library(model, discover(model), fake, Method(Width(LEVELS, 1, ()), Magnitude(), grain=Grain.WHOLE), QUIET)
+    ready = Library(
+        model, discover(model), fake, Method(Width(LEVELS, 1, ()), Magnitude(), granularity=Granularity.WHOLE), QUIET
+    )
     cut = ready.plan(0, (2,)).cuts[layer.name]
     assert cut.weight is not None
     dense = output(constant)[..., 2, 2]
@@ -583,7 +589,7 @@ def test_all_placements_give_bitwise_the_same_output(make: Make) -> None:
 
 def test_a_factored_correction_of_a_convolution_keeps_the_tolerance() -> None:
     model, tolerance = sd(), 0.02
-    ready = library(sd, Grain.WHOLE)
+    ready = library(sd, Granularity.WHOLE)
     whole, factored = ready.plan(0, (2,)), Compaction(ready, tolerance).plan(0, (2,))
     for layer in ready.anatomy.layers:
         if layer.kind is Kind.RESNET:

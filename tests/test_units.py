@@ -15,29 +15,30 @@ from tests.counting import counted
 from tests.tiny import CALL, assert_same_plans, images, joint, opened, settings, snapshot, tiny
 
 from diff_es import Compressed, Depth, DiffESError, Method, Width, compress, load
-from diff_es.cost import MacCounter
+from diff_es.compression.settings import Levers
+from diff_es.compression.study import Study, prepare
+from diff_es.compression.survey import survey
 from diff_es.layers import Anatomy, Block, Kind, Layer, discover
-from diff_es.library import Library
-from diff_es.progress import Reporter
-from diff_es.route import routed
-from diff_es.schedule import Stages
-from diff_es.settings import Levers
-from diff_es.stepping import stepped
-from diff_es.study import Study, prepare
-from diff_es.survey import survey
-from diff_es.units import Grain, Ladder, Option, Skip, Thin, units_of
+from diff_es.pruning.granularity import Granularity, Ladder, Option, Skip, Thin, units_of
+from diff_es.pruning.library import Library
+from diff_es.pruning.macs import MacCounter
+from diff_es.routing.routing import routed
+from diff_es.search import Candidate
+from diff_es.solvers.custom_timesteps import stepped
+from diff_es.trajectory.stages import Stages
+from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 WIDTH, EITHER = Width(4, dense=()), Width(4, dense=(), depth=Depth())
 PLAIN = Width(4, dense=(), depth=Depth(bypass=False))
-COMBINATIONS: dict[str, tuple[Ladder, Grain]] = {
-    "denoiser": (WIDTH, Grain.WHOLE),
-    "denoiser, depth": (Depth(), Grain.WHOLE),
-    "denoiser, width or depth": (EITHER, Grain.WHOLE),
-    "kinds": (WIDTH, Grain.KIND),
-    "blocks": (WIDTH, Grain.BLOCK),
-    "blocks, width or skip": (EITHER, Grain.BLOCK),
-    "blocks, width or plain skip": (PLAIN, Grain.BLOCK),
+COMBINATIONS: dict[str, tuple[Ladder, Granularity]] = {
+    "denoiser": (WIDTH, Granularity.WHOLE),
+    "denoiser, depth": (Depth(), Granularity.WHOLE),
+    "denoiser, width or depth": (EITHER, Granularity.WHOLE),
+    "kinds": (WIDTH, Granularity.KIND),
+    "blocks": (WIDTH, Granularity.BLOCK),
+    "blocks, width or skip": (EITHER, Granularity.BLOCK),
+    "blocks, width or plain skip": (PLAIN, Granularity.BLOCK),
 }
 every_combination = pytest.mark.parametrize(("ladder", "grain"), COMBINATIONS.values(), ids=COMBINATIONS)
 
@@ -51,7 +52,7 @@ def anatomy() -> Anatomy:
 
 
 @every_combination
-def test_every_layer_has_one_unit_and_level_0_is_dense(ladder: Ladder, grain: Grain, anatomy: Anatomy) -> None:
+def test_every_layer_has_one_unit_and_level_0_is_dense(ladder: Ladder, grain: Granularity, anatomy: Anatomy) -> None:
     units = units_of(anatomy, ladder, grain)
     assert sorted(layer.name for unit in units for layer in unit.layers) == sorted(x.name for x in anatomy.layers)
     assert len({unit.name for unit in units}) == len(units)
@@ -71,16 +72,16 @@ def skips(options: Sequence[Option]) -> list[Any]:
 def test_what_each_grain_offers(anatomy: Anatomy) -> None:
     blocks = [block.name for block in anatomy.blocks]
     for ladder, thinned, skipped in ((WIDTH, 4, []), (EITHER, 4, [1, 2]), (Depth(), 1, [1, 2])):
-        (unit,) = units_of(anatomy, ladder, Grain.WHOLE)
+        (unit,) = units_of(anatomy, ladder, Granularity.WHOLE)
         assert (unit.name, unit.layers) == ("denoiser", anatomy.layers)
         assert skips(unit.options) == skipped
         assert len(unit.options) == thinned + len(skipped)  # one block always stays
-    attention, forward = units_of(anatomy, WIDTH, Grain.KIND)
+    attention, forward = units_of(anatomy, WIDTH, Granularity.KIND)
     assert (attention.name, forward.name) == ("attention", "feedforward")
     assert {layer.kind for layer in attention.layers} == {Kind.ATTENTION}
     assert {layer.kind for layer in forward.layers} == {Kind.FEEDFORWARD}
     for ladder in (WIDTH, EITHER):
-        units = units_of(anatomy, ladder, Grain.BLOCK)
+        units = units_of(anatomy, ladder, Granularity.BLOCK)
         assert [unit.name for unit in units] == blocks
         for unit in units:
             assert [layer.name for layer in unit.layers] == [f"{unit.name}.attn1", f"{unit.name}.ff"]
@@ -91,7 +92,7 @@ def test_a_layer_outside_of_all_blocks_is_its_own_unit() -> None:
     names = ("b.1.ff", "b.10.ff", "refiner.ff", "b.1.attn")
     layers = [Layer(name, Kind.FEEDFORWARD, 8, 1, (), f"{name}.net.2") for name in names]
     anatomy = Anatomy(tuple(layers), (Block("b.1", 4), Block("b.10", 4)), ())
-    units = units_of(anatomy, EITHER, Grain.BLOCK)
+    units = units_of(anatomy, EITHER, Granularity.BLOCK)
     found = {unit.name: [layer.name for layer in unit.layers] for unit in units}
     assert found == {"b.1": ["b.1.ff", "b.1.attn"], "b.10": ["b.10.ff"], "refiner.ff": ["refiner.ff"]}
     assert [len(skips(unit.options)) for unit in units] == [1, 1, 0]
@@ -100,7 +101,7 @@ def test_a_layer_outside_of_all_blocks_is_its_own_unit() -> None:
 def test_widths_of_units_are_rounded_and_left_dense_as_the_ladder_says() -> None:
     anatomy = discover(tiny(head_size=8).transformer)
     slow = ("transformer_blocks.1.ff", 2)
-    for unit in units_of(anatomy, Width(4, 16, (slow,)), Grain.BLOCK):
+    for unit in units_of(anatomy, Width(4, 16, (slow,)), Granularity.BLOCK):
         kept = [option.kept for option in unit.options if isinstance(option, Thin)]
         assert [heads for heads, _ in kept] == [4, 3, 2, 1]
         expected = [128, 96, 128 if unit.name == "transformer_blocks.1" else 64, 32]
@@ -118,19 +119,21 @@ def test_layers_that_lose_nothing_at_any_level_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ladder", "grain"), [(Depth(), Grain.KIND), (Depth(), Grain.BLOCK), (EITHER, Grain.KIND)], ids=str
+    ("ladder", "grain"),
+    [(Depth(), Granularity.KIND), (Depth(), Granularity.BLOCK), (EITHER, Granularity.KIND)],
+    ids=str,
 )
-def test_combinations_of_no_sense_are_refused_before_anything_runs(ladder: Ladder, grain: Grain) -> None:
+def test_combinations_of_no_sense_are_refused_before_anything_runs(ladder: Ladder, grain: Granularity) -> None:
     pipe = tiny()
     pipe.transformer.pos_embed.register_forward_pre_hook(lambda *_: 1 / 0)
     for levers in (Levers.PRUNE, Levers.BOTH):
         with pytest.raises(DiffESError, match=rf"units: expected .*, found units of grain {grain.value} with"):
-            compress(pipe, 0.7, settings(levers=levers, method=Method(ladder, grain=grain)))
+            compress(pipe, 0.7, settings(levers=levers, method=Method(ladder, granularity=grain)))
 
 
-@pytest.mark.parametrize("grain", Grain)
-def test_where_nothing_is_pruned_units_do_not_matter(grain: Grain) -> None:
-    ready = prepare(tiny(), joint(levers=Levers.STEPS, method=Method(WIDTH, grain=grain)))
+@pytest.mark.parametrize("grain", Granularity)
+def test_where_nothing_is_pruned_units_do_not_matter(grain: Granularity) -> None:
+    ready = prepare(tiny(), joint(levers=Levers.STEPS, method=Method(WIDTH, granularity=grain)))
     assert [unit.name for unit in ready.units] == ["denoiser"]
     assert ready.costs.options == ((ready.counter.dense(),),)
 
@@ -148,10 +151,12 @@ def library_of(study: Study, method: Method) -> Library:
     return Library(study.pipe.transformer, study.anatomy, study.statistics, method, QUIET)
 
 
-@pytest.mark.parametrize("grain", [Grain.KIND, Grain.BLOCK])
+@pytest.mark.parametrize("grain", [Granularity.KIND, Granularity.BLOCK])
 @pytest.mark.parametrize("changes", [{}, {"stagewise": False}, {"compensation": None}, {"shared_order": True}], ids=str)
-def test_units_at_one_level_are_the_whole_denoiser_at_it(grain: Grain, changes: dict[str, Any], study: Study) -> None:
-    whole, parts = (library_of(study, Method(WIDTH, grain=g, **changes)) for g in (Grain.WHOLE, grain))
+def test_units_at_one_level_are_the_whole_denoiser_at_it(
+    grain: Granularity, changes: dict[str, Any], study: Study
+) -> None:
+    whole, parts = (library_of(study, Method(WIDTH, granularity=g, **changes)) for g in (Granularity.WHOLE, grain))
     for stage in range(3):
         for level in range(4):
             kept = tuple(layer.kept(level, 4) for layer in study.anatomy.layers)
@@ -160,7 +165,9 @@ def test_units_at_one_level_are_the_whole_denoiser_at_it(grain: Grain, changes: 
 
 
 def test_skipping_a_block_is_what_depth_leaves_in_its_place(study: Study) -> None:
-    by_rank, by_name = (library_of(study, Method(EITHER, grain=g)) for g in (Grain.WHOLE, Grain.BLOCK))
+    by_rank, by_name = (
+        library_of(study, Method(EITHER, granularity=g)) for g in (Granularity.WHOLE, Granularity.BLOCK)
+    )
     for stage in range(3):
         for count in (1, 2):
             ranked = by_rank.plan(stage, (3 + count,))
@@ -171,8 +178,8 @@ def test_skipping_a_block_is_what_depth_leaves_in_its_place(study: Study) -> Non
 
 
 @every_combination
-def test_a_plan_is_the_union_of_its_parts_and_made_once(ladder: Ladder, grain: Grain, study: Study) -> None:
-    library, rng = library_of(study, Method(ladder, grain=grain)), np.random.default_rng(0)
+def test_a_plan_is_the_union_of_its_parts_and_made_once(ladder: Ladder, grain: Granularity, study: Study) -> None:
+    library, rng = library_of(study, Method(ladder, granularity=grain)), np.random.default_rng(0)
     for _ in range(6):
         row = tuple(int(rng.integers(len(unit.options))) for unit in library.units)
         plan, parts = library.plan(1, row), [library.part(1, unit, level) for unit, level in enumerate(row)]
@@ -197,8 +204,8 @@ def macs_of(pipe: DiTPipeline, counter: MacCounter, library: Library, stage: int
 
 
 @every_combination
-def test_a_random_row_costs_what_its_units_add_up_to(ladder: Ladder, grain: Grain, study: Study) -> None:
-    method = Method(ladder, grain=grain)
+def test_a_random_row_costs_what_its_units_add_up_to(ladder: Ladder, grain: Granularity, study: Study) -> None:
+    method = Method(ladder, granularity=grain)
     ready = prepare(tiny(), settings(method=method))
     library, rng, costs = ready.library, np.random.default_rng(1), ready.costs
     assert len(costs.options) == len(library.units)
@@ -212,17 +219,17 @@ def test_a_random_row_costs_what_its_units_add_up_to(ladder: Ladder, grain: Grai
 
 @pytest.mark.parametrize("ladder", [EITHER, PLAIN], ids=["bypass", "nothing"])
 def test_a_random_schedule_of_blocks_and_steps_costs_what_it_should(ladder: Width) -> None:
-    ready = prepare(tiny(), joint(method=Method(ladder, grain=Grain.BLOCK)))
+    ready = prepare(tiny(), joint(method=Method(ladder, granularity=Granularity.BLOCK)))
     pipe, rng = ready.pipe, np.random.default_rng(2)
     for _ in range(4):
         options = [[int(rng.integers(len(row))) for row in ready.costs.options] for _ in range(3)]
-        levels = tuple((int(rng.choice(n)), *row) for n, row in zip(ready.costs.choices or (), options, strict=True))
-        plans = [ready.library.plan(stage, row) for stage, row in enumerate(ready.rows(levels))]
-        timesteps, routing = ready.timesteps(levels) or (), (pipe.transformer, ready.stages, opened(pipe, plans))
+        candidate = Candidate.of(options, [int(rng.choice(counts)) for counts in ready.costs.choices or ()])
+        plans = [ready.library.plan(stage, levels) for stage, levels in enumerate(candidate.levels)]
+        timesteps, routing = ready.timesteps(candidate) or (), (pipe.transformer, ready.stages, opened(pipe, plans))
         with stepped(pipe, timesteps, CALL.steps), routed(*routing), counted(pipe) as calls:
             images(pipe, [1])
         assert [call.timestep for call in calls] == list(timesteps)
-        assert sum(call.macs for call in calls) == ready.costs.of(levels) == ready.macs.of(levels)
+        assert sum(call.macs for call in calls) == ready.costs.of(candidate) == ready.macs.of(candidate)
 
 
 # --------------------------------------------------------------------------------------------------------- searches
@@ -241,7 +248,7 @@ def assert_kept(fast: Compressed, pipe: DiTPipeline, macs: float) -> None:
 @pytest.mark.parametrize("name", ["kinds", "blocks", "blocks, width or skip", "denoiser, width or depth"])
 def test_searches_over_units_keep_the_budget_and_come_back_from_disk(name: str, levers: Levers, tmp_path: Path) -> None:
     ladder, grain = COMBINATIONS[name]
-    pipe, method = tiny(), Method(ladder, grain=grain)
+    pipe, method = tiny(), Method(ladder, granularity=grain)
     before, dense = snapshot(pipe.transformer), images(pipe)
     make = settings if levers is Levers.PRUNE else joint
     fast = compress(pipe, 0.6, make(levers=levers, method=method, generations=2))
@@ -259,7 +266,7 @@ def test_searches_over_units_keep_the_budget_and_come_back_from_disk(name: str, 
 
 
 def test_what_is_left_of_a_budget_buys_no_unit_a_lower_level() -> None:
-    fast = compress(tiny(), 0.6, settings(method=Method(EITHER, grain=Grain.BLOCK)))
+    fast = compress(tiny(), 0.6, settings(method=Method(EITHER, granularity=Granularity.BLOCK)))
     tables, steps, ratio = fast.report.macs_by_level, fast.report.steps, fast.report.macs_ratio
     for stage, row in enumerate(fast.schedule.levels):
         for table, level in zip(tables, row, strict=True):
@@ -270,8 +277,8 @@ def test_what_is_left_of_a_budget_buys_no_unit_a_lower_level() -> None:
 def test_the_one_block_of_a_denoiser_is_the_denoiser() -> None:
     """A search over one unit is the same search however the unit is named."""
     found = []
-    for grain in (Grain.WHOLE, Grain.BLOCK):
-        method = replace(settings().method, grain=grain)
+    for grain in (Granularity.WHOLE, Granularity.BLOCK):
+        method = replace(settings().method, granularity=grain)
         found.append(compress(tiny(layers=1), 0.7, settings(method=method)))
     whole, block = found
     assert whole.schedule == block.schedule

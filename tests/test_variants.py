@@ -21,17 +21,20 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
 )
 from tests.pipelines import CASES, made, randomise
-from tests.tiny import images, settings, stages_of, tiny
+from tests.tiny import LITTLE, images, settings, stages_of, tiny
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from diff_es import Compressed, DiffESError, Method, Streamed, Width, compress
 from diff_es.layers import DENSE, Cut, Plan, discover
 from diff_es.layers.offload import group_of, leads_others
-from diff_es.pipeline import denoiser_of, make_probes, sample, trace
-from diff_es.placements import Placement, Resident
-from diff_es.route import routed
-from diff_es.schedule import Stages
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
+from diff_es.pipelines.tracing import trace
+from diff_es.pruning.granularity import Granularity
+from diff_es.routing.placements import Placement, Resident
+from diff_es.routing.routing import routed
+from diff_es.trajectory.stages import Stages
 
 CPU = torch.device("cpu")
 
@@ -61,8 +64,9 @@ def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | N
 
 @pytest.fixture(scope="module")
 def compressed() -> Compressed:
-    small = {"sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat"), "method": Method(Width(4, dense=()))}
-    return compress(made(CASES["SD"].make), 0.95, settings(**small))
+    small = {**LITTLE, "sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat")}
+    method = Method(Width(4, dense=()), granularity=Granularity.WHOLE)
+    return compress(made(CASES["SD"].make), 0.95, settings(**small, method=method))
 
 
 def variants(name: str) -> dict[str, Callable[[Any], Tensor]]:

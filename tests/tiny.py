@@ -14,11 +14,11 @@ from diffusers import AutoencoderDC, AutoencoderKL, DDIMScheduler, DiTPipeline, 
 from torch import Tensor, nn
 
 from diff_es import Method, Sampling, Settings, Width
+from diff_es.compression.settings import Levers
 from diff_es.layers import Bypass, Cut, Plan, discover
-from diff_es.placements import Placement, Resident, Store
-from diff_es.schedule import Stages
-from diff_es.settings import Levers
-from diff_es.units import Grain
+from diff_es.pruning.granularity import Granularity
+from diff_es.routing.placements import Placement, Resident, Store
+from diff_es.trajectory.stages import Stages
 
 HEADS, SIZE, BLOCKS, HIDDEN = 3, 8, 3, 24
 """Of a lone :func:`denoiser`."""
@@ -113,27 +113,46 @@ def _randomise(part: nn.Module, generator: torch.Generator) -> None:
 
 
 def settings(**changes: Any) -> Settings:
-    """A search of a second among levels alone: 3 stages of 2 steps, 8 levels, 3 generations of 6."""
+    """A search of a second among levels alone: 3 stages of 2 steps, 8 levels, 2 generations of 6."""
     small = Settings(
         sampling=CALL,
         stages=3,
         levers=Levers.PRUNE,
-        method=Method(Width(8, dense=()), grain=Grain.WHOLE),  # no timing: its findings may differ from run to run
-        calibration=4,
-        probes=3,
-        heat=0,
+        method=Method(
+            Width(8, dense=()), granularity=Granularity.WHOLE
+        ),  # no timing: its findings may differ from run to run
+        calibration_samples=4,
+        search_noises=2,
+        first_rung=0,
         finalists=2,
-        held_out=2,
+        held_out_noises=2,
         population=6,
-        generations=3,
+        generations=2,
         front=(),
     )
     return replace(small, **changes)
 
 
+LITTLE: dict[str, Any] = {
+    "calibration_samples": 2,
+    "search_noises": 1,
+    "held_out_noises": 1,
+    "finalists": 1,
+    "population": 3,
+    "generations": 1,
+}
+"""Settings of the least search, for tests that need a result, whichever it is."""
+
+
 def joint(**changes: Any) -> Settings:
     """The same among steps and levels, against twice the user's own steps; the worse half drops out after one probe."""
-    small = {"levers": Levers.BOTH, "fine": 2, "heat": 1, "placings": 3, "offspring": 4}
+    small = {
+        "levers": Levers.BOTH,
+        "reference_multiple": 2,
+        "first_rung": 1,
+        "timestep_generations": 3,
+        "timestep_offspring": 4,
+    }
     return settings(**{**small, **changes})
 
 

@@ -10,9 +10,10 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from diff_es.calibrate import Gatherer, Statistics
-from diff_es.layers import Anatomy, Bypass, Cut, Plan, discover, output_of
-from diff_es.schedule import Stages
+from diff_es.layers import Anatomy, Bypass, Cut, Plan, discover
+from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.routing.realise import output_of
+from diff_es.trajectory.stages import Stages
 
 SIZE, TEXT, BATCH = 8, 12, 2
 BOUNDED = Stages.split([900.0, 100.0], 2)

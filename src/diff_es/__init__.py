@@ -1,40 +1,42 @@
 """Diff-ES: stage-wise structural pruning of diffusion models by evolutionary search (arXiv 2603.05105)."""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artefact import Compressed, Front, load
-    from .budget import Budget, MacsRatio, Speedup, WeightMemory
-    from .compensation import Ridge
-    from .compress import Run, compress
-    from .enabling import disable, enable
-    from .errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
-    from .export import Exported, export
-    from .importance import Activation, Magnitude, Obs, Wanda
-    from .library import Method
-    from .measures import ImagePSNR, ImageSSIM, LatentSNR
-    from .own_sampler import OwnSampler
-    from .pipeline import Sampling
-    from .placements import Compact, Resident, Streamed
-    from .progress import Reporter
-    from .settings import Levers, Settings
-    from .units import Depth, Grain, Width
+    from .compression.compress import Run, compress
+    from .compression.enabling import disable, enable
+    from .compression.export import Exported, export
+    from .compression.result import Compressed, Front, load
+    from .compression.settings import Levers, Settings
+    from .layers import Channels, Heads, Residual, separate_attention
+    from .pipelines.families import Sampling
+    from .pipelines.own_sampler import OwnSampler
+    from .pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
+    from .pruning.compensation import Ridge
+    from .pruning.declare import declare
+    from .pruning.granularity import Depth, Granularity, Width
+    from .pruning.importance import Activation, Magnitude, Obs, Wanda
+    from .pruning.library import Method
+    from .routing.placements import Compact, Resident, Streamed
+    from .scoring.fidelity import ImagePSNR, ImageSSIM, LatentSNR
+    from .utils.errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
+    from .utils.progress import Reporter
 
 __all__ = [
     "Activation",
     "ArtefactError",
     "Budget",
     "BudgetOutOfReach",
+    "Channels",
     "Compact",
     "Compressed",
     "Depth",
     "DiffESError",
     "Exported",
     "Front",
-    "Grain",
+    "Granularity",
+    "Heads",
     "ImagePSNR",
     "ImageSSIM",
     "LatentSNR",
@@ -46,6 +48,7 @@ __all__ = [
     "OwnSampler",
     "Reporter",
     "Resident",
+    "Residual",
     "Ridge",
     "Run",
     "Sampling",
@@ -58,29 +61,33 @@ __all__ = [
     "WeightMemory",
     "Width",
     "compress",
+    "declare",
     "disable",
     "enable",
     "export",
     "load",
+    "separate_attention",
 ]
 
 _HOMES = {
-    "artefact": ("Compressed", "Front", "load"),
-    "budget": ("Budget", "MacsRatio", "Speedup", "WeightMemory"),
-    "compress": ("Run", "compress"),
-    "errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
-    "enabling": ("disable", "enable"),
-    "export": ("Exported", "export"),
-    "library": ("Method",),
-    "measures": ("ImagePSNR", "ImageSSIM", "LatentSNR"),
-    "own_sampler": ("OwnSampler",),
-    "compensation": ("Ridge",),
-    "importance": ("Activation", "Magnitude", "Obs", "Wanda"),
-    "pipeline": ("Sampling",),
-    "placements": ("Compact", "Resident", "Streamed"),
-    "progress": ("Reporter",),
-    "settings": ("Levers", "Settings"),
-    "units": ("Depth", "Grain", "Width"),
+    "compression.compress": ("Run", "compress"),
+    "compression.enabling": ("disable", "enable"),
+    "compression.export": ("Exported", "export"),
+    "compression.result": ("Compressed", "Front", "load"),
+    "compression.settings": ("Levers", "Settings"),
+    "layers": ("Channels", "Heads", "Residual", "separate_attention"),
+    "pipelines.families": ("Sampling",),
+    "pipelines.own_sampler": ("OwnSampler",),
+    "pruning.budget": ("Budget", "MacsRatio", "Speedup", "WeightMemory"),
+    "pruning.compensation": ("Ridge",),
+    "pruning.declare": ("declare",),
+    "pruning.granularity": ("Depth", "Granularity", "Width"),
+    "pruning.importance": ("Activation", "Magnitude", "Obs", "Wanda"),
+    "pruning.library": ("Method",),
+    "routing.placements": ("Compact", "Resident", "Streamed"),
+    "scoring.fidelity": ("ImagePSNR", "ImageSSIM", "LatentSNR"),
+    "utils.errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
+    "utils.progress": ("Reporter",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -95,13 +102,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Importing the module ``diff_es.compress`` would put it in the place of the function."""
-        shadows = isinstance(value, ModuleType) and _HOME.get(name) == name
-        super().__setattr__(name, getattr(value, name) if shadows else value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -7,14 +7,14 @@ import signal
 import sys
 from typing import NoReturn
 
-from .signals import Listener
-from .told import Stopped, tell
+from .cli.stopped import Stopped, tell
+from .utils.signals import Listener
 
 
 def main() -> None:
     """Run the command line. A signal that ends it is one line, and exit code 128 + its number."""
     listener = Listener(_leave)
-    from .cli import main as run
+    from .cli.app import main as run
 
     try:
         run(listener)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..errors import DiffESError
+from ..utils.errors import DiffESError
 from .contract import Rows
 
 STREAMS = ("hidden_states", "encoder_hidden_states")

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..errors import DiffESError
+from ..utils.errors import DiffESError
 from .compiled import submodule
 from .contract import Anatomy
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DiffESError
+from ..utils.errors import DiffESError
 
 _OFFLOADING = ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..errors import DiffESError
+from ..utils.errors import DiffESError
 
 
 class SeparateAttention(nn.Module):

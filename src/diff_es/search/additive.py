@@ -47,8 +47,8 @@ def prunings(space: Space, errors: Sequence[Table]) -> list[list[Branch]]:
         raise ValueError("knapsack: expected a space of fixed steps, found one whose stages choose; use branches")
     if len(errors) != space.stages:
         raise ValueError(f"knapsack: expected errors of {space.stages} stages, found {len(errors)}")
-    pairs = zip(space.costs, errors, strict=True)
-    return [[Branch(StageChoice(None, ()), 0, 0.0, _units(costs, table, 1))] for costs, table in pairs]
+    stages = zip(space.costs, errors, space.fixed or (0,) * space.stages, strict=True)
+    return [[Branch(StageChoice(None, ()), fixed, 0.0, _units(costs, table, 1))] for costs, table, fixed in stages]
 
 
 def branches(space: Space, errors: Callable[[int, int], tuple[float, Table]]) -> list[list[Branch]]:
@@ -60,12 +60,13 @@ def branches(space: Space, errors: Callable[[int, int], tuple[float, Table]]) ->
     if space.steps is None:
         raise ValueError("knapsack: expected a space whose stages choose their steps, found fixed ones; use prunings")
     found = list[list[Branch]]()
-    for s, (costs, counts) in enumerate(zip(space.costs, space.steps.counts, strict=True)):
+    stages = zip(space.costs, space.steps.counts, space.fixed or (0,) * space.stages, strict=True)
+    for s, (costs, counts, fixed) in enumerate(stages):
         found.append([])
         for n in counts:
             error, table = errors(s, n)
             if n:
-                found[s].append(Branch(StageChoice(n, ()), n * space.steps.fixed, error, _units(costs, table, n)))
+                found[s].append(Branch(StageChoice(n, ()), n * fixed, error, _units(costs, table, n)))
             else:
                 found[s].append(Branch(StageChoice(0, (0,) * space.units), 0, error))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -30,11 +30,12 @@ class Candidate:
     Candidates are ordered by their stages, of each the steps and then the levels; equal scores go by that order.
     """
 
-    stages: tuple[StageChoice, ...]
-    timesteps: tuple[float, ...] = ()  # descending, where the search has moved them; (): where the numbers put them
+    stages: tuple[StageChoice, ...] = field(compare=False)
+    timesteps: tuple[float, ...] = field(default=(), compare=False)  # descending; (): where the numbers put them
+    _key: tuple[Any, ...] = field(init=False, repr=False)  # all of it in plain tuples, which searches compare faster
 
-    def __hash__(self) -> int:
-        return hash((tuple((one.steps, one.levels) for one in self.stages), self.timesteps))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_key", (tuple((one.steps, one.levels) for one in self.stages), self.timesteps))
 
     @classmethod
     def of(

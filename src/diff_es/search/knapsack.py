@@ -19,17 +19,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from diff_es.search.additive import (
-    Branch,
-    Choice,
-    Point,
-    Stages,
-    Table,
-    branches,
-    check,
-    knapsack_hull,
-    prunings,
-)
+from diff_es.search.additive import Branch, Choice, Point, Stages, Table, branches, check, knapsack_hull, prunings
 from diff_es.search.candidate import Candidate, StageChoice
 from diff_es.search.space import Space
 

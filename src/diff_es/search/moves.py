@@ -11,10 +11,16 @@ from diff_es.search.slots import Slot, Steps, make_slot
 
 
 class Moves:
-    """Moves of schedules under a budget. `costs[stage][unit][level]` is that of one step where `steps` is given."""
+    """Moves of schedules under a budget.
 
-    def __init__(self, costs: Sequence[Sequence[Sequence[int]]], steps: Steps | None, budget: int) -> None:
-        self._steps, self._fixed, self._budget = steps, steps.fixed if steps else 0, budget
+    `costs[stage][unit][level]`, and `fixed[stage]` for what belongs to no unit, are those of one step where `steps` is
+    given.
+    """
+
+    def __init__(
+        self, costs: Sequence[Sequence[Sequence[int]]], fixed: Sequence[int], steps: Steps | None, budget: int
+    ) -> None:
+        self._steps, self._fixed, self._budget = steps, fixed, budget
         self.slots = list[Slot]()
         for s, stage in enumerate(costs):
             if steps:
@@ -135,7 +141,9 @@ class Moves:
         """Of slot `i`'s stage, with all outside `up` at their cheapest: the steps that it takes, those that it must
         take once a level is in `up`, and what one costs."""
         levels = self._levels(i)
-        rate = self._fixed + sum(self.slots[j].prices[flat[j]] if j in up else self.slots[j].least for j in levels)
+        rate = self._fixed[i // self.width] + sum(
+            self.slots[j].prices[flat[j]] if j in up else self.slots[j].least for j in levels
+        )
         if not self._steps:
             return 1, 1, rate
         first = levels[0] - 1
@@ -157,7 +165,7 @@ class Moves:
 
     def _rate(self, flat: Sequence[int], i: int) -> int:
         """The cost of a step of a slot's stage."""
-        return self._fixed + sum(self.slots[j].prices[flat[j]] for j in self._levels(i))
+        return self._fixed[i // self.width] + sum(self.slots[j].prices[flat[j]] for j in self._levels(i))
 
     def _dearer(self, flat: Sequence[int], i: int) -> tuple[int, ...]:
         return self.slots[i].dearer[flat[i]] if self._is_steps(i) or self._times(flat, i) else ()
@@ -178,7 +186,7 @@ class Moves:
             return self._times(flat, i) * (slot.prices[option] - slot.prices[flat[i]])
         if flat[i]:
             return (option - flat[i]) * self._rate(flat, i)
-        return option * (self._fixed + sum(self.slots[j].least for j in self._levels(i)))
+        return option * (self._fixed[i // self.width] + sum(self.slots[j].least for j in self._levels(i)))
 
     def _set(self, flat: list[int], i: int, option: int, rng: np.random.Generator) -> None:
         """Go to an option; levels of a stage begin at their cheapest and end at 0."""

@@ -32,7 +32,10 @@ class Relaxed:
             for costs, table in zip(space.costs, errors, strict=True)
         ]
         self._budget = space.budget
-        self._call = np.array([space.steps.fixed + sum(hull[0][0] for hull in stage) for stage in hulls], float)
+        fixed = space.fixed or (0,) * space.stages
+        self._call = np.array(
+            [f + sum(hull[0][0] for hull in stage) for f, stage in zip(fixed, hulls, strict=True)], float
+        )
         self._error = np.array([sum(hull[0][1] for hull in stage) for stage in hulls])
         edges = [
             (s, after[0] - before[0], before[1] - after[1])

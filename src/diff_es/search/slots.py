@@ -11,7 +11,6 @@ class Steps:
 
     counts: tuple[tuple[int, ...], ...]  # [stage], rising; 0 leaves the stage out, which stage 0 cannot be
     own: tuple[int, ...]  # [stage], one of the counts: what the user's sampler takes
-    fixed: int = 0  # cost of one step that belongs to no unit
 
     def __post_init__(self) -> None:
         if not self.counts or len(self.own) != len(self.counts):
@@ -22,8 +21,6 @@ class Steps:
                 raise ValueError(f"Steps.counts[{s}]: expected rising numbers, {least} or more, found {counts}")
             if own not in counts:
                 raise ValueError(f"Steps.own[{s}]: expected one of its counts {counts}, found {own}")
-        if self.fixed < 0:
-            raise ValueError(f"Steps.fixed: expected a cost of 0 or more, found {self.fixed}")
 
 
 @dataclass(frozen=True)

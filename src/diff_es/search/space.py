@@ -38,8 +38,9 @@ class Space:
     """
 
     costs: tuple[tuple[tuple[int, ...], ...], ...]  # [stage][unit][level] >= 0, over all steps; of one, if they vary
-    budget: int  # in the unit of `costs`
-    steps: Steps | None = None  # what each stage may take; None: `costs` counts its steps already
+    budget: int  # an amount, in the unit of `costs`, for all that a schedule costs
+    steps: Steps | None = None  # what each stage may take; None: costs count its steps already
+    fixed: tuple[int, ...] = ()  # [stage] what belongs to no unit, counted as `costs` are; (): nothing
 
     def __post_init__(self) -> None:
         if not self.costs or not self.costs[0]:
@@ -56,8 +57,10 @@ class Space:
                         f"Space.costs[{s}][{u}]: expected one non-negative Python int per level, found {row!r}; "
                         "round to whole MACs or nanoseconds and convert with int(), so that sums are exact"
                     )
-            if self.steps and self.steps.fixed + sum(map(min, stage)) == 0:
+            if self.steps and self._fixed[s] + sum(map(min, stage)) == 0:
                 raise ValueError(f"Space.costs[{s}]: expected a step to cost something at any level, found 0")
+        if self.fixed and (len(self.fixed) != self.stages or min(self.fixed) < 0):
+            raise ValueError(f"Space.fixed: expected {self.stages} costs of 0 or more, found {self.fixed}")
         if self.steps and len(self.steps.counts) != self.stages:
             raise ValueError(f"Space.steps: expected {self.stages} stages, found {len(self.steps.counts)}")
         least = self._moves.spent([slot.cheapest[0] for slot in self._moves.slots])
@@ -79,14 +82,17 @@ class Space:
         if not self.steps:
             raise ValueError("Space.taking: expected a space whose stages choose their steps, found fixed ones")
         own = tuple(counts)
-        return replace(self, steps=Steps(tuple((n,) for n in own), own, self.steps.fixed))
+        return replace(self, steps=Steps(tuple((n,) for n in own), own))
 
     def pays(self, counts: Sequence[int]) -> bool:
         """Whether any levels keep the budget where stages take these numbers of steps."""
         if not self.steps:
             raise ValueError("Space.pays: expected a space whose stages choose their steps, found fixed ones")
         return (
-            sum(n * (self.steps.fixed + sum(map(min, stage))) for n, stage in zip(counts, self.costs, strict=True))
+            sum(
+                n * (fixed + sum(map(min, stage)))
+                for n, fixed, stage in zip(counts, self._fixed, self.costs, strict=True)
+            )
             <= self.budget
         )
 
@@ -97,10 +103,10 @@ class Space:
         """
         if not self.steps:
             raise ValueError("Space.dense: expected a space whose stages choose their steps, found fixed ones")
-        calls = [self.steps.fixed + sum(row[0] for row in stage) for stage in self.costs]
+        calls = [fixed + sum(row[0] for row in stage) for fixed, stage in zip(self._fixed, self.costs, strict=True)]
         if sum(counts[0] * call for counts, call in zip(self.steps.counts, calls, strict=True)) > self.budget:
             return None
-        return replace(self, costs=tuple(((call,),) for call in calls), steps=replace(self.steps, fixed=0))
+        return replace(self, costs=tuple(((call,),) for call in calls), fixed=())
 
     @property
     def stages(self) -> int:
@@ -220,9 +226,13 @@ class Space:
         pairs = zip(a.stages, b.stages, from_a, strict=True)
         return self.repair(Candidate(tuple(x if first else y for x, y, first in pairs)), rng)
 
+    @property
+    def _fixed(self) -> tuple[int, ...]:
+        return self.fixed or (0,) * self.stages
+
     @cached_property
     def _moves(self) -> Moves:
-        return Moves(self.costs, self.steps, self.budget)
+        return Moves(self.costs, self._fixed, self.steps, self.budget)
 
     def _flat(self, candidate: Candidate) -> list[int]:
         problem = self.misfit(candidate)

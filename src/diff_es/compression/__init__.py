@@ -1,0 +1,1 @@
+"""The method on one page (``compress``), the search that it runs, and its result."""

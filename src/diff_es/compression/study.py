@@ -1,0 +1,157 @@
+"""A model made ready for a search: surveyed, its statistics and its library of levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from ..pipelines.finite import check_finite
+from ..pipelines.probes import Probe, make_probes
+from ..pipelines.sampling import AnyPipeline, denoiser_of, sample
+from ..pruning.budget import Budget, MeasuredPrices
+from ..pruning.calibration import Statistics, calibrate, parts_of
+from ..pruning.granularity import Width
+from ..pruning.library import Library
+from ..scoring.fitness import Comparison, Fitness, timesteps_of
+from ..scoring.weight_cache import WeightCache
+from ..search import Candidate
+from ..solvers.custom_timesteps import correctable, stepped
+from ..trajectory.timesteps import placed
+from ..utils.progress import Reporter
+from .settings import Levers, Settings
+from .survey import Survey, survey
+
+PARTS = 4
+"""The most parts of held-out probes, ``Settings.held_out`` each, that a choice among finalists takes."""
+
+
+@dataclass(frozen=True)
+class Study(Survey):
+    """A model made ready for searching: calibrated and ranked too."""
+
+    statistics: Statistics
+    library: Library
+
+    def fitness(self, purpose: str, count: int, rung: int = 0) -> Fitness:
+        """Closeness to the reference on ``count`` probes of this purpose, ``rung`` of them on a first rung."""
+        return self._fitness(self._probes(purpose, count), Comparison(self.path, self.reference, rung))
+
+    @cached_property
+    def held_out(self) -> Fitness:
+        """Closeness to the reference on probes that no search sees; corrections are fitted on a batch of the search's,
+        or of more like them."""
+        count = max(self.settings.search_noises, self.settings.sampling.batch) if self.corrected else 0
+        comparison = Comparison(self.path, self.reference, fitting=self._probes("search", count))
+        return self._fitness(self._probes("held-out", self.settings.held_out_noises), comparison)
+
+    def part(self, index: int) -> Fitness:
+        """The same on the next so many probes, and the next: part 0 is ``held_out``."""
+        if index not in self._parts:
+            self._parts[index] = self._on_part(index, self.reference) if index else self.held_out
+        return self._parts[index]
+
+    @property
+    def fresh(self) -> Fitness:
+        """The same on the first part that chooses nothing: what is reported comes from it."""
+        return self.part(PARTS)
+
+    @cached_property
+    def fresh_to_own(self) -> Fitness:
+        """Closeness to the user's own setting, on the same probes."""
+        return self._on_part(PARTS, None)
+
+    def _on_part(self, index: int, reference: Sequence[float] | None) -> Fitness:
+        count = self.settings.held_out_noises
+        probes = self._probes("held-out", (index + 1) * count)[index * count :]
+        comparison = Comparison(self.path, reference, fitted=self.held_out.corrections, memory=1 << 29)
+        return self._fitness(probes, comparison)
+
+    @cached_property
+    def _parts(self) -> dict[int, Fitness]:
+        return {}
+
+    @property
+    def corrected(self) -> bool:
+        """Whether steps are corrected: where they are a choice, and the sampler adds no noise of its own."""
+        return self.path is not None and self.settings.corrections > 0 and correctable(self.pipe)
+
+    def fitness_alone(self) -> Fitness:
+        """Closeness to the base of sensitivities, on the first of the search's probes."""
+        reference = None if self.path is None else placed(self.path, self.stages, self.base.steps)
+        return self._fitness(self._probes("search", self.settings.sensed_noises), Comparison(self.path, reference))
+
+    @cached_property
+    def _weights(self) -> WeightCache:
+        return WeightCache(self.pipe, self.library)
+
+    def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
+        settings = self.settings
+        comparison = replace(comparison, corrections=settings.corrections if self.corrected else 0)
+        own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
+        return Fitness(*own, comparison, self._weights)
+
+    def _probes(self, purpose: str, count: int) -> tuple[Probe, ...]:
+        return make_probes(self.pipe, count, self.settings.seed, purpose, self.settings.prompts)
+
+    def timesteps(self, candidate: Candidate) -> tuple[float, ...] | None:
+        """What the sampler takes under a schedule; None: the user's own."""
+        return None if self.path is None else timesteps_of(self.path, self.stages, candidate)
+
+    def steps(self, candidate: Candidate) -> tuple[int, ...]:
+        """Sampler steps of each stage under a schedule."""
+        return self.costs.steps if self.path is None else candidate.steps
+
+    @property
+    def base(self) -> Candidate:
+        """What sensitivities are measured against: all dense, and, where steps are a choice, twice the user's own, as
+        far as there is room."""
+        if self.costs.choices is None:
+            return self.own
+        pairs = zip(self.costs.choices, self.own.steps, strict=True)
+        return Candidate.of(self.own.levels, [max(n for n in counts if n <= 2 * own) for counts, own in pairs])
+
+
+def study(surveyed: Survey, reporter: Reporter) -> Study:
+    """Calibrate on the model's own trajectories and rank; neither where nothing is pruned."""
+    pipe, settings, anatomy = surveyed.pipe, surveyed.settings, surveyed.anatomy
+    method, stages = settings.method, len(surveyed.stages)
+    _check_reference(surveyed)
+    if settings.levers is Levers.STEPS:
+        statistics = Statistics(({},) * stages, (0.0,) * stages)
+        library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
+        return Study(**vars(surveyed), statistics=statistics, library=library)
+    layers, blocks = parts_of(anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
+    probes = make_probes(pipe, settings.calibration_samples, settings.seed, "calibration", settings.prompts)
+    statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
+    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
+    return Study(**vars(surveyed), statistics=statistics, library=library)
+
+
+def _check_reference(surveyed: Survey) -> None:
+    """Whether the dense run that results are compared with is finite, on one probe, before much is made of it.
+
+    Raises:
+        DiffESError: it is not; as :func:`check_finite` says.
+    """
+    pipe, settings, reference = surveyed.pipe, surveyed.settings, surveyed.reference
+    probes = make_probes(pipe, 1, settings.seed, "search", settings.prompts)
+    chosen = nullcontext() if reference is None else stepped(pipe, reference, settings.sampling.steps)
+    with chosen, torch.compiler.set_stance("force_eager"):  # what is compiled is compiled for the user's own calls
+        shown = settings.measure.view(pipe, sample(pipe, probes, settings.sampling))
+        check_finite(pipe, probes, settings.sampling, shown)
+
+
+def prepare(
+    pipe: AnyPipeline,
+    settings: Settings,
+    reporter: Reporter | None = None,
+    budget: Budget | None = None,
+    priced: MeasuredPrices | None = None,
+) -> Study:
+    """Survey and study in one; raises as :func:`survey` does."""
+    reporter = reporter or Reporter(quiet=True)
+    return study(survey(pipe, settings, reporter, budget, priced), reporter)

@@ -1,0 +1,1 @@
+"""A result beside its rivals: figures, pictures and a report."""

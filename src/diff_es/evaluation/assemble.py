@@ -1,0 +1,124 @@
+"""From an evaluation to its report: the numbers, the pictures and the course of the searches on one page."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..compression.final import Found
+from ..compression.study import Study
+from ..pipelines.denoiser import device_of, dtype_of
+from ..pipelines.own_sampler import OwnSampler
+from ..pipelines.sampling import denoiser_of, sampler_name
+from ..search import Generation
+from ..utils.files import write_text
+from .evaluate import Effort, Evaluation
+from .report import Curve, Heat, Story, Strip, render
+
+PUBLISHED = ("result.json", "report.html")
+
+
+def picture(image: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] to an 8-bit image; of a video (3, F, H, W) the frames side by side."""
+    if image.dim() == 4:
+        image = image.permute(0, 2, 1, 3).flatten(2)
+    return Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())
+
+
+def contact_sheet(images: Sequence[Tensor], columns: int = 8) -> Image.Image:
+    """Images of one size in rows, small ones enlarged to be seen."""
+    tiles = [picture(image) for image in images]
+    width, height = tiles[0].size
+    zoom = max(1, 96 // width)
+    sheet = Image.new("RGB", (columns * width * zoom, -(-len(tiles) // columns) * height * zoom))
+    for i, tile in enumerate(tiles):
+        large = tile.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        sheet.paste(large, (i % columns * width * zoom, i // columns * height * zoom))
+    return sheet
+
+
+def _curve(title: str, history: Sequence[Generation]) -> Curve:
+    return Curve(title, tuple((generation.evaluations, generation.best) for generation in history))
+
+
+def _heat(study: Study, found: Found) -> Heat:
+    """The levels of each stage, and the steps that it takes; a stage without steps has its interval all the same."""
+    own, ends, first = study.costs.steps, list[tuple[float, float]](), 0
+    timesteps = study.trace.timesteps if study.path is None else study.path.timesteps
+    for steps in own:
+        ends.append((timesteps[first], timesteps[first + steps - 1]))
+        first += steps
+    spent = "compute" if study.prices is None else "time"
+    title, names = f"Diff-ES at {found.limit:g} of the {spent}", tuple(unit.name for unit in study.units)
+    most = max(len(unit.options) for unit in study.units) - 1
+    return Heat(title, found.candidate.levels, most, study.steps(found.candidate), tuple(ends), names)
+
+
+def tell(
+    study: Study,
+    model: str,
+    found: Sequence[Found],
+    evaluation: Evaluation,
+    effort: Effort,
+    seconds: float,
+    notes: Sequence[str],
+) -> Story:
+    """The page's contents."""
+    settings, device = study.settings, device_of(denoiser_of(study.pipe))
+    facts = (
+        ("Model", model),
+        ("Sampler", f"{sampler_name(study.pipe)}, {settings.sampling.steps} steps"),
+        (
+            "Reference",
+            f"the dense model at {sum(study.costs.steps) if study.reference is None else len(study.reference)} steps",
+        ),
+        *(() if isinstance(study.pipe, OwnSampler) else (("Guidance", f"{settings.sampling.guidance:g}"),)),
+        ("Stages", str(len(study.stages))),
+        ("Search", "; ".join(f"{one.evaluations} evaluations at {one.limit:g}" for one in found)),
+        ("Probes", f"{settings.search_noises} to search, from {settings.held_out_noises} up to choose among finalists"),
+        ("Calibration", f"{settings.calibration_samples} samples"),
+        ("Batch of the timings", f"{effort.batch}, {effort.rounds} rounds"),
+        ("Seed", str(settings.seed)),
+        ("Device", f"{_device(device)}, {dtype_of(denoiser_of(study.pipe))}, {torch.get_num_threads()} threads"),
+        ("Versions", f"diff-es {version('diff-es')}, torch {torch.__version__}, diffusers {version('diffusers')}"),
+        ("Time taken", f"{seconds / 60:.1f} minutes"),
+    )
+    strips = [
+        Strip(row.contender, row.budget, tuple(picture(image) for image in images))
+        for row, images in zip(evaluation.rows, evaluation.images, strict=True)
+    ]
+    curves = [_curve(f"Diff-ES at {one.limit:g}", one.history) for one in found]
+    curves += [_curve(f"Random at {one.limit:g}", one.history) for one in evaluation.random]
+    return Story(
+        title=f"Diff-ES on {model}",
+        model=model,
+        facts=facts,
+        rows=evaluation.rows,
+        strips=tuple(strips),
+        heats=tuple(_heat(study, one) for one in found),
+        curves=tuple(curves),
+        notes=tuple(notes),
+    )
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
+
+
+def publish(folder: Path, story: Story) -> dict[str, list[dict[str, str | int | float | None]]]:
+    """Write the files :data:`PUBLISHED`; returns what the first holds.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    result = {"rows": [row.to_json() for row in story.rows]}
+    for name, text in zip(PUBLISHED, (json.dumps(result, indent=2) + "\n", render(story)), strict=True):
+        write_text(folder / name, text)
+    return result

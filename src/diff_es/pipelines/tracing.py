@@ -1,0 +1,122 @@
+"""A trajectory without its arithmetic: the timesteps that are heard, and the shapes of a denoiser call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ..utils.errors import FOREIGN, DiffESError, said
+from .denoiser import meta_twin
+from .families import Pipeline, Sampling
+from .own_sampler import OwnSampler
+from .probes import make_probes
+from .sampling import denoiser_of, intercepted, sample
+from .timestep_hook import on_timestep
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One trajectory without its arithmetic.
+
+    ``timesteps`` are the scheduler's, one for every denoiser call. ``args`` and ``kwargs`` are those of the first call,
+    on the meta device, unless ``real``, where the denoiser may need its weights. ``calls`` is how often each of the
+    scheduler's timesteps calls the denoiser: twice where guidance runs in calls of its own.
+    """
+
+    timesteps: tuple[float, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    calls: int = 1
+    real: bool = False
+
+
+class _Caught(Exception):
+    """Carries the arguments of a call out of the pipeline that makes it."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.call = (args, kwargs)
+
+
+def first_call(pipe: Pipeline, sampling: Sampling) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the first denoiser call of a batch, without running the denoiser."""
+
+    def catch(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def raise_it(*args: Any, **kwargs: Any) -> Any:
+            raise _Caught(args, kwargs)
+
+        return raise_it
+
+    try:
+        with intercepted(denoiser_of(pipe), catch):
+            sample(pipe, make_probes(pipe, sampling.batch, 0, "trace"), sampling)
+    except _Caught as caught:
+        return caught.call
+    raise AssertionError("the pipeline ended without calling its denoiser")
+
+
+def _no_trajectory(pipe: Pipeline, sampling: Sampling, found: str) -> DiffESError:
+    where = f"{sampling.steps} steps with {type(pipe.scheduler).__name__}"
+    remedy = "Take another number of steps, another scheduler, or a pipeline whose parts belong together."
+    return DiffESError(where, expected="a trajectory", found=found, remedy=remedy)
+
+
+def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
+    """The timesteps of a trajectory and the shapes of a denoiser call, without running the denoiser; one that is the
+    user's own, or in a loop of the user's own, runs once, since it may need its weights.
+
+    Raises:
+        DiffESError: the pipeline or its scheduler refuses this sampling.
+    """
+    denoiser, heard, calls = denoiser_of(pipe), list[float](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
+    outputs, real = list[Any](), not isinstance(denoiser, ModelMixin) or isinstance(pipe, OwnSampler)
+
+    def shapes_only(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            device = next(leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+            if not outputs:
+                if not real:
+                    args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+                calls.append((args, kwargs))
+                outputs.append((forward if real else meta_twin(denoiser))(*args, **kwargs))
+            return tree_map_only(Tensor, lambda t: torch.zeros_like(t, device=device), outputs[0])
+
+        return stand_in
+
+    handle = on_timestep(denoiser, heard.append)
+    try:
+        with intercepted(denoiser, shapes_only):
+            sample(pipe, make_probes(pipe, 1, 0, "trace"), sampling)
+    except FOREIGN as error:
+        if isinstance(pipe, OwnSampler) or isinstance(error, DiffESError | torch.OutOfMemoryError):
+            raise
+        raise _no_trajectory(pipe, sampling, said(error)) from error
+    finally:
+        handle.remove()
+    if isinstance(pipe, OwnSampler):
+        return _own_trace(pipe, sampling, heard, calls)
+    own = [float(t) for t in pipe.scheduler.timesteps.tolist()]  # what is heard may be rounded
+    if not own or not heard:
+        raise _no_trajectory(pipe, sampling, "no call of the denoiser")
+    each = len(heard) // len(own)
+    return Trace(tuple(t for t in own for _ in range(each)), *calls[0], each, real)
+
+
+def _own_trace(
+    own: OwnSampler, sampling: Sampling, heard: Sequence[float], calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+) -> Trace:
+    """What was heard of a loop of the user's own."""
+    if not heard:
+        expected, found = "a loop that calls the denoiser that it is given", "one that ends without"
+        raise DiffESError("OwnSampler.sample", expected=expected, found=found, remedy="Call its first argument.")
+    steps = own.steps_at(heard, sampling.num_inference_steps)
+    told = dict(zip(dict.fromkeys(heard), steps, strict=True))
+    each = len(heard) // len(steps)
+    timesteps = tuple(told[t] for t in heard)
+    alike = timesteps == tuple(t for t in steps for _ in range(each))
+    return Trace(timesteps, *calls[0], each if alike else 1, real=True)

@@ -1,0 +1,170 @@
+"""Which pruned layers would run slower than dense ones on this device: measured, layer by layer."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..layers import Anatomy, Cut, Layer, Plan
+from ..pipelines.denoiser import device_of, dtype_of
+from ..pipelines.families import Pipeline, Sampling
+from ..pipelines.sampling import denoiser_of
+from ..pipelines.tracing import first_call
+from ..routing.realise import fed_by, realise
+from ..routing.switch import Content, Switch
+from ..utils.malloc import Kept
+from ..utils.progress import Reporter
+from .granularity import Width
+
+_SLOWER = 1.1
+"""The median ratio to dense from which a pruned layer counts as slower; in three rounds of four it has to be."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """How long the layers of one shape take, relative to dense; ``layers`` are all of that shape."""
+
+    layers: tuple[str, ...]
+    kept: tuple[int, ...]  # by level
+    ratios: tuple[float, ...]  # by level: median time over the dense layer's in the same round
+    slower: tuple[bool, ...]  # by level
+
+
+def time_layers(
+    pipe: Pipeline, anatomy: Anatomy, ladder: Width, sampling: Sampling, reporter: Reporter
+) -> tuple[LayerTime, ...]:
+    """Time every shape of layer at every level, interleaved with the dense one, on inputs of a real call.
+
+    The weights' values do not matter, and the denoiser is as it was afterwards.
+    """
+    denoiser = denoiser_of(pipe)
+    classes = dict[Any, list[Layer]]()
+    inputs = _inputs(pipe, anatomy, sampling)
+    for layer in anatomy.layers:
+        if layer.follows is not None:  # timed with the layer that it follows
+            continue
+        shapes = [parameter.shape for one in anatomy.family(layer) for _, _, parameter in fed_by(denoiser, one)]
+        key = (layer.kind, layer.groups, layer.width, tuple(shapes), _shape(inputs[layer.name]))
+        classes.setdefault(key, []).append(layer)
+    times = list[LayerTime]()
+    with closing(Kept(device_of(denoiser))), reporter.task("time layers", len(classes) * (ladder.levels - 1)) as task:
+        for layers in classes.values():
+            first, kept = layers[0], [ladder.kept(layers[0], level) for level in range(ladder.levels)]
+            ratios, slower = [1.0], [False]
+            for count in kept[1:]:
+                seen = _ratios(denoiser, anatomy, first, count, inputs[first.name]) if count < first.groups else [1.0]
+                ratios.append(statistics.median(seen))
+                slower.append(ratios[-1] >= _SLOWER and sorted(seen)[len(seen) // 4] > 1)
+                task.advance()
+            names = tuple(layer.name for layer in layers)
+            times.append(LayerTime(names, tuple(kept), tuple(ratios), tuple(slower)))
+    return tuple(times)
+
+
+def slower_layers(times: Sequence[LayerTime]) -> tuple[tuple[str, int], ...]:
+    """The (layer, level) pairs that pruning would slow down."""
+    return tuple(
+        (name, level) for shape in times for name in shape.layers for level, slow in enumerate(shape.slower) if slow
+    )
+
+
+def hardware_multiple(device: torch.device, dtype: torch.dtype) -> int:
+    """What channel counts are best a multiple of: the tiles of a GPU's matrix units, or a CPU's vectors."""
+    if device.type == "cuda":
+        return 64 if dtype.itemsize <= 2 else 32
+    return 16
+
+
+@torch.no_grad()
+def _inputs(pipe: Pipeline, anatomy: Anatomy, sampling: Sampling) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What the modules of the layers receive in the first denoiser call of a batch."""
+    denoiser, seen = denoiser_of(pipe), dict[str, tuple[tuple[Any, ...], dict[str, Any]]]()
+    args, kwargs = first_call(pipe, sampling)
+    handles = []
+    for layer in anatomy.layers:
+
+        def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], name: str = layer.name) -> None:
+            seen[name] = (given, named)
+
+        handles.append(_home(denoiser, layer).register_forward_pre_hook(keep, with_kwargs=True))
+    try:
+        with torch.compiler.set_stance("force_eager"):  # compiled code would trace the hooks
+            denoiser(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _home(denoiser: nn.Module, layer: Layer) -> nn.Module:
+    """The smallest module that holds a layer and has a forward."""
+    name = layer.home
+    while isinstance(denoiser.get_submodule(name), nn.ModuleList):
+        name = name.rpartition(".")[0]
+    return denoiser.get_submodule(name)
+
+
+def _shape(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[torch.Size, ...]:
+    values = (*call[0], *call[1].values())
+    return tuple(value.shape for value in values if isinstance(value, torch.Tensor))
+
+
+@torch.no_grad()
+def _ratios(
+    denoiser: nn.Module, anatomy: Anatomy, layer: Layer, count: int, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> list[float]:
+    """Time with ``count`` groups over the dense time, round by round: the faster a layer, the more rounds."""
+    module, switch, args, kwargs = _home(denoiser, layer), Switch(denoiser), *call
+    cuts = {one.name: Cut(torch.arange(count)) for one in anatomy.family(layer)}
+    slim = switch.prepare(realise(denoiser, anatomy, Plan(cuts)))
+    device = next(denoiser.parameters()).device
+
+    def once(content: Content) -> float:
+        switch.put(content)
+        return nanoseconds(device, lambda: module(*args, **kwargs))
+
+    try:
+        ratios = paired(lambda: once({}), lambda: once(slim), 10, 0.05)
+    finally:
+        switch.put({})
+    return ratios[2:]  # the first rounds warm up
+
+
+def paired(dense: Callable[[], float], slim: Callable[[], float], rounds: int, seconds: float) -> list[float]:
+    """Slim times over dense ones, timed in turn: of so many pairs, and up to five times as many within the seconds."""
+    ratios, began = list[float](), time.perf_counter()
+    while len(ratios) < rounds or (time.perf_counter() - began < seconds and len(ratios) < 5 * rounds):
+        before = dense()
+        ratios.append(slim() / before)
+    return ratios
+
+
+def nanoseconds(device: torch.device, run: Callable[[], object]) -> float:
+    """How long ``run()`` takes, with all that it leaves to the device."""
+    finished(device)
+    began = time.perf_counter_ns()
+    run()
+    finished(device)
+    return time.perf_counter_ns() - began
+
+
+def finished(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def fitted(pipe: Pipeline, ladder: Width, anatomy: Anatomy, sampling: Sampling, reporter: Reporter) -> Width:
+    """A ladder whose widths suit the device: channel counts that it likes, and no layer slower than dense."""
+    denoiser = denoiser_of(pipe)
+    ladder = replace(ladder, multiple=ladder.multiple or hardware_multiple(device_of(denoiser), dtype_of(denoiser)))
+    if ladder.dense is not None:
+        return ladder
+    return replace(ladder, dense=slower_layers(time_layers(pipe, anatomy, ladder, sampling, reporter)))

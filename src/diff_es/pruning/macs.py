@@ -1,0 +1,303 @@
+"""What a level costs: multiply-accumulates of a denoiser call, counted on a weightless twin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, Weights, common
+from ..pipelines.denoiser import device_of, dtype_of, meta_twin
+from ..pipelines.families import Denoiser
+from ..pipelines.tracing import Trace
+from ..routing.realise import owned_by, realise
+from ..routing.switch import Switch
+from ..search import Candidate, Space, Steps
+from ..utils.errors import BudgetOutOfReach
+from ..utils.progress import Reporter
+from .equal_costs import alike
+from .granularity import Thin, Unit
+
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that a module receives
+
+
+class MacCounter:
+    """Counts the MACs of one denoiser call, for any widths, without the model's weights or arithmetic; where the
+    trace is real, in calls of one sample.
+
+    Args:
+        denoiser: the architecture is taken from its configuration.
+        anatomy: what discovery found in it.
+        trace: the shapes of the call.
+        bypass: whether a skipped block leaves a linear map behind.
+    """
+
+    def __init__(self, denoiser: Denoiser, anatomy: Anatomy, trace: Trace, *, bypass: bool = True) -> None:
+        self.anatomy, self._trace, self._bypass = anatomy, trace, bypass
+        self._twin = denoiser if trace.real else meta_twin(denoiser)
+        self._calls: dict[str, list[Call]] | None = None  # what every module received in a dense call
+        self._dense = dict[str, int]()  # by the module that is counted
+        self._changes = dict[Hashable, int]()  # by what the price of a module's layers depends on
+        self._alike = dict[str, Hashable]()  # by module
+
+    def dense(self) -> int:
+        return self._of_dense("")
+
+    def thinned(self, kept: tuple[int, ...]) -> int:
+        """With so many groups left in each of ``anatomy.layers``."""
+        return self._thinned(self.anatomy.layers, kept)
+
+    def skipping(self, names: Sequence[str]) -> int:
+        """With these blocks left out; where only their number is known, any do, since all blocks cost the same."""
+        blocks = {block.name: block for block in self.anatomy.blocks}
+        return self._count(Plan(bypasses={name: self._stand_in(blocks[name]) for name in names}))
+
+    def _stand_in(self, block: Block) -> Bypass | None:
+        return block.blank(device=device_of(self._twin), dtype=dtype_of(self._twin)) if self._bypass else None
+
+    def option(self, unit: Unit, level: int) -> int:
+        """With one unit at a level, and the others dense; only the modules that hold its layers are counted anew."""
+        option = unit.options[level]
+        if not isinstance(option, Thin):
+            if isinstance(option.blocks, int):
+                return self.skipping([block.name for block in self.anatomy.blocks[: option.blocks]])
+            blocks = {block.name: block for block in self.anatomy.blocks}
+            plan = Plan(bypasses={name: self._stand_in(blocks[name]) for name in option.blocks})
+            return self._count(plan, common(option.blocks))
+        return self._thinned(unit.layers, option.kept)
+
+    def _thinned(self, layers: Sequence[Layer], groups: Sequence[int]) -> int:
+        """With so many groups left in each of these layers, and all others dense."""
+        kept = {layer.name: n for layer, n in zip(layers, groups, strict=True) if n < layer.groups}
+        places = self._places([layer for layer in layers if layer.name in kept])
+        return self._of_dense("") + sum(self._change(place, held, kept) for place, held in places.items())
+
+    def _places(self, layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+        """Layers by the module to call for their price: no two of them hold one another."""
+        homes, found = {self._called(layer.home) for layer in layers}, dict[str, list[Layer]]()
+        for layer in layers:
+            own = f"{self._called(layer.home)}."
+            place = min((home for home in homes if not home or own.startswith(f"{home}.")), key=len)
+            found.setdefault(place, []).append(layer)
+        return found
+
+    def _change(self, place: str, layers: Sequence[Layer], kept: Mapping[str, int]) -> int:
+        """What a call costs more than a dense one, with so many groups left in these layers of a module; of modules
+        that are alike one is counted."""
+        own = tuple((layer.name.removeprefix(place), layer.kind, layer.start, kept[layer.name]) for layer in layers)
+        key = self._likeness(place), own
+        if key not in self._changes:
+            plan = Plan({layer.name: Cut(torch.arange(kept[layer.name])) for layer in layers})
+            self._changes[key] = self._run(plan, place) - self._of_dense(place)
+        return self._changes[key]
+
+    def _likeness(self, place: str) -> Hashable:
+        """The same for modules of the same parts, weights and inputs, outside and inside."""
+        if place not in self._alike:
+            module, shapes = self._twin.get_submodule(place), list[Hashable]()
+            for name, part in module.named_modules(prefix=place):
+                received = tree_leaves((self._calls or {}).get(name, ()))
+                shapes.append(tuple(x.shape for x in received if isinstance(x, Tensor)))
+                shapes += [weight.shape for weight in part.parameters(recurse=False)]
+            self._alike[place] = repr(module), tuple(shapes)
+        return self._alike[place]
+
+    def weight_bytes(self, unit: Unit, level: int) -> int:
+        """Bytes of all weights that run with the one unit of a denoiser at a level."""
+        option, dense = unit.options[level], int(sum(parameter.nbytes for parameter in self._twin.parameters()))
+        if not isinstance(option, Thin):
+            count = option.blocks if isinstance(option.blocks, int) else len(option.blocks)
+            stand_ins = [self._stand_in(block) for block in self.anatomy.blocks]
+            sizes = [sum(t.nbytes for t in one.tensors().values()) for one in stand_ins if one is not None]
+            return dense + count * (max(sizes, default=0) - self._least_block())
+        pairs, layers = zip(unit.layers, option.kept, strict=True), {layer.name: layer for layer in unit.layers}
+        cuts = {layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups}
+        gone = {name for key in cuts for name in owned_by(self._twin, layers[key])}
+        slim = realise(self._twin, self.anatomy, Plan(cuts)).tensors
+        kept = [tensor for name, tensor in self._twin.named_parameters() if name not in gone or name not in slim]
+        return int(sum(tensor.nbytes for tensor in [*kept, *slim.values()]))
+
+    def _least_block(self) -> int:
+        """Bytes of the prunable layers of a block, of the smallest; the rest of a skipped block stays in place."""
+        sizes = list[int]()
+        for block in self.anatomy.blocks:
+            layers = [layer for layer in self.anatomy.layers if layer.name.startswith(f"{block.name}.")]
+            owned = {name for layer in layers for name in owned_by(self._twin, layer)}
+            sizes.append(int(sum(self._twin.get_parameter(name).nbytes for name in owned)))
+        return min(sizes)
+
+    def table(self, units: Sequence[Unit], reporter: Reporter) -> tuple[tuple[int, ...], ...]:
+        """MACs of a call by [unit][level], with all else dense."""
+        table = list[tuple[int, ...]]()
+        with reporter.task("count MACs", sum(len(unit.options) for unit in units)) as task:
+            for unit in units:
+                row = list[int]()
+                for level in range(len(unit.options)):
+                    row.append(self.option(unit, level))
+                    task.advance()
+                table.append(tuple(row))
+        return tuple(table)
+
+    def alike(self, units: Sequence[Unit]) -> tuple[int, ...]:
+        """For each unit the first one that costs the same."""
+        return alike(self._twin, self._trace, units)
+
+    def _count(self, plan: Plan, place: str = "") -> int:
+        """MACs of a call under a plan that changes nothing outside of the module ``place``."""
+        place = self._called(place)
+        if not place:
+            return self._run(plan, "")
+        return self._of_dense("") - self._of_dense(place) + self._run(plan, place)
+
+    def _called(self, place: str) -> str:
+        """The smallest module around ``place`` that is called: a list of modules has no forward."""
+        if place:
+            self._calls = self._calls or self._recorded()
+            while place and place not in self._calls:
+                place = place.rpartition(".")[0]
+        return place
+
+    def _of_dense(self, place: str) -> int:
+        """MACs of a module in a dense call."""
+        if place not in self._dense:
+            self._dense[place] = self._run(DENSE, place)
+        return self._dense[place]
+
+    def _run(self, plan: Plan, place: str) -> int:
+        switch, module = Switch(self._twin), self._twin.get_submodule(place)
+        calls = self._calls[place] if place and self._calls else [(self._trace.args, self._trace.kwargs)]
+        switch.to(realise(self._twin, self.anatomy, plan))
+        try:
+            with torch.no_grad(), self._countable(), FlopCounterMode(display=False) as counter:
+                for args, kwargs in calls:
+                    module(*args, **kwargs)
+        finally:
+            switch.to(Weights())
+        return int(counter.get_total_flops()) // 2
+
+    @contextmanager
+    def _countable(self) -> Iterator[None]:
+        """With attention in plain products: PyTorch's counter does not know what a CPU runs in their place."""
+        if not self._trace.real:
+            yield
+            return
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+    def _recorded(self) -> dict[str, list[Call]]:
+        calls, handles = dict[str, list[Call]](), []
+
+        def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.setdefault(name, []).append((args, kwargs))
+
+        for name, module in self._twin.named_modules():
+            handles.append(module.register_forward_pre_hook(partial(note, name), with_kwargs=True))
+        try:
+            with torch.no_grad():
+                self._twin(*self._trace.args, **self._trace.kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The exact cost of schedules: a stage costs its denoiser calls times what a call costs at its levels.
+
+    Costs are whole MACs, or whole nanoseconds where a budget of time is kept.
+    """
+
+    fixed: int  # of a call, what belongs to no unit
+    options: tuple[tuple[int, ...], ...]  # of a call, by [unit][level]; level 0 first
+    steps: tuple[int, ...]  # denoiser calls of each stage in the user's own setting
+    choices: tuple[tuple[int, ...], ...] | None = None  # how many each stage may take; None: its own
+    barred: frozenset[int] = frozenset()  # levels of the one unit that must not be taken
+
+    @classmethod
+    def tabled(
+        cls, table: Sequence[Sequence[int]], steps: Sequence[int], choices: tuple[tuple[int, ...], ...] | None = None
+    ) -> Costs:
+        """From the cost of a call by [unit][level], with all else dense."""
+        dense = max(row[0] for row in table)
+        if len(table) == 1:
+            return cls(0, (tuple(table[0]),), tuple(steps), choices)
+        least = [min(row) for row in table]
+        fixed = max(1, dense - sum(row[0] - low for row, low in zip(table, least, strict=True)))  # times are noisy
+        owned = tuple(tuple(cost - low for cost in row) for row, low in zip(table, least, strict=True))
+        return cls(fixed, owned, tuple(steps), choices)
+
+    @property
+    def dense(self) -> int:
+        """What the user's own setting costs."""
+        return sum(self.steps) * (self.fixed + sum(row[0] for row in self.options))
+
+    @property
+    def cheapest(self) -> int:
+        """What the cheapest schedule costs."""
+        least = self.fixed + sum(
+            min(c for level, c in enumerate(row) if level not in self.barred) for row in self.options
+        )
+        return least * (sum(self.steps) if self.choices is None else sum(counts[0] for counts in self.choices))
+
+    def attainable(self, fraction: float) -> bool:
+        """Whether any schedule costs so little."""
+        return self.cheapest <= fraction * self.dense
+
+    def call(self, levels: Sequence[int]) -> int:
+        """One denoiser call, for one level of each unit."""
+        return self.fixed + sum(row[level] for row, level in zip(self.options, levels, strict=True))
+
+    def of(self, candidate: Candidate) -> int:
+        """A whole schedule."""
+        steps = self.steps if self.choices is None else candidate.steps
+        return sum(n * self.call(levels) for n, levels in zip(steps, candidate.levels, strict=True))
+
+    def ratio(self, candidate: Candidate) -> float:
+        """The cost of a schedule over that of the user's own setting."""
+        return self.of(candidate) / self.dense
+
+    def space(self, fraction: float) -> Space:
+        """All schedules of at most this fraction of the dense trajectory's cost.
+
+        Raises:
+            BudgetOutOfReach: the fraction is none, or below the cheapest schedule's.
+        """
+        if not 0 < fraction <= 1:
+            remedy = "Give the share of the dense compute that may be spent, such as 0.7."
+            raise BudgetOutOfReach("macs", expected="a fraction above 0, at most 1", found=str(fraction), remedy=remedy)
+        # exact: 0.29 of 100 is 29; and the ratio of a schedule, a rounded float, is a budget that the schedule keeps
+        budget = math.floor(Fraction(str(fraction)) * self.dense * (1 + Fraction(1, 10**12)))
+        if budget < self.cheapest:
+            shown = math.ceil(Fraction(self.cheapest, self.dense) * 10_000) / 10_000
+            remedy = f"Ask for {shown} or more, or take fewer sampler steps."
+            expected = f"at least {shown}, which the deepest level costs in every stage"
+            if self.choices is not None:
+                remedy = f"Ask for {shown} or more."
+                expected = f"at least {shown}, which the fewest steps cost at the deepest level"
+            raise BudgetOutOfReach("macs", expected=expected, found=str(fraction), remedy=remedy)
+        # a level that must not be taken is one that no budget pays for
+        offered = tuple(
+            tuple(budget + 1 if level in self.barred else cost for level, cost in enumerate(row))
+            for row in self.options
+        )
+        if self.choices is None:
+            rows = tuple(tuple(tuple(n * cost for cost in row) for row in offered) for n in self.steps)
+            return Space(rows, budget, fixed=tuple(n * self.fixed for n in self.steps))
+        stages = len(self.steps)
+        return Space((offered,) * stages, budget, Steps(self.choices, self.steps), (self.fixed,) * stages)

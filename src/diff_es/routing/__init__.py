@@ -1,0 +1,1 @@
+"""Weights of a stage put in place for a denoiser call, and taken out again; where they wait meanwhile."""

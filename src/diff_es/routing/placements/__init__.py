@@ -1,0 +1,73 @@
+"""Where the weights of the stages wait for their turn; one file per placement, each under the contract in contract.py.
+
+Resident    all on the device; a switch exchanges references
+Streamed    in host memory; each stage's are copied over while the one before it runs
+Compact     low-rank corrections of the dense weights, merged at each switch
+Stitched    a network of its own for every stage: not for use, but to compare with
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from ...layers import Anatomy, Plan
+from ..realise import fed_by, output_of, weight_of
+from .compact import Compact
+from .contract import Placement, Store, distinct, parameter_bytes
+from .resident import Resident, ResidentStore
+from .stitched import Stitched
+from .streamed import Streamed, StreamedStore
+
+__all__ = [
+    "Compact",
+    "Placed",
+    "Placement",
+    "Resident",
+    "ResidentStore",
+    "Saved",
+    "Stitched",
+    "Store",
+    "Streamed",
+    "StreamedStore",
+    "choose",
+    "parameter_bytes",
+]
+
+
+Saved: TypeAlias = Resident | Streamed | Compact
+"""The placements that a result can be saved with."""
+Placed: TypeAlias = Saved | Stitched
+"""And that it can run with."""
+
+
+def choose(denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Placement:
+    """The placement for the memory that is free now: compact where the plans were made for it, resident where the
+    weights of all stages take at most half of what is free, else streamed."""
+    if any(cut.factors for plan in plans for cut in plan.cuts.values()):
+        return Compact()
+    size = max((p.element_size() for p in denoiser.parameters()), default=4)
+    needed = sum(_parameters(denoiser, anatomy, plan) for plan in distinct(plans)) * size
+    return Resident() if needed <= _free(next(denoiser.parameters()).device) / 2 else Streamed()
+
+
+def _parameters(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> int:
+    """Parameters of one stage's own weights."""
+    total, layers = 0, {layer.name: layer for layer in anatomy.layers}
+    for name, cut in plan.cuts.items():
+        layer = layers[name]
+        output = weight_of(output_of(denoiser, layer), layer)
+        dense = sum(parameter.numel() for _, _, parameter in fed_by(denoiser, layer)) + output.numel()
+        total += dense * len(cut.kept) // layer.groups + len(output)
+    return total + sum(t.numel() for b in plan.bypasses.values() if b is not None for t in b.tensors().values())
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of memory that nothing uses yet."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

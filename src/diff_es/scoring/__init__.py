@@ -1,0 +1,1 @@
+"""From a candidate to a number: closeness to the dense model, time, and the journal of both."""

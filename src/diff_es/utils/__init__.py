@@ -1,0 +1,1 @@
+"""Helpers that know nothing of diffusion: errors, checked arguments, files, processes, progress, seeds."""
