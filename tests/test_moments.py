@@ -22,10 +22,8 @@ ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to end
 SETTINGS = (
     "--macs 0.8 --stages 2 --steps 4 --guidance 1 --batch 2 --calibration-samples 2 --generations 2 --population 4"
 )
-SETTINGS += (
-    " --search-noises 2 --first-rung 0 --held-out-noises 1 --finalists 2 --levels 3"
+SETTINGS += " --search-noises 2 --first-rung 0 --held-out-noises 1 --finalists 2 --levels 3"
 SETTINGS += " --levers prune --json --resume"
-)
 
 
 class Place:
