@@ -18,10 +18,11 @@ from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pipelines.supported import check
 from ..pipelines.tracing import Trace, trace
 from ..pruning.budget import Budget, MacsRatio, MeasuredPrices, Prices, Speedup, measured_prices, within_memory
+from ..pruning.costs import Costs
 from ..pruning.granularity import Depth, Granularity, Unit, Width, never_thinned, undivided, units_of, usual_granularity
 from ..pruning.latency import fitted
 from ..pruning.library import Method
-from ..pruning.macs import Costs, MacCounter
+from ..pruning.macs import MacCounter
 from ..routing.placements import Streamed, parameter_bytes
 from ..routing.routing import routing_of
 from ..search import Candidate

@@ -28,7 +28,7 @@ from ..pipelines.tracing import trace
 from ..pruning.budget import MacsRatio
 from ..pruning.granularity import Width
 from ..scoring import metrics
-from ..scoring.timing import Runner, measure
+from ..scoring.timing import Runner, Timing, measure
 from ..search import Candidate, NoneFits, Space, mosaic
 from ..trajectory.corrections import Corrections
 from ..utils.arguments import checked
@@ -208,30 +208,35 @@ def evaluate(
             finest = Runner("reference", study.settings.sampling, timesteps=study.reference)
             reference = Contender("reference", 1.0, 1.0, finest)
             goal, goal_images = sampled(study, reference, n, reporter)
-    for contender, timing, (latents, images) in zip(field, timings, results, strict=True):
+    for contender, timing, seen in zip(field, timings, results, strict=True):
         is_goal = contender.name == "dense" and study.path is None
-        snr = metrics.snr_db(goal[:n], latents[:n])
-        psnr = metrics.psnr_db(goal_images[:n], images[:n]) if shows and not is_goal else None
-        to_own = None if contender.name == "dense" else float(metrics.snr_db(own[:n], latents[:n]).mean())
-        rows.append(
-            Row(
-                contender=contender.name,
-                budget=contender.budget,
-                steps=contender.runner.steps,
-                macs_ratio=contender.macs_ratio,
-                latency_ms=timing.pipeline_ms,
-                latency_spread=timing.pipeline_spread,
-                speedup=timing.speedup,
-                denoiser_speedup=timing.denoiser_speedup,
-                snr_db=None if is_goal else float(snr.mean()),
-                own_snr_db=to_own,
-                psnr_db=None if psnr is None else float(psnr.mean()),
-                frechet_distance=real.distance(images) if real else None,
-                weight_bytes=contender.runner.weight_bytes(study.pipe),
-            )
-        )
+        row = _row(study, contender, timing)
+        snr, to_own = (float(metrics.snr_db(truth[:n], seen[0][:n]).mean()) for truth in (goal, own))
+        psnr = float(metrics.psnr_db(goal_images[:n], seen[1][:n]).mean()) if shows and not is_goal else None
+        closeness = {"snr_db": None if is_goal else snr, "psnr_db": psnr}
+        closeness["own_snr_db"] = None if contender.name == "dense" else to_own
+        rows.append(replace(row, **closeness, frechet_distance=real.distance(seen[1]) if real else None))
     strip = effort.strip if shows else 0
     return Evaluation(tuple(rows), tuple(images[:strip] for _, images in results), random)
+
+
+def _row(study: Study, contender: Contender, timing: Timing) -> Row:
+    """What a contender costs; how close it comes is not said yet."""
+    return Row(
+        contender=contender.name,
+        budget=contender.budget,
+        steps=contender.runner.steps,
+        macs_ratio=contender.macs_ratio,
+        latency_ms=timing.pipeline_ms,
+        latency_spread=timing.pipeline_spread,
+        speedup=timing.speedup,
+        denoiser_speedup=timing.denoiser_speedup,
+        snr_db=None,
+        own_snr_db=None,
+        psnr_db=None,
+        frechet_distance=None,
+        weight_bytes=contender.runner.weight_bytes(study.pipe),
+    )
 
 
 def evaluated(

@@ -16,9 +16,10 @@ from ..pipelines.own_sampler import OwnSampler
 from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pipelines.supported import check
 from ..pipelines.tracing import trace
+from ..pruning.costs import Costs
 from ..pruning.granularity import Depth, Granularity, Width, never_thinned, units_of
 from ..pruning.latency import LayerTime, hardware_multiple, slower_layers, time_layers
-from ..pruning.macs import Costs, MacCounter
+from ..pruning.macs import MacCounter
 from ..utils.arguments import checked
 from ..utils.limits import Levels
 from ..utils.progress import Reporter

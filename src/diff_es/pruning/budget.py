@@ -26,9 +26,10 @@ from ..utils.arguments import checked
 from ..utils.errors import BudgetOutOfReach, DiffESError
 from ..utils.malloc import Kept
 from ..utils.progress import Reporter
+from .costs import Costs
 from .granularity import Thin, Unit
 from .latency import nanoseconds, paired
-from .macs import Costs, MacCounter
+from .macs import MacCounter
 
 _PATIENCE = 3.0
 """Seconds for which a level's price is measured more often than it has to be."""
