@@ -210,12 +210,17 @@ def evaluate(
             goal, goal_images = sampled(study, reference, n, reporter)
     for contender, timing, seen in zip(field, timings, results, strict=True):
         is_goal = contender.name == "dense" and study.path is None
-        row = _row(study, contender, timing)
         snr, to_own = (float(metrics.snr_db(truth[:n], seen[0][:n]).mean()) for truth in (goal, own))
         psnr = float(metrics.psnr_db(goal_images[:n], seen[1][:n]).mean()) if shows and not is_goal else None
-        closeness = {"snr_db": None if is_goal else snr, "psnr_db": psnr}
-        closeness["own_snr_db"] = None if contender.name == "dense" else to_own
-        rows.append(replace(row, **closeness, frechet_distance=real.distance(seen[1]) if real else None))
+        rows.append(
+            replace(
+                _row(study, contender, timing),
+                snr_db=None if is_goal else snr,
+                own_snr_db=None if contender.name == "dense" else to_own,
+                psnr_db=psnr,
+                frechet_distance=real.distance(seen[1]) if real else None,
+            )
+        )
     strip = effort.strip if shows else 0
     return Evaluation(tuple(rows), tuple(images[:strip] for _, images in results), random)
 
