@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..compression.compress import finish, open_journal
 from ..compression.evaluator import Judge
@@ -41,7 +41,7 @@ EFFORT = Effort(noises=48, images=128, rounds=2, random=60)
 PICTURE = "side-by-side.png"
 
 
-def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any], Story]:
+def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, object], Story]:
     """Compress the bundled model to each budget, compare with every alternative, write ``folder``.
 
     What chosen steps are worth by themselves is said first, before anything is calibrated. A demo that was stopped goes
@@ -51,7 +51,7 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any
         return _run(folder, seed, reporter)
 
 
-def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any], Story]:
+def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, object], Story]:
     start, journals = time.monotonic(), folder / "journals"
     pipe, settings = load("bundled"), replace(SETTINGS, seed=seed)
     say_first(pipe, settings, reporter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,12 @@ from ..pipelines.families import Denoiser
 from ..pipelines.tracing import Trace
 from ..routing.realise import owned_by, realise
 from ..routing.switch import Switch
+from ..utils.calls import Args, Kwargs
 from ..utils.progress import Reporter
 from .equal_costs import alike
 from .granularity import Thin, Unit
 
-Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that a module receives
+Call: TypeAlias = tuple[Args, Kwargs]  # the arguments that a module receives
 
 
 class MacCounter:
@@ -197,7 +198,7 @@ class MacCounter:
     def _recorded(self) -> dict[str, list[Call]]:
         calls, handles = dict[str, list[Call]](), []
 
-        def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def note(name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             calls.setdefault(name, []).append((args, kwargs))
 
         for name, module in self._twin.named_modules():
