@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError
+from .samplers import OTHERWISE
 
 LEAVE = "leave the `routed` context or call `remove(pipe)` first"
 
