@@ -229,8 +229,18 @@ def test_killed_twice_and_resumed_equals_uninterrupted(fast: Compressed, tmp_pat
     [
         (0.61, {}, {}, "budget .*'macs': 0.6,.* then and .*'macs': 0.61,.* now"),
         (MACS, {"seed": 1}, {}, "seed 0 then and 1 now"),
-        (MACS, {"search_noises": 3, "population": 7}, {}, "population 6 then and 7 now, probes 2 then and 3 now"),
-        (MACS, {"sampling": Sampling(7, 2.0, 2)}, {}, "sampling .*'steps': 6.* then and .*'steps': 7"),
+        (
+            MACS,
+            {"search_noises": 3, "population": 7},
+            {},
+            "population 6 then and 7 now, search_noises 2 then and 3 now",
+        ),
+        (
+            MACS,
+            {"sampling": Sampling(7, 2.0, 2)},
+            {},
+            "sampling .*'num_inference_steps': 6.* then and .*'num_inference_steps': 7",
+        ),
         (MACS, {"method": METHODS["wanda"]}, {}, "method .*'Obs'.* then and .*'Wanda'"),
         (MACS, {"measure": ImageSSIM()}, {}, "measure .*'LatentSNR'.* then and .*'ImageSSIM'"),
         (MACS, {}, {"seed": 1}, "model '[0-9a-f]{64}' then and '[0-9a-f]{64}' now"),
@@ -318,16 +328,21 @@ def test_levers_units_and_fronts_come_back_from_json(levers: Levers, grain: Gran
 
 def test_default_settings_come_back_and_senseless_ones_are_refused() -> None:
     assert restore(describe(Settings())) == Settings()
-    with pytest.raises(DiffESError, match="heat: expected a number from 0, below the 16 probes, found 16"):
+    with pytest.raises(DiffESError, match="first_rung: expected a number from 0, below the 16 search noises, found 16"):
         Settings(search_noises=16, first_rung=16)
-    with pytest.raises(DiffESError, match=r"heat: expected a whole number from 0 to .*, found -1"):
+    with pytest.raises(DiffESError, match=r"first_rung: expected a whole number from 0 to .*, found -1"):
         Settings(search_noises=16, first_rung=-1)
     assert [Settings(search_noises=n).rung_noises for n in (1, 2, 9, 32)] == [0, 1, 4, 16]
     assert Settings(first_rung=0).rung_noises == 0
-    counts = ("stages", "calibration", "fine", "probes", "finalists", "held_out", "population", "generations")
-    for field in (*counts, "sensed"):
+    counts = ("stages", "calibration_samples", "reference_multiple", "search_noises", "finalists", "population")
+    for field in (*counts, "sensitivity_noises", "held_out_noises", "generations"):
         with pytest.raises(DiffESError, match=f"{field}: expected a whole number from 1 to .*, found 0"):
             Settings(**{field: 0})  # type: ignore[arg-type]
-    for call in ({"steps": 0}, {"batch": 0}, {"guidance": -1.0}, {"guidance": float("nan")}):
+    for call in (
+        {"num_inference_steps": 0},
+        {"batch": 0},
+        {"guidance_scale": -1.0},
+        {"guidance_scale": float("nan")},
+    ):
         with pytest.raises(DiffESError, match=f"{next(iter(call))}: expected a (whole )?number from"):
             Sampling(**call)

@@ -82,7 +82,7 @@ def test_the_calls_that_are_made_cost_what_was_promised(case: Case) -> None:
     spent, own = sum(call.macs for call in calls), sum(call.macs for call in dense)
     assert report.macs_ratio == report.cost_ratio == spent / own
     assert spent <= MACS * own
-    if "prune" not in report.settings["levers"]["value"]:
+    if "prune" not in report.settings.levers.value:
         assert len(calls) == MACS * CALL.steps // 1  # as many steps as there can be
 
 
@@ -190,7 +190,7 @@ def test_what_is_saved_is_the_best_of_what_was_judged(case: Case) -> None:
     for other in others:
         assert other.noises < winner.noises or other.held_out <= winner.held_out
         assert np.isfinite([other.score, other.held_out]).all()
-    assert report.score >= report.history[0]["median"]
+    assert report.score >= report.history[0].median
 
 
 def test_a_folder_of_its_own_cannot_hold_chosen_steps(tmp_path: Path) -> None:

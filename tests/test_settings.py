@@ -31,6 +31,7 @@ from diff_es import (
     compress,
     load,
 )
+from diff_es.compression.compress import Run as How
 from diff_es.compression.settings import describe, plain, restore, value_of
 from diff_es.evaluation.inspection import inspect
 from diff_es.pruning.granularity import Granularity
@@ -144,7 +145,7 @@ def test_what_is_refused_binds_no_journal(
         compress(
             tiny(),
             settings=changed(settings(), **own),
-            run=Run(journal=tmp_path / "run" / "j.jsonl", **how),
+            run=How(journal=tmp_path / "run" / "j.jsonl", **how),
             **budget,
         )
     assert list(tmp_path.iterdir()) == []
@@ -162,9 +163,15 @@ def test_what_is_refused_binds_no_journal(
         (["--levels", "4", "--prune", "depth"], "--levels: expected none, found 4 beside --prune depth"),
         (["--tolerance", "0.2"], "--tolerance: expected none, found 0.2 beside --placement auto. Say --placement"),
         (["--tolerance", "nan", "--placement", "compact"], "Compact.tolerance: expected a number above 0"),
-        (["--macs", "0.5", "--speedup", "1.4"], "expected a share of MACs or a speed-up, found macs 0.5 and speedup"),
+        (
+            ["--macs", "0.5", "--speedup", "1.4"],
+            "expected a share of MACs or a speed-up, found 0.5 of the MACs and 1.4x as fast",
+        ),
         (["--weights-gb", "1", "--placement", "resident"], "placement: expected none, since the result is streamed"),
-        (["--guidance", "1e300"], "guidance: expected a number from 0 to 1000 (more cannot be meant), found 1e+300."),
+        (
+            ["--guidance", "1e300"],
+            "guidance_scale: expected a number from 0 to 1000 (more cannot be meant), found 1e+300.",
+        ),
         (["--table", "missing"], "missing: expected a diff-es.json in it, found none."),
         (["--prompts", "missing"], "missing: expected prompts, one on each line, found"),
         (["--out", "/proc/x"], "/proc/x: expected a folder to write to, found"),
@@ -203,7 +210,7 @@ def test_what_a_report_would_overwrite_is_looked_at_first(run: Run, tmp_path: Pa
     ("line", "told"),
     [
         (["sample", "--count", "0"], "count: expected a whole number from 1"),
-        (["sample", "--guidance", "nan"], "guidance: expected a number from 0 to 1000, found nan."),
+        (["sample", "--guidance", "nan"], "guidance_scale: expected a number from 0 to 1000, found nan."),
         (["sample", "--point", "0"], "point: expected a number from 1 to 1000, found 0.0."),
         (["bench", "--batch", "1", "--batch", "99999999"], "batch[1]: expected a whole number from 1 to 65536 (more"),
         (["evaluate", "--noises", "1"], "noises: expected a whole number from 2 to 1000000, found 1."),
@@ -245,11 +252,11 @@ def test_a_search_without_a_journal_to_resume_says_that_it_starts_anew(
         tmp_path / "journal.jsonl",
         settings(generations=1, population=2, search_noises=1, calibration_samples=2, front=(0.1, 0.9)),
     )
-    first = compress(tiny(), 0.6, chosen, run=Run(journal=journal, resume=True))
+    first = compress(tiny(), 0.6, chosen, run=How(journal=journal, resume=True))
     assert lines[0] == f"There is no journal to resume at {journal}: the search starts anew."
     assert lines[1:] == ["Left out of the front, below the cheapest schedule: 0.1."]
     lines.clear()
-    assert compress(tiny(), 0.6, chosen, run=Run(journal=journal, resume=True)).schedule == first.schedule
+    assert compress(tiny(), 0.6, chosen, run=How(journal=journal, resume=True)).schedule == first.schedule
     assert not [line for line in lines if "anew" in line]
 
 
@@ -273,4 +280,4 @@ def test_names_that_no_file_can_have_are_refused(fast: Compressed) -> None:
             with pytest.raises(DiffESError, match="folder: expected a name that a file can have, found"):
                 asked()
     with pytest.raises(StorageError, match=re.escape("/dev/null: expected a file, found something else")):
-        Run(journal="/dev/null")
+        How(journal="/dev/null")

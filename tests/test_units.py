@@ -127,7 +127,7 @@ def test_combinations_of_no_sense_are_refused_before_anything_runs(ladder: Ladde
     pipe = tiny()
     pipe.transformer.pos_embed.register_forward_pre_hook(lambda *_: 1 / 0)
     for levers in (Levers.PRUNE, Levers.BOTH):
-        with pytest.raises(DiffESError, match=rf"units: expected .*, found units of grain {grain.value} with"):
+        with pytest.raises(DiffESError, match=rf"units: expected .*, found units of granularity {grain.value} with"):
             compress(pipe, 0.7, settings(levers=levers, method=Method(ladder, granularity=grain)))
 
 
