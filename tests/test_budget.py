@@ -19,6 +19,7 @@ from diffusers import DiTPipeline
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests.tiny import CALL, LITTLE, assert_same, images, joint, settings, slimmed, snapshot, tiny
 from torch import Tensor, nn
 
@@ -27,44 +28,48 @@ from diff_es.compression.settings import Levers
 from diff_es.compression.survey import survey
 from diff_es.layers import Cut, Plan, discover
 from diff_es.pipelines.timestep_hook import on_timestep
-from diff_es.pruning.budget import Budget, Prices, measured_prices
+from diff_es.pruning.budget import Budget, MacsRatio, MeasuredPrices, Prices, Speedup, WeightMemory, measured_prices
 from diff_es.pruning.costs import Costs
 from diff_es.pruning.granularity import Granularity
 from diff_es.routing.routing import routing_of
 from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
+NOTHING: Any = None  # in a pipeline's place: nobody looks at it
 WIDE: dict[str, Any] = {"head_size": 16, "heads": 8}  # a model whose weights outweigh their alignment
 
 
 @pytest.mark.parametrize("speedup", [0.0, 0.99, -2.0, math.nan, math.inf])
 def test_a_speed_up_of_no_sense_is_refused(speedup: float) -> None:
-    with pytest.raises(DiffESError, match=rf"speedup: expected a number from 1 to 1000.*, found {speedup}"):
-        Budget(speedup=speedup)
+    with pytest.raises(DiffESError, match=rf"Speedup.times: expected a number from 1 to 1000.*, found {speedup}"):
+        Budget.of(speedup=speedup)
 
 
 @pytest.mark.parametrize("weights", [0.0, -1.0, math.nan, math.inf])
 def test_weights_of_no_sense_are_refused(weights: float) -> None:
-    with pytest.raises(DiffESError, match=rf"weights_gb: expected a number above 0, at .*, found {weights}"):
-        Budget(weights_gb=weights)
+    with pytest.raises(
+        DiffESError, match=rf"WeightMemory.gigabytes: expected a number above 0, at .*, found {weights}"
+    ):
+        Budget.of(weights_gb=weights)
 
 
 def test_budgets_of_sense_are_taken() -> None:
-    assert Budget().share == Budget(0.7, None, None).share == 0.7
     assert Budget().to_json() == {"macs": 0.7, "speedup": None, "weights_gb": None}
-    assert Budget(speedup=1).speedup == 1
-    assert Budget(speedup=1.4).to_json() == {"macs": 0.7, "speedup": 1.4, "weights_gb": None}
-    assert Budget(0.5, weights_gb=1e-9).weights_gb == 1e-9
+    assert Budget.of(speedup=1).compute == Speedup(1)
+    assert Budget.of(speedup=1.4).to_json() == {"macs": None, "speedup": 1.4, "weights_gb": None}
+    assert Budget.of(0.5, weights_gb=1e-9).memory == WeightMemory(1e-9)
 
 
 def test_two_budgets_at_once_are_refused() -> None:
-    with pytest.raises(BudgetOutOfReach, match=r"a share of MACs or a speed-up, found macs 0.5 and speedup 1.4. Leave"):
-        Budget(0.5, 1.4)
-    with pytest.raises(BudgetOutOfReach, match=r"macs 0\.7 and speedup 2"):  # what is usual, said
-        compress(None, 0.7, speedup=2)
-    told = r"placement: expected none, since the result is streamed, found Compact beside weights_gb\. Leave one"
+    with pytest.raises(
+        BudgetOutOfReach, match=r"a share of MACs or a speed-up, found 0.5 of the MACs and 1.4x as fast. L"
+    ):
+        Budget.of(0.5, speedup=1.4)
+    with pytest.raises(BudgetOutOfReach, match=r"0\.7 of the MACs and 2x as fast"):  # what is usual, said
+        compress(NOTHING, 0.7, speedup=2)
+    told = r"placement: expected none, since the result is streamed, found Compact beside 1 GB of weights\. Leave one"
     with pytest.raises(DiffESError, match=told):
-        compress(None, weights_gb=1.0, run=Run(placement=Compact()))
+        compress(NOTHING, weights_gb=1.0, run=Run(placement=Compact()))
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
@@ -157,7 +162,7 @@ def test_levels_whose_weights_take_more_are_barred(most: int) -> None:
     pipe = tiny(**WIDE)
     sizes = [gigabytes(pipe, level) for level in range(8)]
     for limit, least in ((sizes[most], most), (sizes[most] * 1.01, most), (sizes[most - 1] * 0.999, most)):
-        found = survey(pipe, settings(), QUIET, Budget(0.9, None, limit))
+        found = survey(pipe, settings(), QUIET, Budget(MacsRatio(0.9), WeightMemory(limit)))
         assert found.costs.barred == set(range(least))
         space = found.costs.space(0.9)
         assert {level for (level,) in space.random(np.random.default_rng(0)).levels} <= set(range(least, 8))
@@ -230,11 +235,13 @@ def test_more_than_the_best_speed_up_is_refused_with_the_best(found: Prices) -> 
 @examples(max_examples=25, deadline=None)
 def test_prices_come_back_from_json(found: Prices) -> None:
     counted = replace(found.costs, fixed=1, options=tuple((3,) * len(row) for row in found.costs.options))
-    said = json.loads(json.dumps(found.to_json()))
-    assert Prices.restored(said, counted) == found
-    for edited in ({**said, "other": None}, {**said, "fixed": -1}, {**said, "options": [[1], *said["options"]]}):
-        with pytest.raises(DiffESError, match=r"prices.* Search anew in another folder"):
-            Prices.restored(edited, counted)
+    said = json.loads(json.dumps(found.measured.model_dump()))
+    assert Prices.restored(MeasuredPrices.model_validate(said), counted) == found
+    with pytest.raises(DiffESError, match=r"prices.* Search anew in another folder"):
+        Prices.restored(MeasuredPrices.model_validate({**said, "options": [[1], *said["options"]]}), counted)
+    for edited in ({**said, "other": None}, {**said, "fixed": -1}):
+        with pytest.raises(ValidationError):
+            MeasuredPrices.model_validate(edited)
 
 
 @pytest.mark.parametrize(

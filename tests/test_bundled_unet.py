@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_it_is_a_small_stock_pipeline() -> None:
 
 def test_it_is_found_again_by_its_name(pipe: Any) -> None:
     origin = origin_of(pipe)
-    assert origin["model"] == "bundled-unet"
+    assert origin.model == "bundled-unet"
     again = reopen(origin)
     assert fingerprint(again.unet) == fingerprint(pipe.unet)
 
@@ -133,15 +134,15 @@ def test_evolved_beats_uniform_and_compensation_helps(pipe: Any) -> None:
     )
     fast = compress(pipe, 0.7, settings)
     assert fast.report.macs_ratio <= 0.7
-    ready, found = prepare(pipe, settings), found_again(fast)
-    bare = prepare(pipe, settings.changed(method=Method(Width(4, dense=()), compensation=None)))
+    ready, found = prepare(pipe, settings), found_again(fast.report)
+    bare = prepare(pipe, replace(settings, method=Method(Width(4, dense=()), compensation=None)))
     goal, _ = sampled(ready, Contender("dense", 1.0, 1.0, Runner("dense", sampling)), 16, QUIET)
 
     def snr(contender: Contender) -> float:
         assert contender.macs_ratio <= 0.7
         return float(snr_db(goal, sampled(ready, contender, 16, QUIET)[0]).mean())
 
-    _, uniform, *_, evolved = contenders(ready, 0.7, found, found, fast)
-    _, uncompensated, *_ = contenders(bare, 0.7, found, found)
+    _, _, uniform, *_, evolved = contenders(ready, found, found, fast)
+    _, _, uncompensated, *_ = contenders(bare, found, found)
     assert snr(evolved) >= snr(uniform)
     assert snr(uniform) > snr(uncompensated) + 1

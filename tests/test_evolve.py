@@ -29,7 +29,7 @@ from diff_es.search import (
 # 5 stages x 2 units x 3 levels: 3**10 schedules. The second stage is dear, the last takes no steps.
 STEPS = (2, 3, 1, 1, 0)
 SPACE = Space(tuple(tuple(tuple(n * c for c in row) for row in ((7, 5, 2), (4, 3, 1))) for n in STEPS), 50)
-JOINT = Space(SPACE.costs, 60, Steps(((1, 2), *((0, 1, 2),) * 3, (1,)), (1,) * 5, 1))
+JOINT = Space(SPACE.costs, 60, Steps(((1, 2), *((0, 1, 2),) * 3, (1,)), (1,) * 5), (1,) * 5)
 SMALL = Evolution(population=8, generations=6, survivors=3)
 Fitness = Callable[[Candidate], float]
 laws = settings(max_examples=25, deadline=None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import random
 from itertools import chain, pairwise
+from pathlib import Path
+from shutil import copytree
 from statistics import fmean
 
 import numpy as np
@@ -12,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from tests.mutations import put_right
 from tests.tiny import CALL, joint, tiny
 from tests.tiny import settings as small
 
-from diff_es import Compressed, compress
+from diff_es import Compressed, compress, load
 from diff_es.compression.evaluator import Judge
 from diff_es.compression.evolve import evolve
 from diff_es.compression.final import Finalist, select
@@ -23,14 +26,16 @@ from diff_es.compression.reopening import found_again
 from diff_es.compression.search_loop import widened
 from diff_es.compression.sensitivity import by_rule, sensitivity
 from diff_es.compression.settings import Levers
+from diff_es.compression.store import MANIFEST
 from diff_es.compression.study import PARTS, Study, prepare
 from diff_es.pipelines.probes import make_probes
-from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.scoring.journal import Journal
 from diff_es.search import Candidate, choose, error_of, random_search
 from diff_es.utils.progress import Reporter
 from diff_es.utils.seeds import derive_seed
 
+FORMAT_3 = Path(__file__).parent / "data" / "format3" / "levels"
 QUIET = Reporter(quiet=True)
 
 # ------------------------------------------------------------------------------------------------------- the choice
@@ -129,7 +134,7 @@ def test_parts_follow_each_other_and_what_is_reported_comes_after_them(study: St
     for part in (0, 1, PARTS):
         own = (study.pipe, study.library, study.stages, probes[3 * part : 3 * part + 3], CALL, study.settings.measure)
         taught = study.held_out.corrections
-        alone = Fitness(*own, path=study.path, reference=study.reference, corrections=4, taught=taught)
+        alone = Fitness(*own, Comparison(study.path, study.reference, corrections=4, fitted=taught))
         assert study.part(part).each(study.own) == alone.each(study.own)
     assert study.part(0) is study.held_out
     assert study.fresh is study.part(PARTS)
@@ -140,7 +145,7 @@ def test_parts_follow_each_other_and_what_is_reported_comes_after_them(study: St
 def test_what_is_reported_was_measured_on_noises_that_chose_nothing(study: Study) -> None:
     judge = Judge(study, Journal(None, {}, resume=False))
     field = [Finalist(candidate, corrected) for candidate in by_rule(study, 0.7) for corrected in (True, False)]
-    found = select(study, [*field, *field], judge, (), 7, QUIET)
+    found = select(study, 0.7, [*field, *field], judge, (), 7, QUIET)
     assert sorted((one.candidate, one.corrected) for one in found.finalists) == sorted(field)
     fresh = study.fresh.each(found.candidate, corrected=found.corrected)
     assert (found.held_out, found.error) == (fmean(fresh), error_of(fresh))
@@ -148,7 +153,7 @@ def test_what_is_reported_was_measured_on_noises_that_chose_nothing(study: Study
         parts = [study.part(part).each(one.candidate, corrected=one.corrected) for part in range(one.noises // 3)]
         assert one.held_out == fmean(chain(*parts))
         assert one.score == (judge.score(one.candidate) if one.corrected else judge.scorer.fitness.plain(one.candidate))
-    again = select(study, field, Judge(study, Journal(None, {}, resume=False)), (), 7, QUIET)
+    again = select(study, 0.7, field, Judge(study, Journal(None, {}, resume=False)), (), 7, QUIET)
     assert again == found
 
 
@@ -162,7 +167,8 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
     )
     judge = Judge(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (0.6, 1.0), judge, sensitivity(ready, judge, QUIET), QUIET)
-    for budget, one in found.items():
+    for budget, one in zip((0.6, 1.0), found, strict=True):
+        assert one.limit == budget
         finalists = [(other.candidate, other.corrected) for other in one.finalists]
         rules = by_rule(ready, budget)
         fitness = judge.scorer.fitness
@@ -175,32 +181,38 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
         drawn = random_search(narrow, count, seed=seed).ask()
         best = max((widened(ready, candidate) for candidate in drawn), key=judge.score)
         assert (best, True) in finalists
-    smaller, larger = found.values()
+    smaller, larger = found
     assert (smaller.candidate, smaller.corrected) in [(one.candidate, one.corrected) for one in larger.finalists]
 
 
 def test_uniform_pruning_is_in_the_final() -> None:
     fast = compress(tiny(), 0.6, small(search_noises=2, population=4, generations=1))
-    shapes = [{level for (level,) in one.candidate.levels} for one in found_again(fast).finalists]
+    shapes = [{level for (level,) in one.candidate.levels} for one in found_again(fast.report).finalists]
     assert any(max(shape) - min(shape) <= 1 for shape in shapes)  # what is left of the budget is spent
 
 
 def test_a_result_says_on_how_many_noises_it_was_chosen_and_how_sure_its_score_is() -> None:
     few = {"search_noises": 2, "population": 4, "generations": 1}
     fast: Compressed = compress(tiny(), 0.6, small(held_out_noises=2, **few))
-    about = json.loads(json.dumps(dict(fast.about)))
-    assert {noises for *_, noises, _ in about["finalists"]} <= {2 * part for part in range(1, PARTS + 1)}
-    assert about["held_out_error"] > 0
-    assert found_again(fast).finalists[0].noises == about["finalists"][0][3]
+    assert {one.noises for one in fast.report.finalists} <= {2 * part for part in range(1, PARTS + 1)}
+    assert fast.report.held_out_error is not None
+    assert fast.report.held_out_error > 0
+    assert found_again(fast.report).finalists == fast.report.finalists
     one = compress(tiny(), 0.6, small(held_out_noises=1, **few))
     assert one.report.held_out_error is None
-    assert found_again(one).error == np.inf
+    assert found_again(one.report).error == np.inf
 
 
-def test_a_result_of_an_earlier_version_was_chosen_on_the_held_out_noises() -> None:
-    fast = compress(tiny(), 0.6, small(search_noises=2, population=4, generations=1))
-    about = {name: value for name, value in fast.about.items() if name != "held_out_error"}
+def test_a_result_of_an_earlier_version_was_chosen_on_the_held_out_noises(tmp_path: Path) -> None:
+    """Format 3 has had finalists that do not say on how many noises they ran."""
+    folder = tmp_path / "fast"
+    copytree(FORMAT_3, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    about = manifest["points"][0]["about"]
+    del about["held_out_error"]
     about["finalists"] = [entry[:3] for entry in about["finalists"]]
-    found = found_again(replace(fast, about=about))
-    assert {one.noises for one in found.finalists} == {fast.report.settings["held_out"]}
+    put_right(folder, manifest, random.Random(0))
+    fast = load(folder)
+    found = found_again(fast.report)
+    assert {one.noises for one in found.finalists} == {fast.report.settings.held_out_noises}
     assert (found.candidate, found.corrected) == (Candidate.of(fast.schedule.levels), True)

@@ -15,7 +15,7 @@ from diff_es.pipelines.probes import Probe, make_probes
 from diff_es.pipelines.sampling import sample
 from diff_es.routing.routing import routed
 from diff_es.scoring.fidelity import ImagePSNR, ImageSSIM, LatentSNR, Measure
-from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.scoring.metrics import EXACT_DB, ssim
 from diff_es.search import Candidate
 
@@ -45,7 +45,9 @@ def any_study(request: pytest.FixtureRequest) -> Study:
 def fitness_of(study: Study, *, memory: int = 1 << 30, count: int = 3, measure: Measure | None = None) -> Fitness:
     """Several chunks: the batch is 2."""
     probes = make_probes(study.pipe, count, 0, "search")
-    return Fitness(study.pipe, study.library, study.stages, probes, CALL, measure or LatentSNR(), memory=memory)
+    return Fitness(
+        study.pipe, study.library, study.stages, probes, CALL, measure or LatentSNR(), Comparison(memory=memory)
+    )
 
 
 def schedules(study: Study, count: int, seed: int = 0) -> list[Candidate]:

@@ -26,7 +26,7 @@ from diff_es.search import (
 )
 
 # 4 stages x (3 counts x 3 levels): 9 * 7**3 rows that differ in effect
-SPACE = Space((((7, 5, 2),),) * 4, 56, Steps(((1, 2, 3), *((0, 1, 2),) * 3), (2,) * 4, 1))
+SPACE = Space((((7, 5, 2),),) * 4, 56, Steps(((1, 2, 3), *((0, 1, 2),) * 3), (2,) * 4), (1,) * 4)
 BUDGETS = (12, 20, 28, 36, 44, 56)
 laws = settings(max_examples=20, deadline=None)
 

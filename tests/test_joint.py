@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -70,20 +69,20 @@ def heard(pipe: DiTPipeline) -> Iterator[list[float]]:
 
 
 def test_the_calls_that_are_made_cost_what_was_promised(case: Case) -> None:
-    pipe, about = tiny(**case.model), case.fast.about
-    (table,), stages, levels = about["macs_by_level"], case.fast.schedule.stages, case.fast.schedule.levels
+    pipe, report = tiny(**case.model), case.fast.report
+    (table,), stages, levels = report.macs_by_level, case.fast.schedule.stages, case.fast.schedule.levels
     with counted(pipe) as dense:
         images(pipe, [1])
     with case.fast.routed(pipe), counted(pipe) as calls:
         images(pipe, [1])
     assert [call.macs for call in dense] == [table[0]] * CALL.steps
     assert [call.macs for call in calls] == [table[levels[stages.index(call.timestep)][0]] for call in calls]
-    assert [call.timestep for call in calls] == list(about["timesteps"])
-    assert about["steps"] == list(stages.steps(about["timesteps"]))
+    assert [call.timestep for call in calls] == list(report.timesteps)
+    assert report.steps == stages.steps(report.timesteps)
     spent, own = sum(call.macs for call in calls), sum(call.macs for call in dense)
-    assert about["macs_ratio"] == about["cost_ratio"] == spent / own
+    assert report.macs_ratio == report.cost_ratio == spent / own
     assert spent <= MACS * own
-    if "prune" not in about["settings"]["levers"]["value"]:
+    if "prune" not in report.settings["levers"]["value"]:
         assert len(calls) == MACS * CALL.steps // 1  # as many steps as there can be
 
 
@@ -162,7 +161,7 @@ def test_it_is_whole_again_from_disk(case: Case, tmp_path: Path) -> None:
     case.fast.save(tmp_path / "out")
     again, one, other = load(tmp_path / "out"), tiny(**case.model), tiny(**case.model)
     assert (again.timesteps, again.schedule) == (case.fast.timesteps, case.fast.schedule)
-    assert again.about == json.loads(json.dumps(case.fast.about))
+    assert again.report == case.fast.report
     assert_same_plans(again.plans, case.fast.plans)
     with case.fast.routed(one), again.routed(other):
         assert torch.equal(images(one), images(other))
@@ -182,16 +181,16 @@ def test_a_fresh_process_gives_bitwise_the_same_images(case: Case, tmp_path: Pat
 
 
 def test_what_is_saved_is_the_best_of_what_was_judged(case: Case) -> None:
-    about = case.fast.about
-    winner, *others = found_again(case.fast).finalists
-    assert (winner.score, winner.candidate.levels) == (about["score"], case.fast.schedule.levels)
-    assert list(winner.candidate.steps) == about["steps"]
+    report = case.fast.report
+    winner, *others = found_again(report).finalists
+    assert (winner.score, winner.candidate.levels) == (report.score, case.fast.schedule.levels)
+    assert winner.candidate.steps == report.steps
     assert winner.candidate.timesteps in ((), case.fast.timesteps)
     assert bool(case.fast.corrections) == winner.corrected
     for other in others:
         assert other.noises < winner.noises or other.held_out <= winner.held_out
         assert np.isfinite([other.score, other.held_out]).all()
-    assert about["score"] >= about["history"][0]["median"]
+    assert report.score >= report.history[0]["median"]
 
 
 def test_a_folder_of_its_own_cannot_hold_chosen_steps(tmp_path: Path) -> None:
@@ -223,7 +222,7 @@ def test_one_run_gives_a_front_from_dense_to_cheapest(tmp_path: Path) -> None:
     fast.save(tmp_path / "out")
     points = sorted((fast, *fast.others), key=lambda point: point.report.limit)
     assert [point.report.limit for point in points] == [0.2, 0.35, 0.5, 0.65, 0.8, 1.0]  # what can be had
-    ratios, scores = ([point.about[key] for point in points] for key in ("macs_ratio", "held_out_score"))
+    ratios, scores = ([getattr(point.report, key) for point in points] for key in ("macs_ratio", "held_out_score"))
     assert all(a < b for a, b in pairwise(ratios))
     assert all(ratio <= point.report.limit for ratio, point in zip(ratios, points, strict=True))
     assert all(a < b for a, b in pairwise(scores)), "a dearer point that is no closer"
@@ -231,7 +230,7 @@ def test_one_run_gives_a_front_from_dense_to_cheapest(tmp_path: Path) -> None:
     for point in points:
         again = load(tmp_path / "out", 1 / point.report.macs_ratio)
         assert (again.schedule, again.timesteps) == (point.schedule, point.timesteps)
-        assert again.about == json.loads(json.dumps(point.about))
+        assert again.report == point.report
         assert len(again.others) == len(points) - 1
         with point.routed(pipe):
             expected = images(pipe)

@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,9 +37,10 @@ from diff_es.evaluation.evaluate import contenders
 from diff_es.pipelines.probes import Probe, make_probes
 from diff_es.routing.routing import routed
 from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
-from diff_es.scoring.fitness import Bank, Fitness
+from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.scoring.journal import Journal, Scale
 from diff_es.scoring.metrics import EXACT_DB
+from diff_es.scoring.weight_cache import WeightCache
 from diff_es.search import Candidate, Space, StageChoice, Steps, random_search
 from diff_es.solvers.custom_timesteps import stepped
 from diff_es.trajectory.corrections import fixed
@@ -117,9 +119,9 @@ def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study)
 
 def fitness_of(study: Study, count: int = 3, **changes: Any) -> Fitness:
     probes, corrections = make_probes(study.pipe, count, 0, "search"), study.settings.corrections
-    own = {"path": study.path, "reference": study.reference, "corrections": corrections}
-    sampling = changes.pop("sampling", CALL)
-    return Fitness(study.pipe, study.library, study.stages, probes, sampling, LatentSNR(), **{**own, **changes})
+    sampling, weights = changes.pop("sampling", CALL), changes.pop("weights", None)
+    terms = replace(Comparison(study.path, study.reference, corrections=corrections), **changes)
+    return Fitness(study.pipe, study.library, study.stages, probes, sampling, LatentSNR(), terms, weights)
 
 
 def test_a_stage_without_room_for_more_steps_takes_no_more() -> None:
@@ -130,7 +132,7 @@ def test_a_stage_without_room_for_more_steps_takes_no_more() -> None:
     assert [counts[-1] for counts in ready.costs.choices or ()] == [ready.settings.reference_multiple] * 2 + [1]
     assert ready.base.steps == (2, 2, 1)
     judge, quiet = Judge(ready, Journal(None, {}, resume=False)), Reporter(quiet=True)
-    found = evolve(ready, (0.7,), judge, sensitivity(ready, judge, quiet), quiet)[0.7]
+    found = evolve(ready, (0.7,), judge, sensitivity(ready, judge, quiet), quiet)[0]
     assert np.isfinite(found.held_out)
 
 
@@ -186,7 +188,7 @@ def test_timesteps_written_out_change_nothing(study: Study) -> None:
 
 
 def test_the_weights_kept_change_no_score(study: Study) -> None:
-    few, all_of_them = fitness_of(study, bank=Bank(study.pipe, study.library, limit=1)), fitness_of(study)
+    few, all_of_them = fitness_of(study, weights=WeightCache(study.pipe, study.library, limit=1)), fitness_of(study)
     for candidate in drawn(study, 4):
         assert few(candidate) == all_of_them(candidate)
 
@@ -194,8 +196,8 @@ def test_the_weights_kept_change_no_score(study: Study) -> None:
 def test_rivals_that_cannot_be_made_so_cheap_are_left_out(study: Study) -> None:
     for budget, left_out in ((0.9, set[str]()), (0.4, None), (0.1, {"uniform", "mosaicdiff"})):
         cheapest = study.costs.space(budget).cheapest()
-        found = Found(cheapest, 0.0, 0.0, (), (), 0)
-        rivals = {rival.name: rival for rival in contenders(study, budget, found, found)}
+        found = Found(budget, cheapest, 0.0, 0.0, (), (), 0)
+        rivals = {rival.name: rival for rival in contenders(study, found, found)}
         assert {"fewer-steps", "random", "diff-es"} <= set(rivals)
         assert all(rival.macs_ratio <= budget for rival in rivals.values() if rival.name != "fewer-steps")
         assert left_out is None or {"uniform", "mosaicdiff"} - set(rivals) == left_out
@@ -204,19 +206,19 @@ def test_rivals_that_cannot_be_made_so_cheap_are_left_out(study: Study) -> None:
 # ----------------------------------------------------------------------------------------------------------- racing
 
 
-@pytest.mark.parametrize("heat", [1, 2])
-def test_a_first_heat_is_a_part_of_the_score(study: Study, heat: int) -> None:
-    alone = Sampling(CALL.steps, CALL.guidance, 1)  # one probe a call, with or without heats
-    racing, plain = (fitness_of(study, 4, sampling=alone, heat=n) for n in (heat, 0))
-    first = fitness_of(study, heat, sampling=alone)
+@pytest.mark.parametrize("rung", [1, 2])
+def test_a_first_rung_is_a_part_of_the_score(study: Study, rung: int) -> None:
+    alone = Sampling(CALL.steps, CALL.guidance, 1)  # one probe a call, with or without rungs
+    racing, plain = (fitness_of(study, 4, sampling=alone, rung=n) for n in (rung, 0))
+    first = fitness_of(study, rung, sampling=alone)
     for candidate in drawn(study, 3):
         score = racing.first(candidate)
         assert score == pytest.approx(first(candidate), rel=1e-12)
         calls = racing.calls
         assert racing.second(candidate, score) == pytest.approx(plain(candidate), rel=1e-12)
         assert racing.first(candidate) == score
-        assert racing.calls - calls <= len(study.timesteps(candidate) or ()) * (4 - heat)  # none of the heat again
-    in_one, in_two = (fitness_of(study, 4, heat=n).plain(study.own) for n in (0, heat))
+        assert racing.calls - calls <= len(study.timesteps(candidate) or ()) * (4 - rung)  # none of the rung again
+    in_one, in_two = (fitness_of(study, 4, rung=n).plain(study.own) for n in (0, rung))
     assert in_two == pytest.approx(in_one, rel=1e-3)
 
 
@@ -225,15 +227,15 @@ def lines_of(journal: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("levers", [Levers.BOTH, Levers.PRUNE])
-def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -> None:
+def test_scores_of_rungs_never_meet_the_others(levers: Levers, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     chosen = joint(levers=levers, population=8)
     fast = compress(tiny(), 0.6, chosen, run=Run(journal=journal))
     ready = prepare(tiny(), chosen)
-    fitness = ready.fitness("search", chosen.probes, chosen.first_heat)
+    fitness = ready.fitness("search", chosen.search_noises, chosen.rung_noises)
     judges: dict[Scale, Callable[[Candidate], float]] = {
         Scale.ALL: fitness,
-        Scale.HEAT: fitness.first,
+        Scale.RUNG: fitness.first,
         Scale.ALONE: ready.fitness_alone(),
     }
     found: dict[str, dict[Candidate, float]] = {scale: {} for scale in judges}
@@ -241,10 +243,10 @@ def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -
         candidate = Candidate.from_json(line["candidate"])
         assert candidate not in found[line["scale"]], "nothing is run twice"
         found[line["scale"]][candidate] = line["score"]
-    finalists = found_again(fast).finalists
+    finalists = found_again(fast.report).finalists
     assert (
         found["all"].keys() - {one.candidate for one in finalists} < found["heat"].keys()
-    )  # the better half of each heat went on
+    )  # the better half of each rung went on
     for scale, scores in found.items():
         for candidate, score in list(scores.items())[:: max(1, len(scores) // 6)]:
             assert judges[Scale(scale)](candidate) == pytest.approx(score, rel=1e-9)
@@ -254,14 +256,14 @@ def test_scores_of_heats_never_meet_the_others(levers: Levers, tmp_path: Path) -
 
 @pytest.mark.parametrize("levers", [Levers.BOTH, Levers.PRUNE])
 def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
-    """Even a first candidate that a wrong table of sensitivities puts forward, and that drops out in its heat."""
+    """Even a first candidate that a wrong table of sensitivities puts forward, and that drops out on its rung."""
     ready, quiet = prepare(tiny(), joint(levers=levers, population=8)), Reporter(quiet=True)
     wrong = tuple((tuple(map(float, [0, *range(8, 1, -1)])),) for _ in range(3))
     steps = (
         None if ready.costs.choices is None else tuple({n: float(n) for n in found} for found in ready.costs.choices)
     )
     judge = Judge(ready, Journal(None, {}, resume=False))
-    found = evolve(ready, (0.6,), judge, Sensitivity(wrong, steps), quiet)[0.6]
+    found = evolve(ready, (0.6,), judge, Sensitivity(wrong, steps), quiet)[0]
     assert all(np.isfinite(one.score) for one in found.finalists)
 
 
@@ -275,16 +277,16 @@ def test_a_larger_budget_is_never_further_away_on_the_noises_that_chose(levers: 
     ready, quiet = prepare(tiny(), little), Reporter(quiet=True)
     judge = Judge(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (1.0, 0.6, 0.8, 0.7, 0.9), judge, sensitivity(ready, judge, quiet), quiet)
-    assert list(found) == [0.6, 0.7, 0.8, 0.9, 1.0]
-    for budget, one in found.items():
+    assert [one.limit for one in found] == [0.6, 0.7, 0.8, 0.9, 1.0]
+    for one in found:
         winner = one.finalists[0]
-        assert ready.costs.ratio(one.candidate) <= budget
+        assert ready.costs.ratio(one.candidate) <= one.limit
         assert (winner.candidate, winner.score, winner.corrected) == (one.candidate, one.score, one.corrected)
         assert one.score == (judge.score(one.candidate) if one.corrected else judge.scorer.fitness.plain(one.candidate))
         assert one.held_out == pytest.approx(fmean(ready.fresh.each(one.candidate, corrected=one.corrected)), rel=1e-12)
         for other in one.finalists:
             assert winner.held_out >= other.held_out or other.noises < winner.noises
-    for one, larger in itertools.pairwise(found.values()):
+    for one, larger in itertools.pairwise(found):
         assert (one.candidate, one.corrected) in [(other.candidate, other.corrected) for other in larger.finalists]
 
 
@@ -298,11 +300,11 @@ def test_steps_alone_are_a_part_of_steps_and_levels() -> None:
     others = set[
         Candidate
     ]()  # the smaller budget's winner, and random schedules, of which both draw fewer of this kind
-    for budget, alone in found[Levers.STEPS].items():
-        space = ready.costs.space(budget).dense()
+    for alone, both in zip(found[Levers.STEPS], found[Levers.BOTH], strict=True):
+        space = ready.costs.space(alone.limit).dense()
         assert space is not None
         others |= set(random_search(space, 8, seed=derive_seed(0, "random search") % 2**32).ask())
-        scores = {(one.candidate, one.corrected): one.score for one in found[Levers.BOTH][budget].finalists}
+        scores = {(one.candidate, one.corrected): one.score for one in both.finalists}
         own = [one for one in alone.finalists if one.candidate not in others]
         assert len(own) > ready.settings.finalists
         assert all(scores[widened(ready, one.candidate), one.corrected] == one.score for one in own)
@@ -318,8 +320,8 @@ def test_steps_that_were_found_are_pruned_with_the_least_error(data: st.DataObje
     picks = list(itertools.product(range(3), repeat=3))  # of the level of each stage
     spent = [sum(n * (1 + costs[s][0][one[s]]) for s, n in enumerate(counts)) for one in picks]
     budget = data.draw(st.integers(min(spent), max(spent)))
-    offered = Steps(((1, 2, 3), (0, 1, 2, 3), (0, 1, 2, 3)), (1, 0, 0), 1)
-    found = Sensitivity(errors, None).pruned(Space(costs, budget, offered), counts)
+    offered = Steps(((1, 2, 3), (0, 1, 2, 3), (0, 1, 2, 3)), (1, 0, 0))
+    found = Sensitivity(errors, None).pruned(Space(costs, budget, offered, (1,) * 3), counts)
     fits = [one for one, cost in zip(picks, spent, strict=True) if cost <= budget]
     assert found.error == min(sum(errors[s][0][one[s]] for s, n in enumerate(counts) if n) for one in fits)
     assert found.candidate.steps == counts
@@ -384,7 +386,7 @@ def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> No
     assert len(found.others) == len(expected.others) == 2
     for one, other in zip((found, *found.others), (expected, *sorted_points(expected.others)), strict=True):
         assert (one.schedule, one.timesteps) == (other.schedule, other.timesteps)
-        assert one.about == json.loads(json.dumps(other.about))
+        assert one.report == other.report
         assert_same_plans(one.plans, other.plans)
     assert sorted(torn.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
 
@@ -397,7 +399,7 @@ def test_a_second_budget_measures_no_sensitivity_again(tmp_path: Path) -> None:
     anew, again = tmp_path / "anew.jsonl", tmp_path / "again.jsonl"
     expected = compress(tiny(), 0.8, joint(), run=Run(journal=anew))
     found = compress(tiny(), 0.8, joint(), run=Run(journal=again, table=tmp_path / "first"))
-    assert (found.schedule, found.timesteps, found.about) == (expected.schedule, expected.timesteps, expected.about)
+    assert (found.schedule, found.timesteps, found.report) == (expected.schedule, expected.timesteps, expected.report)
     told = [
         [{**line, "check": None} for line in lines_of(journal)] for journal in (anew, again)
     ]  # of their own journal
@@ -431,7 +433,7 @@ def test_levels_that_were_not_measured_lie_between_their_neighbours(errors: list
 def test_several_workers_find_what_one_does(tmp_path: Path) -> None:
     alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
     one, three = (compress(tiny(), 0.6, joint(), run=Run(journal=j, workers=n)) for j, n in ((alone, 1), (together, 3)))
-    assert (one.schedule, one.timesteps, one.about) == (three.schedule, three.timesteps, three.about)
+    assert (one.schedule, one.timesteps, one.report) == (three.schedule, three.timesteps, three.report)
     assert_same_plans(one.plans, three.plans)
     assert sorted(alone.read_bytes().splitlines()) == sorted(together.read_bytes().splitlines())
 

@@ -28,10 +28,10 @@ def joint_spaces(draw: st.DrawFn) -> Space:
     own = tuple(draw(st.sampled_from(n)) for n in counts)
     fixed = draw(st.integers(0, 3))
     assume(all(fixed + sum(map(min, stage)) > 0 for stage in costs))
-    steps = Steps(counts, own, fixed)
+    steps = Steps(counts, own)
     bounds = [n[0] * (fixed + sum(map(min, stage))) for n, stage in zip(counts, costs, strict=True)]
     tops = [n[-1] * (fixed + sum(map(max, stage))) for n, stage in zip(counts, costs, strict=True)]
-    return Space(costs, draw(st.integers(sum(bounds), sum(tops) + 2)), steps)
+    return Space(costs, draw(st.integers(sum(bounds), sum(tops) + 2)), steps, (fixed,) * stages)
 
 
 def of(*stages: tuple[int, int]) -> Candidate:
@@ -76,7 +76,7 @@ def test_steps_that_are_given_and_levels_that_are_dense(space: Space, data: st.D
 
 def total(space: Space, candidate: Candidate) -> int:
     return sum(
-        n * (taken(space).fixed + sum(space.costs[s][u][level] for u, level in enumerate(levels)))
+        n * ((space.fixed or (0,) * space.stages)[s] + sum(space.costs[s][u][level] for u, level in enumerate(levels)))
         for s, (n, levels) in enumerate(zip(candidate.steps, candidate.levels, strict=True))
     )
 
@@ -166,12 +166,12 @@ def test_moves_in_larger_spaces_keep_the_budget_and_leave_no_room(
     table = rng.integers(0, 9, (stages, units, 5)).tolist()
     costs = tuple(tuple(tuple(row[: rng.integers(1, 6)]) for row in stage) for stage in table)
     counts = ((1, 2, 4), *(tuple(range(int(rng.integers(0, 2)), 5)) for _ in range(stages - 1)))
-    steps = Steps(counts, tuple(n[-1] for n in counts), 2)
+    steps = Steps(counts, tuple(n[-1] for n in counts))
     ends = [
         sum(n[k] * (2 + sum(map(end, stage))) for n, stage in zip(counts, costs, strict=True))
         for k, end in ((0, min), (-1, max))
     ]
-    space = Space(costs, round(ends[0] + share * (ends[1] - ends[0])), steps)
+    space = Space(costs, round(ends[0] + share * (ends[1] - ends[0])), steps, (2,) * stages)
     parents = [space.random(rng) for _ in range(4)]
     for k in range(20):
         a, b = parents[k % 4], parents[(k + 1) % 4]
@@ -265,8 +265,8 @@ def test_malformed_steps_are_refused(counts: tuple[tuple[int, ...], ...], own: t
 
 def test_helpful_errors() -> None:
     steps = Steps(((1, 2), (0, 1)), (2, 1))
-    with pytest.raises(ValueError, match="fixed: expected a cost of 0 or more, found -1"):
-        Steps(((1,),), (1,), -1)
+    with pytest.raises(ValueError, match=r"fixed: expected 2 costs of 0 or more, found \(-1, 0\)"):
+        Space((((4, 5),),) * 2, 9, steps, (-1, 0))
     with pytest.raises(ValueError, match=r"costs\[1\]: expected a step to cost something at any level, found 0"):
         Space((((2,),), ((2, 0),)), 9, steps)
     with pytest.raises(ValueError, match="steps: expected 1 stages, found 2"):
@@ -286,8 +286,8 @@ def test_helpful_errors() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_search_finds_the_optimum_that_brute_force_finds(seed: int) -> None:
-    steps = Steps(((1, 2, 3), *((0, 1, 2),) * 3), (2,) * 4, 1)
-    space = Space((((7, 5, 2), (3, 1)),) * 4, 40, steps)
+    steps = Steps(((1, 2, 3), *((0, 1, 2),) * 3), (2,) * 4)
+    space = Space((((7, 5, 2), (3, 1)),) * 4, 40, steps, (1,) * 4)
 
     def fitness(candidate: Candidate) -> float:
         stages = zip((9, 4, 2, 1), candidate.steps, candidate.levels, strict=True)

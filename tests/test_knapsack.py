@@ -155,10 +155,10 @@ def joint(stages: int, units: int, counts: int, levels: int, seed: int) -> tuple
     price = [[int(1e9 * (1 - 0.1 * level)) + int(rng.integers(10**6)) for level in range(levels)] for _ in range(units)]
     weight = np.geomspace(20, 0.3, stages) * rng.uniform(0.5, 2, stages)
     deep = rng.uniform(0.1, 3, (stages, units, 1)) * np.arange(levels) ** 1.7
-    steps = Steps((tuple(range(1, counts + 1)),) + (tuple(range(counts)),) * (stages - 1), (2,) * stages, 10**8)
+    steps = Steps((tuple(range(1, counts + 1)),) + (tuple(range(counts)),) * (stages - 1), (2,) * stages)
     costs = (tuple(map(tuple, price)),) * stages
-    dense = sum(2 * (steps.fixed + sum(row[0] for row in price)) for _ in range(stages))
-    space = Space(costs, dense // 2, steps)
+    dense = sum(2 * (10**8 + sum(row[0] for row in price)) for _ in range(stages))
+    space = Space(costs, dense // 2, steps, (10**8,) * stages)
     return space, branches(space, lambda s, n: (weight[s] / (n + 0.3) ** 2, (n * weight[s] * deep[s] / 50).tolist()))
 
 
@@ -213,7 +213,7 @@ def test_the_relaxation_bounds_every_knapsack_and_meets_the_supported_ones(
     thinned, errors = problem
     numbers = tuple(tuple(range(0 if s else 1, 4)) for s in range(thinned.stages))
     counts = tuple(data.draw(st.sampled_from(row)) for row in numbers)
-    space = Space(thinned.costs, 1000, Steps(numbers, counts, 2))
+    space = Space(thinned.costs, 1000, Steps(numbers, counts), (2,) * thinned.stages)
     taking = branches(space.taking(counts), lambda s, _: (0.0, errors[s]))
     supported = knapsack_hull(taking)
     for point in supported:

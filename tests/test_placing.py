@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from diff_es.search import Candidate, Placing, Space, StageChoice, Steps, placing_search
 
 laws = settings(max_examples=60, deadline=None)
+STEPS = Steps(((1,), (0,), (0,)), (1, 0, 0))
 BOUNDARIES, END = (60.0, 30.0), -1.0
 
 
@@ -19,10 +20,10 @@ def counts_of(timesteps: tuple[float, ...]) -> tuple[int, ...]:
 
 
 def total(space: Space, candidate: Candidate) -> int:
-    assert space.steps is not None
+    stages = zip(space.costs, space.fixed, candidate.steps, candidate.levels, strict=True)
     return sum(
-        n * (space.steps.fixed + sum(costs[level] for costs, level in zip(stage, levels, strict=True)))
-        for stage, n, levels in zip(space.costs, candidate.steps, candidate.levels, strict=True)
+        n * (fixed + sum(costs[level] for costs, level in zip(stage, levels, strict=True)))
+        for stage, fixed, n, levels in stages
     )
 
 
@@ -39,7 +40,7 @@ def starts(draw: st.DrawFn, most: int = 4) -> tuple[Space, Candidate]:
         StageChoice(n, tuple(draw(st.integers(0, len(row) - 1)) if n and any(row) else 0 for row in stage))
         for n, stage in zip(counts_of(timesteps), costs, strict=True)
     )
-    roomy = Space(costs, 10**6, Steps(((1,), (0,), (0,)), (1, 0, 0), draw(st.integers(1, 5))))
+    roomy = Space(costs, 10**6, STEPS, (draw(st.integers(1, 5)),) * 3)
     start = Candidate(stages, timesteps)
     return roomy.within(total(roomy, start) + draw(st.integers(0, 40))), start
 
@@ -78,7 +79,7 @@ def test_where_levels_are_no_choice_a_step_costs_the_same_everywhere(start: tupl
 
 
 def test_levels_and_timesteps_both_move() -> None:
-    space = Space((((5, 3, 1),) * 2,) * 3, 60, Steps(((1,), (0,), (0,)), (1, 0, 0), 1))
+    space = Space((((5, 3, 1),) * 2,) * 3, 60, STEPS, (1,) * 3)
     start = Candidate.of([(1, 1)] * 3, [2, 2, 2], [99.0, 80.0, 60.0, 40.0, 30.0, 10.0])
     found = generations(space, start, Placing(offspring=20, generations=6))
     assert len({one.timesteps for one in found}) > 10
@@ -89,7 +90,7 @@ def test_levels_and_timesteps_both_move() -> None:
 
 def test_the_search_finds_where_steps_belong() -> None:
     """Dense early, as a quadratic rule would have it, from even steps, under costs that do not differ."""
-    space = Space((((1,),),) * 3, 10, Steps(((1,), (0,), (0,)), (1, 0, 0), 1))
+    space = Space((((1,),),) * 3, 10, STEPS, (1,) * 3)
     goal = (99, 93, 81, 60, 33)
     even = Candidate.of([[0]] * 3, [2, 2, 1], [99.0, 79.0, 59.0, 39.0, 19.0])
     search = placing_search(space, BOUNDARIES, END, Placing(offspring=20, generations=60), [even])
@@ -103,7 +104,7 @@ def test_the_search_finds_where_steps_belong() -> None:
 
 
 def test_starts_that_do_not_fit_are_refused() -> None:
-    space = Space((((5, 3),),) * 3, 12, Steps(((1,), (0,), (0,)), (1, 0, 0), 1))
+    space = Space((((5, 3),),) * 3, 12, STEPS, (1,) * 3)
     for steps, first, timesteps, said in (
         (1, 0, [99.0, 80.0], "expected steps"),
         (3, 0, [99.0, 80.0, 70.0], "expected a cost of 12 or less"),

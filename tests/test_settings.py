@@ -31,10 +31,18 @@ from diff_es import (
     compress,
     load,
 )
-from diff_es.compression.settings import describe, restore, value_of
+from diff_es.compression.settings import describe, plain, restore, value_of
 from diff_es.evaluation.inspection import inspect
 from diff_es.pruning.granularity import Granularity
 from diff_es.utils.progress import Reporter
+
+
+def changed(start: Settings, **changes: Any) -> Settings:
+    """With other values; those of its sampling by their names there."""
+    sampling = {name: value for name, value in changes.items() if name in vars(start.sampling)}
+    own = {name: value for name, value in changes.items() if name not in sampling}
+    return replace(start, sampling=replace(start.sampling, **sampling), **own)
+
 
 NOWHERE = "no-one/nothing-here"  # a model that does not load
 
@@ -42,29 +50,29 @@ NOWHERE = "no-one/nothing-here"  # a model that does not load
 @pytest.mark.parametrize("levers", Levers)
 def test_the_value_of_an_enum_is_its_member(levers: Levers) -> None:
     said: Any = levers.value
-    for made in (Settings(levers=said), Settings().changed(levers=said), replace(Settings(), levers=said)):
+    for made in (Settings(levers=said), replace(Settings(), levers=said)):
         assert made.levers is levers
         assert restore(json.loads(json.dumps(describe(made)))).levers is levers
     for grain in Granularity:
-        assert Method(granularity=str(grain.value)).grain is grain  # type: ignore[arg-type]
+        assert Method(granularity=str(grain.value)).granularity is grain  # type: ignore[arg-type]
 
 
 def test_levers_said_as_a_string_are_those(fast: Compressed) -> None:
     """``fast`` is of levels alone."""
-    same = compress(tiny(), 0.6, settings(levers=Levers.BOTH, timestep_generations=1), levers="prune", placings=16)
+    same = compress(tiny(), 0.6, settings(levers="prune", timestep_generations=16))
     assert (same.schedule, same.timesteps) == (fast.schedule, None)
-    steps = compress(tiny(), 0.6, joint(generations=1, population=2, timestep_generations=1), levers="steps")
+    steps = compress(tiny(), 0.6, joint(generations=1, population=2, timestep_generations=1, levers="steps"))
     assert steps.timesteps is not None
     assert not any(map(any, steps.schedule.levels))
 
 
 @pytest.mark.parametrize("wrong", ["x", "PRUNE", "Levers.PRUNE", None, b"prune", True, Granularity.WHOLE, Levers])
 def test_what_is_no_lever_is_refused_with_those_there_are(wrong: Any) -> None:
-    for made in (lambda: Settings(levers=wrong), lambda: compress(None, levers=wrong)):
+    for made in (lambda: Settings(levers=wrong), lambda: replace(Settings(), levers=wrong)):
         with pytest.raises(DiffESError, match="levers: expected 'prune' or 'steps' or 'prune,steps', found"):
             made()
     if wrong is not None and wrong is not Granularity.WHOLE:
-        with pytest.raises(DiffESError, match=r"Method\.grain: expected 'whole' or 'kind' or 'block', found"):
+        with pytest.raises(DiffESError, match=r"Method\.granularity: expected 'whole' or 'kind' or 'block', found"):
             Method(granularity=wrong)
 
 
@@ -74,7 +82,7 @@ def test_numbers_of_numpy_and_lists_are_written_as_python_writes_them() -> None:
     assert said == meant
     assert json.dumps(describe(said)) == json.dumps(describe(meant))
     whole = Settings(Sampling(6, 2), front=(1,))
-    assert json.dumps(describe(whole)["sampling"]["guidance"]) == "2"  # as it was said
+    assert json.dumps(plain(whole.sampling)["guidance_scale"]) == "2"  # as it was said
 
 
 @pytest.mark.parametrize(
@@ -87,9 +95,9 @@ def test_what_describes_no_setting_is_refused(wrong: Any) -> None:
 
 BEYOND: list[dict[str, Any]] = [
     {"batch": 1e20},
-    {"probes": 1e20},
+    {"search_noises": 1e20},
     {"corrections": 1e20},
-    {"guidance": 1e300},
+    {"guidance_scale": 1e300},
     {"method": ("levels", 100_000)},
     {"seed": 10**30},
     {"stages": 10**9},
@@ -99,7 +107,7 @@ BEYOND: list[dict[str, Any]] = [
 @pytest.mark.parametrize("beyond", BEYOND, ids=str)
 def test_more_than_can_be_meant_is_refused(beyond: dict[str, Any]) -> None:
     with pytest.raises(DiffESError, match=r"expected a .*number from .* to .* \(more cannot be meant\), found"):
-        Width(levels=100_000) if "method" in beyond else Settings().changed(**beyond)
+        Width(levels=100_000) if "method" in beyond else changed(Settings(), **beyond)
 
 
 NONSENSE: list[dict[str, Any]] = [
@@ -113,6 +121,9 @@ NONSENSE: list[dict[str, Any]] = [
     {"measure": Obs()},
     {"reporter": "progress.txt"},
 ]
+WHERE = {"weights_gb": "WeightMemory", "speedup": "Speedup", "stagez": "Settings"}
+"""What an error names in the place of what was said."""
+OF_RUN, OF_BUDGET = ("placement", "workers", "reporter"), ("macs", "speedup", "weights_gb")
 
 
 @pytest.mark.parametrize("wrong", NONSENSE, ids=str)
@@ -124,9 +135,18 @@ def test_what_is_refused_binds_no_journal(
 
     monkeypatch.setattr("diff_es.compression.study.calibrate", refuse)
     monkeypatch.chdir(tmp_path)
-    budget: dict[str, Any] = {} if {"macs", "speedup"} & wrong.keys() else {"macs": 0.6}
-    with pytest.raises(DiffESError, match=next(iter(wrong))):
-        compress(tiny(), settings=settings(), run=Run(journal=tmp_path / "run" / "journal.jsonl"), **budget, **wrong)
+    budget = {name: wrong[name] for name in OF_BUDGET if name in wrong}
+    budget |= {} if {"macs", "speedup"} & wrong.keys() else {"macs": 0.6}
+    how = {name: wrong[name] for name in OF_RUN if name in wrong}
+    own = {name: value for name, value in wrong.items() if name not in (*OF_RUN, *OF_BUDGET)}
+    first = next(iter(wrong))
+    with pytest.raises(DiffESError, match=WHERE.get(first, first)):
+        compress(
+            tiny(),
+            settings=changed(settings(), **own),
+            run=Run(journal=tmp_path / "run" / "j.jsonl", **how),
+            **budget,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,12 +254,14 @@ def test_a_search_without_a_journal_to_resume_says_that_it_starts_anew(
 
 
 def test_a_network_without_its_pipeline_is_told_what_to_do() -> None:
+    network: Any = nn.Linear(2, 2)
     told = r"pipe: expected one of DiTPipeline, .*, found Linear, a network without a pipeline .*OwnSampler"
-    for asked in (lambda: compress(nn.Linear(2, 2)), lambda: inspect(nn.Linear(2, 2), 4)):
+    for asked in (lambda: compress(network), lambda: inspect(network, 4)):
         with pytest.raises(UnsupportedModel, match=told):
             asked()
     with pytest.raises(UnsupportedModel, match=r"found DiTTransformer2DModel, a network without a pipeline"):
         compress(tiny().transformer)
+    other: Any
     for other in (None, "facebook/DiT-XL-2-256", torch.ones(1)):
         with pytest.raises(UnsupportedModel, match=r"pipe: expected one of .* Give a pipeline of diffusers\."):
             inspect(other)
@@ -251,4 +273,4 @@ def test_names_that_no_file_can_have_are_refused(fast: Compressed) -> None:
             with pytest.raises(DiffESError, match="folder: expected a name that a file can have, found"):
                 asked()
     with pytest.raises(StorageError, match=re.escape("/dev/null: expected a file, found something else")):
-        compress(None, run=Run(journal="/dev/null"))
+        Run(journal="/dev/null")

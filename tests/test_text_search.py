@@ -15,7 +15,7 @@ from tests.pipelines import CASES, made
 from tests.tiny import joint, settings
 
 from diff_es import DiffESError, Method, Run, Width, compress, load
-from diff_es.cli import main
+from diff_es.cli.app import main
 from diff_es.compression.reopening import found_again
 from diff_es.compression.settings import describe, restore
 from diff_es.compression.study import prepare
@@ -29,7 +29,7 @@ from diff_es.pruning.calibration import Statistics
 from diff_es.pruning.granularity import Depth, Granularity
 from diff_es.pruning.library import Library
 from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
-from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.search import Candidate
 from diff_es.solvers.samplers import trajectory
 from diff_es.utils.progress import Reporter
@@ -54,7 +54,7 @@ def test_prefixes_are_reused_to_the_bit(name: str, dtype: torch.dtype) -> None:
     own = stages.steps(path.timesteps)
     scores, calls = list[list[float]](), list[int]()
     for memory in (0, 1 << 30):
-        fitness = Fitness(pipe, library, stages, probes, case.sampling, LatentSNR(), path=path, memory=memory)
+        fitness = Fitness(pipe, library, stages, probes, case.sampling, LatentSNR(), Comparison(path, memory=memory))
         candidates = [Candidate.of([[0]] * 3, counts) for counts in (own, *COUNTS, own)]
         scores.append(list(map(fitness, candidates)))
         calls.append(fitness.calls)
@@ -92,9 +92,9 @@ def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     pipe, asked = made(case.make), replace(case.sampling, negative_prompt="blurred")
     small = settings(sampling=asked, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
     fast = compress(pipe, 0.8, replace(small, measure=ImageSSIM()))
-    ready = prepare(pipe, restore(fast.report.settings))
+    ready = prepare(pipe, fast.report.settings)
     effort = Effort(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)
-    found = {0.8: found_again(fast)}
+    found = [found_again(fast.report)]
     judged = evaluate(ready, found, None, effort, None, QUIET, fast)
     assert judged.rows[0].contender == "dense"
     assert all(row.snr_db is None or np.isfinite(row.snr_db) for row in judged.rows)
@@ -146,8 +146,8 @@ def test_the_command_line_takes_prompts(tmp_path: Path, capfd: pytest.CaptureFix
     code = run("compress", model, "--out", out, "--macs", 0.9, "--levers", "prune", *small, *asked, "--json")
     assert code == 0, capfd.readouterr().err
     fast = load(out)
-    assert (fast.sampling.negative_prompt, fast.sampling.height, fast.sampling.frames) == ("blurred", 256, None)
-    assert restore(fast.report.settings).prompts == PROMPTS
+    assert (fast.sampling.negative_prompt, fast.sampling.height, fast.sampling.num_frames) == ("blurred", 256, None)
+    assert fast.report.settings.prompts == PROMPTS
     capfd.readouterr()
     assert run("sample", out, "--count", 2, "--prompt", "a cat", "--out", tmp_path / "images", "--json") == 0
     shown: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])

@@ -253,7 +253,7 @@ def test_searches_over_units_keep_the_budget_and_come_back_from_disk(name: str, 
     make = settings if levers is Levers.PRUNE else joint
     fast = compress(pipe, 0.6, make(levers=levers, method=method, generations=2))
     assert snapshot(pipe.transformer).keys() == before.keys()
-    assert fast.report.units == [unit.name for unit in units_of(discover(pipe.transformer), ladder, grain)]
+    assert fast.report.units == tuple(unit.name for unit in units_of(discover(pipe.transformer), ladder, grain))
     assert {len(row) for row in fast.schedule.levels} == {len(fast.report.units)}
     assert_kept(fast, pipe, 0.6)
     fast.save(tmp_path / "out")
@@ -284,4 +284,4 @@ def test_the_one_block_of_a_denoiser_is_the_denoiser() -> None:
     assert whole.schedule == block.schedule
     assert_same_plans(whole.plans, block.plans)
     for key in ("score", "held_out_score", "finalists", "history", "evaluations", "macs_ratio", "macs_by_level"):
-        assert whole.about[key] == block.about[key]
+        assert getattr(whole.report, key) == getattr(block.report, key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 from pydantic import SkipValidation
 from torch import nn
@@ -32,7 +33,7 @@ def inspect(
     sampling: Sampling | None = None,
     *,
     timed: bool = False,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The findings as JSON values; MACs are those of one denoiser call.
 
     Those of ``units``, one for each block, are what its levels decide about: at level 0 they add up to the dense
@@ -49,8 +50,10 @@ def inspect(
         UnsupportedModel: as for ``compress``, a pipeline that Diff-ES cannot drive, or no pipeline at all.
     """
     denoiser, reporter = denoiser_of(check(pipe)), reporter or Reporter(quiet=True)
-    own = isinstance(pipe, OwnSampler)
-    sampling = own_sampling(pipe, sampling or Sampling()) if own else (sampling or Sampling(10)).of(pipe)
+    if isinstance(pipe, OwnSampler):
+        sampling = own_sampling(pipe, sampling or Sampling())
+    else:
+        sampling = (sampling or Sampling(10)).of(pipe)
     anatomy, path = anatomy_of(denoiser), trace(pipe, sampling)
     multiple, times = hardware_multiple(device_of(denoiser), dtype_of(denoiser)), tuple[LayerTime, ...]()
     width, depth = Width(levels, multiple, ()), Depth()
@@ -84,9 +87,9 @@ def inspect(
     }
 
 
-def _layers(anatomy: Anatomy, width: Width) -> list[dict[str, object]]:
+def _layers(anatomy: Anatomy, width: Width) -> list[dict[str, Any]]:
     """The layers and blocks that can be pruned, with what stays of each at each level."""
-    rows: list[dict[str, object]] = [
+    rows: list[dict[str, Any]] = [
         {
             "kind": layer.kind.value,
             "name": layer.name,
@@ -102,7 +105,7 @@ def _layers(anatomy: Anatomy, width: Width) -> list[dict[str, object]]:
     ]
 
 
-def left_dense(denoiser: nn.Module, anatomy: Anatomy) -> list[dict[str, object]]:
+def left_dense(denoiser: nn.Module, anatomy: Anatomy) -> list[dict[str, Any]]:
     """Parameters that belong to no group of heads or channels, summed by where they stand in a block or outside."""
     owned = {rows.module for layer in anatomy.layers for rows in layer.rows} | {part.output for part in anatomy.layers}
     sizes = dict[str, int]()

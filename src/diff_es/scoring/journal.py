@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -110,7 +111,7 @@ class Journal:
         DiffESError: the file belongs to other settings (the message names what changed), or exists without ``resume``.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, object], *, resume: bool) -> None:
+    def __init__(self, path: Path | None, settings: Mapping[str, object], *, resume: bool) -> None:
         self.path, self.known, self.dropped = path, {scale: dict[Candidate, float]() for scale in Scale}, 0
         settings = json.loads(json.dumps(settings))
         self._settings = digest(settings)
