@@ -133,7 +133,7 @@ def test_a_result_is_saved_and_runs_on_a_twin_that_is_declared_the_same(tmp_path
     model = case.model()
     library = library_of(case, model)
     plans = (library.plan(0, (1,)), library.plan(1, (3,)))
-    made = Compressed(Schedule(STAGES, ((1,), (3,))), plans, Sampling(4), fingerprint(model), {})
+    made = Compressed(Schedule(STAGES, ((1,), (3,))), plans, Sampling(4), fingerprint(model))
     with made.routed(model):
         expected = case.run(model)
     made.save(tmp_path / "made")

@@ -336,7 +336,7 @@ def test_an_edited_line_is_evaluated_again(tmp_path: Path, change: dict[str, Any
     write_lines(path, [header, {**first, **change}, second])
     again = Journal(path, SETTINGS, resume=True)
     assert again.known[Scale.ALL] == {B: -2.5e-17}
-    assert again.known[Scale.HEAT] == {}
+    assert again.known[Scale.RUNG] == {}
     assert again.dropped == 1
     again.add(A, 1 / 3)
     last = Journal(path, SETTINGS, resume=True)

@@ -22,7 +22,8 @@ from tests.test_report import DENSE, row, story
 from tests.tiny import tiny
 
 from diff_es import Compressed, DiffESError
-from diff_es.cli.app import main, tables
+from diff_es.cli import tables
+from diff_es.cli.app import main
 from diff_es.cli.console import print_anywhere
 from diff_es.cli.ending import Ending
 from diff_es.evaluation.inspection import inspect
@@ -120,7 +121,8 @@ def test_every_command_prints_on_a_terminal_that_is_not_utf_8(
     model_folder: Path, fast: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, strange = tmp_path / "fast", tmp_path / "caf\udce9 – ☃"
-    replace(fast, about={**fast.about, "origin": {**fast.origin, "model": str(model_folder)}}).save(folder)
+    assert fast.origin is not None
+    replace(fast, origin=replace(fast.origin, model=str(model_folder))).save(folder)
     small = "--steps 4 --stages 2 --batch 2 --calibration-samples 2 --generations 1 --population 2"
     small += " --search-noises 2 --first-rung 0"
     small += " --held-out-noises 1 --levers prune --front= --guidance 1 --resume --out"
