@@ -21,20 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diff_es import (
-    Channels,
-    Heads,
-    OwnSampler,
-    Reporter,
-    Residual,
-    Run,
-    Settings,
-    compress,
-    declare,
-    load,
-    separate_attention,
-)
+from diff_es import OwnSampler, Reporter, Run, Settings, compress, declare, load
 from diff_es.evaluation.evaluate import Effort, evaluated
+from diff_es.layers import Channels, Heads, Residual, separate_attention
 
 LENGTH, WIDTH, STEPS = 24, 32, 12
 TIMES = [1 - i / STEPS for i in range(STEPS)]  # from noise, 1, towards the signal, 0
@@ -110,16 +99,9 @@ def again(folder: Path) -> None:
 def main(train: int = 300, generations: int = 8) -> None:
     denoiser = trained(train)
     weights, own = denoiser.state_dict(), sampler(denoiser)
-    small = Settings(
-        stages=4,
-        calibration_samples=32,
-        search_noises=16,
-        held_out_noises=16,
-        timestep_generations=4,
-        sensitivity_noises=4,
-        population=8,
-    )
-    fast = compress(own, 0.5, replace(small, generations=generations), Run(reporter=Reporter()))
+    small = Settings(stages=4, calibration_samples=32, search_noises=16, held_out_noises=16, sensitivity_noises=4)
+    small = replace(small, timestep_generations=4, population=8, generations=generations)
+    fast = compress(own, 0.5, small, Run(reporter=Reporter()))
     print("times", [round(t, 3) for t in fast.timesteps or ()], "levels", fast.schedule.levels)
     for row in evaluated(own, fast, Effort(noises=32, rounds=3, random=16)).rows:
         closeness = "" if row.snr_db is None else f"{row.snr_db:6.1f} dB"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -85,7 +86,7 @@ def sample(model: nn.Module, noise: Tensor, kinds: list[int], guidance: float) -
 
 
 def sampler(model: UNet) -> OwnSampler:
-    """What takes the place of a pipeline; between its convolutions, channels go by the groups of the norm."""
+    """What takes the place of a pipeline; between convolutions, channels go by the groups of the norm."""
     channels = Channels("blocks.*", rows=("conv1", "move", "norm2"), output="conv2")
     declare(model, [channels], lambda: model(torch.randn(2, 1, 8, 8), torch.ones(2), torch.arange(2)), timestep="t")
     return OwnSampler(model, partial(sample, guidance=1.5), noise=(1, 8, 8), conditions=(0, 1))
@@ -101,16 +102,8 @@ def again(folder: Path) -> None:
 
 def main(train: int = 300, generations: int = 6) -> None:
     own = sampler(trained(train))
-    work = Settings(
-        levers=Levers.PRUNE,
-        stages=3,
-        calibration_samples=32,
-        search_noises=16,
-        held_out_noises=16,
-        sensitivity_noises=8,
-        generations=generations,
-    )
-    fast = compress(own, 0.6, work, Run(reporter=Reporter()))
+    work = Settings(levers=Levers.PRUNE, stages=3, calibration_samples=32, search_noises=16, held_out_noises=16)
+    fast = compress(own, 0.6, replace(work, sensitivity_noises=8, generations=generations), Run(reporter=Reporter()))
     print(f"levels {fast.schedule.levels}, {fast.report.held_out_score:.1f} dB to the dense model, held out")
     for row in compare(own, fast, [32], 3, Reporter(quiet=True))["rows"]:
         print(f"{row['runner']:20} {row['speedup']:.2f}x, {row['weight_bytes'] / 1e6:.2f} MB of weights")

@@ -28,8 +28,8 @@ from diff_es.compression.survey import survey
 from diff_es.layers import Cut, Plan, discover
 from diff_es.pipelines.timestep_hook import on_timestep
 from diff_es.pruning.budget import Budget, Prices, measured_prices
+from diff_es.pruning.costs import Costs
 from diff_es.pruning.granularity import Granularity
-from diff_es.pruning.macs import Costs
 from diff_es.routing.routing import routing_of
 from diff_es.utils.progress import Reporter
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from diff_es.evaluation.baselines import fewer_steps, uniform_width
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Weights, discover
 from diff_es.pipelines.tracing import Trace
+from diff_es.pruning.costs import Costs
 from diff_es.pruning.granularity import Depth, Granularity, Thin, Width, units_of
-from diff_es.pruning.macs import Costs, MacCounter
+from diff_es.pruning.macs import MacCounter
 from diff_es.routing.realise import realise
 from diff_es.routing.switch import Switch
 from diff_es.search import Candidate, NoneFits, StageChoice

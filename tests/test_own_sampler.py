@@ -43,7 +43,7 @@ from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import sample
 from diff_es.pipelines.tracing import trace
 from diff_es.pruning.declare import declare
-from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.search import Candidate
 from diff_es.trajectory.stages import Schedule, Stages
 from diff_es.utils.progress import Reporter
@@ -144,7 +144,7 @@ def test_the_promise_of_a_result_is_what_its_routing_gives(found: tuple[OwnSampl
     sampler, fast = found
     ready = prepare(sampler, fast.report.settings)
     assert ready.reference is not None
-    probes = make_probes(sampler, 5 * WORK.held_out, WORK.seed, "held-out")[4 * WORK.held_out :]
+    probes = make_probes(sampler, 5 * WORK.held_out_noises, WORK.seed, "held-out")[4 * WORK.held_out_noises :]
     sampling = ready.settings.sampling
     with by_hand(sampler, (DENSE, DENSE), ready.reference).routed(sampler):
         goal = sample(sampler, probes, sampling)
@@ -233,7 +233,7 @@ def test_workers_score_as_one_process_does() -> None:
 def fitness(ready: Study, memory: int) -> Fitness:
     probes = make_probes(ready.pipe, 4, 0, "search")
     own = (ready.pipe, ready.library, ready.stages, probes, ready.settings.sampling, ready.settings.measure)
-    return Fitness(*own, path=ready.path, reference=ready.reference, memory=memory)
+    return Fitness(*own, Comparison(ready.path, ready.reference, memory=memory))
 
 
 @pytest.mark.parametrize("loop", ["chosen", "guided"])
@@ -364,12 +364,12 @@ NO_TIMES: dict[str, Any] = {"sample": fixed, "times": None, "corrects": False}
         (
             {},
             {"sampling": Sampling(num_inference_steps=7)},
-            r"num_inference_steps: expected 6, as the loop takes, found 7",
+            r"num_inference_steps: expected 6, as the loop",
         ),
         (
             {},
             {"sampling": Sampling(guidance_scale=2.0)},
-            r"guidance_scale: expected none for a loop of your own, found 2.0",
+            r"guidance_scale: expected none for a loop of",
         ),
         ({}, {"sampling": Sampling(height=64)}, r"height: expected none for a loop of your own, found 64"),
         ({}, {"prompts": ("a cat",)}, r"prompts: expected none for a pipeline without text"),

@@ -19,7 +19,7 @@ from diff_es.cli.app import main
 from diff_es.compression.reopening import asked_again
 from diff_es.evaluation.evaluate import Contender
 from diff_es.pruning.budget import Budget, Prices
-from diff_es.pruning.macs import Costs
+from diff_es.pruning.costs import Costs
 from diff_es.routing.placements import parameter_bytes
 
 SPEEDUP, LIMIT = 1.2, 0.75

@@ -7,8 +7,8 @@ import io
 import json
 import sys
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -63,7 +63,7 @@ def reopened(
     return fast, reopen(fast.origin, model, device)
 
 
-def finish(result: dict[str, Any], as_json: bool) -> None:
+def finish(result: Mapping[str, object], as_json: bool) -> None:
     """One JSON object as the last line, where it was asked for."""
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")

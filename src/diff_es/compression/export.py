@@ -28,6 +28,7 @@ from ..pipelines.supported import check
 from ..pipelines.tracing import trace
 from ..routing.realise import realise
 from ..utils.arguments import Place, checked
+from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError, StorageError, UnsupportedModel
 from ..utils.files import check_outputs
 from .pruned_transformer import PRUNED, Pruning
@@ -231,12 +232,12 @@ def _pruned(dense: Denoiser, plan: Plan, kept: Mapping[str, list[str]]) -> Denoi
     return _assembled(PRUNED[type(dense)], {**_arguments(dense), "pruning": pruning}, state)
 
 
-def _cuts(plan: Plan) -> dict[str, Any]:
+def _cuts(plan: Plan) -> Kwargs:
     """The cuts outside of skipped blocks."""
     return {name: cut for name, cut in plan.cuts.items() if not name.startswith(_below(plan.bypasses))}
 
 
-def _arguments(denoiser: Denoiser) -> dict[str, Any]:
+def _arguments(denoiser: Denoiser) -> Kwargs:
     """What the denoiser's class was called with."""
     names = inspect.signature(type(denoiser)).parameters
     return {name: value for name, value in denoiser.config.items() if name in names}

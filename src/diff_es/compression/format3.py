@@ -75,7 +75,7 @@ class _About(Facts):
     finalists: Annotated[tuple[_Finalist, ...], Field(min_length=1)]
     origin: OriginJson
 
-    def upgraded(self, stages: int, *, steps: bool) -> dict[str, Any]:
+    def upgraded(self, stages: int, *, steps: bool) -> dict[str, object]:
         """The report as format 4 has it."""
         few, finalists = restore(self.settings).held_out_noises, list[Judged]()  # few: where it is not said
         for one in self.finalists:
@@ -101,7 +101,7 @@ class _Point(Entry):
     timesteps: tuple[Number, ...] | None
     about: Annotated[_About | OriginJson | None, BeforeValidator(_by_hand)]
 
-    def upgraded(self) -> dict[str, Any]:
+    def upgraded(self) -> dict[str, object]:
         """What format 4 says otherwise."""
         if not isinstance(self.about, _About):
             origin = None if self.about is None else asdict(self.about.made())
@@ -113,7 +113,7 @@ class _Point(Entry):
 _POINTS = TypeAdapter(tuple[_Point, ...])
 
 
-def upgraded(manifest: Mapping[str, Any], where: str) -> dict[str, Any]:
+def upgraded(manifest: Mapping[str, Any], where: str) -> dict[str, object]:
     """A manifest as one of format 4, whose entries are checked as these are.
 
     Raises:

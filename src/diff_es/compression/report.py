@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
@@ -50,7 +50,7 @@ class SearchReport:
     measured_speedup: float | None = None  # of the whole pipeline, on the device that searched
 
 
-def report_to_json(report: SearchReport) -> dict[str, Any]:
+def report_to_json(report: SearchReport) -> dict[str, object]:
     """JSON values, for :class:`ReportJson`."""
     facts = {**vars(report), "budget": report.budget.to_json(), "settings": describe(report.settings)}
     facts["finalists"] = [{**vars(one), "candidate": one.candidate.to_json()} for one in report.finalists]
@@ -66,13 +66,13 @@ def _score(value: float) -> float:
     return value
 
 
-def _settings(value: dict[str, Any]) -> dict[str, Any]:
+def _settings(value: dict[str, object]) -> dict[str, object]:
     restore(value)
     return value
 
 
 Score = Annotated[float, Strict(), AfterValidator(_score)]  # -inf: ruled out
-Described = Annotated[dict[str, Any], AfterValidator(_settings)]
+Described = Annotated[dict[str, object], AfterValidator(_settings)]
 
 
 class Entry(BaseModel):
@@ -129,7 +129,7 @@ class SensitivityJson(Entry):
 
     levels: tuple[tuple[tuple[Annotated[Number, Field(ge=0)], ...], ...], ...]
     steps: tuple[dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Number, Field(ge=0)]], ...] | None
-    of: dict[str, Any]
+    of: dict[str, object]
 
     def made(self) -> SensitivityOf:
         """The table."""

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 
@@ -68,13 +67,13 @@ class Compressed(Routable):
         """
         points = self.front.points
         files, stems = pack([plan for point in points for plan in point.plans])
-        described, names = list[dict[str, Any]](), iter(stems)
+        described, names = list[dict[str, object]](), iter(stems)
         for point in points:
             stages = [{"file": next(names), "left_out": left_out(plan)} for plan in point.plans]
             described.append({**point._described(), "stages": stages})
         chosen, described = self.front.asked, json.loads(json.dumps(described))  # as they will be read
 
-        def about(hashes: Mapping[str, str]) -> dict[str, Any]:
+        def about(hashes: Mapping[str, str]) -> dict[str, object]:
             return {"chosen": chosen, "points": [{**entry, "sha256": tied(entry, hashes)} for entry in described]}
 
         write_folder(Path(folder), files, about)
@@ -109,7 +108,7 @@ class Compressed(Routable):
             write_text(folder / "README.md", model_card(self.summary(), self.origin, repository))
             push(folder, repository, client or HfApi(), private=private)
 
-    def _described(self) -> dict[str, Any]:
+    def _described(self) -> dict[str, object]:
         """All but the plans, as JSON values."""
         return {
             "schedule": self.schedule.to_json(),

@@ -81,7 +81,7 @@ class SensitivityOf:
     def measured(cls, table: Sensitivity, ready: Survey) -> SensitivityOf:
         return cls(table, json.loads(json.dumps(_facts(ready))))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """JSON values."""
         steps = self.table.steps
         by_count = None if steps is None else [{str(n): error for n, error in row.items()} for row in steps]
@@ -113,7 +113,7 @@ class SensitivityOf:
         return self.table
 
 
-def _facts(ready: Survey) -> dict[str, Any]:
+def _facts(ready: Survey) -> dict[str, object]:
     """What a table depends on."""
     described = describe(ready.settings) | {"sensitivity_noises": ready.settings.sensed_noises}
     names = ["sampling", "stages", "levers", "method", "measure", "calibration_samples", "sensitivity_noises", "seed"]

@@ -133,7 +133,7 @@ _EARLIER: dict[type, dict[str, str]] = {
 _EDITED = "Compress again, with the settings that are meant."
 
 
-def describe(settings: Settings) -> dict[str, Any]:
+def describe(settings: Settings) -> dict[str, object]:
     """The settings as JSON values; a choice is an object with the name of its type."""
     return {name: plain(value) for name, value in vars(settings).items()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
 
 from torch import nn
 
@@ -18,10 +17,11 @@ from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pipelines.supported import check
 from ..pipelines.tracing import Trace, trace
 from ..pruning.budget import Budget, MacsRatio, MeasuredPrices, Prices, Speedup, measured_prices, within_memory
+from ..pruning.costs import Costs
 from ..pruning.granularity import Depth, Granularity, Unit, Width, never_thinned, undivided, units_of, usual_granularity
 from ..pruning.latency import fitted
 from ..pruning.library import Method
-from ..pruning.macs import Costs, MacCounter
+from ..pruning.macs import MacCounter
 from ..routing.placements import Streamed, parameter_bytes
 from ..routing.routing import routing_of
 from ..search import Candidate
@@ -56,7 +56,7 @@ class Survey:
     declared: Declared | None  # what was declared of the denoiser, if anything
     budget: Budget  # that was asked for
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         """A copy in another process has a denoiser of its own, of which the same is declared."""
         vars(self).update(state)
         if self.declared is not None:
@@ -205,7 +205,7 @@ def as_measured(settings: Settings, earlier: Method) -> Settings:
     return replace(settings, method=replace(settings.method, ladder=replace(ladder, dense=dense)))
 
 
-def identity(pipe: Pipeline) -> dict[str, Any]:
+def identity(pipe: Pipeline) -> dict[str, object]:
     """What else scores depend on: the model, its sampler and the arithmetic."""
     origin, denoiser = origin_of(pipe), denoiser_of(pipe)
     return {

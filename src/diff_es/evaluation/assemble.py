@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..compression.final import Found
@@ -23,6 +23,8 @@ from .evaluate import Effort, Evaluation
 from .report import Curve, Heat, Story, Strip, render
 
 PUBLISHED = ("result.json", "report.html")
+_NAMES = 22
+"""Pixels of a line of text above a row of images."""
 
 
 def picture(image: Tensor) -> Image.Image:
@@ -42,6 +44,23 @@ def contact_sheet(images: Sequence[Tensor], columns: int = 8) -> Image.Image:
         large = tile.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
         sheet.paste(large, (i % columns * width * zoom, i // columns * height * zoom))
     return sheet
+
+
+def side_by_side(evaluation: Evaluation) -> Image.Image:
+    """The dense model's images, and below them, for the same noises, what Diff-ES makes at each budget; with names."""
+    rows = [(row, images) for row, images in zip(evaluation.rows, evaluation.images, strict=True)]
+    shown = [(row, images) for row, images in rows if row.contender in ("dense", "diff-es")]
+    sheets = [contact_sheet(list(images), len(images)) for _, images in shown]
+    width, height = max(sheet.width for sheet in sheets), _NAMES
+    page = Image.new("RGB", (width, sum(sheet.height + height for sheet in sheets)), "white")
+    pen, top = ImageDraw.Draw(page), 0
+    for (row, _), sheet in zip(shown, sheets, strict=True):
+        spent = f"{row.macs_ratio:.2f} of the MACs, {row.speedup:.2f}x as fast, {row.steps} steps"
+        name = f"dense, {row.steps} steps" if row.contender == "dense" else f"Diff-ES: {spent}"
+        pen.text((4, top + 2), name, fill="black", font_size=_NAMES - 6)
+        page.paste(sheet, (0, top + height))
+        top += sheet.height + height
+    return page
 
 
 def _curve(title: str, history: Sequence[Generation]) -> Curve:

@@ -3,61 +3,88 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..compression.compress import finish, open_journal
 from ..compression.evaluator import Judge
 from ..compression.evolve import evolve
-from ..compression.sensitivity import sensitivity
-from ..compression.settings import Settings
-from ..compression.study import prepare
-from ..pipelines.families import Sampling
+from ..compression.sensitivity import by_rule, sensitivity
+from ..compression.settings import Levers, Settings
+from ..compression.study import Study, prepare
+from ..compression.survey import survey
+from ..pipelines.families import Pipeline, Sampling
 from ..pipelines.loading import load
 from ..pruning.budget import Budget, MacsRatio
 from ..utils.locks import held_folder
 from ..utils.progress import Reporter
-from .assemble import publish, tell
-from .evaluate import Effort, evaluate
+from .assemble import publish, side_by_side, tell
+from .evaluate import Alone, Effort, evaluate
 from .report import Story
 from .tiles_reference import load_reference
 
 BUDGETS = (0.7, 0.5)
 SETTINGS = Settings(
     sampling=Sampling(num_inference_steps=20, guidance_scale=2.0, batch=16),
-    calibration_samples=128,
+    calibration_samples=96,
     search_noises=12,
     first_rung=4,
-    sensitivity_noises=5,
-    finalists=3,
-    held_out_noises=24,
+    sensitivity_noises=3,
+    finalists=2,
+    held_out_noises=16,
     population=8,
-    generations=6,
+    generations=5,
     timestep_generations=4,
 )
+EFFORT = Effort(noises=48, images=128, rounds=2, random=60)
+PICTURE = "side-by-side.png"
 
 
-def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any], Story]:
+def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, object], Story]:
     """Compress the bundled model to each budget, compare with every alternative, write ``folder``.
 
-    A demo that was stopped goes on where it was.
+    What chosen steps are worth by themselves is said first, before anything is calibrated. A demo that was stopped goes
+    on where it was.
     """
     with held_folder(folder):
         return _run(folder, seed, reporter)
 
 
-def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[dict[str, Any], Story]:
-    start = time.monotonic()
+def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, object], Story]:
+    start, journals = time.monotonic(), folder / "journals"
     pipe, settings = load("bundled"), replace(SETTINGS, seed=seed)
-    ready, journals = prepare(pipe, settings, reporter, Budget(MacsRatio(min(BUDGETS)))), folder / "journals"
-    journal = open_journal(ready, journals / f"search-{seed}.jsonl", reporter, resume=True)
-    judge = Judge(ready, journal)
+    say_first(pipe, settings, reporter)
+    ready = prepare(pipe, settings, reporter, Budget(MacsRatio(min(BUDGETS))))
+    judge = Judge(ready, open_journal(ready, journals / f"search-{seed}.jsonl", reporter, resume=True))
     table = sensitivity(ready, judge, reporter)
     found = evolve(ready, BUDGETS, judge, table, reporter)
     for one in found:
         finish(ready, one, table).save(folder / f"macs-{one.limit:g}")
-    effort = Effort(rounds=2, random=150)
-    evaluation = evaluate(ready, found, load_reference(), effort, journals, reporter)
-    story = tell(ready, "bundled tiles DiT", found, evaluation, effort, time.monotonic() - start, [])
+    alone = levels_alone(ready, journals / f"levels-{seed}.jsonl", reporter)
+    evaluation = evaluate(ready, found, load_reference(), EFFORT, journals, reporter, alone=alone)
+    story = tell(ready, "bundled tiles DiT", found, evaluation, EFFORT, time.monotonic() - start, [])
+    side_by_side(evaluation).save(folder / PICTURE)
     return publish(folder, story), story
+
+
+def say_first(pipe: Pipeline, settings: Settings, reporter: Reporter) -> None:
+    """What fewer steps of the dense model come to, as the sampler takes them and corrected: nothing need be calibrated
+    for it."""
+    few = replace(settings, levers=Levers.STEPS, search_noises=settings.sampling.batch, held_out_noises=8)
+    ready = prepare(pipe, few, reporter)
+    own = ready.held_out.plain(ready.own)
+    reporter.say(f"The dense model's {ready.settings.sampling.steps} steps: {own:.1f} dB from its own finer run.")
+    for budget in BUDGETS:
+        trailing, *_ = by_rule(ready, budget)
+        plain, corrected = ready.held_out.plain(trailing), ready.held_out(trailing)
+        reporter.say(f"{sum(trailing.steps)} trailing steps: {plain:.1f} dB; corrected: {corrected:.1f} dB.")
+
+
+def levels_alone(ready: Study, journal: Path, reporter: Reporter) -> Alone:
+    """The paper's search, which leaves the steps as they are, with the same statistics and library of levels."""
+    settings = replace(ready.settings, levers=Levers.PRUNE)
+    surveyed = survey(ready.pipe, settings, reporter, ready.budget)
+    study = Study(**vars(surveyed), statistics=ready.statistics, library=ready.library)
+    judge = Judge(study, open_journal(study, journal, reporter, resume=True))
+    return Alone(study, evolve(study, BUDGETS, judge, sensitivity(study, judge, reporter), reporter))

@@ -17,6 +17,7 @@ from ..compression.final import Finalist, Found, select
 from ..compression.reopening import asked_again, found_again
 from ..compression.result import Compressed
 from ..compression.search_loop import by_chance, ranked
+from ..compression.sensitivity import by_rule
 from ..compression.settings import Levers
 from ..compression.study import Study, prepare
 from ..pipelines.encodings import Encodings, encoded_once
@@ -27,7 +28,7 @@ from ..pipelines.tracing import trace
 from ..pruning.budget import MacsRatio
 from ..pruning.granularity import Width
 from ..scoring import metrics
-from ..scoring.timing import Runner, measure
+from ..scoring.timing import Runner, Timing, measure
 from ..search import Candidate, NoneFits, Space, mosaic
 from ..trajectory.corrections import Corrections
 from ..utils.arguments import checked
@@ -62,6 +63,14 @@ class Contender:
     macs_ratio: float
     runner: Runner
     cost_ratio: float | None = None  # where it is priced in the unit of the budget
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What the search of levels alone, the paper's, found for the same budgets."""
+
+    study: Study
+    found: tuple[Found, ...]
 
 
 @dataclass(frozen=True)
@@ -134,8 +143,10 @@ def _shaped(study: Study, name: str, budget: float, purpose: str, shape: Callabl
 
 
 def contenders(study: Study, found: Found, random: Found, saved: Compressed | None = None) -> tuple[Contender, ...]:
-    """All rivals at one budget, in the order of the table, without those that cannot be made so cheap; none of them has
-    its steps corrected, which is ours, but for random search, whose scores say what it would find.
+    """All rivals at one budget, without those that cannot be made so cheap.
+
+    None of them has its steps corrected, which is ours, but for random search, whose scores say what it would find, and
+    for the row that says what corrections alone are worth.
 
     ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
     """
@@ -144,6 +155,7 @@ def contenders(study: Study, found: Found, random: Found, saved: Compressed | No
         steps, ratio = _affordable_steps(study, budget)
         fewer = Runner("fewer-steps", replace(sampling, num_inference_steps=steps))
         rivals.append(Contender("fewer-steps", budget, ratio, fewer, ratio))
+    rivals += [scheduled(study, "trailing", budget, ruled) for ruled in by_rule(study, budget)[:1] if study.corrected]
     for pruned in (_uniform, _like_mosaic):
         with suppress(NoneFits):
             rivals.append(pruned(study, budget))
@@ -163,6 +175,7 @@ def evaluate(
     journals: Path | None,
     reporter: Reporter,
     saved: Compressed | None = None,
+    alone: Alone | None = None,
 ) -> Evaluation:
     """Run every contender at every budget on the same held-out noises, and time them side by side.
 
@@ -171,6 +184,7 @@ def evaluate(
         real: statistics of real data for the Fréchet distance; None leaves it out.
         journals: where the random search keeps its scores, if anywhere.
         saved: a result, which is then judged as it was saved.
+        alone: what pruning alone comes to, for rows of its own.
     """
     random = tuple(
         random_rival(study, one.limit, effort.random or one.evaluations, journals, reporter) for one in found
@@ -178,6 +192,11 @@ def evaluate(
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for one, rival in zip(found, random, strict=True):
         field += contenders(study, one, rival, saved)
+    field += (
+        []
+        if alone is None
+        else [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
+    )
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
     timings = measure(study.pipe, timed, effort.rounds, reporter)
     count = max(effort.noises, effort.images if real else 0, effort.strip)
@@ -189,30 +208,40 @@ def evaluate(
             finest = Runner("reference", study.settings.sampling, timesteps=study.reference)
             reference = Contender("reference", 1.0, 1.0, finest)
             goal, goal_images = sampled(study, reference, n, reporter)
-    for contender, timing, (latents, images) in zip(field, timings, results, strict=True):
+    for contender, timing, seen in zip(field, timings, results, strict=True):
         is_goal = contender.name == "dense" and study.path is None
-        snr = metrics.snr_db(goal[:n], latents[:n])
-        psnr = metrics.psnr_db(goal_images[:n], images[:n]) if shows and not is_goal else None
-        to_own = None if contender.name == "dense" else float(metrics.snr_db(own[:n], latents[:n]).mean())
+        snr, to_own = (float(metrics.snr_db(truth[:n], seen[0][:n]).mean()) for truth in (goal, own))
+        psnr = float(metrics.psnr_db(goal_images[:n], seen[1][:n]).mean()) if shows and not is_goal else None
         rows.append(
-            Row(
-                contender=contender.name,
-                budget=contender.budget,
-                steps=contender.runner.steps,
-                macs_ratio=contender.macs_ratio,
-                latency_ms=timing.pipeline_ms,
-                latency_spread=timing.pipeline_spread,
-                speedup=timing.speedup,
-                denoiser_speedup=timing.denoiser_speedup,
-                snr_db=None if is_goal else float(snr.mean()),
-                own_snr_db=to_own,
-                psnr_db=None if psnr is None else float(psnr.mean()),
-                frechet_distance=real.distance(images) if real else None,
-                weight_bytes=contender.runner.weight_bytes(study.pipe),
+            replace(
+                _row(study, contender, timing),
+                snr_db=None if is_goal else snr,
+                own_snr_db=None if contender.name == "dense" else to_own,
+                psnr_db=psnr,
+                frechet_distance=real.distance(seen[1]) if real else None,
             )
         )
     strip = effort.strip if shows else 0
     return Evaluation(tuple(rows), tuple(images[:strip] for _, images in results), random)
+
+
+def _row(study: Study, contender: Contender, timing: Timing) -> Row:
+    """What a contender costs; how close it comes is not said yet."""
+    return Row(
+        contender=contender.name,
+        budget=contender.budget,
+        steps=contender.runner.steps,
+        macs_ratio=contender.macs_ratio,
+        latency_ms=timing.pipeline_ms,
+        latency_spread=timing.pipeline_spread,
+        speedup=timing.speedup,
+        denoiser_speedup=timing.denoiser_speedup,
+        snr_db=None,
+        own_snr_db=None,
+        psnr_db=None,
+        frechet_distance=None,
+        weight_bytes=contender.runner.weight_bytes(study.pipe),
+    )
 
 
 def evaluated(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
 
 from pydantic import SkipValidation
 from torch import nn
@@ -16,9 +15,10 @@ from ..pipelines.own_sampler import OwnSampler
 from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pipelines.supported import check
 from ..pipelines.tracing import trace
+from ..pruning.costs import Costs
 from ..pruning.granularity import Depth, Granularity, Width, never_thinned, units_of
 from ..pruning.latency import LayerTime, hardware_multiple, slower_layers, time_layers
-from ..pruning.macs import Costs, MacCounter
+from ..pruning.macs import MacCounter
 from ..utils.arguments import checked
 from ..utils.limits import Levels
 from ..utils.progress import Reporter
@@ -32,7 +32,7 @@ def inspect(
     sampling: Sampling | None = None,
     *,
     timed: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The findings as JSON values; MACs are those of one denoiser call.
 
     Those of ``units``, one for each block, are what its levels decide about: at level 0 they add up to the dense
@@ -102,7 +102,7 @@ def _layers(anatomy: Anatomy, width: Width) -> list[dict[str, object]]:
     ]
 
 
-def left_dense(denoiser: nn.Module, anatomy: Anatomy) -> list[dict[str, Any]]:
+def left_dense(denoiser: nn.Module, anatomy: Anatomy) -> list[dict[str, object]]:
     """Parameters that belong to no group of heads or channels, summed by where they stand in a block or outside."""
     owned = {rows.module for layer in anatomy.layers for rows in layer.rows} | {part.output for part in anatomy.layers}
     sizes = dict[str, int]()

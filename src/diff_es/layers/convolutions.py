@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+from ..utils.calls import Args, Kwargs
 
 Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
@@ -32,7 +34,7 @@ def channel_dimension(module: nn.Module, inputs: Tensor) -> int:
     return inputs.dim() - 1 - (len(module.kernel_size) if isinstance(module, Convolution) else 0)
 
 
-def given_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def given_to(args: Args, kwargs: Kwargs) -> Tensor:
     """What a call hands to a projection."""
     inputs: Tensor = args[0] if args else kwargs["input"]
     return inputs

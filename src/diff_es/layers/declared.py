@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..utils.calls import Args, Kwargs
 from ..utils.errors import DiffESError
 from .compiled import submodule
 from .contract import Anatomy
@@ -67,7 +68,7 @@ def _varies(module: nn.Module) -> bool:
     return isinstance(module, nn.RReLU | nn.modules.batchnorm._NormBase)
 
 
-def time_reader(denoiser: nn.Module, name: str | None = None) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+def time_reader(denoiser: nn.Module, name: str | None = None) -> Callable[[Args, Kwargs], Any]:
     """Finds in the arguments of a denoiser's call the one that tells the stage: a number, or a tensor of them.
 
     Args:
@@ -85,7 +86,7 @@ def time_reader(denoiser: nn.Module, name: str | None = None) -> Callable[[tuple
         raise DiffESError(f"{kind.__name__}.forward", expected=expected, found=found, remedy=remedy)
     position = names.index(name) if name in names else None
 
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def read(args: Args, kwargs: Kwargs) -> Any:
         by_place = args[position] if position is not None and position < len(args) else None
         value = kwargs.get(name, by_place)
         empty = isinstance(value, Tensor) and (value.numel() == 0 or value.dtype is torch.bool or value.is_complex())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..utils.calls import Args, Kwargs
 from .compiled import submodule
 from .contract import Block
 from .convolutions import Convolution, channel_dimension, given_to
@@ -62,11 +63,11 @@ class _Watch:
         for handle in self._handles:
             handle.remove()
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         given = args[0] if args else kwargs.get(self._names[0])
         self._hidden = given if isinstance(given, Tensor) else None
 
-    def _inside(self, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _inside(self, part: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Note which side of the hidden states a layer's channels are, if it reads these, or something made of them."""
         inputs, hidden = given_to(args, kwargs), self._hidden
         if hidden is None or inputs.numel() != hidden.numel() or hidden.dim() < 3:
@@ -83,7 +84,7 @@ class _Watch:
         elif inputs.shape == hidden.shape:
             self._derived |= {channels} & set(sides)
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
         block = self._block
         self._hidden, names = None, self._names
         given = dict(zip(names, args, strict=False)) | kwargs

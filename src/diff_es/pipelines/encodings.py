@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ..utils.calls import Args, Kwargs
 from ..utils.patching import exchanged
 from .families import Asked, Pipeline, family_of
 
@@ -20,7 +21,7 @@ class Encodings:
     def __init__(self) -> None:
         self._held = dict[Any, Any]()
 
-    def fetch(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def fetch(self, encode: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
         """What ``encode(*args, **kwargs)`` gives, run the first time only."""
         key = _key((args, kwargs))
         if key not in self._held:

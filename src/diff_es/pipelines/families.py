@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from diffusers import DiffusionPipeline, ModelMixin
 
 from ..utils.arguments import Text, checked
+from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError
 from ..utils.limits import Batch, Frames, Guidance, Pixels, Steps
 
@@ -127,7 +128,7 @@ def classes_of(pipe: Pipeline) -> tuple[int, ...]:
     return tuple(named or range(pipe.transformer.config.num_embeds_ada_norm))
 
 
-def call_arguments(pipe: Pipeline, conditions: Sequence[Condition], sampling: Sampling) -> dict[str, Any]:
+def call_arguments(pipe: Pipeline, conditions: Sequence[Condition], sampling: Sampling) -> Kwargs:
     """What a pipeline is called with for a batch, besides steps, generators and the kind of output.
 
     Raises:
@@ -140,7 +141,7 @@ def call_arguments(pipe: Pipeline, conditions: Sequence[Condition], sampling: Sa
         return {"batch_size": len(conditions)}
     if family.asked is Asked.CLASSES:
         return {"class_labels": list(conditions), "guidance_scale": sampling.guidance}
-    given: dict[str, Any] = {"prompt": list(conditions)}
+    given: Kwargs = {"prompt": list(conditions)}
     if sampling.negative_prompt is not None:
         given["negative_prompt"] = [sampling.negative_prompt] * len(conditions)
     if not family.distilled or pipe.transformer.config.guidance_embeds:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..utils.calls import Args, Kwargs
 from ..utils.errors import DiffESError, several
 from .denoiser import dtype_of
 from .families import Pipeline, Sampling
@@ -62,7 +63,7 @@ class _Watch:
     def at(self, timestep: float) -> None:
         self._before, self._timestep = self._timestep, timestep
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Before a call of the denoiser."""
         if all(map(_finite, tree_leaves((args, kwargs)))):
             self._called = True

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..trajectory.corrections import Correct, Corrections, corrected
 from ..trajectory.timesteps import Trajectory, check_descending, trailing
 from ..utils.arguments import Text, checked
+from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError
 from ..utils.limits import Pixels, Time
 from .denoiser import device_of, dtype_of
@@ -173,7 +174,7 @@ class OwnSampler:
         return ["denoiser", "noise", *(name for name, given in told.items() if given)]
 
     def _arguments(self, noise: Tensor, conditions: Sequence[Any], times: Sequence[float], correct: _Run) -> list[Any]:
-        given: dict[str, Any] = {"denoiser": self.denoiser, "noise": noise, "conditions": list(conditions)}
+        given: Kwargs = {"denoiser": self.denoiser, "noise": noise, "conditions": list(conditions)}
         given |= {"times": list(times), "correct": correct}
         return [given[name] for name in self._names]
 

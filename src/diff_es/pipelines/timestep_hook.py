@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..layers import time_reader
+from ..utils.calls import Args, Kwargs
 
 _THOUSANDTHS = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
 
@@ -22,7 +23,7 @@ def on_timestep(denoiser: nn.Module, call: Callable[[float], None]) -> Removable
     unit = float(handed(denoiser, torch.ones((), dtype=torch.float64)))
     timestep_of = timestep_reader(denoiser)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         call(float(timestep_of(args, kwargs)) / unit)
 
     return denoiser.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True)
@@ -39,11 +40,11 @@ def handed(denoiser: nn.Module, timesteps: Tensor) -> Tensor:
     return timesteps
 
 
-def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+def timestep_reader(denoiser: nn.Module) -> Callable[[Args, Kwargs], Any]:
     """Gives the timestep among the arguments of a denoiser call, as it was handed on."""
     read = time_reader(denoiser)
 
-    def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def timestep_of(args: Args, kwargs: Kwargs) -> Any:
         value = read(args, kwargs)
         if isinstance(value, Tensor):  # one for each sample, or for each token, where those of a given frame have 0
             value = value.max() if value.dim() > 1 else value.reshape(-1)[0]

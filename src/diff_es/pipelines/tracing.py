@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..utils.calls import Args, Kwargs
 from ..utils.errors import FOREIGN, DiffESError, said
 from .denoiser import meta_twin
 from .families import Pipeline, Sampling
@@ -30,8 +31,8 @@ class Trace:
     """
 
     timesteps: tuple[float, ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Args
+    kwargs: Kwargs
     calls: int = 1
     real: bool = False
 
@@ -39,11 +40,11 @@ class Trace:
 class _Caught(Exception):
     """Carries the arguments of a call out of the pipeline that makes it."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, args: Args, kwargs: Kwargs) -> None:
         self.call = (args, kwargs)
 
 
-def first_call(pipe: Pipeline, sampling: Sampling) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def first_call(pipe: Pipeline, sampling: Sampling) -> tuple[Args, Kwargs]:
     """The arguments of the first denoiser call of a batch, without running the denoiser."""
 
     def catch(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,7 +74,7 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
     Raises:
         DiffESError: the pipeline or its scheduler refuses this sampling.
     """
-    denoiser, heard, calls = denoiser_of(pipe), list[float](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
+    denoiser, heard, calls = denoiser_of(pipe), list[float](), list[tuple[Args, Kwargs]]()
     outputs, real = list[Any](), not isinstance(denoiser, ModelMixin) or isinstance(pipe, OwnSampler)
 
     def shapes_only(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,7 +109,7 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
 
 
 def _own_trace(
-    own: OwnSampler, sampling: Sampling, heard: Sequence[float], calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+    own: OwnSampler, sampling: Sampling, heard: Sequence[float], calls: Sequence[tuple[Args, Kwargs]]
 ) -> Trace:
     """What was heard of a loop of the user's own."""
     if not heard:

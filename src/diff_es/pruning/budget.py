@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
@@ -23,12 +23,14 @@ from ..routing.realise import realise
 from ..routing.switch import Content, Switch
 from ..utils import limits
 from ..utils.arguments import checked
+from ..utils.calls import Kwargs
 from ..utils.errors import BudgetOutOfReach, DiffESError
 from ..utils.malloc import Kept
 from ..utils.progress import Reporter
+from .costs import Costs
 from .granularity import Thin, Unit
 from .latency import nanoseconds, paired
-from .macs import Costs, MacCounter
+from .macs import MacCounter
 
 _PATIENCE = 3.0
 """Seconds for which a level's price is measured more often than it has to be."""
@@ -259,7 +261,7 @@ def measured_prices(
 
 def bare(anatomy: Anatomy, units: Sequence[Unit], level: int) -> Plan:
     """A plan of the shapes of units at a level, whose weights mean nothing."""
-    blocks, cuts, bypasses = {block.name: block for block in anatomy.blocks}, dict[str, Cut](), dict[str, Any]()
+    blocks, cuts, bypasses = {block.name: block for block in anatomy.blocks}, dict[str, Cut](), Kwargs()
     for unit in units:
         option = unit.options[level]
         if isinstance(option, Thin):

@@ -34,6 +34,7 @@ from ..routing.bypass import shortcut_of
 from ..routing.realise import output_of
 from ..routing.stage_hook import on_stage
 from ..trajectory.stages import Stages
+from ..utils.calls import Args, Kwargs
 from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
 from .moments import Moments
@@ -215,9 +216,7 @@ class Gatherer:
     def _of_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._change.add(self._stage, _prediction(output))
 
-    def _of_layer(
-        self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
-    ) -> None:
+    def _of_layer(self, layer: Layer, module: nn.Module, args: Args, kwargs: Kwargs, result: Tensor) -> None:
         sums, projection, given = (
             self._sums[self._stage][layer.name],
             output_of(self._denoiser, layer),
@@ -231,9 +230,7 @@ class Gatherer:
         else:
             sums.add(own)
 
-    def _of_block(
-        self, block: Block, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
+    def _of_block(self, block: Block, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
         plain = submodule(self._denoiser, block.name)
         names = list(inspect.signature(type(plain).forward).parameters)[1:]
         given = {**dict(zip(names, args, strict=False)), **kwargs}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -14,6 +13,7 @@ from ..layers.declared import TIMESTEP, Declared, check_evaluating, remember, ti
 from ..layers.described import check_apart, described, matching
 from ..layers.discovery import discover
 from ..layers.streams import watched
+from ..utils.calls import Args, Kwargs
 from ..utils.errors import DiffESError
 from .declare_check import repeated, try_blocks, try_call, try_layers
 
@@ -84,7 +84,7 @@ def _try(denoiser: nn.Module, name: str | None, call: Callable[[], object]) -> N
         return
     read = time_reader(denoiser, name)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         read(args, kwargs)
 
     handle = denoiser.register_forward_pre_hook(hook, with_kwargs=True)

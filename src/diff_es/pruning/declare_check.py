@@ -18,6 +18,7 @@ from ..layers.described import FOLDED, keeps_statistics
 from ..layers.plan import Cut, Plan, Weights
 from ..routing.realise import output_of, realise
 from ..routing.switch import Switch
+from ..utils.calls import Args, Kwargs
 from ..utils.errors import DiffESError
 
 _FAILURES = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)  # of a forward with other shapes
@@ -174,7 +175,7 @@ def _inputs(denoiser: nn.Module, layers: Iterable[Layer], *, silent: int | None)
         outputs.setdefault(layer.output, []).append(layer)
 
     def watch(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> Any:
             given = given_to(args, kwargs)
             seen.setdefault(name, []).append(given)
             if silent is None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..pipelines.tracing import Trace
+from ..utils.calls import Args, Kwargs
 from .granularity import Thin, Unit
 
 
@@ -26,7 +26,7 @@ def alike(twin: nn.Module, trace: Trace, units: Sequence[Unit]) -> tuple[int, ..
     handles = []
     for name in {name for names in parts for name in names}:
 
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+        def keep(module: nn.Module, args: Args, kwargs: Kwargs, name: str = name) -> None:
             seen[name] = tuple(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
 
         handles.append(modules[name].register_forward_pre_hook(keep, with_kwargs=True))

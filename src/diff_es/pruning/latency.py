@@ -19,6 +19,7 @@ from ..pipelines.sampling import denoiser_of
 from ..pipelines.tracing import first_call
 from ..routing.realise import fed_by, realise
 from ..routing.switch import Content, Switch
+from ..utils.calls import Args, Kwargs
 from ..utils.malloc import Kept
 from ..utils.progress import Reporter
 from .granularity import Width
@@ -83,14 +84,14 @@ def hardware_multiple(device: torch.device, dtype: torch.dtype) -> int:
 
 
 @torch.no_grad()
-def _inputs(pipe: Pipeline, anatomy: Anatomy, sampling: Sampling) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+def _inputs(pipe: Pipeline, anatomy: Anatomy, sampling: Sampling) -> dict[str, tuple[Args, Kwargs]]:
     """What the modules of the layers receive in the first denoiser call of a batch."""
-    denoiser, seen = denoiser_of(pipe), dict[str, tuple[tuple[Any, ...], dict[str, Any]]]()
+    denoiser, seen = denoiser_of(pipe), dict[str, tuple[Args, Kwargs]]()
     args, kwargs = first_call(pipe, sampling)
     handles = []
     for layer in anatomy.layers:
 
-        def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], name: str = layer.name) -> None:
+        def keep(module: nn.Module, given: tuple[Any, ...], named: Kwargs, name: str = layer.name) -> None:
             seen[name] = (given, named)
 
         handles.append(_home(denoiser, layer).register_forward_pre_hook(keep, with_kwargs=True))
@@ -111,15 +112,13 @@ def _home(denoiser: nn.Module, layer: Layer) -> nn.Module:
     return denoiser.get_submodule(name)
 
 
-def _shape(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[torch.Size, ...]:
+def _shape(call: tuple[Args, Kwargs]) -> tuple[torch.Size, ...]:
     values = (*call[0], *call[1].values())
     return tuple(value.shape for value in values if isinstance(value, torch.Tensor))
 
 
 @torch.no_grad()
-def _ratios(
-    denoiser: nn.Module, anatomy: Anatomy, layer: Layer, count: int, call: tuple[tuple[Any, ...], dict[str, Any]]
-) -> list[float]:
+def _ratios(denoiser: nn.Module, anatomy: Anatomy, layer: Layer, count: int, call: tuple[Args, Kwargs]) -> list[float]:
     """Time with ``count`` groups over the dense time, round by round: the faster a layer, the more rounds."""
     module, switch, args, kwargs = _home(denoiser, layer), Switch(denoiser), *call
     cuts = {one.name: Cut(torch.arange(count)) for one in anatomy.family(layer)}

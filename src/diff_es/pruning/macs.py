@@ -1,14 +1,11 @@
-"""What a level costs: multiply-accumulates of a denoiser call, counted on a weightless twin."""
+"""The multiply-accumulates of a denoiser call at any level, counted on a weightless twin."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +19,12 @@ from ..pipelines.families import Denoiser
 from ..pipelines.tracing import Trace
 from ..routing.realise import owned_by, realise
 from ..routing.switch import Switch
-from ..search import Candidate, Space, Steps
-from ..utils.errors import BudgetOutOfReach
+from ..utils.calls import Args, Kwargs
 from ..utils.progress import Reporter
 from .equal_costs import alike
 from .granularity import Thin, Unit
 
-Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that a module receives
+Call: TypeAlias = tuple[Args, Kwargs]  # the arguments that a module receives
 
 
 class MacCounter:
@@ -202,7 +198,7 @@ class MacCounter:
     def _recorded(self) -> dict[str, list[Call]]:
         calls, handles = dict[str, list[Call]](), []
 
-        def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def note(name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             calls.setdefault(name, []).append((args, kwargs))
 
         for name, module in self._twin.named_modules():
@@ -214,90 +210,3 @@ class MacCounter:
             for handle in handles:
                 handle.remove()
         return calls
-
-
-@dataclass(frozen=True)
-class Costs:
-    """The exact cost of schedules: a stage costs its denoiser calls times what a call costs at its levels.
-
-    Costs are whole MACs, or whole nanoseconds where a budget of time is kept.
-    """
-
-    fixed: int  # of a call, what belongs to no unit
-    options: tuple[tuple[int, ...], ...]  # of a call, by [unit][level]; level 0 first
-    steps: tuple[int, ...]  # denoiser calls of each stage in the user's own setting
-    choices: tuple[tuple[int, ...], ...] | None = None  # how many each stage may take; None: its own
-    barred: frozenset[int] = frozenset()  # levels of the one unit that must not be taken
-
-    @classmethod
-    def tabled(
-        cls, table: Sequence[Sequence[int]], steps: Sequence[int], choices: tuple[tuple[int, ...], ...] | None = None
-    ) -> Costs:
-        """From the cost of a call by [unit][level], with all else dense."""
-        dense = max(row[0] for row in table)
-        if len(table) == 1:
-            return cls(0, (tuple(table[0]),), tuple(steps), choices)
-        least = [min(row) for row in table]
-        fixed = max(1, dense - sum(row[0] - low for row, low in zip(table, least, strict=True)))  # times are noisy
-        owned = tuple(tuple(cost - low for cost in row) for row, low in zip(table, least, strict=True))
-        return cls(fixed, owned, tuple(steps), choices)
-
-    @property
-    def dense(self) -> int:
-        """What the user's own setting costs."""
-        return sum(self.steps) * (self.fixed + sum(row[0] for row in self.options))
-
-    @property
-    def cheapest(self) -> int:
-        """What the cheapest schedule costs."""
-        least = self.fixed + sum(
-            min(c for level, c in enumerate(row) if level not in self.barred) for row in self.options
-        )
-        return least * (sum(self.steps) if self.choices is None else sum(counts[0] for counts in self.choices))
-
-    def attainable(self, fraction: float) -> bool:
-        """Whether any schedule costs so little."""
-        return self.cheapest <= fraction * self.dense
-
-    def call(self, levels: Sequence[int]) -> int:
-        """One denoiser call, for one level of each unit."""
-        return self.fixed + sum(row[level] for row, level in zip(self.options, levels, strict=True))
-
-    def of(self, candidate: Candidate) -> int:
-        """A whole schedule."""
-        steps = self.steps if self.choices is None else candidate.steps
-        return sum(n * self.call(levels) for n, levels in zip(steps, candidate.levels, strict=True))
-
-    def ratio(self, candidate: Candidate) -> float:
-        """The cost of a schedule over that of the user's own setting."""
-        return self.of(candidate) / self.dense
-
-    def space(self, fraction: float) -> Space:
-        """All schedules of at most this fraction of the dense trajectory's cost.
-
-        Raises:
-            BudgetOutOfReach: the fraction is none, or below the cheapest schedule's.
-        """
-        if not 0 < fraction <= 1:
-            remedy = "Give the share of the dense compute that may be spent, such as 0.7."
-            raise BudgetOutOfReach("macs", expected="a fraction above 0, at most 1", found=str(fraction), remedy=remedy)
-        # exact: 0.29 of 100 is 29; and the ratio of a schedule, a rounded float, is a budget that the schedule keeps
-        budget = math.floor(Fraction(str(fraction)) * self.dense * (1 + Fraction(1, 10**12)))
-        if budget < self.cheapest:
-            shown = math.ceil(Fraction(self.cheapest, self.dense) * 10_000) / 10_000
-            remedy = f"Ask for {shown} or more, or take fewer sampler steps."
-            expected = f"at least {shown}, which the deepest level costs in every stage"
-            if self.choices is not None:
-                remedy = f"Ask for {shown} or more."
-                expected = f"at least {shown}, which the fewest steps cost at the deepest level"
-            raise BudgetOutOfReach("macs", expected=expected, found=str(fraction), remedy=remedy)
-        # a level that must not be taken is one that no budget pays for
-        offered = tuple(
-            tuple(budget + 1 if level in self.barred else cost for level, cost in enumerate(row))
-            for row in self.options
-        )
-        if self.choices is None:
-            rows = tuple(tuple(tuple(n * cost for cost in row) for row in offered) for n in self.steps)
-            return Space(rows, budget, fixed=tuple(n * self.fixed for n in self.steps))
-        stages = len(self.steps)
-        return Space((offered,) * stages, budget, Steps(self.choices, self.steps), (self.fixed,) * stages)

@@ -18,6 +18,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from ..layers import anatomy_of, check_groups, room_to_compile
 from ..trajectory.stages import Stages
+from ..utils.calls import Args, Kwargs
 from ..utils.errors import DiffESError
 from ..utils.malloc import Kept
 from .known import Known
@@ -119,7 +120,7 @@ class Routing:
         return self._in_turn(args, kwargs)
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
-    def _in_turn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _in_turn(self, args: Args, kwargs: Kwargs) -> Any:
         with self.turn(self._stage_of(args, kwargs)):
             return self._calls(*args, **kwargs)
 

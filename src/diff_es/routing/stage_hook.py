@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +10,20 @@ from torch.utils.hooks import RemovableHandle
 
 from ..pipelines.timestep_hook import handed, timestep_reader
 from ..trajectory.stages import Stages
+from ..utils.calls import Args, Kwargs
 
 
 def on_stage(denoiser: nn.Module, stages: Stages, enter: Callable[[int], None]) -> RemovableHandle:
     """Call ``enter(stage)`` before every forward of the denoiser."""
     stage_of = stage_reader(denoiser, stages)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         enter(stage_of(args, kwargs))
 
     return denoiser.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True)
 
 
-def stage_reader(denoiser: nn.Module, stages: Stages) -> Callable[[tuple[Any, ...], dict[str, Any]], int]:
+def stage_reader(denoiser: nn.Module, stages: Stages) -> Callable[[Args, Kwargs], int]:
     """Gives the stage of a denoiser call, for its arguments.
 
     ``stages`` are cut in timesteps of the scheduler, or in what else the denoiser is declared to receive. Where what is
@@ -34,7 +34,7 @@ def stage_reader(denoiser: nn.Module, stages: Stages) -> Callable[[tuple[Any, ..
     read, known = timestep_reader(denoiser), dict[torch.dtype, list[float]]()
     exact = float(handed(denoiser, torch.ones(()))) == 1
 
-    def stage_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    def stage_of(args: Args, kwargs: Kwargs) -> int:
         value = read(args, kwargs)
         kind = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else torch.float64
         if kind not in known:

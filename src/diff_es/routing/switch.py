@@ -14,6 +14,7 @@ from ..layers.compiled import submodule
 from ..layers.convolutions import Convolution, Transposed
 from ..layers.offload import hook_of, leads_others, listed_by_groups, other_hooks
 from ..layers.plan import Weights
+from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError
 from .bypass import picking, stand_in
 
@@ -108,7 +109,7 @@ class Switch:
     def _sizes(self, name: str, tensor: Tensor, counts: Mapping[str, int]) -> dict[str, Entry]:
         """What a module says of its shape, where its weight has another."""
         path, _, leaf = name.rpartition(".")
-        module, sizes = submodule(self._denoiser, path), dict[str, Any]()
+        module, sizes = submodule(self._denoiser, path), Kwargs()
         if leaf == "weight":
             if isinstance(module, nn.Linear):
                 sizes = {"out_features": tensor.shape[0], "in_features": tensor.shape[1]}

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Self
+from typing import Annotated, BinaryIO, Self
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError, model_validator
 
@@ -60,7 +60,7 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    settings: dict[str, Any]
+    settings: dict[str, object]
     sha256: Annotated[str, Strict()] | None = None
 
 
@@ -110,7 +110,7 @@ class Journal:
         DiffESError: the file belongs to other settings (the message names what changed), or exists without ``resume``.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path | None, settings: dict[str, object], *, resume: bool) -> None:
         self.path, self.known, self.dropped = path, {scale: dict[Candidate, float]() for scale in Scale}, 0
         settings = json.loads(json.dumps(settings))
         self._settings = digest(settings)
@@ -134,12 +134,12 @@ class Journal:
             write_text(path, "".join(f"{text}\n" for text in texts))
 
     @classmethod
-    def began_with(cls, path: Path) -> dict[str, Any]:
+    def began_with(cls, path: Path) -> dict[str, object]:
         """The settings in a journal's first line; {} where there is none."""
         header = _read(path).header
         return {} if header is None else dict(header.settings)
 
-    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+    def _compare(self, before: dict[str, object], now: dict[str, object]) -> None:
         keys = before.keys() | now.keys()
         changed = sorted(key for key in keys if before.get(key) != now.get(key))
         if changed:
@@ -165,7 +165,7 @@ class Journal:
         self.known[scale][candidate] = score
         if self.path is None:
             return
-        text = self._text(_Line(candidate=CandidateJson(**candidate.to_json()), score=score, scale=scale))
+        text = self._text(_Line(candidate=CandidateJson.model_validate(candidate.to_json()), score=score, scale=scale))
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")

@@ -93,7 +93,7 @@ class Candidate:
         """The same, its steps at these timesteps; at (), where their numbers put them."""
         return replace(self, timesteps=tuple(timesteps))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """JSON values: levels by [stage][unit], and where there are any, steps by [stage] and timesteps."""
         chosen = {} if self.stages[0].steps is None else {"steps": list(self.steps)}
         moved = {"timesteps": list(self.timesteps)} if self.timesteps else {}

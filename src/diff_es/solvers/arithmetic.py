@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..utils.calls import Kwargs
 from .samplers import Scheduler, is_flow
 
 PLACING = frozenset(
@@ -48,7 +49,7 @@ def differing(scheduler: Scheduler, other: Scheduler) -> set[str]:
     return found | changed(scheduler, other)
 
 
-def settings_of(scheduler: Scheduler) -> dict[str, Any]:
+def settings_of(scheduler: Scheduler) -> Kwargs:
     """The settings of a scheduler, as JSON values: of each what its configuration holds under its name, and as its
     attribute, since either may be read, and diffusers lets both be changed."""
     config = scheduler.config
@@ -59,9 +60,9 @@ def settings_of(scheduler: Scheduler) -> dict[str, Any]:
     return found
 
 
-def settings_that_differ(scheduler: Scheduler, made: Mapping[str, Any]) -> dict[str, Any]:
+def settings_that_differ(scheduler: Scheduler, made: Mapping[str, Any]) -> Kwargs:
     """The settings that differ from saved ones, with the saved values; where none was saved, the class's default."""
-    found = dict[str, Any]()
+    found = Kwargs()
     for name, value in settings_of(scheduler).items():
         saved = made.get(name, _plain(_taken(_kind(scheduler))[name]))
         if value != (saved, saved):
@@ -87,7 +88,7 @@ def _kind(scheduler: Scheduler) -> Any:  # mypy takes no class for hashable
 
 
 @cache
-def _taken(kind: Any) -> dict[str, Any]:
+def _taken(kind: Any) -> Kwargs:
     """What the constructor of a scheduler takes, with the defaults."""
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}

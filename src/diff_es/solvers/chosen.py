@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..trajectory.corrections import Correct, Corrections, corrected
 from ..trajectory.timesteps import Timesteps, check_descending
+from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError
 from .arithmetic import differing
 from .samplers import OTHERWISE, WHOLE, Scheduler, check_settings, end_of, is_flow, noise_of
@@ -105,7 +106,7 @@ class Chosen:
         vars(stand_in).clear()
         vars(stand_in).update(own)
 
-    def _set(self, scheduler: Scheduler, given: dict[str, Any]) -> None:
+    def _set(self, scheduler: Scheduler, given: Kwargs) -> None:
         kind = self._kind
         self._check_arithmetic(scheduler)
         self._check_call(scheduler, given)
@@ -179,7 +180,7 @@ class Chosen:
             expected, found = "one as when it was routed", f"another {', '.join(sorted(names))}"
             raise DiffESError("scheduler", expected=expected, found=found, remedy=remedy)
 
-    def _check_call(self, scheduler: Scheduler, given: dict[str, Any]) -> None:
+    def _check_call(self, scheduler: Scheduler, given: Kwargs) -> None:
         remedy = f"Call the pipeline with num_inference_steps={self._asked}."
         steps, sigmas = given.get("num_inference_steps"), given.get("sigmas")
         if given.get("timesteps") is not None:
@@ -227,7 +228,7 @@ class Whole(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Kwargs | None = None
     ) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from ..utils.errors import DiffESError
 
@@ -90,5 +89,5 @@ class Schedule:
                 remedy="Give every stage the same units.",
             )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"boundaries": list(self.stages.boundaries), "levels": [list(row) for row in self.levels]}
