@@ -171,7 +171,7 @@ def _class(pipe: Pipeline, label: str) -> int:
 def evaluate_command(
     folder: Artefact,
     noises: Annotated[int, typer.Option(help="held-out noises for SNR and PSNR")] = 64,
-    images: Annotated[int, typer.Option(min=128, help="images for the Fréchet distance, where it can be had")] = 256,
+    images: Annotated[int, typer.Option(min=128, help="images for the Frechet distance, where it can be had")] = 256,
     rounds: Annotated[int, typer.Option(help="timed rounds")] = 5,
     batch: Annotated[int, typer.Option(help="samples per timed pipeline call")] = 32,
     random: Annotated[int | None, typer.Option(help="candidates of random search; default as many as ours")] = None,
