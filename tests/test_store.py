@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diff_es import store
+from diff_es.compression import store
 from diff_es.compression.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest
 from diff_es.scoring.journal import Journal, Scale
 from diff_es.search import Candidate
@@ -108,15 +108,15 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path, folder: str) -> 
         (b'{"format": 3, "files": {', "expected a readable manifest"),
         (b"", "expected a readable manifest"),
         (b"\xff\xfe\x00", "expected a readable manifest"),
-        (b"[1, 2]", f"expected format {FORMAT}, found other JSON"),
-        (b"{}", f"expected format {FORMAT}, found format None"),
+        (b"[1, 2]", f"expected format {FORMAT} or an earlier one from 3 on, found other JSON"),
+        (b"{}", f"expected format {FORMAT} or an earlier one from 3 on, found format None"),
         (
             b'{"format": 1, "files": {}}',
-            f"expected format {FORMAT}, found format 1. Compress again with this version, or",
+            f"expected format {FORMAT} or an earlier one from 3 on, found format 1. Compress again with this version, or",
         ),
         (
             b'{"format": 99, "files": {}}',
-            f"expected format {FORMAT}, found format 99. Compress again with this version, or",
+            f"expected format {FORMAT} or an earlier one from 3 on, found format 99. Compress again with this version, or",
         ),
     ],
 )
