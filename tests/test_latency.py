@@ -83,7 +83,7 @@ def test_a_level_that_would_run_slower_than_dense_is_left_dense(slow_when_thin: 
     assert {(name, level) for name, level in slow if name in forward} == {
         (name, n) for name in forward for n in (4, 5, 6)
     }
-    found = inspect(pipe, 8, QUIET, Sampling(num_inference_steps=10, batch=2), timed=True)
+    found: dict[str, Any] = inspect(pipe, 8, QUIET, Sampling(num_inference_steps=10, batch=2), timed=True)
     for row in found["layers"]:
         if row["name"] in forward:
             assert row["kept_by_level"] == [64, 56, 48, 40, 64, 64, 64, 8]

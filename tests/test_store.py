@@ -19,6 +19,7 @@ from diff_es.search import Candidate
 from diff_es.utils.errors import ArtefactError, DiffESError, StorageError
 from diff_es.utils.files import write_text
 
+EXPECTED = f"expected format {FORMAT} or an earlier one from 3 on"
 BIT_PATTERNS = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45, 1.0000001])
 
 
@@ -108,15 +109,15 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path, folder: str) -> 
         (b'{"format": 3, "files": {', "expected a readable manifest"),
         (b"", "expected a readable manifest"),
         (b"\xff\xfe\x00", "expected a readable manifest"),
-        (b"[1, 2]", f"expected format {FORMAT} or an earlier one from 3 on, found other JSON"),
-        (b"{}", f"expected format {FORMAT} or an earlier one from 3 on, found format None"),
+        (b"[1, 2]", f"{EXPECTED}, found other JSON"),
+        (b"{}", f"{EXPECTED}, found format None"),
         (
             b'{"format": 1, "files": {}}',
-            f"expected format {FORMAT} or an earlier one from 3 on, found format 1. Compress again with this version, or",
+            f"{EXPECTED}, found format 1. Compress again with this version, or",
         ),
         (
             b'{"format": 99, "files": {}}',
-            f"expected format {FORMAT} or an earlier one from 3 on, found format 99. Compress again with this version, or",
+            f"{EXPECTED}, found format 99. Compress again with this version, or",
         ),
     ],
 )

@@ -36,7 +36,7 @@ WHERE = "down_blocks.{}.attentions.0.transformer_blocks.0.ff.net.0[proj]"
 @cache
 def inspection() -> dict[str, Any]:
     """Of a tiny model, under the names of a large one; some layers timed, one refused."""
-    found = inspect(tiny(), 8, Reporter(quiet=True))
+    found: dict[str, Any] = inspect(tiny(), 8, Reporter(quiet=True))
     units = [{**unit, "name": WHERE.format(i)} for i, unit in enumerate(found["units"])]
     timed = [{"layers": [WHERE.format(9)], "ratios": [1, *[0.9, 0.5] * 3], "slower": [False, *[True, False] * 3]}]
     refused = [{"name": WHERE.format(8), "reason": "expected heads of one width, found 8 and 16"}]
