@@ -102,7 +102,7 @@ class Routable:
         routing.detach()
 
     @checked()
-    def check(self, pipe: SkipValidation[AnyPipeline]) -> nn.Module:
+    def check(self, pipe: SkipValidation[AnyPipeline | nn.Module]) -> nn.Module:
         """The denoiser of a dense pipeline, or a declared one itself, that this was made for; raises as :meth:`routed`
         does."""
         denoiser: nn.Module = check_denoiser(pipe)
@@ -119,15 +119,15 @@ class Routable:
             raise DiffESError(
                 "pipe", expected="one that takes the chosen steps from noise on", found=found, remedy=remedy
             )
-        if self.timesteps is not None and self.corrections and not isinstance(pipe, OwnSampler):
+        if self.timesteps is not None and self.corrections and not isinstance(pipe, OwnSampler | nn.Module):
             if self.origin is None:
                 expected, remedy = "the origin, whose scheduler steps are corrected for", "Leave corrections out."
                 raise ArtefactError("artefact", expected=expected, found="none", remedy=remedy)
-            check_corrected(pipe.scheduler, self.origin.scheduler, self.timesteps, self.sampling.steps)
+            check_corrected(pipe.components["scheduler"], self.origin.scheduler, self.timesteps, self.sampling.steps)
         check_base(denoiser, self.plans, self.base)
         return denoiser
 
-    def _begin(self, pipe: AnyPipeline, placement: Placement | None) -> Routing:
+    def _begin(self, pipe: AnyPipeline | nn.Module, placement: Placement | None) -> Routing:
         """Route a pipeline and choose its steps, both or nothing."""
         denoiser = self.check(pipe)
         anatomy, place, chosen = anatomy_of(denoiser), placement or self.placement, None

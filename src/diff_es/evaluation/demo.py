@@ -17,6 +17,8 @@ from ..compression.survey import survey
 from ..pipelines.families import Pipeline, Sampling
 from ..pipelines.loading import load
 from ..pruning.budget import Budget, MacsRatio
+from ..pruning.granularity import Granularity
+from ..pruning.library import Method
 from ..utils.locks import held_folder
 from ..utils.progress import Reporter
 from .assemble import publish, side_by_side, tell
@@ -27,17 +29,20 @@ from .tiles_reference import load_reference
 BUDGETS = (0.7, 0.5)
 SETTINGS = Settings(
     sampling=Sampling(num_inference_steps=20, guidance_scale=2.0, batch=16),
-    calibration_samples=96,
-    search_noises=12,
-    first_rung=4,
-    sensitivity_noises=3,
+    stages=5,
+    method=Method(granularity=Granularity.KIND),
+    calibration_samples=64,
+    search_noises=8,
+    first_rung=3,
+    sensitivity_noises=2,
     finalists=2,
     held_out_noises=16,
     population=8,
-    generations=5,
+    generations=4,
     timestep_generations=4,
+    timestep_offspring=6,
 )
-EFFORT = Effort(noises=48, images=128, rounds=2, random=60)
+EFFORT = Effort(noises=48, images=128, rounds=2, random=40)
 PICTURE = "side-by-side.png"
 
 

@@ -49,8 +49,10 @@ def inspect(
         UnsupportedModel: as for ``compress``, a pipeline that Diff-ES cannot drive, or no pipeline at all.
     """
     denoiser, reporter = denoiser_of(check(pipe)), reporter or Reporter(quiet=True)
-    own = isinstance(pipe, OwnSampler)
-    sampling = own_sampling(pipe, sampling or Sampling()) if own else (sampling or Sampling(10)).of(pipe)
+    if isinstance(pipe, OwnSampler):
+        sampling = own_sampling(pipe, sampling or Sampling())
+    else:
+        sampling = (sampling or Sampling(10)).of(pipe)
     anatomy, path = anatomy_of(denoiser), trace(pipe, sampling)
     multiple, times = hardware_multiple(device_of(denoiser), dtype_of(denoiser)), tuple[LayerTime, ...]()
     width, depth = Width(levels, multiple, ()), Depth()

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..utils.patching import exchanged
@@ -20,7 +19,15 @@ from .own_sampler import OwnSampler
 from .probes import Probe
 from .quiet import hushed
 
-AnyPipeline: TypeAlias = DiffusionPipeline | OwnSampler  # what a user may bring
+
+class DiffusersPipeline(Protocol):
+    """A pipeline of diffusers, as far as those who bring one are concerned; ``supported.check`` sees to the rest."""
+
+    @property
+    def components(self) -> dict[str, Any]: ...
+
+
+AnyPipeline: TypeAlias = DiffusersPipeline | OwnSampler  # what a user may bring
 
 
 def denoiser_name(pipe: Pipeline) -> str | None:
@@ -65,7 +72,7 @@ def settled(pipe: Pipeline) -> type[Pipeline]:
 def sampler_name(pipe: AnyPipeline) -> str:
     """What samples, for a reader."""
     if not isinstance(pipe, OwnSampler):
-        return type(pipe.scheduler).__name__
+        return type(pipe.components["scheduler"]).__name__
     sample = pipe.sample
     while isinstance(sample, partial):
         sample = sample.func

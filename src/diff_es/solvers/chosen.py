@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,7 +11,7 @@ from inspect import BoundArguments, Parameter, signature
 from itertools import pairwise
 from threading import get_ident
 from types import MethodType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,8 @@ from ..trajectory.timesteps import Timesteps, check_descending
 from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError
 from .arithmetic import differing
-from .samplers import OTHERWISE, WHOLE, Scheduler, check_settings, end_of, is_flow, noise_of
-
-_LEAVE = "leave the `routed` context or call `remove(pipe)` first"
+from .samplers import WHOLE, Scheduler, check_settings, end_of, is_flow, noise_of
+from .whole import LEAVE, Whole
 
 
 @dataclass(frozen=True)
@@ -165,10 +164,10 @@ class Chosen:
             return
         if steps == 0:
             expected, found = f"a run from timestep {self._calls[0]:g} on", f"one that begins at {timestep:g}"
-            remedy = f"Call a pipeline that begins with noise, or {_LEAVE}."
+            remedy = f"Call a pipeline that begins with noise, or {LEAVE}."
         else:
             expected = f"a step from {self._calls[steps]:g}" if steps < len(self._calls) else "no step more"
-            found, remedy = f"one from {timestep:g}", f"Run the chosen steps in their order, each once, or {_LEAVE}."
+            found, remedy = f"one from {timestep:g}", f"Run the chosen steps in their order, each once, or {LEAVE}."
         raise DiffESError("pipe", expected=expected, found=found, remedy=remedy)
 
     def _check_arithmetic(self, scheduler: Scheduler) -> None:
@@ -176,7 +175,7 @@ class Chosen:
         check_settings(scheduler)
         names = set[str]() if self._pristine is None else differing(scheduler, self._pristine)
         if names:
-            remedy = f"To change it, {_LEAVE}."
+            remedy = f"To change it, {LEAVE}."
             expected, found = "one as when it was routed", f"another {', '.join(sorted(names))}"
             raise DiffESError("scheduler", expected=expected, found=found, remedy=remedy)
 
@@ -221,47 +220,6 @@ def _check_arguments(call: BoundArguments) -> None:
 def _even(steps: int) -> Any:
     """The sigmas that pipelines of flow matching give."""
     return np.linspace(1.0, 1 / max(steps, 1), steps)
-
-
-class Whole(Tensor):
-    """The chosen timesteps as pipelines see them, (T,): a loop over all of them runs, one over a part is refused."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Kwargs | None = None
-    ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
-        if func in _MOVES and isinstance(args[0], Whole):
-            return result.as_subclass(type(args[0]))
-        if func is not Tensor.__getitem__ or not result.dim():
-            return result
-        return result.as_subclass(Part) if len(result) else _refuse_part(result)
-
-    def __iter__(self) -> Any:
-        return iter(self.as_subclass(Tensor))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        return self.clone()
-
-
-class Part(Whole):
-    """Some of the chosen timesteps: what image to image takes by a strength, or a run that stops early."""
-
-    def __iter__(self) -> Any:
-        _refuse_part(self)
-
-
-_MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.clone, Tensor.detach)
-
-
-def _refuse_part(values: Tensor) -> NoReturn:
-    remedy = (
-        f"Call it without what shortens a run, such as strength or denoising_end, or {_LEAVE}; or search levels alone "
-        f"({OTHERWISE}), which hold wherever a pipeline begins and ends."
-    )
-    expected, found = "one that takes all of the chosen steps, from noise on", f"one that takes {values.tolist()}"
-    raise DiffESError("pipe", expected=expected, found=found, remedy=remedy)
 
 
 def _own(scheduler: Scheduler) -> list[float]:

@@ -136,7 +136,7 @@ def stepping_of(pipe: AnyPipeline | nn.Module) -> Stepping | OwnStepping | None:
         return None
     if isinstance(pipe, OwnSampler):
         return own_stepping_of(pipe)
-    held = _STEPPED.get(pipe) or _STEPPED.get(pipe.scheduler)
+    held = _STEPPED.get(pipe) or _STEPPED.get(pipe.components["scheduler"])
     return None if held is None else held()
 
 
@@ -148,11 +148,12 @@ def _check_free(pipe: Pipeline) -> None:
 
 
 def stepping(
-    pipe: AnyPipeline, timesteps: Sequence[float], asked: int, correct: Correct | None = None
+    pipe: AnyPipeline | nn.Module, timesteps: Sequence[float], asked: int, correct: Correct | None = None
 ) -> Stepping | OwnStepping:
     """The stepping of a pipeline, or of a loop of the user's own, not attached yet; raises as they do."""
-    kind: type[Stepping | OwnStepping] = OwnStepping if isinstance(pipe, OwnSampler) else Stepping
-    return kind(pipe, timesteps, asked, correct)
+    if isinstance(pipe, OwnSampler):
+        return OwnStepping(pipe, timesteps, asked, correct)
+    return Stepping(pipe, timesteps, asked, correct)
 
 
 @contextmanager
@@ -170,7 +171,7 @@ def stepped(
 
 def correctable(pipe: AnyPipeline) -> bool:
     """Whether steps can be corrected: the sampler adds no noise of its own, and a loop of the user's own lets them."""
-    return pipe.corrects if isinstance(pipe, OwnSampler) else is_deterministic(pipe.scheduler)
+    return pipe.corrects if isinstance(pipe, OwnSampler) else is_deterministic(pipe.components["scheduler"])
 
 
 def own_path(pipe: Pipeline, timesteps: Sequence[float], calls: int) -> Trajectory:
