@@ -24,7 +24,7 @@ def result_of(pipe: DiTPipeline, *plans: Plan, levels: tuple[int, ...] | None = 
     """A finished result of these plans, one for each stage."""
     rows = tuple((level,) for level in levels or (1,) * len(plans))
     schedule = Schedule(stages_of(pipe, len(plans)), rows)
-    return Compressed(schedule, plans, CALL, fingerprint(pipe.transformer), {})
+    return Compressed(schedule, plans, CALL, fingerprint(pipe.transformer))
 
 
 def left_out(*blocks: int) -> Plan:

@@ -53,8 +53,9 @@ def result_of(name: str, pipe: Any, plans: Sequence[Plan] | None = None) -> Comp
     anatomy = discover(denoiser)
     stages = Stages.split(trace(pipe, sampling).timesteps, STAGES)
     plans = plans or [random_plan(denoiser, anatomy, seed) for seed in range(STAGES)]
-    about = {"origin": origin_of(pipe)}
-    return Compressed(Schedule(stages, ((1,),) * STAGES), tuple(plans), sampling, fingerprint(denoiser), about)
+    return Compressed(
+        Schedule(stages, ((1,),) * STAGES), tuple(plans), sampling, fingerprint(denoiser), origin_of(pipe)
+    )
 
 
 def halves(name: str, pipe: Any) -> list[Plan]:

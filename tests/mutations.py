@@ -182,13 +182,19 @@ def edit(value: Any, rng: random.Random) -> None:
 
 def put_right(folder: Path, manifest: Any, rng: random.Random) -> None:
     """Write a manifest whose hashes are right again; of its points, where they can be, or without them."""
+    tied = not isinstance(manifest, dict) or rng.random() < 0.5
+    hashed_anew(folder, manifest, tied=tied)
+
+
+def hashed_anew(folder: Path, manifest: Any, *, tied: bool) -> None:
+    """Write a manifest with the hashes of what it says, and of its points, if they are to be ``tied``."""
     if isinstance(manifest, dict):
         points = manifest.get("points")
         for entry in points if isinstance(points, list) else ():
             if isinstance(entry, dict):
                 entry.pop("sha256", None)
         files = manifest.get("files")
-        if rng.random() < 0.5 and isinstance(points, list) and isinstance(files, dict):
+        if tied and isinstance(points, list) and isinstance(files, dict):
             hashes = {name.partition(".")[0]: one.get("sha256") for name, one in files.items() if isinstance(one, dict)}
             for entry in points:
                 if isinstance(entry, dict):

@@ -165,7 +165,7 @@ def held(name: str) -> Held:
     path = trajectory(scheduler, copy.timesteps.tolist())
     timesteps = placed(path, path.stages(3), [2, 3, 1])
     corrections = ((0.01, 0.02),) * len(timesteps) if scheduler.order == 1 else ()
-    return Held(pipe, scheduler, json.loads(json.dumps(origin_of(pipe)["scheduler"])), timesteps, corrections)
+    return Held(pipe, scheduler, json.loads(json.dumps(origin_of(pipe).scheduler)), timesteps, corrections)
 
 
 def end(scheduler: Any) -> Tensor:
@@ -305,9 +305,9 @@ def test_settings_that_no_scheduler_has_are_refused(garbage: dict[str, Any]) -> 
 
 def result(case: Held, corrections: Corrections) -> Compressed:
     """What a search that prunes nothing gives."""
-    schedule, about = Schedule(stages_of(case.pipe, 3), ((0,),) * 3), {"origin": origin_of(case.pipe)}
-    base = fingerprint(case.pipe.transformer)
-    return Compressed(schedule, (DENSE,) * 3, CALL, base, about, timesteps=case.timesteps, corrections=corrections)
+    schedule, base = Schedule(stages_of(case.pipe, 3), ((0,),) * 3), fingerprint(case.pipe.transformer)
+    origin = origin_of(case.pipe)
+    return Compressed(schedule, (DENSE,) * 3, CALL, base, origin, timesteps=case.timesteps, corrections=corrections)
 
 
 def test_the_remedy_gives_the_scheduler_back(tmp_path: Path) -> None:

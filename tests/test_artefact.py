@@ -67,7 +67,7 @@ def test_load_gives_back_what_was_saved(
         loaded = load(tmp_path / "out")
         assert (loaded.schedule, loaded.sampling, loaded.base) == (result.schedule, result.sampling, result.base)
         assert (loaded.timesteps, loaded.corrections) == (result.timesteps, result.corrections)
-        assert loaded.about == json.loads(json.dumps(result.about))
+        assert (loaded.report, loaded.origin) == (result.report, result.origin)
         assert_same_plans(loaded.plans, result.plans)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -185,10 +185,13 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
     halve(manifest)
     with pytest.raises(ArtefactError, match=r"diff-es\.json: expected a readable manifest"):
         load(folder)
-    manifest.write_text(whole.replace('"format": 3', '"format": 99'))
-    with pytest.raises(ArtefactError, match=r"diff-es\.json: expected format 3, found format 99\. Compress again"):
+    manifest.write_text(whole.replace('"format": 4', '"format": 99'))
+    with pytest.raises(
+        ArtefactError,
+        match=r"diff-es\.json: expected format 4 or an earlier one from 3 on, found format 99\. Compress again",
+    ):
         load(folder)
-    for key in ("schedule", "stages", "base", "sampling", "timesteps", "corrections", "placement", "about"):
+    for key in ("schedule", "stages", "base", "sampling", "timesteps", "corrections", "placement", "origin", "report"):
         harmed = json.loads(whole)
         del harmed["points"][0][key]
         manifest.write_text(json.dumps(harmed))
@@ -226,7 +229,7 @@ def test_an_artefact_of_an_earlier_version_loads(fast: Compressed, folder: Path)
     rewritten(folder, plain)
     loaded = load(folder)
     assert loaded.schedule == fast.schedule
-    assert loaded.about == json.loads(json.dumps(fast.about))
+    assert (loaded.report, loaded.origin) == (fast.report, fast.origin)
     assert_same_plans(loaded.plans, fast.plans)
     loaded.save(folder)
     assert len(list(folder.iterdir())) == 1 + len({id(plan) for plan in fast.plans})
@@ -252,9 +255,9 @@ def test_a_schedule_is_tied_to_its_tensors(folder: Path) -> None:
     ("place", "value", "message"),
     [
         (
-            ("sampling", "steps"),
+            ("sampling", "num_inference_steps"),
             0,
-            r"points\[0\]\.sampling, sampling: steps: expected a whole number .*, found 0",
+            r"points\[0\]\.sampling, sampling: num_inference_steps: expected a whole number .*, found 0",
         ),
         (
             ("sampling", "batch"),
@@ -268,15 +271,16 @@ def test_a_schedule_is_tied_to_its_tensors(folder: Path) -> None:
         (("corrections",), [[0.1]], r"points\[0\], corrections: expected a length of 0, found 1"),
         (("placement",), {"type": "Width"}, r"placement: expected .*Streamed.*, found a Width"),
         (("base",), "x", r"points\[0\]\.base: expected"),
-        (("about", "budget"), float("nan"), r"about\.budget: expected a finite number, found nan"),
-        (("about", "finalists"), [], r"about\.finalists: expected"),
+        (("report", "budget", "macs"), float("nan"), r"report\.budget\.macs: expected a finite number, found nan"),
+        (("report", "limit"), float("nan"), r"report\.limit: expected a finite number, found nan"),
+        (("report", "finalists"), [], r"report\.finalists: expected"),
         (
-            ("about", "settings", "seed"),
+            ("report", "settings", "seed"),
             "0",
-            r"about\.settings, settings: seed: expected a whole number .*, found '0'",
+            r"report\.settings, settings: seed: expected a whole number .*, found '0'",
         ),
-        (("about", "origin", "dtype"), "nn", r"about\.origin\.dtype: expected 'float16', .*, found 'nn'"),
-        (("about", "sensitivity", "levels"), [], r"about\.sensitivity\.levels: expected a length of 3, found 0"),
+        (("origin", "dtype"), "nn", r"origin\.dtype: expected 'float16', .*, found 'nn'"),
+        (("report", "sensitivity", "levels"), [], r"report\.sensitivity\.levels: expected a length of 3, found 0"),
     ],
 )
 def test_an_edited_entry_is_named(folder: Path, place: tuple[Any, ...], value: Any, message: str) -> None:

@@ -279,8 +279,8 @@ def test_the_remedy_keeps_a_scheduler_that_takes_no_timesteps() -> None:
     pipe = tiny(scheduler=LCMScheduler)
     message = r"scheduler: expected .*found LCMScheduler\. Search levels alone \(levers=Levers\.PRUNE, `--levers prune`"
     with pytest.raises(DiffESError, match=message):
-        survey(pipe, joint(), Reporter(quiet=True), Budget(0.7))
-    assert survey(pipe, settings(), Reporter(quiet=True), Budget(0.7)).path is None
+        survey(pipe, joint(), Reporter(quiet=True), Budget.of(0.7))
+    assert survey(pipe, settings(), Reporter(quiet=True), Budget.of(0.7)).path is None
 
 
 def test_every_scheduler_of_diffusers_is_taken_or_refused_with_the_remedy() -> None:

@@ -90,10 +90,15 @@ def manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "diff-es.json").read_text())
 
 
-def about(folder: Path) -> dict[str, Any]:
-    """What the search for the budget that was asked for has found."""
+def asked(folder: Path) -> dict[str, Any]:
+    """The result for the budget that was asked for."""
     saved = manifest(folder)
-    return saved["points"][saved["chosen"]]["about"]
+    return saved["points"][saved["chosen"]]
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """What the search for it has found."""
+    return asked(folder)["report"]
 
 
 def test_inspect_tells_what_can_be_pruned_and_what_it_costs(run: Run, model_folder: Path) -> None:
@@ -111,20 +116,21 @@ def test_inspect_tells_what_can_be_pruned_and_what_it_costs(run: Run, model_fold
 def test_compress_says_what_it_saved(run: Run, model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "fast"
     ended = run("compress", model_folder, "--out", out, "--macs", 0.7, *CALL, "--ranking", "wanda", "--json")
-    result, saved = ended.result(), about(out)
+    result, saved = ended.result(), report(out)
     assert result["levels"] == [list(row) for row in load(out).schedule.levels]
-    for key in ("budget", "macs_ratio", "score", "held_out_score"):
+    for key in ("limit", "macs_ratio", "cost_ratio", "score", "held_out_score", "held_out_error", "steps"):
         assert result[key] == saved[key]
-    assert 0.6 < result["macs_ratio"] <= result["budget"] == 0.7
+    assert 0.6 < result["macs_ratio"] <= result["limit"] == 0.7
     assert saved["settings"]["method"]["ranking"] == {"type": "Wanda"}
-    assert saved["origin"]["model"] == str(model_folder)
+    assert saved["budget"] == {"macs": 0.7, "speedup": None, "weights_gb": None}
+    assert asked(out)["origin"]["model"] == str(model_folder)
     assert "Saved in" in ended.out
 
 
 def test_compress_by_depth_without_compensation(run: Run, model_folder: Path, tmp_path: Path) -> None:
     out, call = tmp_path / "out", [*CALL, "--scheduler", "DPMSolverMultistepScheduler", "--dtype", "bfloat16"]
     run("compress", model_folder, "--out", out, *call, "--prune", "depth", "--no-compensate", "--json").result()
-    assert about(out)["settings"]["method"]["ladder"] == {"type": "Depth", "bypass": False}
+    assert report(out)["settings"]["method"]["ladder"] == {"type": "Depth", "bypass": False}
     assert run("sample", out, "--count", 1, "--out", tmp_path, "--json").result()["labels"] == [0]
 
 
@@ -171,7 +177,7 @@ def test_evaluate_compares_with_every_alternative(run: Run, made: Path, tmp_path
         assert row["macs_ratio"] <= row["budget"]
         assert (row["snr_db"] is None) == (row["contender"] == "dense")
         assert row["latency_ms"] > 0
-    assert result["rows"][-1]["macs_ratio"] == about(made)["macs_ratio"]
+    assert result["rows"][-1]["macs_ratio"] == report(made)["macs_ratio"]
     assert (target / "report.html").read_text().lower().startswith("<!doctype html>")
 
 
@@ -212,8 +218,8 @@ def test_steps_and_blocks_give_a_front_of_which_points_are_named(run: Run, model
     call = ("compress", model_folder, "--out", out, "--macs", 0.6, *CALL, *JOINT)
     result = run(*call, "--json").result()
     points = [load(out, 1 / point["macs_ratio"]) for point in result["front"]]
-    assert [point["budget"] for point in result["front"]] == [0.4, 0.6, 0.9]
-    assert all(point["macs_ratio"] <= point["budget"] for point in result["front"])
+    assert [point["limit"] for point in result["front"]] == [0.4, 0.6, 0.9]
+    assert all(point["macs_ratio"] <= point["limit"] for point in result["front"])
     assert result["levels"] == [list(row) for row in load(out).schedule.levels]
     assert {len(row) for row in result["levels"]} == {3}  # blocks
     shown = []
@@ -258,8 +264,8 @@ def refused(ended: Ended, *told: str) -> None:
         ),
         (["--macs", "1.5"], ["BudgetOutOfReach: macs: expected a number above 0, at most 1, found 1.5."]),
         (["--stages", "7"], ["stages: expected a number from 1 to the 6 timesteps", "found 7. Ask for at most 6"]),
-        (["--steps", "0"], ["steps: expected a whole number from 1 to 10000, found 0."]),
-        (["--search-noises", "0"], ["probes: expected a whole number from 1 to 1000000, found 0."]),
+        (["--steps", "0"], ["num_inference_steps: expected a whole number from 1 to 10000, found 0."]),
+        (["--search-noises", "0"], ["search_noises: expected a whole number from 1 to 1000000, found 0."]),
         (["--device", "abacus"], ["device", "abacus"]),
     ],
 )

@@ -249,7 +249,8 @@ def test_compressing_a_compiled_pipeline_finds_what_compressing_a_plain_one_find
     pipe = tiny()
     whole(pipe, Counting())
     found = compress(pipe, 0.6, settings())
-    assert (found.schedule, found.base, found.about) == (fast.schedule, fast.base, fast.about)
+    assert (found.schedule, found.base, found.report) == (fast.schedule, fast.base, fast.report)
+    assert found.origin == fast.origin
     assert_same_plans(found.plans, fast.plans)
 
 

@@ -33,7 +33,7 @@ def test_a_budget_is_said_once() -> None:
     assert Budget.from_json(both.to_json()) == both
     for twice in ({"macs": 0.7, "speedup": 1.4}, {"budget": 0.7, "macs": 0.7}, {"budget": Speedup(2.0), "macs": 0.5}):
         with pytest.raises(BudgetOutOfReach, match="expected a share of MACs or a speed-up, found"):
-            Budget.of(**twice)  # type: ignore[arg-type]
+            Budget.of(**twice)
     with pytest.raises(BudgetOutOfReach, match="one limit of memory"):
         Budget.of(both, weights_gb=1.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree
@@ -14,8 +15,9 @@ from tests.mutations import put_right
 from tests.tiny import images, tiny
 from torch import Tensor
 
-from diff_es import ArtefactError, MacsRatio, load
+from diff_es import ArtefactError, MacsRatio, Reporter, load
 from diff_es.compression.store import MANIFEST
+from diff_es.compression.survey import identity, survey
 
 FOLDER = Path(__file__).parent / "data" / "format3"
 IMAGES = json.loads((FOLDER / "images.json").read_text())
@@ -58,6 +60,14 @@ def test_says_what_it_said_and_is_saved_as_today(name: str, tmp_path: Path) -> N
             shown.append(images(pipe))
     assert torch.equal(*shown)
     assert [point.report.limit for point in again.front.points] == [point.report.limit for point in fast.front.points]
+
+
+@pytest.mark.parametrize("name", ["levels", "steps-and-levels"])
+def test_its_sensitivities_serve_another_search(name: str) -> None:
+    report = load(FOLDER / name).report
+    known = report.sensitivity
+    anew = replace(known, of={**known.of, **identity(tiny())})  # on the libraries of today
+    assert anew.checked(survey(tiny(), report.settings, Reporter(quiet=True)), name) == known.table
 
 
 @pytest.mark.parametrize("where", ["budget", "finalists", "sensitivity", "settings", "origin", "steps"])

@@ -8,6 +8,7 @@ import shutil
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.mutations import (
     alter_artefact,
     alter_journal,
     edit,
+    hashed_anew,
     in_child,
     limited,
     peak_mb,
@@ -24,13 +26,14 @@ from tests.mutations import (
 )
 from tests.tiny import joint, settings, tiny
 
-from diff_es import Compressed, DiffESError, Run, compress, load
-from diff_es.compression.reopening import found_again
-from diff_es.compression.sensitivity import Sensitivity, starts
-from diff_es.compression.settings import restore
+from diff_es import Compressed, DiffESError, Run, Settings, compress, load
+from diff_es.compression.compress import began_with
+from diff_es.compression.reopening import asked_again, found_again
+from diff_es.compression.sensitivity import starts
+from diff_es.compression.settings import describe, restore
 from diff_es.compression.store import MANIFEST
 from diff_es.compression.study import Study, prepare
-from diff_es.compression.survey import as_measured
+from diff_es.compression.survey import as_measured, identity
 from diff_es.pruning.budget import Prices
 from diff_es.routing.placements import Compact
 from diff_es.scoring.journal import Journal, Scale
@@ -38,7 +41,7 @@ from diff_es.scoring.journal import Journal, Scale
 ARTEFACTS, JOURNALS, TABLES = 1000, 200, 200
 
 
-STEPS = joint(
+STEPS: Settings = joint(
     sensitivity_noises=1,
     calibration_samples=2,
     search_noises=2,
@@ -51,32 +54,54 @@ STEPS = joint(
 )
 
 
+FORMAT3 = Path(__file__).parent / "data" / "format3"
+EARLIER = ("levels", "steps-and-levels")
+
+
 @pytest.fixture(scope="module")
 def of_steps() -> Study:
     return prepare(tiny(), STEPS)
 
 
 @pytest.fixture(scope="module")
+def ready(study: Study, of_steps: Study) -> dict[str, Study]:
+    """What each artefact was found on."""
+    earlier = {name: prepare(tiny(), load(FORMAT3 / name).report.settings) for name in EARLIER}
+    return {"width": study, "compact": study, "joint": of_steps, **earlier}
+
+
+@pytest.fixture(scope="module")
 def saved(fast: Compressed, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of artefacts: of levels, of steps with another budget's result beside it, and of low-rank factors."""
+    """A folder of artefacts: of levels, of steps with another budget's result beside it, and of low-rank factors; and
+    some of format 3."""
     folder = tmp_path_factory.mktemp("saved")
     fast.save(folder / "width")
-    compress(tiny(), 0.6, STEPS, front=(0.8,)).save(folder / "joint")
+    compress(tiny(), 0.6, replace(STEPS, front=(0.8,))).save(folder / "joint")
     few = settings(generations=1, population=2, finalists=1)
     compress(tiny(), 0.6, few, run=Run(placement=Compact(0.3))).save(folder / "compact")
     assert any((folder / "compact").glob("factors.*"))
+    for name in EARLIER:
+        shutil.copytree(FORMAT3 / name, folder / name)
+        manifest = json.loads((folder / name / MANIFEST).read_text())
+        for point in manifest["points"]:
+            point["about"]["sensitivity"]["of"] |= identity(tiny())  # on the libraries of today
+        hashed_anew(folder / name, manifest, tied=True)
     return folder
 
 
 def read_all(folder: Path, ready: Study) -> None:
     """Everything that is ever read of an artefact."""
     fast = load(folder)
-    found_again(fast)
-    restore(fast.report.settings)
-    as_measured(ready.settings, fast.report.settings)
-    assert fast.origin.scheduler["_class_name"]
-    assert fast.origin["dtype"]
-    table = Sensitivity.restored(fast.report.sensitivity, ready, str(folder))
+    report, origin = fast.report, fast.origin
+    found_again(report)
+    asked_again(fast, ready.pipe)
+    assert restore(describe(report.settings)) == report.settings
+    as_measured(ready.settings, report.settings.method)
+    if origin is not None:
+        assert origin.scheduler["_class_name"]
+        assert origin.dtype
+    assert fast.summary()
+    table = report.sensitivity.checked(ready, str(folder))
     starts(ready, [ready.costs.space(0.7)], table)
 
 
@@ -104,8 +129,7 @@ def tried(count: int, attempt: Callable[[random.Random], str]) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_a_damaged_or_edited_artefact_is_refused(saved: Path, study: Study, of_steps: Study, tmp_path: Path) -> None:
-    ready = {"width": study, "compact": study, "joint": of_steps}
+def test_a_damaged_or_edited_artefact_is_refused(saved: Path, ready: dict[str, Study], tmp_path: Path) -> None:
     for name, own in ready.items():
         read_all(saved / name, own)
 
@@ -124,17 +148,16 @@ def test_a_damaged_or_edited_artefact_is_refused(saved: Path, study: Study, of_s
 
 
 @pytest.mark.slow
-def test_a_damaged_or_edited_table_is_refused(saved: Path, study: Study, of_steps: Study, tmp_path: Path) -> None:
+def test_a_damaged_or_edited_table_is_refused(saved: Path, ready: dict[str, Study], tmp_path: Path) -> None:
     def attempt(rng: random.Random) -> str:
-        name, work = rng.choice(["width", "joint"]), tmp_path / "work"
+        name, work = rng.choice(["width", "joint", *EARLIER]), tmp_path / "work"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(saved / name, work)
         manifest = json.loads((work / MANIFEST).read_text())
-        about = manifest["points"][manifest["chosen"]]["about"]
         part = rng.choice(["sensitivity", "settings"])
-        edit(about[part], rng)
+        edit(manifest["points"][manifest["chosen"]]["about" if name in EARLIER else "report"][part], rng)
         put_right(work, manifest, rng)
-        read_all(work, study if name == "width" else of_steps)
+        read_all(work, ready[name])
         return part
 
     assert tried(TABLES, attempt)["refused"] > TABLES / 2
@@ -161,10 +184,11 @@ def test_no_change_of_a_journal_changes_a_score(finished_journal: Path, study: S
         shutil.copy(path, work / "other.jsonl")
         shutil.copy(path, work / "journal.jsonl")
         kind = alter_journal(work / "journal.jsonl", rng)
-        before = Journal.began_with(work / "journal.jsonl")
-        as_measured(study.settings, before)
-        if priced := before.get("prices"):
-            Prices.restored(priced, study.costs)
+        before = began_with(work / "journal.jsonl")
+        if before is not None:
+            as_measured(study.settings, before.method)
+            if before.prices is not None:
+                Prices.restored(before.prices, study.costs)
         again = Journal(work / "journal.jsonl", facts, resume=True)
         for scale in Scale:
             assert again.known[scale].items() <= whole[scale].items()

@@ -79,7 +79,7 @@ def test_the_result_is_pruned_to_the_budget(case: tuple[str, Made]) -> None:
 
 def test_what_inspect_lists_adds_up(case: tuple[str, Made]) -> None:
     name, found = case
-    seen = inspect(found.pipe, 4, Reporter(quiet=True), replace(ALL[name].sampling, batch=1))
+    seen: dict[str, Any] = inspect(found.pipe, 4, Reporter(quiet=True), replace(ALL[name].sampling, batch=1))
     listed = {name for unit in seen["units"] for name in unit["layers"]}
     assert listed == {layer.name for layer in discover(denoiser_of(found.pipe)).layers}
     assert sum(unit["macs_by_level"][0] for unit in seen["units"]) + seen["macs_of_no_level"] == seen["macs"]

@@ -303,7 +303,7 @@ def test_results_of_one_schedule_are_told_apart_when_saved(compact: Compressed, 
     """Two budgets may end in the same levels, with factors of their own."""
     twin = replace(compact, plans=tuple(Plan(dict(plan.cuts), plan.bypasses) for plan in compact.plans))
     copied = {name: replace(cut, kept=cut.kept.clone()) for name, cut in compact.plans[0].cuts.items()}
-    twin = replace(twin, plans=(Plan(copied), *twin.plans[1:]), about={**compact.about, "macs_ratio": 0.01})
+    twin = replace(twin, plans=(Plan(copied), *twin.plans[1:]), searched=replace(compact.report, macs_ratio=0.01))
     replace(compact, others=(twin,)).save(tmp_path / "out")
     assert load(tmp_path / "out").report.macs_ratio == compact.report.macs_ratio
     assert load(tmp_path / "out", 100).report.macs_ratio == 0.01
@@ -320,6 +320,7 @@ def test_a_compact_result_is_saved_and_runs_within_its_tolerance(compact: Compre
             if layer.name in mine.cuts:
                 assert mine.cuts[layer.name].weight is None
                 assert torch.equal(mine.cuts[layer.name].kept, whole.cuts[layer.name].kept)
+    assert compact.report.compact_held_out_score is not None
     loss = compact.report.held_out_score - compact.report.compact_held_out_score
     assert abs(loss) < 2.0
     shown = list[Tensor]()

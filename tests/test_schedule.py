@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
-from diff_es.compression.report import Described
+from diff_es.compression.manifest import ScheduleJson
 from diff_es.trajectory.stages import Schedule, Stages
 from diff_es.utils.errors import DiffESError
 
@@ -103,8 +102,7 @@ def test_json_round_trip(timesteps: list[int], units: int, data: st.DataObject) 
     row = st.lists(st.integers(0, 9), min_size=units, max_size=units).map(tuple)
     levels = data.draw(st.lists(row, min_size=len(stages), max_size=len(stages)).map(tuple))
     schedule = Schedule(stages, levels)
-    said = TypeAdapter(Described).validate_json(json.dumps(schedule.to_json()))
-    again = said.made()
+    again = ScheduleJson.model_validate_json(json.dumps(schedule.to_json())).made()
     assert again == schedule
     assert hash(again) == hash(schedule)
 

@@ -62,7 +62,7 @@ def test_every_family_whose_sampler_can_be_stepped(name: str) -> None:
     fast, tasks = stepped_alone(pipe, sampling=case.sampling, prompts=prompts, method=Method())
     assert not set(tasks) & set(WORK), tasks
     assert all(plan == DENSE for plan in fast.plans)
-    assert fast.report.units == ["denoiser"]
+    assert fast.report.units == ("denoiser",)
     assert fast.timesteps is not None
     assert 1 <= len(fast.timesteps) <= 3  # of 5
     probes = make_probes(pipe, 2, 1, "test", prompts)

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from diff_es import store
+from diff_es.compression import store
 from diff_es.compression.store import FORMAT, MANIFEST, check_target, read_folder, read_manifest
 from diff_es.scoring.journal import Journal, Scale
 from diff_es.search import Candidate
 from diff_es.utils.errors import ArtefactError, DiffESError, StorageError
 from diff_es.utils.files import write_text
 
+EXPECTED = f"expected format {FORMAT} or an earlier one from 3 on"
 BIT_PATTERNS = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45, 1.0000001])
 
 
@@ -108,15 +109,15 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path, folder: str) -> 
         (b'{"format": 3, "files": {', "expected a readable manifest"),
         (b"", "expected a readable manifest"),
         (b"\xff\xfe\x00", "expected a readable manifest"),
-        (b"[1, 2]", f"expected format {FORMAT}, found other JSON"),
-        (b"{}", f"expected format {FORMAT}, found format None"),
+        (b"[1, 2]", f"{EXPECTED}, found other JSON"),
+        (b"{}", f"{EXPECTED}, found format None"),
         (
             b'{"format": 1, "files": {}}',
-            f"expected format {FORMAT}, found format 1. Compress again with this version, or",
+            f"{EXPECTED}, found format 1. Compress again with this version, or",
         ),
         (
             b'{"format": 99, "files": {}}',
-            f"expected format {FORMAT}, found format 99. Compress again with this version, or",
+            f"{EXPECTED}, found format 99. Compress again with this version, or",
         ),
     ],
 )
@@ -336,7 +337,7 @@ def test_an_edited_line_is_evaluated_again(tmp_path: Path, change: dict[str, Any
     write_lines(path, [header, {**first, **change}, second])
     again = Journal(path, SETTINGS, resume=True)
     assert again.known[Scale.ALL] == {B: -2.5e-17}
-    assert again.known[Scale.HEAT] == {}
+    assert again.known[Scale.RUNG] == {}
     assert again.dropped == 1
     again.add(A, 1 / 3)
     last = Journal(path, SETTINGS, resume=True)

@@ -22,7 +22,8 @@ from tests.test_report import DENSE, row, story
 from tests.tiny import tiny
 
 from diff_es import Compressed, DiffESError
-from diff_es.cli.app import main, tables
+from diff_es.cli import tables
+from diff_es.cli.app import main
 from diff_es.cli.console import print_anywhere
 from diff_es.cli.ending import Ending
 from diff_es.evaluation.inspection import inspect
@@ -35,7 +36,7 @@ WHERE = "down_blocks.{}.attentions.0.transformer_blocks.0.ff.net.0[proj]"
 @cache
 def inspection() -> dict[str, Any]:
     """Of a tiny model, under the names of a large one; some layers timed, one refused."""
-    found = inspect(tiny(), 8, Reporter(quiet=True))
+    found: dict[str, Any] = inspect(tiny(), 8, Reporter(quiet=True))
     units = [{**unit, "name": WHERE.format(i)} for i, unit in enumerate(found["units"])]
     timed = [{"layers": [WHERE.format(9)], "ratios": [1, *[0.9, 0.5] * 3], "slower": [False, *[True, False] * 3]}]
     refused = [{"name": WHERE.format(8), "reason": "expected heads of one width, found 8 and 16"}]
@@ -120,7 +121,8 @@ def test_every_command_prints_on_a_terminal_that_is_not_utf_8(
     model_folder: Path, fast: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, strange = tmp_path / "fast", tmp_path / "caf\udce9 – ☃"
-    replace(fast, about={**fast.about, "origin": {**fast.origin, "model": str(model_folder)}}).save(folder)
+    assert fast.origin is not None
+    replace(fast, origin=replace(fast.origin, model=str(model_folder))).save(folder)
     small = "--steps 4 --stages 2 --batch 2 --calibration-samples 2 --generations 1 --population 2"
     small += " --search-noises 2 --first-rung 0"
     small += " --held-out-noises 1 --levers prune --front= --guidance 1 --resume --out"

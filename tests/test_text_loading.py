@@ -50,7 +50,7 @@ def test_a_single_file_is_the_pipeline_that_it_was_written_from(name: str, tmp_p
     assert torch.equal(sample(loaded, probes, case.sampling), expected)
     assert torch.equal(decode(loaded, expected), decode(pipe, expected))
     origin = origin_of(loaded)
-    assert (origin["model"], origin["config"]) == (str(file), str(folder))
+    assert (origin.model, origin.config) == (str(file), str(folder))
     assert torch.equal(sample(reopen(origin), probes, case.sampling), expected)
 
 
