@@ -223,7 +223,9 @@ def test_rows_travel_through_json() -> None:
 
 
 def test_errors_name_what_was_found_and_expected() -> None:
-    with pytest.raises(ValueError, match=r"unknown contender 'magic'; expected one of dense, fewer-steps, trailing, uniform"):
+    with pytest.raises(
+        ValueError, match=r"unknown contender 'magic'; expected one of dense, fewer-steps, trailing, uniform"
+    ):
         row("magic")
     with pytest.raises(ValueError, match=r"found 1 steps, 3 timesteps, \[1\] levels per stage; expected 3 steps"):
         replace(HEAT, steps=(2,))
