@@ -1,4 +1,4 @@
-"""Results made by hand for the pipelines of ``tests.helpers.pipelines``, and what tests do to a pipeline that runs one."""
+"""Results made by hand for the pipelines of ``tests.helpers``, and what tests do to a pipeline that runs one."""
 
 from __future__ import annotations
 
