@@ -10,6 +10,7 @@ noises that calibration never saw.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from common import CalibrationSamples, Guidance, Model, Noises, Seed, Steps, header, options, row
 
@@ -57,6 +58,8 @@ class Options:
     calibration_samples: CalibrationSamples = 192
     steps: Steps = 20
     guidance: Guidance = 2.0
+    levels: Annotated[tuple[int, ...], "of all stages, a column for each"] = (1, 2, 3, 4)
+    methods: Annotated[tuple[str, ...], "the rows", (*WIDTH, *DEPTH)] = (*WIDTH, *DEPTH)
     seed: Seed = 0
 
 
@@ -72,16 +75,18 @@ def main() -> None:
     layers, blocks = study.anatomy.layers, study.anatomy.blocks
     everything = calibrate(pipe, probes, sampling, study.stages, layers, blocks, reporter)
     judged = make_probes(pipe, asked.noises, asked.seed, "ablation")
-    for title, methods, levels in (("width", WIDTH, (1, 2, 3, 4)), ("depth", DEPTH, (1, 2, 3, 4))):
+    for title, methods in (("width", WIDTH), ("depth", DEPTH)):
         print()
-        header(f"{title}: SNR dB (MACs)", *(f"level {level}" for level in levels))
+        header(f"{title}: SNR dB (MACs)", *(f"level {level}" for level in asked.levels))
         for name, method in methods.items():
+            if name not in asked.methods:
+                continue
             library = Library(denoiser, study.anatomy, everything, method, reporter)
             fitness = Fitness(pipe, library, study.stages, judged, sampling, LatentSNR(), Comparison(memory=0))
-            scores = [fitness(Candidate.of([[level]] * len(study.stages))) for level in levels]
+            scores = [fitness(Candidate.of([[level]] * len(study.stages))) for level in asked.levels]
             bypass = method.depth is None or method.depth.bypass
             counter = MacCounter(denoiser, study.anatomy, study.trace, bypass=bypass)
-            ratios = [counter.option(library.units[0], level) / counter.dense() for level in levels]
+            ratios = [counter.option(library.units[0], level) / counter.dense() for level in asked.levels]
             cells = [f"{score:.2f} ({ratio:.3f})" for score, ratio in zip(scores, ratios, strict=True)]
             row(name, *cells)
 

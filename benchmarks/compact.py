@@ -9,6 +9,7 @@ medians relative to a layer's outputs; an eight-bit factor of such a rank is wha
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ def ranks_of(ready: Study, plans: Sequence[Plan]) -> tuple[float, float]:
                 factors = plan.cuts[layer.name].factors
                 outputs = len(weight_of(output_of(denoiser_of(ready.pipe), layer), layer))
                 found[layer.kind].append(sum(len(factor.left_scale) for factor in factors) / outputs)
-    attention, feedforward = (statistics.median(values) for values in found.values())
+    attention, feedforward = (statistics.median(values or [math.nan]) for values in found.values())
     return attention, feedforward
 
 

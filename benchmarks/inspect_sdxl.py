@@ -26,10 +26,12 @@ from diff_es.utils.progress import Reporter
 @dataclass(frozen=True)
 class Options:
     channels: Annotated[tuple[int, ...], "of the UNet's three resolutions, multiples of 64"] = (320, 640, 1280)
+    blocks: Annotated[tuple[int, ...], "of its transformers at each of them; the first has none"] = (1, 2, 10)
 
 
 def main() -> None:
-    unet = sdxl(options(Options, __doc__).channels)
+    asked = options(Options, __doc__)
+    unet = sdxl(asked.channels, asked.blocks)
     weights = sum(parameter.nbytes for parameter in unet.parameters())
     vae = AutoencoderKL(latent_channels=4, block_out_channels=(4,), norm_num_groups=2)
     texts = CLIPTextModel(_text(768)), CLIPTextModelWithProjection(_text(1280))

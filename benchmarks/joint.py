@@ -29,6 +29,7 @@ from common import (
     Results,
     ResultsFile,
     Seeds,
+    StageCount,
     Steps,
     by_study,
     half_range,
@@ -63,6 +64,7 @@ class Options:
     seeds: Seeds = (0, 1, 2)
     levers: Annotated[tuple[Levers, ...], "; ".join(Levers)] = tuple(Levers)
     noises: Noises = 48
+    stages: StageCount = 10
     calibration_samples: CalibrationSamples = 128
     search_noises: Annotated[int, "noises of a search; a third of them is its first rung"] = 12
     held_out_noises: HeldOutNoises = 24
@@ -125,6 +127,7 @@ def settings_of(asked: Options, seed: int) -> Settings:
     third = asked.search_noises // 3
     return Settings(
         sampling=Sampling(asked.steps, 2.0),
+        stages=asked.stages,
         calibration_samples=asked.calibration_samples,
         search_noises=asked.search_noises,
         first_rung=third,

@@ -39,7 +39,7 @@ def main() -> None:
     pipe, ladder = load(asked.model), Width()
     denoiser = pipe.transformer
     anatomy = discover(denoiser)
-    counter = MacCounter(denoiser, anatomy, trace(pipe, Sampling(num_inference_steps=10)))
+    counter = MacCounter(denoiser, anatomy, trace(pipe, Sampling(num_inference_steps=10).of(pipe)))
     widths = [tuple(ladder.kept(layer, level) for layer in anatomy.layers) for level in range(ladder.levels)]
     weights = [Weights()]
     for counts in widths[1:]:

@@ -22,7 +22,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
-from common import CalibrationSamples, Generations, Guidance, SearchNoises, Steps, options
+from common import CalibrationSamples, Generations, Guidance, SearchNoises, StageCount, Steps, options
 from published_sizes import dit_s
 
 from diff_es.compression.compress import open_journal
@@ -104,6 +104,7 @@ class Options:
     model: Annotated[str, "dit-s-2, dit-s-4, or what loads"] = "bundled"
     steps: Steps = 20
     guidance: Guidance = 2.0
+    stages: StageCount = 10
     calibration_samples: CalibrationSamples = 32
     search_noises: SearchNoises = 32
     generations: Generations = 5
@@ -117,6 +118,7 @@ def main() -> None:
     pipe, reporter, clock = made(asked.model), Reporter(), Clock()
     settings = Settings(
         sampling=Sampling(asked.steps, asked.guidance),
+        stages=asked.stages,
         levers=asked.levers,
         calibration_samples=asked.calibration_samples,
         search_noises=asked.search_noises,

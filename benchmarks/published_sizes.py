@@ -19,7 +19,7 @@ _DIT: dict[str, Any] = {
 
 def dit_xl_2_256() -> DiTTransformer2DModel:
     sizes = {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72}
-    return DiTTransformer2DModel(**sizes, **_DIT, num_embeds_ada_norm=1000, norm_eps=1e-5)
+    return DiTTransformer2DModel(**sizes, **_DIT, num_embeds_ada_norm=1000, norm_eps=1e-5).eval()
 
 
 def dit_s(patch: int) -> DiTPipeline:
@@ -35,8 +35,8 @@ def dit_s(patch: int) -> DiTPipeline:
     return DiTPipeline(denoiser.eval(), decoder.eval(), DDIMScheduler(clip_sample=False))
 
 
-def sdxl(channels: Sequence[int] = (320, 640, 1280)) -> UNet2DConditionModel:
-    """The UNet of SDXL, or one of other widths, multiples of 64, which is the size of a head."""
+def sdxl(channels: Sequence[int] = (320, 640, 1280), blocks: Sequence[int] = (1, 2, 10)) -> UNet2DConditionModel:
+    """The UNet of SDXL, or one of other widths, multiples of 64, the size of a head, and numbers of blocks."""
     return UNet2DConditionModel(
         sample_size=128,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -44,9 +44,9 @@ def sdxl(channels: Sequence[int] = (320, 640, 1280)) -> UNet2DConditionModel:
         block_out_channels=tuple(channels),
         attention_head_dim=tuple(width // 64 for width in channels),
         cross_attention_dim=2048,
-        transformer_layers_per_block=(1, 2, 10),
+        transformer_layers_per_block=tuple(blocks),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816,
-    )
+    ).eval()
