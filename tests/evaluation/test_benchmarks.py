@@ -1,0 +1,167 @@
+"""Each benchmark runs to its end at its smallest, in this process, and says what its text promises."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SAMPLED = ("--steps", 4, "--stages", 2, "--calibration-samples", 4)
+SEARCHED = ("--seeds", 0, "--noises", 2, "--held-out-noises", 2, "--population", 2, "--generations", 1)
+
+Bench: TypeAlias = Callable[..., str]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_folder: Path) -> Bench:
+    """Runs a script on the tiny model, as a command line does, and gives what it prints."""
+
+    def run(name: str, *options: object, model: bool = True) -> str:
+        chosen = ["--model", str(model_folder)] if model else []
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        monkeypatch.setattr(sys, "argv", [name, *chosen, *map(str, options)])
+        capsys.readouterr()
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def rows(output: str) -> list[list[str]]:
+    """The cells of the rows of all tables, each as many as its header has."""
+    found, lines, columns = list[list[str]](), output.splitlines(), 0
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        cells = [cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")]
+        if after.startswith("|---"):
+            columns = len(cells)
+        elif line.startswith("|") and not line.startswith("|---"):
+            assert len(cells) == columns, line
+            found.append(cells)
+    return found
+
+
+def names(output: str, column: int = 0) -> list[str]:
+    return [row[column] for row in rows(output)]
+
+
+def test_ablation(bench: Bench) -> None:
+    methods = ("OBS order, no compensation", "OBS, ridge (the default)", "blocks left out, fitted linear map")
+    options = ("--steps", 10, "--calibration-samples", 4, "--noises", 2, "--levels", 2)
+    assert names(bench("ablation", *options, "--methods", *methods)) == list(methods)
+
+
+def test_compact(bench: Bench) -> None:
+    options = ("--steps", 10, "--calibration-samples", 4, "--noises", 2, "--tolerances", 0.5)
+    found = rows(bench("compact", *options))
+    assert [len({row[0] for row in found}), len({row[1] for row in found}), len(found)] == [2, 3, 6]
+    resident, streamed = ([row[i].split(" ")[0] for row in found] for i in (2, 3))
+    assert resident == streamed  # where weights wait changes nothing of what comes out
+
+
+def test_corrections(bench: Bench) -> None:
+    options = ("--steps", 10, "--guidances", 2, 3, "--directions", 2, "--search-noises", 2, 3, "--noises", 2)
+    found = {row[0]: row[1:] for row in rows(bench("corrections", *options))}
+    carried, fitted = "half, corrected as for guidance 2", "half, 4 directions, 2 noises"
+    assert set(found) == {"all 10 steps", "half of them", carried, "half, 2 directions, 3 noises", fitted}
+    assert all(len(values) == 2 for values in found.values())
+
+
+def test_inspect_sdxl(bench: Bench) -> None:
+    output = bench("inspect_sdxl", "--channels", 64, 64, 64, "--blocks", 1, 1, 1, model=False)
+    counted = re.search(r"MACs of a call ([0-9,]+), of the units and the rest ([0-9,]+)", output)
+    assert counted
+    assert counted[1] == counted[2]
+
+
+@pytest.mark.slow
+def test_joint(bench: Bench, tmp_path: Path) -> None:
+    results = tmp_path / "joint.jsonl"
+    options = (*SAMPLED, *SEARCHED, "--search-noises", 3, "--budgets", 0.7, "--results", results)
+    first = bench("joint", *options)
+    hand = [f"by hand, {rule}" for rule in ("trailing", "trailing, corrected", "karras", "exponential", "quadratic")]
+    ours = ["steps and pruning", "steps alone", "pruning alone"]
+    assert sorted(names(first, 1)) == sorted(
+        ["user's own setting", *ours, *hand, "evenly fewer steps", "uniform pruning"]
+    )
+    written = results.read_bytes()
+    assert bench("joint", *options) == first  # a seed that is held is passed over
+    assert results.read_bytes() == written
+
+
+def test_levels(bench: Bench) -> None:
+    output = bench("levels", "--batch", 1, 2, "--rounds", 1)
+    assert names("\n".join(output.splitlines()[:4])) == ["1", "2"]
+    assert [line for line in output.splitlines() if line.startswith("level ")] == [
+        f"level {level}, batch 2" for level in (0, 4, 7)
+    ]
+
+
+@pytest.mark.parametrize("part", [("--candidates", 3), ("--levers", "steps", "--generations", 1)])
+def test_overhead(bench: Bench, part: tuple[object, ...]) -> None:
+    lines = bench("overhead", *SAMPLED, "--search-noises", 4, *part).splitlines()
+    expected = ["3 candidates"] if part[0] == "--candidates" else ["table of sensitivities", "search", "both"]
+    assert [line.split(", ")[0] for line in lines] == expected
+    for line in lines:
+        assert sum(map(float, re.findall(r"([-0-9.]+)%", line))) == pytest.approx(100, abs=0.2)
+
+
+@pytest.mark.slow
+def test_promise(bench: Bench, tmp_path: Path) -> None:
+    results = tmp_path / "promise.jsonl"
+    small = ("--budgets", 0.7, "--noises", 2, "--population", 2, "--generations", 1, "--results", results)
+    first = bench("promise", "--seeds", 1, *small)
+    assert names(first, 3) == ["1"]
+    assert bench("promise", "--seeds", 1, *small) == first  # a seed that is held is passed over
+    both = rows(bench("promise", "--seeds", 2, *small))
+    assert [row[3] for row in both] == ["2"]
+    assert "nan" not in both[0][6]
+
+
+def test_routing(bench: Bench) -> None:
+    output = bench("routing", "--batch", 1, "--stages", 2, "--calls", 2, "--rounds", 1, "--without", "stitched")
+    assert names(output, 1) == ["dense", "resident", "streamed", "compact", "stitched, counted"]
+
+
+@pytest.mark.slow
+def test_search(bench: Bench) -> None:
+    rivals = ("the paper's", "default", "random", "EvoPress'")
+    small = ("--seeds", 0, "--noises", 2, "--search-noises", 2, "--racing", 4, "--evaluations", 4)
+    found = names(bench("search", *SAMPLED, *small, "--rivals", *rivals))
+    assert sorted(found) == sorted([*rivals, "knapsack alone"])
+
+
+def test_a_search_without_a_measure_of_work_is_refused(bench: Bench) -> None:
+    with pytest.raises(SystemExit, match='expected "the paper\'s" among --rivals'):
+        bench("search", "--rivals", "random")
+
+
+@pytest.mark.parametrize("wrong", [("--rivals", "nobody"), ("--seeds", "first"), ("--seeds",), ("--steps", 2.5)])
+def test_an_option_of_another_type_or_choice_is_refused(bench: Bench, wrong: tuple[object, ...]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        bench("search", *wrong)
+    assert refused.value.code == 2
+
+
+@pytest.mark.slow
+def test_seeds(bench: Bench) -> None:
+    found = names(bench("seeds", *SAMPLED, *SEARCHED, "--search-noises", 2))
+    assert found == ["fewer-steps", "uniform", "mosaicdiff", "random", "diff-es"] * 2
+
+
+@pytest.mark.slow
+def test_unet(bench: Bench) -> None:
+    found = names(bench("unet", *SAMPLED, *SEARCHED))
+    pruned = ["uniform pruning", "MosaicDiff-like schedule", "evolved schedule"]
+    plain = [f"{name}, no compensation" for name in pruned]
+    assert found == ["dense model", "evenly fewer steps of the dense model", *pruned, *plain]
+
+
+def test_every_benchmark_has_a_test() -> None:
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py") if 'if __name__ == "__main__"' in path.read_text("utf-8")}
+    assert scripts <= {name.removeprefix("test_") for name in globals()}
