@@ -143,7 +143,7 @@ class Budget:
 
 
 class MeasuredPrices(BaseModel):
-    """What was measured: nanoseconds of a denoiser call that belong to no unit, by [unit][level], and of the rest."""
+    """What was measured: nanoseconds of a denoiser call that belong to no unit, by ``[unit][level]``, and the rest."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -19,7 +19,7 @@ class Costs:
     """
 
     fixed: int  # of a call, what belongs to no unit
-    options: tuple[tuple[int, ...], ...]  # of a call, by [unit][level]; level 0 first
+    options: tuple[tuple[int, ...], ...]  # of a call, by ``[unit][level]``; level 0 first
     steps: tuple[int, ...]  # denoiser calls of each stage in the user's own setting
     choices: tuple[tuple[int, ...], ...] | None = None  # how many each stage may take; None: its own
     barred: frozenset[int] = frozenset()  # levels of the one unit that must not be taken
@@ -28,7 +28,7 @@ class Costs:
     def tabled(
         cls, table: Sequence[Sequence[int]], steps: Sequence[int], choices: tuple[tuple[int, ...], ...] | None = None
     ) -> Costs:
-        """From the cost of a call by [unit][level], with all else dense."""
+        """From the cost of a call by ``[unit][level]``, with all else dense."""
         dense = max(row[0] for row in table)
         if len(table) == 1:
             return cls(0, (tuple(table[0]),), tuple(steps), choices)

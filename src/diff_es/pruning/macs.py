@@ -133,7 +133,7 @@ class MacCounter:
         return min(sizes)
 
     def table(self, units: Sequence[Unit], reporter: Reporter) -> tuple[tuple[int, ...], ...]:
-        """MACs of a call by [unit][level], with all else dense."""
+        """MACs of a call by ``[unit][level]``, with all else dense."""
         table = list[tuple[int, ...]]()
         with reporter.task("count MACs", sum(len(unit.options) for unit in units)) as task:
             for unit in units:

@@ -12,7 +12,7 @@ from diff_es.search.candidate import Candidate, StageChoice
 from diff_es.search.space import Space
 
 Table = Sequence[Sequence[float]]
-"""What each [unit][level] adds to an error."""
+"""What each `[unit][level]` adds to an error."""
 
 Choice = tuple[tuple[int, float], ...]
 """What each level of a unit adds to cost and error."""
@@ -54,7 +54,7 @@ def prunings(space: Space, errors: Sequence[Table]) -> list[list[Branch]]:
 def branches(space: Space, errors: Callable[[int, int], tuple[float, Table]]) -> list[list[Branch]]:
     """The branches of each stage of a space with the steps lever, one for each number of steps.
 
-    `errors(stage, steps)` is the error of taking so many steps, and what each [unit][level] adds to it then; of the
+    `errors(stage, steps)` is the error of taking so many steps, and what each `[unit][level]` adds to it then; of the
     latter nothing is read where there are no steps. ValueError where it has another shape than the costs.
     """
     if space.steps is None:

@@ -41,7 +41,7 @@ class Candidate:
     def of(
         cls, levels: Iterable[Sequence[int]], steps: Sequence[int] | None = None, timesteps: Sequence[float] = ()
     ) -> Candidate:
-        """From levels by [stage][unit] and, where they are a choice, the steps of each stage.
+        """From levels by `[stage][unit]` and, where they are a choice, the steps of each stage.
 
         ValueError where there are steps of more stages, or of fewer.
         """
@@ -64,7 +64,7 @@ class Candidate:
 
     @property
     def levels(self) -> tuple[tuple[int, ...], ...]:
-        """By [stage][unit]."""
+        """By `[stage][unit]`."""
         return tuple(one.levels for one in self.stages)
 
     @property
@@ -94,7 +94,7 @@ class Candidate:
         return replace(self, timesteps=tuple(timesteps))
 
     def to_json(self) -> dict[str, object]:
-        """JSON values: levels by [stage][unit], and where there are any, steps by [stage] and timesteps."""
+        """JSON values: levels by `[stage][unit]`, and where there are any, steps by `[stage]` and timesteps."""
         chosen = {} if self.stages[0].steps is None else {"steps": list(self.steps)}
         moved = {"timesteps": list(self.timesteps)} if self.timesteps else {}
         return {**chosen, "levels": [list(row) for row in self.levels], **moved}

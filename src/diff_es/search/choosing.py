@@ -46,11 +46,12 @@ def choose(
         judge: (finalist, part) -> its score on each noise of the part, the same noises for all; higher is better.
         parts: the most parts of noises.
 
-    >>> quality = {"a": 1.0, "b": 1.1, "c": 0.0}
-    >>> def judge(name, part):
-    ...     return [quality[name] + 0.2 * ((noise + len(name) * part) % 3) for noise in range(4)]
-    >>> [(one.candidate, len(one.scores)) for one in choose("abc", judge, 3)]
-    [('b', 4), ('a', 4), ('c', 4)]
+    Examples:
+        >>> quality = {"a": 1.0, "b": 1.1, "c": 0.0}
+        >>> def judge(name, part):
+        ...     return [quality[name] + 0.2 * ((noise + len(name) * part) % 3) for noise in range(4)]
+        >>> [(one.candidate, len(one.scores)) for one in choose("abc", judge, 3)]
+        [('b', 4), ('a', 4), ('c', 4)]
     """
     seen, order = {one: list[float]() for one in finalists}, {one: i for i, one in enumerate(finalists)}
     left, out = list(finalists), list[Entrant]()

@@ -74,14 +74,15 @@ def evolutionary_search(space: Space, settings: Evolution, starts: Sequence[Cand
 
     ValueError where a start is not feasible; it need not be maximal.
 
-    >>> space = Space(costs=(((4, 3, 2),),) * 5, budget=15)  # 5 stages, 1 unit, 3 levels
-    >>> def fitness(candidate):
-    ...     return -sum(level**2 / (stage + 1) for stage, (level,) in enumerate(candidate.levels))
-    >>> search = evolutionary_search(space, Evolution(population=8, generations=10))
-    >>> while asked := search.ask():
-    ...     search.tell({candidate: fitness(candidate) for candidate in asked})
-    >>> search.best.candidate.levels
-    ((0,), (1,), (1,), (1,), (2,))
+    Examples:
+        >>> space = Space(costs=(((4, 3, 2),),) * 5, budget=15)  # 5 stages, 1 unit, 3 levels
+        >>> def fitness(candidate):
+        ...     return -sum(level**2 / (stage + 1) for stage, (level,) in enumerate(candidate.levels))
+        >>> search = evolutionary_search(space, Evolution(population=8, generations=10))
+        >>> while asked := search.ask():
+        ...     search.tell({candidate: fitness(candidate) for candidate in asked})
+        >>> search.best.candidate.levels
+        ((0,), (1,), (1,), (1,), (2,))
     """
     return _evolution("evolutionary_search", (space,), settings, starts, settings.population)
 

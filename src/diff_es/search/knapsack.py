@@ -44,7 +44,7 @@ def knapsack(space: Space, errors: Sequence[Table]) -> Candidate:
 def joint_knapsack(space: Space, errors: Callable[[int, int], tuple[float, Table]]) -> Candidate:
     """The schedule of least total error within the budget, where stages choose their steps.
 
-    `errors(stage, steps)` is the error of taking so many steps, and what each [unit][level] adds to it then.
+    `errors(stage, steps)` is the error of taking so many steps, and what each `[unit][level]` adds to it then.
     ValueError as in `knapsack`.
     """
     return knapsack_best(branches(space, errors), space.budget).candidate

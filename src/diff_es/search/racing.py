@@ -40,10 +40,11 @@ def race(
     never meet. Race the whole of what was asked, and keep the scores of all rungs to resume it: a part of a cohort has
     other winners.
 
-    >>> quality = {Candidate.of([[level]]): -float(level) for level in range(8)}
-    >>> told = race(tuple(quality), lambda rung, left: {one: quality[one] for one in left}, (0.5, 0.5))
-    >>> [one.levels for one, score in told.items() if score > -inf]
-    [((0,),), ((1,),)]
+    Examples:
+        >>> quality = {Candidate.of([[level]]): -float(level) for level in range(8)}
+        >>> told = race(tuple(quality), lambda rung, left: {one: quality[one] for one in left}, (0.5, 0.5))
+        >>> [one.levels for one, score in told.items() if score > -inf]
+        [((0,),), ((1,),)]
     """
     left = tuple(cohort)
     for rung, share in enumerate(shares):
