@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test lint format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ venv: $(STAMP)  ## make .venv with the pinned dependencies and this package, edi
 demo: $(STAMP)  ## compress the bundled model and write the report to demo/
 	$(BIN)/diff-es demo --out demo
 
-test: lint  ## lint, types and every test, slow ones included
+test: lint docs  ## lint, types, documentation and every test, slow ones included
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
@@ -31,9 +31,12 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)  ## the documentation as a site, in site/; a warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:  ## remove .venv, the demo, caches and build output
-	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv demo site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first interpreter that runs, is 3.11 or newer and can make a virtual environment.
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -50,5 +53,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  exit 1; \
 	fi >&2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt '$(TORCH)' -e '.[dev]'
+	  -c constraints.txt '$(TORCH)' -e '.[dev,docs]'
 	@touch $@
