@@ -20,7 +20,8 @@ from tests.helpers.mutations import in_child
 from tests.helpers.tiny import assert_same_plans, settings, tiny
 from torch import Tensor
 
-from diff_es import Compressed, Run, StorageError, compress, load, store
+from diff_es import Compressed, Run, StorageError, compress, load
+from diff_es.compression import store
 from diff_es.compression.store import MANIFEST, check_target, read_folder, write_folder
 from diff_es.scoring.journal import Journal, Scale
 from diff_es.search import Candidate
