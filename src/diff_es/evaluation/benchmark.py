@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ def switch_ms(routing: Routing, stages: int, device: torch.device) -> float:
 
 def compare(
     pipe: Pipeline, fast: Compressed, batches: Sequence[int], rounds: int, reporter: Reporter, *, compiled: bool = False
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The dense model, routing that prunes nothing, and the result in every placement that it allows, as JSON values.
 
     ``weight_bytes`` is the most bytes of weights on the device during a trajectory, counted; ``peak_bytes`` the
@@ -53,7 +54,7 @@ def compare(
     whole = any(cut.weight is not None for plan in fast.plans for cut in plan.cuts.values())
     places: dict[str, Placement] = {"resident": Resident(), "streamed": Streamed()}
     places |= {"stitched": Stitched()} if whole else {"compact": Compact(), "stitched": Stitched()}
-    rows = list[dict[str, object]]()
+    rows = list[dict[str, Any]]()
     for batch in batches:
         sampling = replace(fast.sampling, batch=batch)
         runners = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 from pydantic import SkipValidation
 from torch import nn
@@ -32,7 +33,7 @@ def inspect(
     sampling: Sampling | None = None,
     *,
     timed: bool = False,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The findings as JSON values; MACs are those of one denoiser call.
 
     Those of ``units``, one for each block, are what its levels decide about: at level 0 they add up to the dense
@@ -86,9 +87,9 @@ def inspect(
     }
 
 
-def _layers(anatomy: Anatomy, width: Width) -> list[dict[str, object]]:
+def _layers(anatomy: Anatomy, width: Width) -> list[dict[str, Any]]:
     """The layers and blocks that can be pruned, with what stays of each at each level."""
-    rows: list[dict[str, object]] = [
+    rows: list[dict[str, Any]] = [
         {
             "kind": layer.kind.value,
             "name": layer.name,
@@ -104,7 +105,7 @@ def _layers(anatomy: Anatomy, width: Width) -> list[dict[str, object]]:
     ]
 
 
-def left_dense(denoiser: nn.Module, anatomy: Anatomy) -> list[dict[str, object]]:
+def left_dense(denoiser: nn.Module, anatomy: Anatomy) -> list[dict[str, Any]]:
     """Parameters that belong to no group of heads or channels, summed by where they stand in a block or outside."""
     owned = {rows.module for layer in anatomy.layers for rows in layer.rows} | {part.output for part in anatomy.layers}
     sizes = dict[str, int]()
