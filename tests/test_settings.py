@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.test_cli import CALL, Run, refused
+from tests.test_cli import CALL, refused
+from tests.test_cli import Run as Command
 from tests.test_cli import run as run
 from tests.tiny import joint, settings, tiny
 from torch import nn
@@ -23,6 +24,7 @@ from diff_es import (
     Levers,
     Method,
     Obs,
+    Run,
     Sampling,
     Settings,
     StorageError,
@@ -162,9 +164,15 @@ def test_what_is_refused_binds_no_journal(
         (["--levels", "4", "--prune", "depth"], "--levels: expected none, found 4 beside --prune depth"),
         (["--tolerance", "0.2"], "--tolerance: expected none, found 0.2 beside --placement auto. Say --placement"),
         (["--tolerance", "nan", "--placement", "compact"], "Compact.tolerance: expected a number above 0"),
-        (["--macs", "0.5", "--speedup", "1.4"], "expected a share of MACs or a speed-up, found macs 0.5 and speedup"),
+        (
+            ["--macs", "0.5", "--speedup", "1.4"],
+            "expected a share of MACs or a speed-up, found 0.5 of the MACs and 1.4x",
+        ),
         (["--weights-gb", "1", "--placement", "resident"], "placement: expected none, since the result is streamed"),
-        (["--guidance", "1e300"], "guidance: expected a number from 0 to 1000 (more cannot be meant), found 1e+300."),
+        (
+            ["--guidance", "1e300"],
+            "guidance_scale: expected a number from 0 to 1000 (more cannot be meant), found 1e+300.",
+        ),
         (["--table", "missing"], "missing: expected a diff-es.json in it, found none."),
         (["--prompts", "missing"], "missing: expected prompts, one on each line, found"),
         (["--out", "/proc/x"], "/proc/x: expected a folder to write to, found"),
@@ -173,7 +181,7 @@ def test_what_is_refused_binds_no_journal(
     ],
 )
 def test_settings_are_refused_before_a_model_is_loaded(
-    changes: list[str], told: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: list[str], told: str, run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("mine")
@@ -184,7 +192,7 @@ def test_settings_are_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize("target", ["taken", "taken/below", "/proc/x"])
 @pytest.mark.parametrize("command", ["demo", "sample", "evaluate", "export"])
 def test_outputs_that_cannot_be_written_are_refused_before_a_model_is_loaded(
-    command: str, target: str, fast: Compressed, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, target: str, fast: Compressed, run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("mine")
@@ -194,7 +202,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_a_model_is_loaded(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "taken"]
 
 
-def test_what_a_report_would_overwrite_is_looked_at_first(run: Run, tmp_path: Path) -> None:
+def test_what_a_report_would_overwrite_is_looked_at_first(run: Command, tmp_path: Path) -> None:
     (tmp_path / "result.json").mkdir()
     refused(run("demo", "--out", tmp_path), "result.json: expected a file, found something else.")
 
@@ -214,14 +222,14 @@ def test_what_a_report_would_overwrite_is_looked_at_first(run: Run, tmp_path: Pa
     ],
 )
 def test_options_of_results_are_refused_before_a_model_is_loaded(
-    line: list[str], told: str, fast: Compressed, run: Run, tmp_path: Path
+    line: list[str], told: str, fast: Compressed, run: Command, tmp_path: Path
 ) -> None:
     fast.save(tmp_path / "made")
     refused(run(line[0], tmp_path / "made", "--model", NOWHERE, *line[1:]), told)
 
 
 def test_the_current_folder_is_a_folder(
-    run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Command, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, exported = tmp_path / "here", tmp_path / "exported"
     for folder in (out, exported):
