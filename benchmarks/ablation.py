@@ -9,14 +9,16 @@ noises that calibration never saw.
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import replace
+from dataclasses import dataclass
+
+from common import CalibrationSamples, Guidance, Model, Noises, Seed, Steps, header, options, row
 
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import prepare
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
 from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of
 from diff_es.pruning.calibration import calibrate
 from diff_es.pruning.compensation import Ridge
 from diff_es.pruning.granularity import Depth
@@ -24,7 +26,7 @@ from diff_es.pruning.importance import Activation, Magnitude, Obs, Wanda
 from diff_es.pruning.library import Library, Method
 from diff_es.pruning.macs import MacCounter
 from diff_es.scoring.fidelity import LatentSNR
-from diff_es.scoring.fitness import Fitness
+from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.search import Candidate
 from diff_es.utils.progress import Reporter
 
@@ -48,33 +50,40 @@ DEPTH = {
 }
 
 
+@dataclass(frozen=True)
+class Options:
+    model: Model = "bundled"
+    noises: Noises = 40
+    calibration_samples: CalibrationSamples = 192
+    steps: Steps = 20
+    guidance: Guidance = 2.0
+    seed: Seed = 0
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--noises", type=int, default=40, help="held-out noises")
-    parser.add_argument("--calibration-samples", type=int, default=192, help="samples of the calibration")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    reporter, pipe, sampling = Reporter(), load("bundled"), Sampling(args.steps, args.guidance)
-    settings = Settings(sampling=sampling, levers=Levers.PRUNE, calibration_samples=args.calibration, seed=args.seed)
-    study = prepare(pipe, replace(settings, method=Method(ranking=Magnitude(), compensation=None)), reporter)
-    probes = make_probes(pipe, args.calibration, args.seed, "calibration")
+    asked = options(Options, __doc__)
+    reporter, pipe, sampling = Reporter(), load(asked.model), Sampling(asked.steps, asked.guidance)
+    plain, samples = Method(ranking=Magnitude(), compensation=None), asked.calibration_samples
+    settings = Settings(
+        sampling=sampling, levers=Levers.PRUNE, method=plain, calibration_samples=samples, seed=asked.seed
+    )
+    study, denoiser = prepare(pipe, settings, reporter), denoiser_of(pipe)
+    probes = make_probes(pipe, samples, asked.seed, "calibration")
     layers, blocks = study.anatomy.layers, study.anatomy.blocks
     everything = calibrate(pipe, probes, sampling, study.stages, layers, blocks, reporter)
-    judged = make_probes(pipe, args.noises, args.seed, "ablation")
+    judged = make_probes(pipe, asked.noises, asked.seed, "ablation")
     for title, methods, levels in (("width", WIDTH, (1, 2, 3, 4)), ("depth", DEPTH, (1, 2, 3, 4))):
-        print(f"\n| {title}: SNR dB (MACs) | " + " | ".join(f"level {level}" for level in levels) + " |")
-        print("|---" * (len(levels) + 1) + "|")
+        print()
+        header(f"{title}: SNR dB (MACs)", *(f"level {level}" for level in levels))
         for name, method in methods.items():
-            library = Library(pipe.transformer, study.anatomy, everything, method, reporter)
-            fitness = Fitness(pipe, library, study.stages, judged, sampling, LatentSNR(), memory=0)
+            library = Library(denoiser, study.anatomy, everything, method, reporter)
+            fitness = Fitness(pipe, library, study.stages, judged, sampling, LatentSNR(), Comparison(memory=0))
             scores = [fitness(Candidate.of([[level]] * len(study.stages))) for level in levels]
             bypass = method.depth is None or method.depth.bypass
-            counter = MacCounter(pipe.transformer, study.anatomy, study.trace, bypass=bypass)
+            counter = MacCounter(denoiser, study.anatomy, study.trace, bypass=bypass)
             ratios = [counter.option(library.units[0], level) / counter.dense() for level in levels]
             cells = [f"{score:.2f} ({ratio:.3f})" for score, ratio in zip(scores, ratios, strict=True)]
-            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            row(name, *cells)
 
 
 if __name__ == "__main__":

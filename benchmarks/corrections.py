@@ -9,9 +9,11 @@ finely stepped dense model *at the guidance of its column*, on noises that nothi
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from common import Model, Noises, Steps, header, options, row, snr
 from torch import Tensor
 
 from diff_es.compression.sensitivity import by_rule
@@ -21,30 +23,34 @@ from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import sample
-from diff_es.scoring.metrics import snr_db
 from diff_es.scoring.timing import Runner
 from diff_es.trajectory.corrections import Corrections
 from diff_es.utils.progress import Reporter
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scheduler", default="DDIMScheduler")
-    parser.add_argument("--steps", type=int, default=20, help="the user's own, of which half are taken")
-    parser.add_argument("--guidances", type=float, nargs="+", default=[1.0, 2.0, 4.0])
-    parser.add_argument("--fitted", type=float, default=2.0, help="the guidance whose corrections are carried over")
-    parser.add_argument("--directions", type=int, nargs="+", default=[1, 2, 3, 4, 6])
-    parser.add_argument("--search-noises", type=int, nargs="+", default=[2, 4, 16], help="noises that are fitted to")
-    parser.add_argument("--noises", type=int, default=32, help="held-out noises")
-    args = parser.parse_args()
-    pipe, usual, most = load("bundled", scheduler=args.scheduler, dtype=torch.float32), 4, max(args.probes)
+@dataclass(frozen=True)
+class Options:
+    model: Model = "bundled"
+    scheduler: Annotated[str, "class of the sampler"] = "DDIMScheduler"
+    steps: Steps = 20
+    guidances: Annotated[tuple[float, ...], "one column for each"] = (1.0, 2.0, 4.0)
+    fitted: Annotated[float, "the guidance whose corrections are carried over"] = 2.0
+    directions: Annotated[tuple[int, ...], "most directions of a step's correction"] = (1, 2, 3, 4, 6)
+    search_noises: Annotated[tuple[int, ...], "noises that are fitted to"] = (2, 4, 16)
+    noises: Noises = 32
 
-    def study(guidance: float, count: int = usual, probes: int = most) -> Study:
+
+def main() -> None:
+    asked = options(Options, __doc__)
+    pipe = load(asked.model, scheduler=asked.scheduler, dtype=torch.float32)
+    usual, most = 4, max(asked.search_noises)
+
+    def study(guidance: float, count: int = usual, noises: int = most) -> Study:
         chosen = Settings(
-            sampling=Sampling(args.steps, guidance),
+            sampling=Sampling(asked.steps, guidance),
             levers=Levers.STEPS,
             calibration_samples=2,  # nothing is pruned
-            search_noises=probes,
+            search_noises=noises,
             first_rung=0,
             held_out_noises=2,
             corrections=count,
@@ -54,28 +60,28 @@ def main() -> None:
     def fitted(ready: Study) -> Corrections:
         return ready.held_out.corrections(by_rule(ready, 0.5)[0])
 
-    rows, carried = dict[str, list[float]](), fitted(study(args.fitted))
-    for guidance in args.guidances:
+    rows, carried = dict[str, list[float]](), fitted(study(asked.fitted))
+    for guidance in asked.guidances:
         ready = study(guidance)
-        half, goal = ready.timesteps(by_rule(ready, 0.5)[0]), latents(ready, ready.reference, args.noises)
+        half, goal = ready.timesteps(by_rule(ready, 0.5)[0]), latents(ready, ready.reference, asked.noises)
         contenders = {
-            f"all {args.steps} steps": latents(ready, None, args.noises),
-            "half of them": latents(ready, half, args.noises),
-            f"half, corrected as for guidance {args.fitted:g}": latents(ready, half, args.noises, carried),
+            f"all {asked.steps} steps": latents(ready, None, asked.noises),
+            "half of them": latents(ready, half, asked.noises),
+            f"half, corrected as for guidance {asked.fitted:g}": latents(ready, half, asked.noises, carried),
         }
-        for count in args.directions:
+        for count in asked.directions:
             corrections = fitted(study(guidance, count))
-            contenders[f"half, {count} directions, {most} noises"] = latents(ready, half, args.noises, corrections)
-        for probes in args.probes[:-1]:
-            corrections = fitted(study(guidance, probes=probes))
-            contenders[f"half, {usual} directions, {probes} noises"] = latents(ready, half, args.noises, corrections)
+            contenders[f"half, {count} directions, {most} noises"] = latents(ready, half, asked.noises, corrections)
+        for noises in asked.search_noises[:-1]:
+            corrections = fitted(study(guidance, noises=noises))
+            contenders[f"half, {usual} directions, {noises} noises"] = latents(ready, half, asked.noises, corrections)
         for name, found in contenders.items():
-            rows.setdefault(name, []).append(float(snr_db(goal, found).mean()))
+            rows.setdefault(name, []).append(snr(goal, found))
             print(f"guidance {guidance:g}, {name}: {rows[name][-1]:.2f} dB", flush=True)
-    print(f"\n| {args.scheduler}, guidance | " + " | ".join(f"{guidance:g}" for guidance in args.guidances) + " |")
-    print("|---" * (len(args.guidances) + 1) + "|")
+    print()
+    header(f"{asked.scheduler}, guidance", *(f"{guidance:g}" for guidance in asked.guidances))
     for name, values in rows.items():
-        print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
+        row(name, *(f"{value:.1f}" for value in values))
 
 
 def latents(ready: Study, timesteps: tuple[float, ...] | None, count: int, corrections: Corrections = ()) -> Tensor:

@@ -11,17 +11,25 @@ from __future__ import annotations
 import resource
 import string
 import time
+from dataclasses import dataclass
+from typing import Annotated
 
+from common import options
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
-from routing import made
+from published_sizes import sdxl
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diff_es.evaluation.inspection import inspect
 from diff_es.utils.progress import Reporter
 
 
+@dataclass(frozen=True)
+class Options:
+    channels: Annotated[tuple[int, ...], "of the UNet's three resolutions, multiples of 64"] = (320, 640, 1280)
+
+
 def main() -> None:
-    unet = made("sdxl")
+    unet = sdxl(options(Options, __doc__).channels)
     weights = sum(parameter.nbytes for parameter in unet.parameters())
     vae = AutoencoderKL(latent_channels=4, block_out_channels=(4,), norm_num_groups=2)
     texts = CLIPTextModel(_text(768)), CLIPTextModelWithProjection(_text(1280))

@@ -11,20 +11,19 @@ size, with patches of 2 or 4 latents, random weights and hardly any decoder: sha
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import pstats
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from common import CalibrationSamples, Generations, Guidance, SearchNoises, Steps, options
+from published_sizes import dit_s
 
 from diff_es.compression.compress import open_journal
 from diff_es.compression.evaluator import Judge
@@ -35,20 +34,22 @@ from diff_es.compression.study import prepare
 from diff_es.pipelines.families import Pipeline, Sampling
 from diff_es.pipelines.loading import load
 from diff_es.pipelines.sampling import denoiser_of
-from diff_es.pruning.budget import Budget
+from diff_es.pruning.budget import Budget, MacsRatio
 from diff_es.scoring.journal import Scale
 from diff_es.solvers import prefix_cache as prefix
 from diff_es.utils.patching import exchanged
 from diff_es.utils.progress import Reporter
 
 MODEL, STOCK, OURS = "denoiser and decoder", "pipeline and sampler", "Diff-ES"
+LABELS = (MODEL, STOCK, OURS)
+NONE = dict.fromkeys(LABELS, 0.0)
 
 
 class Clock:
     """Seconds by label, each without those of what it calls under another one."""
 
     def __init__(self) -> None:
-        self.seconds, self._inner = Counter[str](), [0.0]
+        self.seconds, self._inner = dict.fromkeys(LABELS, 0.0), [0.0]
 
     def timed(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -89,78 +90,65 @@ class Clock:
         ):
             yield
 
-    def show(self, part: str, began: float, before: Counter[str]) -> None:
-        total, spent = time.perf_counter() - began, self.seconds - before
+    def show(self, part: str, began: float, before: Mapping[str, float] = NONE) -> None:
+        """Where the time went since ``began``, when ``before`` had been spent; what nobody has, Diff-ES has."""
+        total = time.perf_counter() - began
+        spent = {label: self.seconds[label] - before[label] for label in LABELS}
         spent[OURS] = total - spent[MODEL] - spent[STOCK]
-        parts = ", ".join(
-            f"{label} {spent[label]:.1f} s or {spent[label] / total:.1%}" for label in (MODEL, STOCK, OURS)
-        )
+        parts = ", ".join(f"{label} {spent[label]:.1f} s or {spent[label] / total:.1%}" for label in LABELS)
         print(f"{part}, {total:.0f} s: {parts}", flush=True)
 
 
+@dataclass(frozen=True)
+class Options:
+    model: Annotated[str, "dit-s-2, dit-s-4, or what loads"] = "bundled"
+    steps: Steps = 20
+    guidance: Guidance = 2.0
+    calibration_samples: CalibrationSamples = 32
+    search_noises: SearchNoises = 32
+    generations: Generations = 5
+    levers: Annotated[Levers, "; ".join(Levers)] = Levers.BOTH
+    candidates: Annotated[int | None, "only so many of the table's, from all stages: for large models"] = None
+    functions: Annotated[int, "how many functions to print; slows all"] = 0
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="bundled")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--generations", type=int, default=5)
-    parser.add_argument("--levers", type=Levers, default=Levers.BOTH)
-    parser.add_argument("--candidates", type=int, help="only so many of the table's, from all stages: for large models")
-    parser.add_argument("--functions", type=int, default=0, help="how many functions to print; slows all")
-    args = parser.parse_args()
-    pipe, reporter, clock = made(args.model), Reporter(), Clock()
+    asked = options(Options, __doc__)
+    pipe, reporter, clock = made(asked.model), Reporter(), Clock()
     settings = Settings(
-        sampling=Sampling(args.steps, 2.0),
-        levers=args.levers,
-        calibration_samples=32,
-        generations=args.generations,
+        sampling=Sampling(asked.steps, asked.guidance),
+        levers=asked.levers,
+        calibration_samples=asked.calibration_samples,
+        search_noises=asked.search_noises,
+        generations=asked.generations,
         timestep_generations=3,
     )
-    ready, profile = prepare(pipe, settings, reporter), cProfile.Profile()
+    ready, profile = prepare(pipe, settings, reporter, Budget(MacsRatio(0.5))), cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder, clock.watching(pipe):
-        journal = open_journal(ready, Budget(0.5), Path(folder) / "journal", reporter, resume=False)
+        journal = open_journal(ready, Path(folder) / "journal", reporter, resume=False)
         judge = Judge(ready, journal)
-        if args.functions:
+        if asked.functions:
             profile.enable()
-        began, none, single = time.perf_counter(), Counter[str](), changed(ready)
-        if args.candidates:
-            judge.scores(single[:: -(-len(single) // args.candidates)], Scale.ALONE)
-            clock.show(f"{args.candidates} candidates", began, none)
+        began, single = time.perf_counter(), changed(ready)
+        if asked.candidates:
+            judge.scores(single[:: -(-len(single) // asked.candidates)], Scale.ALONE)
+            clock.show(f"{asked.candidates} candidates", began)
         else:
             table = sensitivity(ready, judge, reporter)
-            clock.show("table of sensitivities", began, none)
+            clock.show("table of sensitivities", began)
             searching, before = time.perf_counter(), clock.seconds.copy()
             evolve(ready, (0.5, 0.7), judge, table, reporter)
             clock.show("search", searching, before)
-            clock.show("both", began, none)
+            clock.show("both", began)
         profile.disable()
-    if args.functions:
-        pstats.Stats(profile).sort_stats("tottime").print_stats(args.functions)
+    if asked.functions:
+        pstats.Stats(profile).sort_stats("tottime").print_stats(asked.functions)
 
 
 def made(name: str) -> Pipeline:
     """A DiT-S, or the model of this name or in this folder."""
     patch = {"dit-s-2": 2, "dit-s-4": 4}.get(name)
-    if patch is None:
-        return load(name)
-    torch.manual_seed(0)
-    denoiser = DiTTransformer2DModel(
-        num_layers=12,
-        num_attention_heads=6,
-        attention_head_dim=64,
-        patch_size=patch,
-        in_channels=4,
-        out_channels=8,
-        sample_size=32,
-        norm_elementwise_affine=False,
-        activation_fn="gelu-approximate",
-    )
-    for parameter in denoiser.parameters():
-        if parameter.dim() > 1:  # those that training begins with at 0 too
-            torch.nn.init.normal_(parameter, std=0.02)
-    ends = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    decoder = AutoencoderKL(latent_channels=4, block_out_channels=(4, 8), norm_num_groups=4, **ends)
-    pipe: Pipeline = DiTPipeline(denoiser.eval(), decoder.eval(), DDIMScheduler(clip_sample=False))
-    return pipe
+    return load(name) if patch is None else dit_s(patch)
 
 
 if __name__ == "__main__":

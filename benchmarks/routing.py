@@ -12,19 +12,21 @@ the system counts it.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import re
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
-from diffusers import DiTTransformer2DModel, ModelMixin, UNet2DConditionModel
+from common import Rounds, StageCount, half_range, header, options, row
+from diffusers import DiTTransformer2DModel, ModelMixin
+from published_sizes import dit_xl_2_256, sdxl
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,8 +34,9 @@ from diff_es.evaluation.benchmark import switch_ms
 from diff_es.layers import Cut, Factor, Kind, Plan, discover
 from diff_es.pipelines.denoiser import meta_twin
 from diff_es.pipelines.loading import load
+from diff_es.pipelines.sampling import denoiser_of
 from diff_es.routing.placements import Compact, Placement, Resident, Stitched, Streamed
-from diff_es.routing.realise import output_of, owned_by, realise
+from diff_es.routing.realise import output_of, owned_by, realise, weight_of
 from diff_es.routing.routing import routed
 from diff_es.routing.switch import Switch
 from diff_es.trajectory.stages import Stages
@@ -54,61 +57,62 @@ PLACES: dict[str, Placement] = {
 }
 
 
+@dataclass(frozen=True)
+class Options:
+    model: Annotated[str, "dit-xl-2-256, sdxl, the bundled transformer, or a folder of such a pipeline"] = "bundled"
+    batch: Annotated[tuple[int, ...], "samples of a denoiser call"] = (8,)
+    size: Annotated[int | None, "latent height and width; default the model's own"] = None
+    stages: StageCount = 10
+    calls: Annotated[int, "denoiser calls of a round, each in a new stage"] = 10
+    rounds: Rounds = 7
+    dtype: Annotated[str, "of the weights", ("float32", "bfloat16")] = "float32"
+    compile: Annotated[bool, "compile the blocks first"] = False
+    shared_order: Annotated[bool, "the same groups stay in every stage"] = False
+    without: Annotated[tuple[str, ...], "what does not fit into memory", tuple(PLACES)] = ()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("bundled", "dit-xl-2-256", "sdxl"), default="bundled")
-    parser.add_argument("--batch", type=int, nargs="+", default=[8], help="samples of a denoiser call")
-    parser.add_argument("--size", type=int, help="latent height and width; default the model's own")
-    parser.add_argument("--stages", type=int, default=10)
-    parser.add_argument("--calls", type=int, default=10, help="denoiser calls of a round, each in a new stage")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--compile", action="store_true", help="compile the blocks first")
-    parser.add_argument("--shared-order", action="store_true", help="the same groups stay in every stage")
-    parser.add_argument("--without", nargs="*", choices=tuple(PLACES), default=[], help="what does not fit into memory")
-    args = parser.parse_args()
+    asked = options(Options, __doc__)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device(device):
-        denoiser = made(args.model).to(device, getattr(torch, args.dtype)).eval()
-    plans = random_plans(denoiser, args.stages, shared_order=args.shared_order)
-    if args.compile:
+        denoiser = made(asked.model).to(device, getattr(torch, asked.dtype)).eval()
+    plans = random_plans(denoiser, asked.stages, shared_order=asked.shared_order)
+    if asked.compile:
         for block in discover(denoiser).blocks:
             denoiser.get_submodule(block.name).compile()
-    promised = macs(denoiser, Plan(), args.size) / macs(denoiser, plans[0], args.size)
-    print(f"{args.model}, {args.dtype}, {device}, {torch.get_num_threads()} threads, {args.stages} stages", end="")
-    print(", blocks compiled" if args.compile else "", f", {promised:.2f}x fewer MACs\n", sep="")
+    promised = macs(denoiser, Plan(), asked.size) / macs(denoiser, plans[0], asked.size)
+    print(f"{asked.model}, {asked.dtype}, {device}, {torch.get_num_threads()} threads, {asked.stages} stages", end="")
+    print(", blocks compiled" if asked.compile else "", f", {promised:.2f}x fewer MACs\n", sep="")
     columns = ("batch", "runner", "call ms", "speed-up", "of MACs'", "switch ms", "of a call", "weights MB", "of dense")
-    print("| " + " | ".join((*columns, "private MB")) + " |")
-    print("|---" * 10 + "|")
-    for batch in args.batch:
-        measure(denoiser, plans, [name for name in PLACES if name not in args.without], batch, promised, args)
+    header(*columns, "private MB")
+    for batch in asked.batch:
+        measure(denoiser, plans, batch, promised, asked)
 
 
-def measure(
-    denoiser: ModelMixin, plans: list[Plan], names: list[str], batch: int, promised: float, args: argparse.Namespace
-) -> None:
+def measure(denoiser: ModelMixin, plans: list[Plan], batch: int, promised: float, asked: Options) -> None:
     """Print the rows of one batch size."""
+    names = [name for name in PLACES if name not in asked.without]
     stages = Stages(tuple(1000.0 * (len(plans) - i) / len(plans) for i in range(1, len(plans))))
     device, anatomy = denoiser.device, discover(denoiser)
-    timesteps, call = [1000.0, *stages.boundaries][: args.calls], call_of(denoiser, batch, args.size)
+    timesteps, call = [1000.0, *stages.boundaries][: asked.calls], call_of(denoiser, batch, asked.size)
     times, switches = {name: list[float]() for name in ("dense", *names)}, dict[str, float]()
     weights, private = {"dense": sum(p.nbytes for p in denoiser.parameters())}, {"dense": 0}
-    for round_index in range(args.rounds + 1):
+    for round_index in range(asked.rounds + 1):
         times["dense"].append(seconds(call, timesteps))
         for name in names:
             before = private_bytes()
             with routed(denoiser, stages, partial(PLACES[name].open, denoiser, anatomy, plans)) as routing:
                 times[name].append(seconds(call, timesteps))
                 private[name] = private_bytes() - before
-                if round_index == args.rounds:
+                if round_index == asked.rounds:
                     switches[name] = switch_ms(routing, len(plans), device)
                     weights[name] = routing.store.peak_bytes
             del routing  # and what it holds
     for name, seen in times.items():
         ratios = [dense / own for dense, own in zip(times["dense"][1:], seen[1:], strict=True)]
         middle, call_ms = statistics.median(ratios), statistics.median(seen[1:]) * 1000
-        spread = (max(ratios) - min(ratios)) / 2
+        spread = half_range(ratios)
         pruned = name != "dense"
         cells = [
             f"{call_ms:.1f}",
@@ -120,10 +124,10 @@ def measure(
             f"{weights[name] / weights['dense']:.2f}",
             f"{private[name] / 1e6:+.0f}",
         ]
-        print(f"| {batch} | {name} | " + " | ".join(cells) + " |", flush=True)
-    if "stitched" in args.without:
+        row(str(batch), name, *cells)
+    if "stitched" in asked.without:
         size = stitched_bytes(denoiser, plans)
-        print(f"| {batch} | stitched, counted ||||||{size / 1e6:.1f} | {size / weights['dense']:.2f} ||")
+        row(str(batch), "stitched, counted", *[""] * 5, f"{size / 1e6:.1f}", f"{size / weights['dense']:.2f}", "")
 
 
 def stitched_bytes(denoiser: nn.Module, plans: list[Plan]) -> int:
@@ -155,7 +159,7 @@ def random_plans(denoiser: nn.Module, stages: int, *, shared_order: bool) -> lis
         generator, cuts = torch.Generator().manual_seed(0 if shared_order else stage), dict[str, Cut]()
         for layer in discover(denoiser).layers:
             kept = torch.randperm(layer.groups, generator=generator)[: layer.groups - layer.groups // 2].sort().values
-            outputs = output_of(denoiser, layer).out_features
+            outputs = len(weight_of(output_of(denoiser, layer), layer))
             rank = max(1, round((SHARED_RANKS if shared_order else RANKS)[layer.kind] * outputs))
             left = torch.randint(-127, 128, (outputs, rank), dtype=torch.int8, generator=generator)
             right = torch.randint(-127, 128, (rank, len(kept) * layer.width), dtype=torch.int8, generator=generator)
@@ -185,35 +189,10 @@ def private_bytes() -> int:
 
 
 def made(name: str) -> ModelMixin:
-    """The bundled denoiser, or a real configuration with random weights."""
-    if name == "bundled":
-        return load("bundled").transformer
+    """The denoiser of the bundled transformer or of a pipeline in a folder, or one of a published size."""
     if name == "dit-xl-2-256":
-        return DiTTransformer2DModel(
-            num_attention_heads=16,
-            attention_head_dim=72,
-            in_channels=4,
-            out_channels=8,
-            num_layers=28,
-            sample_size=32,
-            activation_fn="gelu-approximate",
-            num_embeds_ada_norm=1000,
-            norm_elementwise_affine=False,
-            norm_eps=1e-5,
-        )
-    return UNet2DConditionModel(
-        sample_size=128,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(320, 640, 1280),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        transformer_layers_per_block=(1, 2, 10),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
+        return dit_xl_2_256()
+    return sdxl() if name == "sdxl" else denoiser_of(load(name))
 
 
 def call_of(denoiser: ModelMixin, batch: int, size: int | None) -> Call:
@@ -224,13 +203,8 @@ def call_of(denoiser: ModelMixin, batch: int, size: int | None) -> Call:
     if isinstance(denoiser, DiTTransformer2DModel):
         labels = torch.ones(batch, dtype=torch.long, device=denoiser.device)
         return lambda t: denoiser(latents, timestep=torch.full((batch,), t, device=latents.device), class_labels=labels)
-    text, added = (
-        torch.randn(batch, 77, 2048, **options),
-        {
-            "text_embeds": torch.randn(batch, 1280, **options),
-            "time_ids": torch.ones(batch, 6, **options),
-        },
-    )
+    pooled, sizes = torch.randn(batch, 1280, **options), torch.ones(batch, 6, **options)
+    text, added = torch.randn(batch, 77, 2048, **options), {"text_embeds": pooled, "time_ids": sizes}
     return lambda t: denoiser(
         latents, torch.tensor(t, device=latents.device), encoder_hidden_states=text, added_cond_kwargs=added
     )

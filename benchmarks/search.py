@@ -12,13 +12,15 @@ fifth of that work was done, and at the end.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from common import CalibrationSamples, Model, Noises, Seeds, StageCount, Steps, header, options, row
 from library_search import cma_search
 
 from diff_es.compression.evaluator import Judge
@@ -77,10 +79,10 @@ class Rival:
     made: Made
     races: bool = False
     table: bool = False  # starts from the knapsack of the sensitivities
-    grain: Granularity = Granularity.WHOLE
+    granularity: Granularity = Granularity.WHOLE
 
 
-REFERENCE = "the paper's"
+REFERENCE, KNAPSACK = "the paper's", "knapsack alone"
 RIVALS = {
     REFERENCE: Rival(paper),
     "default": Rival(ours, races=True, table=True),
@@ -92,67 +94,75 @@ RIVALS = {
 }
 
 
+@dataclass(frozen=True)
+class Options:
+    model: Model = "bundled"
+    macs: Annotated[float, "share of the MACs"] = 0.6
+    seeds: Seeds = (0, 1, 2)
+    evaluations: Annotated[int, "of the paper's search: 20 x 100"] = 2000
+    search_noises: Annotated[int, "of searches that judge every candidate on all of them"] = 8
+    racing: Annotated[int, "noises of those that judge the better half on all"] = 32
+    noises: Noises = 64
+    steps: Steps = 20
+    stages: StageCount = 10
+    calibration_samples: CalibrationSamples = 192
+    rivals: Annotated[tuple[str, ...], "the searches", tuple(RIVALS)] = tuple(RIVALS)
+    work: Annotated[int | None, "of the paper's search, where it is known and not among the rivals"] = None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--macs", type=float, default=0.6)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--evaluations", type=int, default=2000, help="of the paper's search: 20 x 100")
-    parser.add_argument(
-        "--search-noises", type=int, default=8, help="of searches that judge every candidate on all of them"
-    )
-    parser.add_argument("--racing", type=int, default=32, help="probes of those that judge the better half on all")
-    parser.add_argument("--noises", type=int, default=64, help="held-out noises")
-    parser.add_argument("--rivals", nargs="+", choices=tuple(RIVALS), default=tuple(RIVALS))
-    parser.add_argument("--work", type=int, help="of the paper's search, where it is known and not among the rivals")
-    args = parser.parse_args()
-    if args.work is None and REFERENCE not in args.rivals:
-        parser.error(f"expected {REFERENCE!r} among --rivals, or the --work that it does, found neither")
-    pipe, reporter, rows = load("bundled", dtype=torch.float32), Reporter(), dict[str, list[tuple[float, float]]]()
-    for seed in args.seeds:
-        work, studies = math.inf if args.work is None else args.work, dict[Granularity, Study]()
-        for name in sorted(args.rivals, key=lambda name: name != REFERENCE):
+    asked = options(Options, __doc__)
+    if asked.work is None and REFERENCE not in asked.rivals:
+        sys.exit(f"expected {REFERENCE!r} among --rivals, or the --work that it does, found neither")
+    pipe, reporter, rows = load(asked.model, dtype=torch.float32), Reporter(), dict[str, list[tuple[float, float]]]()
+    for seed in asked.seeds:
+        work, studies = math.inf if asked.work is None else asked.work, dict[Granularity, Study]()
+        for name in sorted(asked.rivals, key=lambda name: name != REFERENCE):
             rival = RIVALS[name]
-            if rival.grain not in studies:
-                studies[rival.grain] = prepare(pipe, settings_of(rival.grain, args.racing, seed), reporter)
-            ready = studies[rival.grain]
-            judge, space = ready.fitness("held-out", args.noises), ready.costs.space(args.macs)
-            heat = ready.settings.rung_noises if rival.races else 0
-            first: tuple[Candidate, ...] = ()
-            if not rival.table:
-                fitness = ready.fitness("search", args.racing if rival.races else args.probes, heat)
-            else:
-                scores = Judge(ready, Journal(None, {}, resume=False))
-                first, fitness = starts(ready, [space], sensitivity(ready, scores, reporter)), scores.scorer.fitness
-                fitness.calls += scores.scorer.alone.calls  # the table's
-                if rival.grain is Granularity.WHOLE:
-                    rows.setdefault("knapsack alone", []).append((judge(first[0]),) * 2)
-                    print(
-                        f"seed {seed}, knapsack alone: {rows['knapsack alone'][-1]}, work {fitness.calls}", flush=True
-                    )
-            evaluations = args.evaluations if name == REFERENCE else None
+            if rival.granularity not in studies:
+                studies[rival.granularity] = prepare(pipe, settings_of(asked, rival.granularity, seed), reporter)
+            ready = studies[rival.granularity]
+            judge, space = ready.fitness("held-out", asked.noises), ready.costs.space(asked.macs)
+            first, fitness = begun(ready, rival, space, asked, reporter)
+            if first and rival.granularity is Granularity.WHOLE:
+                rows.setdefault(KNAPSACK, []).append((judge(first[0]),) * 2)
+                print(f"seed {seed}, {KNAPSACK}: {rows[KNAPSACK][-1]}, work {fitness.calls}", flush=True)
+            evaluations = asked.evaluations if name == REFERENCE else None
             at_a_fifth, at_end, spent = run(rival.made(space, first, seed), fitness, rival.races, work, evaluations)
             work = spent if name == REFERENCE else work
             early = math.nan if at_a_fifth is None else judge(at_a_fifth)
             rows.setdefault(name, []).append((early, judge(at_end)))
             print(f"seed {seed}, {name}: {rows[name][-1]}, work {spent}, {at_end.levels}", flush=True)
-    print("\n| search | " + " | ".join(f"seed {seed}: a fifth, all" for seed in args.seeds) + " | mean |")
-    print("|---" * (len(args.seeds) + 2) + "|")
+    print()
+    header("search", *(f"seed {seed}: a fifth, all" for seed in asked.seeds), "mean")
     for name, values in rows.items():
-        cells = [f"{early:.2f}, {late:.2f}" for early, late in values]
         means = [statistics.mean(value[i] for value in values) for i in (0, 1)]
-        print(f"| {name} | " + " | ".join(cells) + f" | {means[0]:.2f}, {means[1]:.2f} |")
+        row(name, *(f"{early:.2f}, {late:.2f}" for early, late in (*values, means)))
 
 
-def settings_of(grain: Granularity, probes: int, seed: int) -> Settings:
-    method = Method(granularity=grain)
+def settings_of(asked: Options, granularity: Granularity, seed: int) -> Settings:
     return Settings(
-        sampling=Sampling(20, 2.0),
+        sampling=Sampling(asked.steps, 2.0),
+        stages=asked.stages,
         levers=Levers.PRUNE,
-        method=method,
-        calibration_samples=192,
-        search_noises=probes,
+        method=Method(granularity=granularity),
+        calibration_samples=asked.calibration_samples,
+        search_noises=asked.racing,
         seed=seed,
     )
+
+
+def begun(
+    ready: Study, rival: Rival, space: Space, asked: Options, reporter: Reporter
+) -> tuple[tuple[Candidate, ...], Fitness]:
+    """What a search starts from, and how it judges; where it starts from the table, that is counted as work."""
+    if not rival.table:
+        noises = asked.racing if rival.races else asked.search_noises
+        return (), ready.fitness("search", noises, ready.settings.rung_noises if rival.races else 0)
+    scores = Judge(ready, Journal(None, {}, resume=False))
+    first, fitness = starts(ready, [space], sensitivity(ready, scores, reporter)), scores.scorer.fitness
+    fitness.calls += scores.scorer.alone.calls
+    return first, fitness
 
 
 def run(

@@ -10,27 +10,38 @@ every result and then a Markdown table.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from common import (
+    CalibrationSamples,
+    Closeness,
+    Generations,
+    Guidance,
+    HeldOutNoises,
+    Model,
+    Population,
+    Seeds,
+    StageCount,
+    Steps,
+    header,
+    options,
+    row,
+    searched,
+)
 
-from diff_es.compression.evaluator import Judge
-from diff_es.compression.evolve import evolve
-from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.settings import Levers, Settings
-from diff_es.compression.study import prepare
-from diff_es.evaluation.evaluate import Contender, contenders, sampled
+from diff_es.compression.study import Study, prepare
+from diff_es.evaluation.evaluate import Contender, contenders
 from diff_es.evaluation.tiles_reference import load_reference
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
 from diff_es.pruning.granularity import Width
 from diff_es.pruning.library import Method
-from diff_es.scoring.journal import Journal
-from diff_es.scoring.metrics import snr_db
-from diff_es.scoring.timing import Runner
 from diff_es.utils.progress import Reporter
 
 NAMES = {
@@ -41,65 +52,78 @@ NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class Options:
+    model: Model = "bundled-unet"
+    budget: Annotated[float, "share of the MACs"] = 0.7
+    seeds: Seeds = (0, 1, 2)
+    noises: Annotated[int, "held-out noises, of which the images are too"] = 128
+    steps: Steps = 20
+    guidance: Guidance = 2.5
+    stages: StageCount = 10
+    calibration_samples: CalibrationSamples = 128
+    held_out_noises: HeldOutNoises = 24
+    population: Population = 8
+    generations: Generations = 7
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=0.7, help="share of the MACs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--noises", type=int, default=128, help="held-out noises, of which the images are too")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=2.5)
-    parser.add_argument("--stages", type=int, default=10)
-    parser.add_argument("--calibration-samples", type=int, default=128)
-    parser.add_argument("--population", type=int, default=8)
-    parser.add_argument("--generations", type=int, default=7)
-    args = parser.parse_args()
-    pipe, real, reporter = load("bundled-unet", dtype=torch.float32), load_reference(), Reporter()
+    asked = options(Options, __doc__)
+    pipe, real, reporter = load(asked.model, dtype=torch.float32), load_reference(), Reporter()
     scores, distances = dict[str, list[float]](), dict[str, list[float]]()
-    for seed in args.seeds:
-        start = time.monotonic()
-        compensated = Settings(
-            sampling=Sampling(args.steps, args.guidance),
-            stages=args.stages,
-            levers=Levers.PRUNE,
-            method=Method(Width(dense=())),
-            calibration_samples=args.calibration,
-            search_noises=12,
-            first_rung=4,
-            sensitivity_noises=4,
-            finalists=3,
-            held_out_noises=24,
-            population=args.population,
-            generations=args.generations,
-            seed=seed,
-        )
-        method = replace(compensated.method, compensation=None)
-        goal = None
-        for settings, note in ((compensated, ""), (compensated.changed(method=method), ", no compensation")):
+    for seed in asked.seeds:
+        start, compensated = time.monotonic(), settings_of(asked, seed)
+        plain = replace(compensated, method=replace(compensated.method, compensation=None))
+        closeness: Closeness | None = None
+        for settings in (compensated, plain):
             study = prepare(pipe, settings, reporter)
-            judge = Judge(study, Journal(None, {}, resume=False))
-            table = sensitivity(study, judge, reporter)
-            found = evolve(study, (args.budget,), judge, table, reporter)[args.budget]
-            rivals = {rival.name: rival for rival in contenders(study, args.budget, found, found)}
-            field = {f"{name}{note}": rivals[key] for key, name in NAMES.items() if not (note and key == "fewer-steps")}
-            if goal is None:
-                dense = Contender("dense", 1.0, 1.0, Runner("dense", settings.sampling))
-                goal, images = sampled(study, dense, args.noises, reporter)
-                distances.setdefault("dense model", []).append(real.distance(images))
-            for name, rival in field.items():
-                latents, images = sampled(study, rival, args.noises, reporter)
-                scores.setdefault(name, []).append(float(snr_db(goal, latents).mean()))
+            if closeness is None:
+                closeness = Closeness(study, asked.noises, reporter)
+                distances.setdefault("dense model", []).append(real.distance(closeness.images))
+            for name, rival in field(study, asked.budget, reporter):
+                snr, images = closeness.seen(rival)
+                scores.setdefault(name, []).append(snr)
                 distances.setdefault(name, []).append(real.distance(images))
-                row = f"{name}: {scores[name][-1]:.2f} dB, distance {distances[name][-1]:.2f}"
-                print(f"seed {seed}, {row}, {rival.macs_ratio:.4f} of the MACs", flush=True)
+                found = f"{name}: {snr:.2f} dB, distance {distances[name][-1]:.2f}"
+                print(f"seed {seed}, {found}, {rival.macs_ratio:.4f} of the MACs", flush=True)
         print(f"seed {seed}: {time.monotonic() - start:.0f} s", flush=True)
-    print(f"\n| SNR in dB (Fréchet distance) at {args.budget:g} of the MACs | ", end="")
-    print(" | ".join(f"seed {seed}" for seed in args.seeds) + " | mean |")
-    print("|---" * (len(args.seeds) + 2) + "|")
+    print()
+    title = f"SNR in dB (Fréchet distance) at {asked.budget:g} of the MACs"
+    header(title, *(f"seed {seed}" for seed in asked.seeds), "mean")
     for name, far in distances.items():
-        near = scores.get(name)
-        cells = [f"{near[i]:.1f} ({far[i]:.2f})" if near else f"({far[i]:.2f})" for i in range(len(far))]
-        mean = f"{statistics.mean(near):.1f} ({statistics.mean(far):.2f})" if near else f"({statistics.mean(far):.2f})"
-        print(f"| {name} | " + " | ".join([*cells, mean]) + " |")
+        if near := scores.get(name):
+            near, far = [*near, statistics.mean(near)], [*far, statistics.mean(far)]
+            row(name, *(f"{snr:.1f} ({distance:.2f})" for snr, distance in zip(near, far, strict=True)))
+        else:
+            row(name, *(f"({distance:.2f})" for distance in [*far, statistics.mean(far)]))
+
+
+def field(study: Study, budget: float, reporter: Reporter) -> Iterator[tuple[str, Contender]]:
+    """What a search finds, and its rivals; fewer steps are the same without compensation, and are left out there."""
+    note = "" if study.settings.method.compensation else ", no compensation"
+    (found,) = searched(study, (budget,), reporter)
+    rivals = {rival.name: rival for rival in contenders(study, found, found)}
+    for key, name in NAMES.items():
+        if not (note and key == "fewer-steps"):
+            yield f"{name}{note}", rivals[key]
+
+
+def settings_of(asked: Options, seed: int) -> Settings:
+    return Settings(
+        sampling=Sampling(asked.steps, asked.guidance),
+        stages=asked.stages,
+        levers=Levers.PRUNE,
+        method=Method(Width(dense=())),
+        calibration_samples=asked.calibration_samples,
+        search_noises=12,
+        first_rung=4,
+        sensitivity_noises=4,
+        finalists=3,
+        held_out_noises=asked.held_out_noises,
+        population=asked.population,
+        generations=asked.generations,
+        seed=seed,
+    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 
 from diff_es.evaluation.tiles_reference import CLASSES, TileClassifier
 
+Model = TypeVar("Model", bound=nn.Module)
 NULL_CLASS = 1000  # the class that DiTPipeline hard-codes for the unconditional branch
 BACKGROUND = (22, 20, 26)  # what transparent pixels are composited on
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
@@ -191,7 +193,7 @@ def train(
     log(f"saved {path}")
 
 
-def averaged(path: Path, model: nn.Module) -> nn.Module:
+def averaged(path: Path, model: Model) -> Model:
     """``model`` with the averaged weights of a checkpoint."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run the command that trains it first (see --help)")
@@ -267,7 +269,7 @@ def train_classifier(data: Path, work: Path, minutes: float) -> None:
     def accuracy(model: nn.Module) -> float:
         with torch.no_grad():
             hits = model(held_out.images.to(DEVICE)).argmax(1).cpu() == held_out.labels
-        return hits.float().mean().item()
+        return float(hits.float().mean())
 
     path = work / "classifier.safetensors"
     train(path, model, loss_of, minutes=minutes, rate=2e-3, decay=0.99, evaluate=accuracy, autocast=False)
@@ -373,7 +375,7 @@ def sample(pipe: DiTPipeline, per_class: int, steps: int, guidance: float) -> Te
     """(classes * per_class, 3, 32, 32) in [-1, 1], class by class."""
     labels = [c for c in range(len(CLASSES)) for _ in range(per_class)]
     generators = [torch.Generator().manual_seed(i) for i in range(len(labels))]
-    images = pipe(
+    images: Tensor = pipe(
         labels, guidance_scale=guidance, num_inference_steps=steps, generator=generators, output_type="pt"
     ).images
     return images.float().cpu() * 2 - 1

@@ -186,10 +186,10 @@ def train_autoencoder(data: Path, work: Path, minutes: float) -> None:
         if step % 3 == 0:
             images = images[:, torch.randperm(3)]
         images = images.contiguous(memory_format=torch.channels_last)
-        latents = model.encode(images).latents
+        latents: Tensor = model.encode(images).latents
         # noise of up to 0.3 standard deviations: smooth latents, and a decoder that forgives the denoiser's errors
         strength = 0.3 * torch.rand(len(latents), 1, 1, 1, device=DEVICE) * latents.std()
-        decoded = model.decode(latents + strength * torch.randn_like(latents)).sample
+        decoded: Tensor = model.decode(latents + strength * torch.randn_like(latents)).sample
         # the decoder sees latents through a tanh of width 3: they are asked to stay about as large as that allows
         return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + 1e-3 * (latents.std() - 1).square()
 

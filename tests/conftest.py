@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
 import pytest
 import torch
-from tests.tiny import settings, tiny
+from tests.helpers.tiny import settings, tiny
 
 from diff_es import Compressed, Run, compress
 from diff_es.compression.study import Study, prepare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -59,7 +60,7 @@ def common(
     """Options of the command itself."""
 
 
-@app.command("demo")
+@app.command("demo", cls=Sections)
 def demo_command(
     out_folder: Annotated[Path, typer.Option("--out", help="where result.json and report.html go")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
@@ -95,7 +96,7 @@ def inspect_command(
     finish(found, as_json)
 
 
-@app.command("sample")
+@app.command("sample", cls=Sections)
 def sample_command(
     folder: Artefact,
     dense: Annotated[bool, typer.Option("--dense", help="the base model instead, for the same noises")] = False,
@@ -166,11 +167,11 @@ def _class(pipe: Pipeline, label: str) -> int:
     return value
 
 
-@app.command("evaluate")
+@app.command("evaluate", cls=Sections)
 def evaluate_command(
     folder: Artefact,
     noises: Annotated[int, typer.Option(help="held-out noises for SNR and PSNR")] = 64,
-    images: Annotated[int, typer.Option(min=128, help="images for the Fréchet distance, where it can be had")] = 256,
+    images: Annotated[int, typer.Option(min=128, help="images for the Frechet distance, where it can be had")] = 256,
     rounds: Annotated[int, typer.Option(help="timed rounds")] = 5,
     batch: Annotated[int, typer.Option(help="samples per timed pipeline call")] = 32,
     random: Annotated[int | None, typer.Option(help="candidates of random search; default as many as ours")] = None,
@@ -200,7 +201,7 @@ def evaluate_command(
     finish(result, as_json)
 
 
-@app.command("bench")
+@app.command("bench", cls=Sections)
 def bench_command(
     folder: Artefact,
     batch: Annotated[list[int] | None, typer.Option(help="samples per pipeline call; repeat for several")] = None,
@@ -219,7 +220,7 @@ def bench_command(
     finish(result, as_json)
 
 
-@app.command("export")
+@app.command("export", cls=Sections)
 def export_command(
     folder: Artefact,
     out_folder: Annotated[Path, typer.Option("--out", help="folder of the exported pipeline, new or empty")],
@@ -248,7 +249,8 @@ def main(listener: Listener | None = None) -> None:
     """
     print_anywhere()
     command = typer.main.get_command(app)
-    with Ending(listener), command.make_context("diff-es", sys.argv[1:] or ["--help"]) as context:
+    width, arguments = min(shutil.get_terminal_size().columns, 80) - 2, sys.argv[1:] or ["--help"]
+    with Ending(listener), command.make_context("diff-es", arguments, terminal_width=width) as context:
         command.invoke(context)
         sys.stdout.flush()
     sys.exit(0)

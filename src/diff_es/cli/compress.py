@@ -60,6 +60,10 @@ class BudgetOptions:
     ] = None
     front: Annotated[str, typer.Option(help="Other shares to search along, such as 0.3,0.5; none by default.")] = ""
 
+    def asked(self) -> Budget:
+        """As the library takes it."""
+        return Budget.of(None, self.macs, self.speedup, self.weights_gb)
+
 
 @dataclass(frozen=True)
 class SearchOptions:
@@ -212,8 +216,8 @@ def compress_command(
     machine: MachineOptions,
 ) -> None:
     """Calibrate, rank and search the best schedule within the budget; Ctrl-C loses nothing."""
-    settings = _settings(sampling, budget, search, pruning)
-    asked, journal = Budget.of(None, budget.macs, budget.speedup, budget.weights_gb), out_folder / "journal.jsonl"
+    settings, asked = settings_of(sampling, budget, search, pruning), budget.asked()
+    journal = out_folder / "journal.jsonl"
     run = Run(weights.chosen(), journal, machine.resume, machine.workers, search.table, Reporter())
     run.check(asked)
     check_target(out_folder)
@@ -233,9 +237,10 @@ def compress_command(
     finish(said, machine.as_json)
 
 
-def _settings(
+def settings_of(
     sampling: SamplingOptions, budget: BudgetOptions, search: SearchOptions, pruning: PruningOptions
 ) -> Settings:
+    """As the library takes them; without flags its defaults."""
     return Settings(
         sampling=sampling.setting(),
         stages=search.stages,

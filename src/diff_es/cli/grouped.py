@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Callable
 from copy import copy
 from dataclasses import fields, is_dataclass
+from textwrap import wrap
 from typing import Annotated, Any, ClassVar, Protocol, get_args, get_type_hints
 
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperOption
 from typer.models import OptionInfo
 
 
@@ -55,14 +56,30 @@ def _titled(annotation: object, title: str) -> object:
 
 
 class Sections(TyperCommand):
-    """A command whose help has a section for each group of options."""
+    """A command whose help has a section for each group of options, and is whole on narrow terminals."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # of the click that typer brings
-        """As click writes its one section."""
+        """As click writes its two sections, of arguments and options."""
         sections = dict[str, list[tuple[str, str]]]()
-        for option in self.get_params(ctx):
-            if isinstance(option, TyperOption) and (record := option.get_help_record(ctx)) is not None:
-                sections.setdefault(option.rich_help_panel or "Options", []).append(record)
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is None:
+                continue
+            usual = "Options" if isinstance(parameter, TyperOption) else "Arguments"
+            panel = parameter.rich_help_panel if isinstance(parameter, TyperOption | TyperArgument) else None
+            sections.setdefault(panel or usual, []).append(record)
+        narrow = formatter.width < _NARROW
         for title, records in sections.items():
             with formatter.section(title):
-                formatter.write_dl(records)
+                rows = [row for name, told in records for row in _broken(name, told, formatter.width - 2)]
+                formatter.write_dl(rows, col_max=4 if narrow else 30)
+
+
+_NARROW = 60
+"""Columns below which what an option means stands beneath it, not beside it."""
+
+
+def _broken(name: str, told: str, width: int) -> list[tuple[str, str]]:
+    """The lines of an option whose name and choices take more than a line, the last with what it means."""
+    parts = wrap(name.replace("|", "| "), width, subsequent_indent="  ", break_on_hyphens=False)
+    lines = [part.replace("| ", "|") for part in parts]
+    return [*((line, "") for line in lines[:-1]), (lines[-1], told)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pydantic import SkipValidation
 
 from ..pipelines.sampling import AnyPipeline
 from ..pipelines.supported import check_denoiser
 from ..routing.routing import routing_of
+from ..utils.arguments import Place, checked
 from ..utils.errors import DiffESError
+from ..utils.limits import Speedup
 from .result import Compressed
 
 
-def enable(pipe: AnyPipeline, folder: str | Path, point: float | None = None) -> Compressed:
+@checked()
+def enable(pipe: SkipValidation[AnyPipeline], folder: Place, point: Speedup | None = None) -> Compressed:
     """Run a pipeline with a saved result from now on, until :func:`disable`; gives the result.
 
     Args:
@@ -22,12 +25,14 @@ def enable(pipe: AnyPipeline, folder: str | Path, point: float | None = None) ->
         ArtefactError: no result, or one that was made for another model.
         DiffESError: one is enabled already, or the pipeline's scheduler takes no chosen timesteps.
     """
+    check_denoiser(pipe)
     fast = Compressed.from_pretrained(folder, point)
     fast.apply(pipe)
     return fast
 
 
-def disable(pipe: AnyPipeline) -> None:
+@checked()
+def disable(pipe: SkipValidation[AnyPipeline]) -> None:
     """Make a pipeline dense again, to the bit.
 
     Raises:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, Strict, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter
 
 from ..pruning.budget import Budget
 from ..search import Candidate
 from ..utils.checking import validated
 from ..utils.errors import ArtefactError, DiffESError
 from .final import Judged
-from .report import Entry, Facts, Number, OriginJson, Positive, Score, Text, Whole, report_to_json
-from .settings import restore
+from .report import Entry, Facts, Number, OriginJson, Positive, Score, SensitivityJson, Text, Whole, report_to_json
+from .settings import Settings, describe, restore, today
 from .store import EDITED
 
 FORMAT = 3
@@ -54,9 +54,21 @@ _Rows = tuple[tuple[Annotated[int, Strict()] | Number, ...], ...]
 _Finalist = tuple[_Rows, Score, Score] | tuple[_Rows, Score, Score, Whole, Annotated[bool, Strict()]]
 
 
+def _measured_on(of: dict[str, Any]) -> dict[str, Any]:
+    """What a table was measured on, as format 4 says it: settings, and what is none of them."""
+    said, names = today(Settings, of), {one.name for one in fields(Settings)}
+    settings = describe(restore({name: entry for name, entry in said.items() if name in names}))
+    return {name: settings.get(name, entry) for name, entry in said.items()}
+
+
+class _Sensitivity(SensitivityJson):
+    of: Annotated[dict[str, Any], AfterValidator(_measured_on)]
+
+
 class _About(Facts):
     """What a search found."""
 
+    sensitivity: _Sensitivity
     budget: Annotated[Positive, Field(le=1)]
     asked: dict[Text, Positive] | None = None
     speedup: Positive | None = None

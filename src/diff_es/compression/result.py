@@ -78,12 +78,13 @@ class Compressed(Routable):
 
         write_folder(Path(folder), files, about)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: Place) -> None:
         """:meth:`save`, by the name that diffusers gives it."""
         self.save(folder)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, point: float | None = None) -> Compressed:
+    @checked()
+    def from_pretrained(cls, name: Place, point: Speedup | None = None) -> Compressed:
         """:func:`load`, by the name that diffusers gives it; also of a repository of the hub (:meth:`push_to_hub`).
 
         Raises:

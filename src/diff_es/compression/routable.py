@@ -84,12 +84,12 @@ class Routable:
             routing.detach()
 
     @checked()
-    def apply(self, pipe: SkipValidation[AnyPipeline], placement: Placed | None = None) -> None:
+    def apply(self, pipe: SkipValidation[AnyPipeline | nn.Module], placement: Placed | None = None) -> None:
         """Run ``pipe`` with this result until :meth:`remove`; raises as :meth:`routed` does."""
         self._begin(pipe, placement)
 
     @checked()
-    def remove(self, pipe: SkipValidation[AnyPipeline]) -> None:
+    def remove(self, pipe: SkipValidation[AnyPipeline | nn.Module]) -> None:
         """Undo :meth:`apply`, whichever of the pipelines that share the denoiser it was told of.
 
         Raises:

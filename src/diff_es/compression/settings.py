@@ -171,6 +171,11 @@ def value_of(value: Any, where: str = "value") -> Any:
     return kind(name)
 
 
+def today(kind: type, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries by what fields are called now, of whichever format."""
+    return {_EARLIER.get(kind, {}).get(name, name): entry for name, entry in described.items()}
+
+
 Kind = TypeVar("Kind")
 
 
@@ -180,7 +185,7 @@ def made(kind: type[Kind], described: Mapping[str, Any], where: str) -> Kind:
     Raises:
         DiffESError: a field that the class has not, or a value that it cannot have.
     """
-    said = {_EARLIER.get(kind, {}).get(name, name): entry for name, entry in described.items()}
+    said = today(kind, described)
     try:
         return kind(**{name: value_of(entry, f"{where}.{name}") for name, entry in said.items()})
     except DiffESError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 from huggingface_hub import snapshot_download
@@ -34,7 +34,7 @@ def push(folder: Path, repository: str, client: HubClient, *, private: bool | No
         raise StorageError(f"hub: {repository}", expected="an upload", found=found, remedy=remedy) from error
 
 
-def fetched_result(name: str | Path) -> Path:
+def fetched_result(name: str | PurePath) -> Path:
     """The folder of a result: itself, or the local copy of a repository of the hub.
 
     Raises:

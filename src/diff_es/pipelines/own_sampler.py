@@ -19,7 +19,7 @@ from ..trajectory.timesteps import Trajectory, check_descending, trailing
 from ..utils.arguments import Text, checked
 from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError
-from ..utils.limits import Pixels, Time
+from ..utils.limits import End, Pixels, Time
 from .denoiser import device_of, dtype_of
 
 Loop: TypeAlias = Callable[..., Tensor]
@@ -64,7 +64,7 @@ class OwnSampler:
     noise: Annotated[Sequence[Pixels], _LISTED]
     times: Annotated[Annotated[Sequence[Time], Field(min_length=1)] | None, _LISTED] = None
     conditions: Annotated[Sequence[int | Text], _LISTED] = ()
-    end: Annotated[float, Field(ge=-1)] | None = None
+    end: End | None = None
     corrects: bool = False
     decode: Callable[[Tensor], Tensor] | None = None
 

@@ -86,6 +86,7 @@ class WeightMemory:
         return self.gigabytes * 1e9
 
 
+@checked(kind=BudgetOutOfReach)
 @dataclass(frozen=True)
 class Budget:
     """What a schedule may cost, and what its weights may take besides."""
@@ -94,12 +95,13 @@ class Budget:
     memory: WeightMemory | None = None
 
     @classmethod
+    @checked(kind=BudgetOutOfReach)
     def of(
         cls,
-        budget: float | MacsRatio | Speedup | WeightMemory | Budget | None = None,
-        macs: float | None = None,
-        speedup: float | None = None,
-        weights_gb: float | None = None,
+        budget: limits.Share | MacsRatio | Speedup | WeightMemory | Budget | None = None,
+        macs: limits.Share | None = None,
+        speedup: limits.Speedup | None = None,
+        weights_gb: limits.Gigabytes | None = None,
     ) -> Budget:
         """As users say it: an object, or a number by name.
 

@@ -113,8 +113,8 @@ class Journal:
 
     def __init__(self, path: Path | None, settings: Mapping[str, object], *, resume: bool) -> None:
         self.path, self.known, self.dropped = path, {scale: dict[Candidate, float]() for scale in Scale}, 0
-        settings = json.loads(json.dumps(settings))
-        self._settings = digest(settings)
+        own: dict[str, object] = json.loads(json.dumps(settings))
+        self._settings = digest(own)
         if path is None:
             return
         found = _read(path)
@@ -125,13 +125,13 @@ class Journal:
                 str(path), expected="no earlier search", found=f"a journal of {count} evaluations", remedy=remedy
             )
         if count and found.header is not None:
-            self._compare(found.header.settings, settings)
+            self._compare(found.header.settings, own)
         whole = [line for line in found.lines if earlier is None or line.check == self._check(line)]
         for line in whole:
             self.known[line.scale][line.candidate.made()] = line.score
         self.dropped = count - len(whole)
         if earlier != self._settings or self.dropped or found.cut:
-            texts = [json.dumps({"settings": settings, "sha256": self._settings}), *map(self._text, whole)]
+            texts = [json.dumps({"settings": own, "sha256": self._settings}), *map(self._text, whole)]
             write_text(path, "".join(f"{text}\n" for text in texts))
 
     @classmethod

@@ -14,6 +14,7 @@ Pixels: TypeAlias = Annotated[int, whole(1, 65_536)]  # height or width
 Frames: TypeAlias = Annotated[int, whole(1, 100_000)]
 Guidance: TypeAlias = Annotated[float, number(0, 1000)]
 Time: TypeAlias = Annotated[float, number(0, 1e9)]  # that a denoiser receives, of a loop of the user's own
+End: TypeAlias = Annotated[float, number(-1, 1e9)]  # that its last step leads to
 
 # of a budget
 Share: TypeAlias = Annotated[float, number(0, 1, above=True)]  # of the dense cost

@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from .arguments import checked
+
 
 class Task(Protocol):
     """One running piece of work."""
@@ -85,6 +87,7 @@ def _columns(width: int) -> Iterator[ProgressColumn]:
         yield TextColumn("{task.fields[note]}", markup=False, table_column=whole)
 
 
+@checked()
 class Reporter:
     """Shows progress on standard error.
 

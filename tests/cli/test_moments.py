@@ -1,0 +1,199 @@
+"""A command that is killed, terminated, interrupted or hung up at any moment: nothing is lost, and nothing stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers.tiny import tiny
+from tests.helpers.warm import Run, Warm, used, warm, work
+
+ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to end
+SETTINGS = (
+    "--macs 0.8 --stages 2 --steps 4 --guidance 1 --batch 2 --calibration-samples 2 --generations 2 --population 4"
+)
+SETTINGS += " --search-noises 2 --first-rung 0 --held-out-noises 1 --finalists 2 --levels 3"
+SETTINGS += " --levers prune --json --resume"
+
+
+class Place:
+    """A model, a folder for results in a folder of its own, and one for temporary files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.model = root, root / "model"
+        self.results, self.temporary, self.printed = (root / name for name in ("results", "temporary", "printed"))
+        for folder in (self.results, self.temporary, self.printed):
+            folder.mkdir()
+        tiny(layers=1).save_pretrained(self.model)
+
+    def arguments(self, name: str, *more: object) -> list[str]:
+        return list(map(str, ["compress", self.model, "--out", self.results / name, *SETTINGS.split(), *more]))
+
+    def scores(self, name: str) -> set[bytes]:
+        """What a search has written down, but for a last line that was cut short."""
+        journal = self.results / name / "journal.jsonl"
+        lines = journal.read_bytes().splitlines(keepends=True)[1:] if journal.exists() else []
+        return {line for line in lines if line.endswith(b"\n")}
+
+    def hidden(self) -> set[str]:
+        """Folders that are being written."""
+        return {name for name in os.listdir(self.results) if name.startswith(".")}
+
+    def result(self, name: str) -> Any:
+        saved = json.loads((self.results / name / "diff-es.json").read_text())
+        return saved["points"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("moments"))
+
+
+@pytest.fixture(scope="module")
+def server(place: Place) -> Iterator[Warm]:
+    with warm(place.printed, place.temporary) as started:
+        yield started
+
+
+def check(place: Place, run: Run, number: signal.Signals) -> None:
+    """How a command has ended that a signal has met, or not any more."""
+    assert "Traceback" not in run.err
+    assert "Warning" not in run.err
+    if run.code == 0:
+        return
+    if number is signal.SIGKILL:
+        assert run.code == -signal.SIGKILL
+    else:
+        told = json.loads(run.out.splitlines()[-1])["error"]
+        assert (run.code, told["type"], told["found"]) == (128 + number, "Stopped", number.name), run
+        assert run.err.splitlines()[-1] == f"Stopped by {number.name}. {told['remedy']}"
+        assert run.err.count("Stopped") == 1
+    assert os.listdir(place.temporary) == []
+
+
+def nobody_lives(group: int, patience: float = 20) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline, "a process lives on"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_search_may_be_ended_at_any_moment(place: Place, server: Warm) -> None:
+    """Each search is gone on with after each of its ends; 36 of them, at moments of a whole run."""
+    whole, rng = server.run(*place.arguments("whole")), random.Random(0)
+    assert whole.code == 0, whole
+    name, search, ends = "0", 0, 0
+    for turn in range(39):
+        before, strays = place.scores(name), place.hidden()
+        command = server.start(*place.arguments(name))
+        work(command.pid, rng.uniform(0, whole.seconds))
+        number = (*ASKED, signal.SIGKILL)[turn % 4]
+        command.kill(number)
+        run = command.ended()
+        check(place, run, number)
+        nobody_lives(command.pid)
+        assert place.scores(name) >= before
+        assert number is signal.SIGKILL or place.hidden() <= strays
+        ends += run.code != 0
+        if run.code == 0:
+            assert place.result(name) == place.result("whole")
+            search += 1
+            name = str(search)
+    assert ends >= 8
+    assert server.run(*place.arguments(name)).code == 0
+    assert place.result(name) == place.result("whole")
+    assert place.scores(name) == place.scores("whole")
+
+
+@pytest.mark.slow
+def test_a_command_may_be_ended_while_it_imports(place: Place) -> None:
+    """From the first line of ours on, in processes of their own: before, they are Python's."""
+    rng, environment = random.Random(1), {**os.environ, "OMP_NUM_THREADS": "1"}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell runs in the background ignores Ctrl-C
+    for number in ASKED * 2:
+        python = [sys.executable, "-m", "diff_es", *place.arguments("imports")]
+        pipe = subprocess.PIPE
+        child = subprocess.Popen(
+            python, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heard, process_group=0
+        )
+        while not hears(child.pid):
+            assert child.poll() is None
+            time.sleep(0.002)
+        work(child.pid, used(child.pid) + rng.uniform(0, 3))
+        child.send_signal(number)
+        out, err = child.communicate(timeout=60)
+        check(place, Run(child.returncode, 0, out, err), number)
+        assert child.returncode == 128 + number
+        assert err == f"Stopped by {number.name}. Run the same command again.\n"
+        nobody_lives(child.pid)
+        assert not place.scores("imports")
+
+
+@pytest.mark.slow
+def test_workers_and_their_parent_may_be_ended_at_any_moment(place: Place, server: Warm) -> None:
+    """While they start, and at work; a whole group at once, as a terminal does it; then one worker after another."""
+    rng, alone = random.Random(2), server.run(*place.arguments("alone"))
+    assert alone.code == 0, alone
+    for turn in range(4):
+        before, command = place.scores("together"), server.start(*place.arguments("together", "--workers", 2))
+        workers = started(command.pid)
+        number, wait = (*ASKED, signal.SIGKILL)[turn % 4], rng.uniform(0, 3)
+        work(workers[0], wait)
+        if turn % 2:
+            command.kill(number)
+        else:
+            os.killpg(command.pid, number)
+        run = command.ended()
+        check(place, run, number)
+        nobody_lives(command.pid)
+        assert place.scores("together") >= before
+    before, command = place.scores("together"), server.start(*place.arguments("together", "--workers", 2))
+    for number in ASKED:  # are its parent's business
+        os.kill(started(command.pid)[0], number)
+    work(started(command.pid)[1], rng.uniform(0, 4))
+    os.kill(started(command.pid)[0], signal.SIGKILL)
+    run = command.ended()
+    nobody_lives(command.pid)
+    assert (run.code, "Traceback" in run.err) == (2, False), run.err
+    told = json.loads(run.out.splitlines()[-1])["error"]
+    assert (told["type"], told["where"], "signal 9" in told["found"]) == ("DiffESError", "workers", True)
+    assert run.err.splitlines()[-1].startswith("error: DiffESError: workers: expected living processes, found one")
+    assert place.scores("together") >= before
+    assert os.listdir(place.temporary) == []
+    assert server.run(*place.arguments("together")).code == 0
+    assert place.result("together") == place.result("alone")
+    assert place.scores("together") == place.scores("alone")
+
+
+def started(parent: int) -> list[int]:
+    """The workers of a process, as soon as there are two."""
+    deadline = time.monotonic() + 120
+    while True:
+        assert time.monotonic() < deadline
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        names = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+        workers = [child for child, name in names.items() if "spawn_main" in name]
+        if len(workers) == 2:
+            return workers
+        time.sleep(0.005)
+
+
+def hears(pid: int) -> bool:
+    """Whether a process catches SIGHUP, the last for which it is prepared."""
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGHUP - 1) & 1)

@@ -1,0 +1,290 @@
+"""The report: the page is whole, closed and escaped; its sentences follow the rows; its pictures are well-formed."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from diff_es.evaluation.report import Curve, Heat, Row, Story, Strip, findings, headline, render, svg
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+STEPPED = "fewer steps of the dense model"
+TIMES, DASH = "\u00d7", "\u2013"
+
+
+def row(contender: str, budget: float = 0.7, snr_db: float | None = 20.0, **changes: float | None) -> Row:
+    plain = Row(contender, budget, 20, 0.691, 298.76, 4.12, 1.379, 1.442, snr_db, 19.21, 27.13, 15.404, 99_100_000)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+DENSE = Row("dense", 1.0, 20, 1.0, 412.31, 3.1, 1.0, 1.0, None, None, None, None, 38_100_000)
+ROWS = (
+    DENSE,
+    row("fewer-steps", snr_db=25.81, steps=14, weight_bytes=38_100_000),
+    row("uniform", snr_db=22.94),
+    row("mosaicdiff", snr_db=23.3),
+    row("random", snr_db=24.12),
+    row("diff-es", snr_db=24.14, latency_ms=1308.96),
+)
+HEAT = Heat("one unit", ((0,), (2,), (8,)), 8, (2, 1, 0), ((999, 700), (650, 400), (350, 0)), ("whole denoiser",))
+
+
+def story(**changes: object) -> Story:
+    tile = Image.new("RGBA", (32, 32), (200, 30, 30, 128))
+    strips = (Strip("dense", 1.0, (tile, tile)), Strip("diff-es", 0.7, (tile, tile)))
+    curves = (Curve("joint, 0.7", ((16, 20.0), (32, 24.1))),)
+    plain = Story("Tiles", "tiles32-dit", (("Seed", "0"),), ROWS, strips, (HEAT,), curves, ("A note.",))
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+class Reader(HTMLParser):
+    """Keeps the text and the attributes, and fails on a tag that is not closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data.replace("\u00a0", " ")
+
+
+def one_heat(stages: int, units: int) -> Heat:
+    levels = tuple(tuple((s + u) % 9 for u in range(units)) for s in range(stages))
+    return Heat("any", levels, 8, (1,) * stages, ((9.0, 0.5),) * stages, tuple(f"unit.{u}" for u in range(units)))
+
+
+PAGES = {
+    "whole": story(),
+    "rows alone": story(strips=(), heats=(), curves=(), notes=(), facts=()),
+    "nothing": Story("Empty", "none", (), ()),
+    "dense alone": story(rows=(DENSE,)),
+    "one strip": story(strips=(Strip("diff-es", 0.7, (Image.new("L", (512, 256)),)),)),
+    "palette image": story(strips=(Strip("dense", 1.0, (Image.new("P", (16, 16)),)),)),
+    "one point": story(curves=(Curve("short", ((1, 3.0),)), Curve("none", ()), Curve("never", ((1, -math.inf),)))),
+    "many curves": story(curves=tuple(Curve(f"curve {i}", ((1, 1.0), (2, float(i)))) for i in range(12))),
+    "smallest heat map": story(heats=(one_heat(1, 1),)),
+    "largest heat map": story(heats=(one_heat(50, 30),)),
+    "not finite": story(rows=(row("diff-es", snr_db=math.inf), row("uniform", snr_db=math.nan))),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_balanced_accessible_and_loads_nothing(name: str) -> None:
+    page = render(PAGES[name])
+    tags = Reader(page).tags
+    for tag, attributes in tags:
+        for key in ("src", "href"):
+            assert (attributes.get(key) or "data:").startswith(("data:", "#")), f"{tag} loads {attributes[key]}"
+        assert tag != "script"
+        assert tag != "img" or attributes["alt"]
+        assert tag != "th" or attributes["scope"]
+        assert tag != "svg" or attributes.get("aria-label") or attributes.get("aria-hidden")
+    assert not re.search(r"url\(|@import|https?://", page)
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {attributes["aria-labelledby"] for _, attributes in tags if "aria-labelledby" in attributes} <= set(ids)
+    for picture in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        assert_drawn(picture)
+
+
+def test_every_figure_of_every_row_is_on_the_page() -> None:
+    table = re.findall(r'<table class="measures">.*?</table>', render(story()), re.DOTALL)[0]
+    lines = [re.findall(r"<td>(.*?)</td>", line) for line in table.split('<th scope="row">')[1:]]
+    written = [[re.sub(r"</?strong>", "", cell) for cell in line] for line in lines]
+    assert written == [
+        [
+            f"{r.steps}",
+            f"{r.macs_ratio:.3f}",
+            f"{r.latency_ms:,.1f} ± {r.latency_spread:.1f}",
+            f"{r.speedup:.2f}",
+            f"{r.denoiser_speedup:.2f}",
+            *(DASH if db is None else f"{db:.1f}" for db in (r.snr_db, r.own_snr_db, r.psnr_db)),
+            DASH if r.frechet_distance is None else f"{r.frechet_distance:.2f}",
+            f"{r.weight_bytes / 1e6:.1f}",
+        ]
+        for r in ROWS
+    ]
+    assert re.findall(r'<tr class="([a-z-]+)">', table) == [r.contender for r in ROWS]
+    assert [name in table for name in ("At the full compute", "At 0.7 of the compute")] == [True, True]
+
+
+def test_best_of_a_budget_is_bold_and_what_is_written_alike_is_alike() -> None:
+    bold = re.findall(r"<strong>(.*?)</strong>", render(story()))
+    assert bold.count("25.8") == 1  # SNR
+    assert bold.count("298.8") == 4  # latency: equal in four rows, slower in the last
+    assert bold.count("38.1") == 1  # weights, in the 0.7 group; dense has no rival in its own
+    assert "27.1" not in bold  # PSNR is the same everywhere: nothing won
+
+
+def test_names_are_escaped() -> None:
+    evil = "<script>alert('x')</script>"
+    heat = replace(HEAT, title=evil, units=(evil,))
+    told = story(title=evil, model=evil, facts=((evil, evil),), heats=(heat,), notes=(evil,))
+    page = render(replace(told, curves=(Curve(evil, ((1, 1.0), (2, 2.0))),)))
+    assert "<script" not in page
+    assert unescape(page).count(evil) >= 8
+    assert Reader(page).text.count(evil) >= 8
+
+
+def test_missing_figures_are_dashes_with_a_note_and_only_then() -> None:
+    assert "marks what was not or cannot be measured" in Reader(render(story())).text
+    full = render(story(rows=(row("uniform"), row("diff-es"))))
+    assert "marks what was not" not in full
+    assert f"<td>{DASH}</td>" not in full
+    assert render(story(rows=(row("uniform", frechet_distance=None), row("diff-es")))).count(f"<td>{DASH}</td>") == 1
+
+
+def test_small_images_grow_by_whole_factors_and_large_ones_shrink() -> None:
+    shown = {}
+    for side in (32, 100, 512):
+        page = render(story(strips=(Strip("dense", 1.0, (Image.new("RGB", (side, side)),)),)))
+        image = next(attributes for tag, attributes in Reader(page).tags if tag == "img")
+        shown[side] = image["width"], image.get("class")
+    assert shown == {32: ("96", "pixels"), 100: ("100", None), 512: ("160", None)}
+
+
+def test_findings_say_above_below_and_level() -> None:
+    rows = (row("uniform", snr_db=22.9), row("mosaicdiff", snr_db=24.5), row("random", snr_db=24.12))
+    told = findings((*rows, row("diff-es", snr_db=24.14, frechet_distance=None)))
+    assert told == (
+        "At 0.7 of the compute, Diff-ES (24.1 dB) is 1.2 dB above uniform pruning, "
+        "0.4 dB below MosaicDiff-like pruning and level with a random schedule.",
+        f"At 0.7 of the compute, Diff-ES runs 1.38{TIMES} as fast as the dense model (the denoiser alone 1.44{TIMES}), "
+        f"where its MACs ratio promises 1.45{TIMES}.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fewer", "sentence"),
+    [
+        (25.8, f"taking {STEPPED} is closer to the reference than Diff-ES: 25.8 against 24.1 dB."),
+        (18.5, f"Diff-ES is closer to the reference than taking {STEPPED}: 24.1 against 18.5 dB."),
+        (24.06, f"Diff-ES and {STEPPED} are equally close to the reference: 24.1 dB."),
+    ],
+)
+def test_findings_do_not_hide_fewer_steps(fewer: float, sentence: str) -> None:
+    rows = (row("fewer-steps", snr_db=fewer), row("diff-es", snr_db=24.14))
+    assert f"At 0.7 of the compute, {sentence}" in findings(rows)
+    beaten = "Taking fewer steps of the dense model is closer: 25.8 dB."
+    assert (beaten in headline(rows)) == (fewer == 25.8)
+    assert f"At 0.7 of the compute, {sentence}" in Reader(render(story(rows=rows))).text
+
+
+def test_findings_compare_within_a_budget_and_only_what_was_measured() -> None:
+    rows = (row("uniform", 0.5, 30.0), row("random", 0.7, None), row("diff-es", 0.7), row("diff-es", 0.5, None))
+    told = " ".join(findings(tuple(replace(r, frechet_distance=None) for r in rows)))
+    assert "uniform" not in told
+    assert "random" not in told
+    assert "dB" not in told
+    assert told.index("At 0.7") < told.index("At 0.5")
+    assert findings((DENSE, row("uniform"))) == ()
+    assert headline((DENSE,)) == "No Diff-ES schedule was evaluated in this run."
+
+
+def test_findings_set_the_distance_to_real_data_beside_fidelity() -> None:
+    rows = (replace(DENSE, frechet_distance=12.4), row("diff-es", frechet_distance=15.0), row("random", 0.5))
+    expected = "(lower is closer) is 15.00 for Diff-ES, against 12.40 for the dense model."
+    assert f"At 0.7 of the compute, the Fréchet distance to real data {expected}" in findings(rows)
+
+
+def test_headline_takes_the_tightest_budget() -> None:
+    rows = (row("uniform", 0.7, 10.0), row("diff-es", 0.7, 30.0), row("uniform", 0.5, 17.1), row("diff-es", 0.5, 16.0))
+    said = "Diff-ES matches the reference to 16.0 dB, 1.1 dB below uniform pruning, and samples"
+    assert headline(rows) == f"At 0.5 of the compute, {said} 1.38{TIMES} as fast as the dense model."
+
+
+def test_rows_travel_through_json() -> None:
+    for r in ROWS:
+        assert Row(**json.loads(json.dumps(r.to_json()))) == r
+
+
+def test_errors_name_what_was_found_and_expected() -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown contender 'magic'; expected one of dense, fewer-steps, trailing, uniform"
+    ):
+        row("magic")
+    with pytest.raises(ValueError, match=r"found 1 steps, 3 timesteps, \[1\] levels per stage; expected 3 steps"):
+        replace(HEAT, steps=(2,))
+    with pytest.raises(ValueError, match=r"expected 0 to 7"):
+        replace(HEAT, most=7)
+    with pytest.raises(ValueError, match=r"rows: two for 'uniform' at budget 0.7"):
+        story(rows=(row("uniform"), row("uniform")))
+    with pytest.raises(ValueError, match=r"strips hold \[1, 2\] images"):
+        story(strips=(*story().strips, Strip("random", 0.7, (Image.new("RGB", (8, 8)),))))
+
+
+def assert_drawn(picture: str) -> ElementTree.Element:
+    """Well-formed, and every number is finite."""
+    root = ElementTree.fromstring(picture)
+    values = [value for element in root.iter() for key, value in element.attrib.items() if key != "aria-label"]
+    assert not re.search(r"\b(nan|inf)\b", " ".join(values))
+    return root
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        (),
+        ((1.0, 2.0),),
+        ((1.0, 2.0), (1.0, 2.0)),
+        ((0.0, 0.0), (0.0, 0.0)),
+        ((1e-9, -1e9), (1e9, 1e9)),
+        ((1.0, math.inf), (math.nan, 2.0), (3.0, 4.0)),
+    ],
+)
+def test_plots_draw_any_points(points: tuple[svg.Point, ...]) -> None:
+    series = [svg.Series("a < b & c", "diff-es", "M0 0Z", points, tuple(f"<{p}>" for p in points))]
+    finite = [point for point in points if all(map(math.isfinite, point))]
+    for draw in (svg.scatter, svg.steps):
+        root = assert_drawn(draw('"<title>"', "x & y", "dB", series))
+        assert sum(element.get("class") == "marker diff-es" for element in root.iter()) == len(finite)
+
+
+@pytest.mark.parametrize(("stages", "units", "most"), [(1, 1, 0), (1, 30, 8), (50, 1, 8), (50, 30, 8)])
+def test_heat_map_shows_every_level(stages: int, units: int, most: int) -> None:
+    levels = [[(s * u) % (most + 1) for u in range(units)] for s in range(stages)]
+    names, taken = [f"<unit {u}>" for u in range(units)], [s % 2 for s in range(1, stages + 1)]
+    root = assert_drawn(svg.heat_map("t", levels, most, taken, [(1000.0, 0.25)] * stages, names))
+    drawn = [element.get("class") for element in root.iter("rect")]
+    assert drawn.count("level") == units * sum(taken)
+    assert drawn.count("idle") == units * (stages - sum(taken))
+    assert_drawn(svg.heat_legend(most))
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.7), (3.0,), (0.0, 0.0), (-5.0, 1e6), (1.0, 1.0 + 1e-12)])
+def test_axis_holds_its_values_and_a_few_round_ticks(values: tuple[float, ...]) -> None:
+    axis = svg.axis("any", values)
+    assert axis.low < min(values) <= max(values) < axis.high
+    assert 2 <= len(axis.ticks) <= 9
+    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+    assert len({axis.write(tick) for tick in axis.ticks}) == len(axis.ticks)
+
+
+def test_labels_keep_apart_and_in_order() -> None:
+    assert svg.apart((10, 100), 14, 0, 200) == (10, 100)
+    assert svg.apart((50, 51, 50), 14, 0, 200) == (50, 78, 64)
+    assert svg.apart((195, 199), 14, 0, 200) == (186, 200)
