@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.cli.test_cli import CALL, refused
-from tests.cli.test_cli import Run as Command
+from tests.cli.test_cli import CALL, Run, refused
 from tests.cli.test_cli import run as run
 from tests.helpers.tiny import joint, settings, tiny
 from torch import nn
@@ -24,7 +23,6 @@ from diff_es import (
     Levers,
     Method,
     Obs,
-    Run,
     Sampling,
     Settings,
     StorageError,
@@ -182,7 +180,7 @@ def test_what_is_refused_binds_no_journal(
     ],
 )
 def test_settings_are_refused_before_a_model_is_loaded(
-    changes: list[str], told: str, run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: list[str], told: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("mine")
@@ -193,7 +191,7 @@ def test_settings_are_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize("target", ["taken", "taken/below", "/proc/x"])
 @pytest.mark.parametrize("command", ["demo", "sample", "evaluate", "export"])
 def test_outputs_that_cannot_be_written_are_refused_before_a_model_is_loaded(
-    command: str, target: str, fast: Compressed, run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, target: str, fast: Compressed, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("mine")
@@ -203,7 +201,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_a_model_is_loaded(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "taken"]
 
 
-def test_what_a_report_would_overwrite_is_looked_at_first(run: Command, tmp_path: Path) -> None:
+def test_what_a_report_would_overwrite_is_looked_at_first(run: Run, tmp_path: Path) -> None:
     (tmp_path / "result.json").mkdir()
     refused(run("demo", "--out", tmp_path), "result.json: expected a file, found something else.")
 
@@ -223,14 +221,14 @@ def test_what_a_report_would_overwrite_is_looked_at_first(run: Command, tmp_path
     ],
 )
 def test_options_of_results_are_refused_before_a_model_is_loaded(
-    line: list[str], told: str, fast: Compressed, run: Command, tmp_path: Path
+    line: list[str], told: str, fast: Compressed, run: Run, tmp_path: Path
 ) -> None:
     fast.save(tmp_path / "made")
     refused(run(line[0], tmp_path / "made", "--model", NOWHERE, *line[1:]), told)
 
 
 def test_the_current_folder_is_a_folder(
-    run: Command, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, exported = tmp_path / "here", tmp_path / "exported"
     for folder in (out, exported):
