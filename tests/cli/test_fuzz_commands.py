@@ -33,7 +33,7 @@ LAST = {"compress": "", "bench": "1", "evaluate": "1"}
 LONG = {"speedup", "workers", "random", "images"}
 """What is only drawn so that it is refused, since it takes its time; and what is not drawn at all."""
 FIXED = {("demo", "out_folder"), ("evaluate", "model"), ("bench", "compiled"), ("inspect", "timed")}
-FORMAT3 = Path(__file__).parent / "data" / "format3" / "levels"
+FORMAT3 = Path(__file__).parents[1] / "data" / "format3" / "levels"
 HANG = 10.0  # seconds, in which what is refused has to be
 
 
