@@ -47,9 +47,7 @@ def test_a_speed_up_of_no_sense_is_refused(speedup: float) -> None:
 
 @pytest.mark.parametrize("weights", [0.0, -1.0, math.nan, math.inf])
 def test_weights_of_no_sense_are_refused(weights: float) -> None:
-    with pytest.raises(
-        DiffESError, match=rf"weights_gb: expected a number above 0, at .*, found {weights}"
-    ):
+    with pytest.raises(DiffESError, match=rf"weights_gb: expected a number above 0, at .*, found {weights}"):
         Budget.of(weights_gb=weights)
 
 
