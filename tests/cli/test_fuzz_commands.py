@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ LAST = {"compress": "", "bench": "1", "evaluate": "1"}
 LONG = {"speedup", "workers", "random", "images"}
 """What is only drawn so that it is refused, since it takes its time; and what is not drawn at all."""
 FIXED = {("demo", "out_folder"), ("evaluate", "model"), ("bench", "compiled"), ("inspect", "timed")}
+FORMAT3 = Path(__file__).parents[1] / "data" / "format3" / "levels"
 HANG = 10.0  # seconds, in which what is refused has to be
 
 
@@ -40,10 +42,11 @@ def places(fast: Compressed, model_folder: Path, tmp_path_factory: pytest.TempPa
     """What lies on the disk, by what it is."""
     folder = tmp_path_factory.mktemp("lines")
     fast.save(folder / "made")
+    shutil.copytree(FORMAT3, folder / "earlier")
     (folder / "file").write_text("mine")
     (folder / "others").mkdir()
     (folder / "others" / "thesis.tex").write_text("ten years")
-    names = {name: str(folder / name) for name in ("made", "file", "others", "new")}
+    names = {name: str(folder / name) for name in ("made", "earlier", "file", "others", "new")}
     return names | {"model": str(model_folder), "nowhere": "/proc/x", "device": "/dev/null", "long": "y" * 5000}
 
 
@@ -62,9 +65,9 @@ def enums(command: str, parameter: Any) -> Iterator[type[Enum]]:
     yield from (one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, Enum))
 
 
-def base(command: str, places: dict[str, str], out: Path) -> list[str]:
-    """A command line that works."""
-    line = [command, places["model"] if command in ("compress", "inspect") else places["made"]]
+def base(command: str, places: dict[str, str], out: Path, result: str) -> list[str]:
+    """A command line that works, on a result of today's format or of format 3."""
+    line = [command, places["model"] if command in ("compress", "inspect") else places[result]]
     if command in ("sample", "evaluate", "bench", "export"):  # an evaluation takes long: it ends at a model of no place
         line += ["--model", places["nowhere" if command == "evaluate" else "model"]]
     if command == "demo":  # so does this: nothing that can be drawn may make it run
@@ -76,7 +79,7 @@ def base(command: str, places: dict[str, str], out: Path) -> list[str]:
 def drawn(draw: random.Random, places: dict[str, str], out: Path) -> list[str]:
     """One command line with a few of its options exchanged, as Click takes the last of several."""
     command = draw.choice(sorted(COMMANDS))
-    line, options = base(command, places, out), COMMANDS[command].params
+    line, options = base(command, places, out, draw.choice(("made", "earlier"))), COMMANDS[command].params
     for parameter in draw.sample(options, min(len(options), draw.choice((1, 1, 2, 3)))):
         if (command, parameter.name) in FIXED:
             continue

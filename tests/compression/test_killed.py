@@ -20,10 +20,12 @@ from tests.helpers.mutations import in_child
 from tests.helpers.tiny import assert_same_plans, settings, tiny
 from torch import Tensor
 
-from diff_es import Compressed, Run, StorageError, compress, load, store
+from diff_es import Compressed, Run, StorageError, compress, load
+from diff_es.compression import store
 from diff_es.compression.store import MANIFEST, check_target, read_folder, write_folder
 from diff_es.scoring.journal import Journal, Scale
 from diff_es.search import Candidate
+from diff_es.utils.files import digest
 from diff_es.utils.locks import held_file, held_folder
 
 SETTINGS = {"seed": 1}
@@ -130,7 +132,7 @@ def by_an_earlier_version(out: Path) -> None:
         (out / name).rename(out / plain)
         manifest["files"][plain] = manifest["files"].pop(name)
     del manifest["sha256"]
-    (out / MANIFEST).write_text(json.dumps({**manifest, "sha256": store.digest(manifest)}))
+    (out / MANIFEST).write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
     lines = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     unchecked = [{key: line[key] for key in line if key not in ("sha256", "check")} for line in lines]
     (out / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in unchecked))

@@ -170,7 +170,7 @@ def test_what_is_refused_binds_no_journal(
         (["--weights-gb", "1", "--placement", "resident"], "placement: expected none, since the result is streamed"),
         (
             ["--guidance", "1e300"],
-            "guidance_scale: expected a number from 0 to 1000 (more cannot be meant), found",
+            "guidance_scale: expected a number from 0 to 1000 (more cannot be meant), found 1e+300.",
         ),
         (["--table", "missing"], "missing: expected a diff-es.json in it, found none."),
         (["--prompts", "missing"], "missing: expected prompts, one on each line, found"),

@@ -293,7 +293,7 @@ def test_probes_are_dealt_prompts_or_nothing() -> None:
     [
         ("DDPM", {"negative_prompt": "x"}, "negative_prompt: expected none for a DDPMPipeline, found 'x'"),
         ("DDPM", {"height": 8}, "height: expected none for a DDPMPipeline, found 8"),
-        ("SD", {"frames": 9}, "frames: expected none for a StableDiffusionPipeline, found 9"),
+        ("SD", {"num_frames": 9}, "num_frames: expected none for a StableDiffusionPipeline, found 9"),
         ("FLUX", {"negative_prompt": "x"}, "expected none: guidance is an input of this denoiser"),
     ],
 )
@@ -305,7 +305,7 @@ def test_what_a_pipeline_does_not_take_is_refused(name: str, asked: dict[str, An
 
 def test_a_negative_prompt_is_asked_for_once_a_sample() -> None:
     pipe = made(stable_diffusion)
-    assert call_arguments(pipe, ["a", "b"], Sampling(negative_prompt="c"))["negative_prompt"] == ["c", "c"]
+    assert call_arguments(pipe, ["a", "b"], Sampling(5, 2.0, negative_prompt="c"))["negative_prompt"] == ["c", "c"]
 
 
 def test_other_pipelines_are_refused_by_name() -> None:

@@ -26,12 +26,12 @@ def joint_spaces(draw: st.DrawFn) -> Space:
     later = [draw(st.sets(st.integers(0, 3), min_size=1, max_size=3)) for _ in range(stages - 1)]
     counts = tuple(tuple(sorted(n)) for n in (first, *later))
     own = tuple(draw(st.sampled_from(n)) for n in counts)
-    fixed = draw(st.integers(0, 3))
-    assume(all(fixed + sum(map(min, stage)) > 0 for stage in costs))
-    steps = Steps(counts, own)
-    bounds = [n[0] * (fixed + sum(map(min, stage))) for n, stage in zip(counts, costs, strict=True)]
-    tops = [n[-1] * (fixed + sum(map(max, stage))) for n, stage in zip(counts, costs, strict=True)]
-    return Space(costs, draw(st.integers(sum(bounds), sum(tops) + 2)), steps, (fixed,) * stages)
+    fixed = tuple(draw(st.lists(st.integers(0, 3), min_size=stages, max_size=stages)))
+    stagewise = list(zip(counts, fixed, costs, strict=True))
+    assume(all(alone + sum(map(min, stage)) > 0 for _, alone, stage in stagewise))
+    least = sum(n[0] * (alone + sum(map(min, stage))) for n, alone, stage in stagewise)
+    dearest = sum(n[-1] * (alone + sum(map(max, stage))) for n, alone, stage in stagewise)
+    return Space(costs, draw(st.integers(least, dearest + 2)), Steps(counts, own), fixed)
 
 
 def of(*stages: tuple[int, int]) -> Candidate:
@@ -76,7 +76,7 @@ def test_steps_that_are_given_and_levels_that_are_dense(space: Space, data: st.D
 
 def total(space: Space, candidate: Candidate) -> int:
     return sum(
-        n * ((space.fixed or (0,) * space.stages)[s] + sum(space.costs[s][u][level] for u, level in enumerate(levels)))
+        n * ((space.fixed[s] if space.fixed else 0) + sum(space.costs[s][u][level] for u, level in enumerate(levels)))
         for s, (n, levels) in enumerate(zip(candidate.steps, candidate.levels, strict=True))
     )
 
@@ -265,8 +265,9 @@ def test_malformed_steps_are_refused(counts: tuple[tuple[int, ...], ...], own: t
 
 def test_helpful_errors() -> None:
     steps = Steps(((1, 2), (0, 1)), (2, 1))
-    with pytest.raises(ValueError, match=r"fixed: expected 2 costs of 0 or more, found \(-1, 0\)"):
-        Space((((4, 5),),) * 2, 9, steps, (-1, 0))
+    for fixed in ((-1, 0), (0,)):
+        with pytest.raises(ValueError, match=r"Space.fixed: expected 2 costs of 0 or more, found \("):
+            Space((((4, 5),),) * 2, 9, steps, fixed)
     with pytest.raises(ValueError, match=r"costs\[1\]: expected a step to cost something at any level, found 0"):
         Space((((2,),), ((2, 0),)), 9, steps)
     with pytest.raises(ValueError, match="steps: expected 1 stages, found 2"):

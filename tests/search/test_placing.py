@@ -40,7 +40,8 @@ def starts(draw: st.DrawFn, most: int = 4) -> tuple[Space, Candidate]:
         StageChoice(n, tuple(draw(st.integers(0, len(row) - 1)) if n and any(row) else 0 for row in stage))
         for n, stage in zip(counts_of(timesteps), costs, strict=True)
     )
-    roomy = Space(costs, 10**6, STEPS, (draw(st.integers(1, 5)),) * 3)
+    fixed = tuple(draw(st.lists(st.integers(1, 5), min_size=3, max_size=3)))
+    roomy = Space(costs, 10**6, STEPS, fixed)
     start = Candidate(stages, timesteps)
     return roomy.within(total(roomy, start) + draw(st.integers(0, 40))), start
 

@@ -45,6 +45,8 @@ class Space:
     def __post_init__(self) -> None:
         if not self.costs or not self.costs[0]:
             raise ValueError("Space.costs: expected at least one stage and one unit, found none")
+        if self.fixed and (len(self.fixed) != self.stages or min(self.fixed) < 0):
+            raise ValueError(f"Space.fixed: expected {self.stages} costs of 0 or more, found {self.fixed}")
         for s, stage in enumerate(self.costs):
             if len(stage) != len(self.costs[0]):
                 raise ValueError(
@@ -59,8 +61,6 @@ class Space:
                     )
             if self.steps and self._fixed[s] + sum(map(min, stage)) == 0:
                 raise ValueError(f"Space.costs[{s}]: expected a step to cost something at any level, found 0")
-        if self.fixed and (len(self.fixed) != self.stages or min(self.fixed) < 0):
-            raise ValueError(f"Space.fixed: expected {self.stages} costs of 0 or more, found {self.fixed}")
         if self.steps and len(self.steps.counts) != self.stages:
             raise ValueError(f"Space.steps: expected {self.stages} stages, found {len(self.steps.counts)}")
         least = self._moves.spent([slot.cheapest[0] for slot in self._moves.slots])
