@@ -122,7 +122,7 @@ NONSENSE: list[dict[str, Any]] = [
     {"measure": Obs()},
     {"reporter": "progress.txt"},
 ]
-WHERE = {"weights_gb": "WeightMemory", "speedup": "Speedup", "stagez": "Settings"}
+WHERE = {"stagez": "Settings"}
 """What an error names in the place of what was said."""
 OF_RUN, OF_BUDGET = ("placement", "workers", "reporter"), ("macs", "speedup", "weights_gb")
 

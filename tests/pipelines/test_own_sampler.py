@@ -207,7 +207,8 @@ def test_conditions_guidance_noise_and_two_calls_a_step(monkeypatch: pytest.Monk
 def test_everything_that_compares(found: tuple[OwnSampler, Compressed]) -> None:
     sampler, fast = found
     rows = evaluated(sampler, fast, Effort(noises=2, rounds=1, batch=2, random=2)).rows
-    assert [row.contender for row in rows] == ["dense", "fewer-steps", "uniform", "mosaicdiff", "random", "diff-es"]
+    names = ["dense", "fewer-steps", "trailing", "uniform", "mosaicdiff", "random", "diff-es"]
+    assert [row.contender for row in rows] == names
     assert {row.psnr_db for row in rows} == {None}
     assert all(row.macs_ratio <= 0.5 for row in rows[1:])
     bench = compare(sampler, fast, [2], 1, QUIET)["rows"]

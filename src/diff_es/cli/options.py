@@ -98,12 +98,12 @@ class Images:
     count: Count
     seed: Seed
     steps: Steps | None  # None: those of the artefact
-    guidance: Guidance | None
+    guidance_scale: Guidance | None
 
     def of(self, sampling: Sampling) -> Sampling:
         """The artefact's setting with what is asked for instead."""
         steps = sampling.steps if self.steps is None else self.steps
-        guidance = sampling.guidance if self.guidance is None else self.guidance
+        guidance = sampling.guidance if self.guidance_scale is None else self.guidance_scale
         return replace(sampling, num_inference_steps=steps, guidance_scale=guidance)
 
 

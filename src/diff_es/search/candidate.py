@@ -33,9 +33,16 @@ class Candidate:
     stages: tuple[StageChoice, ...] = field(compare=False)
     timesteps: tuple[float, ...] = field(default=(), compare=False)  # descending; (): where the numbers put them
     _key: tuple[Any, ...] = field(init=False, repr=False)  # all of it in plain tuples, which searches compare faster
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_key", (tuple((one.steps, one.levels) for one in self.stages), self.timesteps))
+        # -1: other than that of None, its hash is the same in every process
+        rows = tuple((-1 if one.steps is None else one.steps, one.levels) for one in self.stages)
+        object.__setattr__(self, "_key", (rows, self.timesteps))
+        object.__setattr__(self, "_hash", hash(self._key))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def of(

@@ -124,7 +124,7 @@ class Space:
     def misfit(self, candidate: Candidate) -> str | None:
         """Why `candidate` is none of this table (shape, range); None where it is one, whatever it costs."""
         shape, chosen = [len(row) for row in candidate.levels], [one.steps for one in candidate.stages]
-        if shape != [self.units] * self.stages or (None in chosen) != (self.steps is None):
+        if shape != [self.units] * self.stages or {n is None for n in chosen} != {self.steps is None}:
             front = "the steps and " if self.steps else ""
             found = f"{len(shape)} stages of {shape} levels, and steps {chosen}"
             return f"expected {self.stages} stages x {front}{self.units} units, found {found}"
