@@ -166,7 +166,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What has no default."""
     folder, pipe = tmp_path_factory.mktemp("calls"), tiny()
     needed: dict[str, Any] = {"pipe": pipe, "folder": folder / "new", "budget": Budget(), "settings": settings()}
-    needed |= {"count": 2, "seed": 0, "steps": None, "guidance": None, "batch": (2,), "rounds": 1}
+    needed |= {"count": 2, "seed": 0, "steps": None, "guidance_scale": None}
+    needed |= {"batch": (2,), "rounds": 1}
     return needed | {"times": 1.5, "gigabytes": 3.0, "denoiser": pipe.transformer, "sample": looped, "noise": (4, 8, 8)}
 
 
