@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format docs clean
+.PHONY: help venv demo readme test lint format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ venv: $(STAMP)  ## make .venv with the pinned dependencies and this package, edi
 
 demo: $(STAMP)  ## compress the bundled model and write the report to demo/
 	$(BIN)/diff-es demo --out demo
+
+readme: demo  ## the demo, and its picture and tables into README.md and docs/
+	$(BIN)/python benchmarks/readme.py --demo demo
 
 test: lint docs  ## lint, types, documentation and every test, slow ones included
 	$(BIN)/pytest -n $(JOBS) --dist worksteal

@@ -68,14 +68,21 @@ def options(kind: type[Options], description: str | None) -> Options:
 
 
 def header(*columns: str) -> None:
-    """The first two lines of a Markdown table."""
-    row(*columns)
-    print("|---" * len(columns) + "|")
+    """The first two lines of a Markdown table, shown at once."""
+    print(header_of(*columns), flush=True)
 
 
 def row(*cells: str) -> None:
     """A line of one, shown at once."""
-    print("| " + " | ".join(cells) + " |", flush=True)
+    print(line(*cells), flush=True)
+
+
+def header_of(*columns: str) -> str:
+    return line(*columns) + "\n" + "|---" * len(columns) + "|"
+
+
+def line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def with_error(values: Sequence[float]) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+import torch
+
+from diff_es.evaluation.assemble import contact_sheet
+from diff_es.evaluation.report import Row
+from diff_es.utils.files import write_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SAMPLED = ("--steps", 4, "--stages", 2, "--calibration-samples", 4)
@@ -121,6 +128,29 @@ def test_promise(bench: Bench, tmp_path: Path) -> None:
     both = rows(bench("promise", "--seeds", 2, *small))
     assert [row[3] for row in both] == ["2"]
     assert "nan" not in both[0][6]
+
+
+def test_readme(bench: Bench, tmp_path: Path) -> None:
+    demo, into = tmp_path / "demo", tmp_path / "repository"
+    fewer = Row("fewer-steps", 0.5, 10, 0.5, 4.0, 0.1, 1.96, 1.9, 14.06, 18.9, 28.7, None, 8)
+    dense = Row("dense", 1.0, 20, 1.0, 9.0, 0.1, 1.0, 1.0, 20.44, None, 35.0, 2.3, 8)
+    measured = [dense, fewer, replace(fewer, contender="diff-es")]
+    facts = {"Reference": "the dense model at 80 steps", "Seed": "0", "Device": "a processor"}
+    write_text(demo / "result.json", json.dumps({"facts": facts, "rows": [row.to_json() for row in measured]}))
+    contact_sheet([torch.zeros(3, 2, 2)]).save(demo / "side-by-side.png")
+    write_text(into / "README.md", "Before.\n<!-- demo -->\nof old\n<!-- /demo -->\nAfter.\n")
+    (into / "docs/tables").mkdir(parents=True)
+    bench("readme", "--demo", demo, "--into", into, model=False)
+    readme, table = (into / "README.md").read_text(), (into / "docs/tables/demo.md").read_text()
+    assert readme.startswith("Before.\n<!-- demo -->\nMean SNR")
+    assert readme.endswith("<!-- /demo -->\nAfter.\n")
+    assert "20.4 dB (`make demo` at commit" in readme
+    assert [row[1] for row in rows(readme)] == ["**14.1 dB, 1.96x**", "14.1 dB, 1.96x"]
+    assert names(table)[:3] == ["Dense", "Fewer steps", "Diff-ES"]
+    assert (into / "docs/side-by-side.png").read_bytes() == (demo / "side-by-side.png").read_bytes()
+    (into / "README.md").write_text("No place for it.")
+    with pytest.raises(ValueError, match="expected one <!-- demo -->"):
+        bench("readme", "--demo", demo, "--into", into, model=False)
 
 
 def test_routing(bench: Bench) -> None:

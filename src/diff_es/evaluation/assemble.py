@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -131,13 +131,13 @@ def _device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
 
 
-def publish(folder: Path, story: Story) -> dict[str, list[dict[str, str | int | float | None]]]:
-    """Write the files :data:`PUBLISHED`; returns what the first holds.
+def publish(folder: Path, story: Story) -> Mapping[str, object]:
+    """Write the files :data:`PUBLISHED`; returns what the first holds: how it was made, and a row for each contender.
 
     Raises:
         StorageError: the disk refused.
     """
-    result = {"rows": [row.to_json() for row in story.rows]}
+    result = {"facts": dict(story.facts), "rows": [row.to_json() for row in story.rows]}
     for name, text in zip(PUBLISHED, (json.dumps(result, indent=2) + "\n", render(story)), strict=True):
         write_text(folder / name, text)
     return result
