@@ -1,6 +1,6 @@
 """A denoiser that diffusers does not know, with a sampling loop of its own: pruned and stepped stage by stage.
 
-    python examples/foreign_denoiser.py [training steps, such as 300] [generations of the search, such as 8]
+    python examples/foreign_denoiser.py [training steps, such as 300] [generations of the search, 8] [its noises, 16]
 
 A small transformer of `nn.TransformerEncoderLayer`s learns for some seconds to make short signals out of noise. What
 can be pruned in it is declared, and its loop takes the place of a pipeline: compressed, compared with its rivals,
@@ -96,14 +96,15 @@ def again(folder: Path) -> None:
         torch.save(own.latents(range(4)), folder / "again.pt")
 
 
-def main(train: int = 300, generations: int = 8) -> None:
+def main(train: int = 300, generations: int = 8, noises: int = 16) -> None:
     denoiser = trained(train)
     weights, own = denoiser.state_dict(), sampler(denoiser)
-    small = Settings(stages=4, calibration_samples=32, search_noises=16, held_out_noises=16, sensitivity_noises=4)
-    small = replace(small, timestep_generations=4, population=8, generations=generations)
+    small = Settings(stages=4, calibration_samples=32, search_noises=noises, held_out_noises=noises)
+    small = replace(small, sensitivity_noises=noises // 4, timestep_generations=4, population=8)
+    small = replace(small, generations=generations)
     fast = compress(own, 0.5, small, Run(reporter=Reporter()))
     print("times", [round(t, 3) for t in fast.timesteps or ()], "levels", fast.schedule.levels)
-    for row in evaluated(own, fast, Effort(noises=32, rounds=3, random=16)).rows:
+    for row in evaluated(own, fast, Effort(noises=2 * noises, rounds=3, random=noises)).rows:
         closeness = "" if row.snr_db is None else f"{row.snr_db:6.1f} dB"
         print(f"{row.contender:12} {row.steps:3} steps  {row.macs_ratio:.2f} MACs  {row.speedup:5.2f}x  {closeness}")
     with TemporaryDirectory() as name, fast.routed(own):

@@ -1,6 +1,6 @@
 """A plain convolutional U-Net with a DDPM loop of its own, pruned stage by stage.
 
-    python examples/own_unet.py [training steps, such as 300] [generations of the search, such as 6]
+    python examples/own_unet.py [training steps, such as 300] [generations of the search, 6] [its noises, 16]
 
 The U-Net learns for some seconds to draw bars in 8 x 8 pixels. The loop is guided, adds noise on the way, and takes no
 list of times: so levels are searched, and steps are left alone.
@@ -100,10 +100,10 @@ def again(folder: Path) -> None:
         torch.save(own.latents(range(4), [0, 1, 0, 1]), folder / "again.pt")
 
 
-def main(train: int = 300, generations: int = 6) -> None:
+def main(train: int = 300, generations: int = 6, noises: int = 16) -> None:
     own = sampler(trained(train))
-    work = Settings(levers=Levers.PRUNE, stages=3, calibration_samples=32, search_noises=16, held_out_noises=16)
-    fast = compress(own, 0.6, replace(work, sensitivity_noises=8, generations=generations), Run(reporter=Reporter()))
+    small = Settings(levers=Levers.PRUNE, stages=3, calibration_samples=32, generations=generations)
+    fast = compress(own, 0.6, replace(small, search_noises=noises, held_out_noises=noises), Run(reporter=Reporter()))
     print(f"levels {fast.schedule.levels}, {fast.report.held_out_score:.1f} dB to the dense model, held out")
     for row in compare(own, fast, [32], 3, Reporter(quiet=True))["rows"]:
         print(f"{row['runner']:20} {row['speedup']:.2f}x, {row['weight_bytes'] / 1e6:.2f} MB of weights")

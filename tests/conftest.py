@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -45,6 +46,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = {"id2label": {"0": "floor", "1": "wall, stone wall", "2": "monster"}}
     index.write_text(json.dumps({**json.loads(index.read_text()), **names}))
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays to the end: it need not be looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -326,7 +326,7 @@ def test_bad_artefacts_and_labels_are_one_message(run: Run, made: Path, tmp_path
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_journal_and_resume_finishes(run: Run, model_folder: Path, tmp_path: Path) -> None:
-    """The search has hundreds of evaluations: those that run while the signal is on its way cannot finish it."""
+    """The search has a hundred evaluations: those that run while the signal is on its way cannot finish it."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     call = [
         "compress",
@@ -335,7 +335,7 @@ def test_ctrl_c_keeps_the_journal_and_resume_finishes(run: Run, model_folder: Pa
         "0.6",
         *CALL,
         "--generations",
-        "24",
+        "10",
         "--search-noises",
         "1",
         "--out",

@@ -45,15 +45,15 @@ def folder(fast: Compressed, tmp_path: Path) -> Path:
 def test_a_fresh_process_gives_bitwise_the_same_images(
     fast: Compressed, skipping: Compressed, corrected: Compressed, model_folder: Path, tmp_path: Path
 ) -> None:
-    pipe, expected, folders = tiny(), dict[str, torch.Tensor](), []
-    expected["dense"] = images(pipe)
+    pipe, model, folders = tiny(), str(model_folder), []
+    expected = {model: images(pipe)}
     for name, result in (("width", fast), ("depth", skipping), ("corrected", corrected)):
         folders.append(str(tmp_path / name))
         result.save(folders[-1])
         with result.routed(pipe):
             expected[folders[-1]] = images(pipe)
-        assert not torch.equal(expected[folders[-1]], expected["dense"])
-    found = images_of(model_folder, folders, tmp_path / "images.safetensors")
+        assert not torch.equal(expected[folders[-1]], expected[model])
+    found = images_of([(model, folder) for folder in folders], tmp_path / "images.safetensors")
     assert found.keys() == expected.keys()
     for name in expected:
         assert torch.equal(found[name], expected[name]), name

@@ -25,6 +25,7 @@ from diff_es.pipelines.loading import load, origin_of, reopen
 from diff_es.pipelines.probes import Probe, bundled_prompts, conditions_of
 from diff_es.pipelines.sampling import decode, sample
 from diff_es.pipelines.tracing import trace
+from diff_es.pruning.library import Library
 from diff_es.routing.placements import Resident
 from diff_es.routing.routing import routed
 from diff_es.scoring.metrics import snr_db
@@ -123,19 +124,20 @@ def test_evolved_beats_uniform_and_compensation_helps(pipe: Any) -> None:
         stages=2,
         levers=Levers.PRUNE,
         method=Method(Width(4, dense=())),
-        calibration_samples=16,
-        search_noises=4,
-        first_rung=2,
-        sensitivity_noises=2,
-        finalists=2,
-        held_out_noises=16,
+        calibration_samples=8,
+        search_noises=3,
+        first_rung=1,
+        sensitivity_noises=1,
+        finalists=1,
+        held_out_noises=8,
         population=4,
         generations=2,
     )
     fast = compress(pipe, 0.7, settings)
     assert fast.report.macs_ratio <= 0.7
     ready, found = prepare(pipe, settings), found_again(fast.report)
-    bare = prepare(pipe, replace(settings, method=Method(Width(4, dense=()), compensation=None)))
+    method = replace(ready.library.method, compensation=None)
+    bare = replace(ready, library=Library(pipe.unet, ready.anatomy, ready.statistics, method, QUIET))
     goal, _ = sampled(ready, Contender("dense", 1.0, 1.0, Runner("dense", sampling)), 16, QUIET)
 
     def snr(contender: Contender) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,14 +45,17 @@ class Case(NamedTuple):
     fast: Compressed
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(kind, levers) for kind in KINDS for levers in (Levers.BOTH, Levers.STEPS)],
-    ids=lambda param: " ".join(param),
-)
-def case(request: pytest.FixtureRequest) -> Case:
-    kind, levers = request.param
+COMBINATIONS = [(kind, levers) for kind in KINDS for levers in (Levers.BOTH, Levers.STEPS)]
+
+
+@cache
+def searched(kind: str, levers: Levers) -> Case:
     return Case(KINDS[kind], compress(tiny(**KINDS[kind]), float(MACS), joint(levers=levers)))
+
+
+@pytest.fixture(params=COMBINATIONS, ids=" ".join)
+def case(request: pytest.FixtureRequest) -> Case:
+    return searched(*request.param)
 
 
 @contextmanager
@@ -168,16 +172,19 @@ def test_it_is_whole_again_from_disk(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_fresh_process_gives_bitwise_the_same_images(case: Case, tmp_path: Path) -> None:
-    pipe, folder = tiny(**case.model), str(tmp_path / "out")
-    case.fast.save(folder)
-    tiny(**case.model).save_pretrained(tmp_path / "model")
-    expected = {"dense": images(pipe)}
-    with case.fast.routed(pipe):
-        expected[folder] = images(pipe)
-    found = images_of(tmp_path / "model", [folder], tmp_path / "images.safetensors")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+def test_a_fresh_process_gives_bitwise_the_same_images(tmp_path: Path) -> None:
+    expected, results = dict[str, Tensor](), list[tuple[str, str]]()
+    for i, case in enumerate(searched(*combination) for combination in COMBINATIONS):
+        pipe, model, folder = tiny(**case.model), str(tmp_path / f"model-{i}"), str(tmp_path / f"out-{i}")
+        case.fast.save(folder)
+        pipe.save_pretrained(model)
+        expected[model] = images(pipe)
+        with case.fast.routed(pipe):
+            expected[folder] = images(pipe)
+        results.append((model, folder))
+    again = images_of(results, tmp_path / "images.safetensors")
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
 def test_what_is_saved_is_the_best_of_what_was_judged(case: Case) -> None:

@@ -113,7 +113,7 @@ def _randomise(part: nn.Module, generator: torch.Generator) -> None:
 
 
 def settings(**changes: Any) -> Settings:
-    """A search of a second among levels alone: 3 stages of 2 steps, 8 levels, 2 generations of 6."""
+    """A search of a second among levels alone: 3 stages of 2 steps, 8 levels, 2 generations of 4."""
     small = Settings(
         sampling=CALL,
         stages=3,
@@ -126,7 +126,7 @@ def settings(**changes: Any) -> Settings:
         first_rung=0,
         finalists=2,
         held_out_noises=2,
-        population=6,
+        population=4,
         generations=2,
         front=(),
     )
@@ -150,8 +150,8 @@ def joint(**changes: Any) -> Settings:
         "levers": Levers.BOTH,
         "reference_multiple": 2,
         "first_rung": 1,
-        "timestep_generations": 3,
-        "timestep_offspring": 4,
+        "timestep_generations": 2,
+        "timestep_offspring": 2,
     }
     return settings(**{**small, **changes})
 

@@ -18,7 +18,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     Transformer2DModel,
 )
-from tests.helpers.tiny import assert_same, images, opened, settings, snapshot, stages_of, tiny
+from tests.helpers.tiny import LITTLE, assert_same, images, opened, settings, snapshot, stages_of, tiny
 
 from diff_es import BudgetOutOfReach, Depth, Method, Sampling, UnsupportedModel, Width, compress, load
 from diff_es.layers import DENSE, Kind, discover
@@ -57,7 +57,7 @@ def test_every_shape_is_compressed_routed_saved_and_loaded(name: str, prune: str
     with routed(pipe.transformer, stages_of(pipe, 3, sampling), opened(pipe, [DENSE] * 3)):
         assert torch.equal(images(pipe, **call), dense)
     method = Method(Depth()) if prune == "depth" else Method(Width(4))
-    chosen = settings(sampling=sampling, method=method, population=4, generations=2, search_noises=2)
+    chosen = settings(**{**LITTLE, "sampling": sampling, "method": method})
     fast = compress(pipe, 0.8, chosen)
     assert_same(before, snapshot(pipe.transformer))
     assert 0.4 < fast.report.macs_ratio <= 0.8

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import DiTPipeline
 from tests.helpers.counting import counted
-from tests.helpers.tiny import CALL, assert_same_plans, images, joint, opened, settings, snapshot, tiny
+from tests.helpers.tiny import CALL, LITTLE, assert_same_plans, images, joint, opened, settings, snapshot, tiny
 
 from diff_es import Compressed, Depth, DiffESError, Method, Width, compress, load
 from diff_es.compression.settings import Levers
@@ -251,7 +251,7 @@ def test_searches_over_units_keep_the_budget_and_come_back_from_disk(name: str, 
     pipe, method = tiny(), Method(ladder, granularity=grain)
     before, dense = snapshot(pipe.transformer), images(pipe)
     make = settings if levers is Levers.PRUNE else joint
-    fast = compress(pipe, 0.6, make(levers=levers, method=method, generations=2))
+    fast = compress(pipe, 0.6, make(**{**LITTLE, "levers": levers, "method": method, "first_rung": 0}))
     assert snapshot(pipe.transformer).keys() == before.keys()
     assert fast.report.units == tuple(unit.name for unit in units_of(discover(pipe.transformer), ladder, grain))
     assert {len(row) for row in fast.schedule.levels} == {len(fast.report.units)}

@@ -195,7 +195,7 @@ def test_blocks_are_skipped_and_steps_chosen_in_the_same_search(name: str, tmp_p
         "search_noises": 2,
         "held_out_noises": 1,
         "finalists": 1,
-        "timestep_generations": 2,
+        "timestep_generations": 1,
         "timestep_offspring": 2,
         "first_rung": 1,
     }
@@ -205,8 +205,8 @@ def test_blocks_are_skipped_and_steps_chosen_in_the_same_search(name: str, tmp_p
         levers=Levers.BOTH,
         reference_multiple=2,
         method=method,
-        population=4,
-        generations=2,
+        population=3,
+        generations=1,
         **small,
     )
     dense = drawn(name, pipe)

@@ -42,7 +42,7 @@ SETTINGS = Settings(
     timestep_generations=4,
     timestep_offspring=6,
 )
-EFFORT = Effort(noises=48, images=128, rounds=2, random=40)
+EFFORT = Effort(noises=48, images=96, rounds=2, random=32)
 PICTURE = "side-by-side.png"
 
 

@@ -148,7 +148,7 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
     ):
         for start in range(0, len(probes), sampling.batch):
             part = probes[start : start + sampling.batch]
-            torch.manual_seed(part[0].seed)  # for samplers that add noise: many pipelines give them no generator
+            _seed(part[0].seed)  # for samplers that add noise: many pipelines give them no generator
             call = call_arguments(pipe, [probe.condition for probe in part], sampling)
             call["num_inference_steps"] = sampling.steps
             call["generator"] = [torch.Generator().manual_seed(probe.seed) for probe in part]
@@ -158,6 +158,14 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
             with _latents_only(pipe, results):
                 pipe(**call, output_type="pt")
     return torch.cat(results)
+
+
+def _seed(seed: int) -> None:
+    """As ``torch.manual_seed``, which at each call keeps a stack trace for accelerators, even where there is none."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def _cuda(denoiser: Denoiser) -> list[torch.device | int]:

@@ -62,44 +62,104 @@ class Obs:
     rounds: Rounds = 1024
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
-        # float32 from here on: the order alone is at stake, and the loop is bound by memory
-        inverse = torch.linalg.inv(damped(moments.hessian(centred=True), self.damping, moments.rounding())).float()
-        weight = weight.float().to(inverse.device).clone()
+        hessian = damped(moments.hessian(centred=True), self.damping, moments.rounding())
+        # float32 from here on: the order alone is at stake
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian)).float()
+        weight = weight.float().to(inverse.device)
         groups = weight.shape[1] // width
         chunk = max(1, groups // self.rounds)
-        alive, order = torch.arange(groups, device=weight.device), list[Tensor]()
-        while len(alive):
-            gone = _obs_scores(weight, inverse, alive, width).argsort(stable=True)[:chunk]
-            removed = _columns(alive[gone], width)
-            order.append(alive[gone])
-            alive = alive[_without(gone, len(alive))]
-            # block form of the OBS update: eliminate the removed columns from W and from H^-1
-            update = torch.linalg.solve(inverse[removed][:, removed], inverse[removed])
-            weight.addmm_(weight[:, removed], update, alpha=-1)
-            inverse.addmm_(inverse[:, removed], update, alpha=-1)
-        return torch.cat(order)
+        left = _Left(inverse, weight.T @ weight, width, chunk)
+        return torch.cat([left.remove(min(chunk, groups - start)) for start in range(0, groups, chunk)])
 
 
 Ranking: TypeAlias = Obs | Wanda | Magnitude | Activation
 """Says in which order the groups of a layer go: one that settings can be saved with."""
 
 
-def _obs_scores(weight: Tensor, inverse: Tensor, alive: Tensor, width: int) -> Tensor:
-    """(len(alive),): tr(W_g ([H^-1]_gg)^-1 W_g^T) of the groups that are left."""
-    if width == 1:
-        return weight.square().sum(0)[alive] / inverse.diagonal()[alive]
-    groups = len(inverse) // width
-    blocks = inverse.view(groups, width, groups, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (G, width, width)
-    columns = weight.T.view(groups, width, -1)[alive]  # (len(alive), width, O)
-    scores: Tensor = (torch.linalg.solve(blocks[alive], columns) * columns).sum((1, 2))
-    return scores
+class _Left:
+    """H^-1 and W^T W of the columns that are left, as groups are removed one after another.
+
+    Removing the columns R takes U K U^T off H^-1, with U = [H^-1]_:R and K = ([H^-1]_RR)^-1, and W_R K U^T off W, which
+    takes A U^T + U A^T off W^T W, with A = (W^T W)_:R K - U K (W^T W)_RR K / 2. These products wait until many columns
+    have gone, since applying them costs as much for many as for one; only the blocks of the groups on the diagonal,
+    which decide what goes next, are kept up to date.
+
+    Args:
+        inverse, gram: (D, D), H^-1 and W^T W of all columns; D = G * width.
+        chunk: the most groups that go at a time.
+    """
+
+    def __init__(self, inverse: Tensor, gram: Tensor, width: int, chunk: int) -> None:
+        self._inverse, self._gram, self._width = inverse, gram, width
+        self._room = max(_TOGETHER, chunk * width)
+        self._groups = torch.arange(len(inverse) // width, device=inverse.device)  # of these matrices
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing waits."""
+        self._gone = torch.zeros_like(self._groups, dtype=torch.bool)
+        self._blocks = _diagonal(self._inverse, self._width).clone(), _diagonal(self._gram, self._width).clone()
+        self._products = self._inverse.new_empty(3, self._room, len(self._inverse))  # U, U K and A, transposed
+        self._waiting = 0  # columns whose products these are
+
+    def remove(self, count: int) -> Tensor:
+        """The groups that are missed least, the least first: tr(W_g ([H^-1]_gg)^-1 W_g^T); now they are gone."""
+        if self._waiting + count * self._width > self._room:
+            self._apply()
+        picks = self._scores().masked_fill_(self._gone, torch.inf).argsort(stable=True)[:count]
+        self._gone[picks] = True
+        self._note(_columns(picks, self._width))
+        return self._groups[picks]
+
+    def _scores(self) -> Tensor:
+        inverse, gram = self._blocks
+        if self._width == 1:
+            return gram[:, 0, 0] / inverse[:, 0, 0]
+        one = torch.eye(self._width, device=inverse.device)
+        inverse = torch.where(self._gone[:, None, None], one, inverse)  # what is left of these is rounding
+        return torch.linalg.solve(inverse, gram).diagonal(dim1=1, dim2=2).sum(1)
+
+    def _note(self, columns: Tensor) -> None:
+        """Let wait what the removal of columns takes off, but for the diagonal."""
+        end = self._waiting + len(columns)
+        before, scaled, half = self._products[:, : self._waiting]
+        taken = torch.addmm(self._inverse[columns], scaled[:, columns].T, before, alpha=-1)  # these are symmetric
+        gram = torch.addmm(self._gram[columns], half[:, columns].T, before, alpha=-1)
+        gram.addmm_(before[:, columns].T, half, alpha=-1)
+        block = taken[:, columns]
+        scaled = _divided(taken, block)
+        half = _divided(gram - gram[:, columns] @ scaled / 2, block)
+        for place, part in zip(self._products, (taken, scaled, half), strict=True):
+            place[self._waiting : end] = part
+        own = [part.view(len(columns), -1, self._width).permute(1, 2, 0) for part in (taken, scaled, half)]
+        cross = own[2] @ own[0].mT
+        self._blocks[0].sub_(own[1] @ own[0].mT)
+        self._blocks[1].sub_(cross).sub_(cross.mT)
+        self._waiting = end
+
+    def _apply(self) -> None:
+        """Take off what waits, and leave out what has gone."""
+        stay = _columns((~self._gone).nonzero()[:, 0], self._width)
+        taken, scaled, half = self._products[:, : self._waiting, stay]
+        self._inverse = self._inverse[stay][:, stay].addmm_(scaled.T, taken, alpha=-1)
+        self._gram = self._gram[stay][:, stay].addmm_(torch.cat([half, taken]).T, torch.cat([taken, half]), alpha=-1)
+        self._groups = self._groups[~self._gone]
+        self._begin()
 
 
-def _without(picks: Tensor, count: int) -> Tensor:
-    """A mask of ``count`` that leaves out ``picks``."""
-    mask = torch.ones(count, dtype=torch.bool, device=picks.device)
-    mask[picks] = False
-    return mask
+def _divided(rows: Tensor, block: Tensor) -> Tensor:
+    """(C, D): the inverse of a symmetric block (C, C) times rows."""
+    return rows / block if len(block) == 1 else torch.linalg.solve(block, rows)
+
+
+_TOGETHER = 128
+"""Columns whose removal is applied at once."""
+
+
+def _diagonal(matrix: Tensor, width: int) -> Tensor:
+    """(G, width, width): the blocks on the diagonal of (G * width, G * width)."""
+    groups = len(matrix) // width
+    return matrix.view(groups, width, groups, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def _grouped(scores: Tensor, width: int) -> Tensor:
