@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin, get
 
 from torch import Tensor
 
-from diff_es.compression.evaluator import Judge
+from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.evolve import evolve
 from diff_es.compression.final import Found
 from diff_es.compression.sensitivity import sensitivity
@@ -116,8 +116,8 @@ class Results:
 
 def searched(study: Study, budgets: Sequence[float], reporter: Reporter) -> tuple[Found, ...]:
     """What a search in this process, without a journal, finds within each budget."""
-    judge = Judge(study, Journal(None, {}, resume=False))
-    return evolve(study, budgets, judge, sensitivity(study, judge, reporter), reporter)
+    evaluator = Evaluator(study, Journal(None, {}, resume=False))
+    return evolve(study, budgets, evaluator, sensitivity(study, evaluator, reporter), reporter)
 
 
 def by_study(study: Study, found: Found) -> Contender:

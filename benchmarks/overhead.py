@@ -26,7 +26,7 @@ from common import CalibrationSamples, Generations, Guidance, SearchNoises, Stag
 from published_sizes import dit_s
 
 from diff_es.compression.compress import open_journal
-from diff_es.compression.evaluator import Judge
+from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.evolve import evolve
 from diff_es.compression.sensitivity import changed, sensitivity
 from diff_es.compression.settings import Levers, Settings
@@ -128,18 +128,18 @@ def main() -> None:
     ready, profile = prepare(pipe, settings, reporter, Budget(MacsRatio(0.5))), cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder, clock.watching(pipe):
         journal = open_journal(ready, Path(folder) / "journal", reporter, resume=False)
-        judge = Judge(ready, journal)
+        evaluator = Evaluator(ready, journal)
         if asked.functions:
             profile.enable()
         began, single = time.perf_counter(), changed(ready)
         if asked.candidates:
-            judge.scores(single[:: -(-len(single) // asked.candidates)], Scale.ALONE)
+            evaluator.scores(single[:: -(-len(single) // asked.candidates)], Scale.ALONE)
             clock.show(f"{asked.candidates} candidates", began)
         else:
-            table = sensitivity(ready, judge, reporter)
+            table = sensitivity(ready, evaluator, reporter)
             clock.show("table of sensitivities", began)
             searching, before = time.perf_counter(), clock.seconds.copy()
-            evolve(ready, (0.5, 0.7), judge, table, reporter)
+            evolve(ready, (0.5, 0.7), evaluator, table, reporter)
             clock.show("search", searching, before)
             clock.show("both", began)
         profile.disable()

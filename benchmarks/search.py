@@ -23,7 +23,7 @@ import torch
 from common import CalibrationSamples, Model, Noises, Seeds, StageCount, Steps, header, options, row
 from library_search import cma_search
 
-from diff_es.compression.evaluator import Judge
+from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.sensitivity import sensitivity, starts
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import Study, prepare
@@ -122,7 +122,7 @@ def main() -> None:
             if rival.granularity not in studies:
                 studies[rival.granularity] = prepare(pipe, settings_of(asked, rival.granularity, seed), reporter)
             ready = studies[rival.granularity]
-            judge, space = ready.fitness("held-out", asked.noises), ready.costs.space(asked.macs)
+            evaluator, space = ready.fitness("held-out", asked.noises), ready.costs.space(asked.macs)
             first, fitness = begun(ready, rival, space, asked, reporter)
             if first and rival.granularity is Granularity.WHOLE:
                 rows.setdefault(KNAPSACK, []).append((judge(first[0]),) * 2)
@@ -159,7 +159,7 @@ def begun(
     if not rival.table:
         noises = asked.racing if rival.races else asked.search_noises
         return (), ready.fitness("search", noises, ready.settings.rung_noises if rival.races else 0)
-    scores = Judge(ready, Journal(None, {}, resume=False))
+    scores = Evaluator(ready, Journal(None, {}, resume=False))
     first, fitness = starts(ready, [space], sensitivity(ready, scores, reporter)), scores.scorer.fitness
     fitness.calls += scores.scorer.alone.calls
     return first, fitness
@@ -191,7 +191,7 @@ def run(
                     return heats
                 return {candidate: fitness.second(candidate, heats[candidate]) for candidate in candidates}
 
-            search.tell(race(cohort, judge, (0.5,)))
+            search.tell(race(cohort, evaluator, (0.5,)))
         else:
             search.tell({candidate: fitness(candidate) for candidate in cohort})
         count += len(cohort)

@@ -4,22 +4,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compression.compress import Run, compress
-    from .compression.enabling import disable, enable
-    from .compression.export import Exported, export
-    from .compression.result import Compressed, Front, load
-    from .compression.settings import Levers, Settings
+    from .compression import Compressed, Exported, Front, Levers, Run, Settings, compress, disable, enable, export, load
     from .layers import Channels, Heads, Residual, separate_attention
-    from .pipelines.families import Sampling
-    from .pipelines.own_sampler import OwnSampler
-    from .pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
-    from .pruning.compensation import Ridge
-    from .pruning.declare import declare
-    from .pruning.granularity import Depth, Granularity, Width
-    from .pruning.importance import Activation, Magnitude, Obs, Wanda
-    from .pruning.library import Method
-    from .routing.placements import Compact, Resident, Streamed
-    from .scoring.fidelity import ImagePSNR, ImageSSIM, LatentSNR
+    from .pipelines import OwnSampler, Sampling
+    from .pruning import (
+        Activation,
+        Budget,
+        Depth,
+        Granularity,
+        MacsRatio,
+        Magnitude,
+        Method,
+        Obs,
+        Ridge,
+        Speedup,
+        Wanda,
+        WeightMemory,
+        Width,
+        declare,
+    )
+    from .routing import Compact, Resident, Streamed
+    from .scoring import ImagePSNR, ImageSSIM, LatentSNR
     from .utils.errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
     from .utils.progress import Reporter
 
@@ -70,22 +75,39 @@ __all__ = [
 ]
 
 _HOMES = {
-    "compression.compress": ("Run", "compress"),
-    "compression.enabling": ("disable", "enable"),
-    "compression.export": ("Exported", "export"),
-    "compression.result": ("Compressed", "Front", "load"),
-    "compression.settings": ("Levers", "Settings"),
+    "compression": (
+        "Compressed",
+        "Exported",
+        "Front",
+        "Levers",
+        "Run",
+        "Settings",
+        "compress",
+        "disable",
+        "enable",
+        "export",
+        "load",
+    ),
     "layers": ("Channels", "Heads", "Residual", "separate_attention"),
-    "pipelines.families": ("Sampling",),
-    "pipelines.own_sampler": ("OwnSampler",),
-    "pruning.budget": ("Budget", "MacsRatio", "Speedup", "WeightMemory"),
-    "pruning.compensation": ("Ridge",),
-    "pruning.declare": ("declare",),
-    "pruning.granularity": ("Depth", "Granularity", "Width"),
-    "pruning.importance": ("Activation", "Magnitude", "Obs", "Wanda"),
-    "pruning.library": ("Method",),
-    "routing.placements": ("Compact", "Resident", "Streamed"),
-    "scoring.fidelity": ("ImagePSNR", "ImageSSIM", "LatentSNR"),
+    "pipelines": ("OwnSampler", "Sampling"),
+    "pruning": (
+        "Activation",
+        "Budget",
+        "Depth",
+        "Granularity",
+        "MacsRatio",
+        "Magnitude",
+        "Method",
+        "Obs",
+        "Ridge",
+        "Speedup",
+        "Wanda",
+        "WeightMemory",
+        "Width",
+        "declare",
+    ),
+    "routing": ("Compact", "Resident", "Streamed"),
+    "scoring": ("ImagePSNR", "ImageSSIM", "LatentSNR"),
     "utils.errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
     "utils.progress": ("Reporter",),
 }

@@ -38,7 +38,7 @@ from diff_es import (
     Width,
     compress,
 )
-from diff_es.compression.evaluator import Judge
+from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.evolve import evolve
 from diff_es.compression.reopening import found_again
 from diff_es.compression.sensitivity import sensitivity
@@ -124,9 +124,9 @@ def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
     scores = []
     for measure in (ImagePSNR(), ImageSSIM()):
         other = replace(study, settings=settings(measure=measure))
-        judge, quiet = Judge(other, Journal(None, {}, resume=False)), Reporter(quiet=True)
-        table = sensitivity(other, judge, quiet)
-        scores.append(evolve(other, (0.7,), judge, table, quiet)[0].score)
+        evaluator, quiet = Evaluator(other, Journal(None, {}, resume=False)), Reporter(quiet=True)
+        table = sensitivity(other, evaluator, quiet)
+        scores.append(evolve(other, (0.7,), evaluator, table, quiet)[0].score)
     assert scores[0] > 1 > scores[1] > 0
 
 
@@ -139,7 +139,7 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     total = fast.report.evaluations
     most = evaluations if isinstance(evaluations, int) else total + 1
-    judge, final, calls, journal = Fitness.__call__, Fitness.each, [0], tmp_path / "run" / "journal.jsonl"
+    evaluator, final, calls, journal = Fitness.__call__, Fitness.each, [0], tmp_path / "run" / "journal.jsonl"
 
     def count() -> None:
         calls[0] += 1
@@ -171,7 +171,7 @@ def test_a_finished_journal_answers_everything(
     fast: Compressed, finished_journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Path(shutil.copy(finished_journal, tmp_path))
-    judge, asked = Fitness.__call__, list[Any]()
+    evaluator, asked = Fitness.__call__, list[Any]()
 
     def noted(self: Fitness, candidate: Candidate) -> float:
         asked.append(candidate)

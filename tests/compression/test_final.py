@@ -19,7 +19,7 @@ from tests.helpers.tiny import CALL, joint, tiny
 from tests.helpers.tiny import settings as small
 
 from diff_es import Compressed, compress, load
-from diff_es.compression.evaluator import Judge
+from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.evolve import evolve
 from diff_es.compression.final import Finalist, select
 from diff_es.compression.reopening import found_again
@@ -143,17 +143,19 @@ def test_parts_follow_each_other_and_what_is_reported_comes_after_them(study: St
 
 
 def test_what_is_reported_was_measured_on_noises_that_chose_nothing(study: Study) -> None:
-    judge = Judge(study, Journal(None, {}, resume=False))
+    evaluator = Evaluator(study, Journal(None, {}, resume=False))
     field = [Finalist(candidate, corrected) for candidate in by_rule(study, 0.7) for corrected in (True, False)]
-    found = select(study, 0.7, [*field, *field], judge, (), 7, QUIET)
+    found = select(study, 0.7, [*field, *field], evaluator, (), 7, QUIET)
     assert sorted((one.candidate, one.corrected) for one in found.finalists) == sorted(field)
     fresh = study.fresh.each(found.candidate, corrected=found.corrected)
     assert (found.held_out, found.error) == (fmean(fresh), error_of(fresh))
     for one in found.finalists:
         parts = [study.part(part).each(one.candidate, corrected=one.corrected) for part in range(one.noises // 3)]
         assert one.held_out == fmean(chain(*parts))
-        assert one.score == (judge.score(one.candidate) if one.corrected else judge.scorer.fitness.plain(one.candidate))
-    again = select(study, 0.7, field, Judge(study, Journal(None, {}, resume=False)), (), 7, QUIET)
+        assert one.score == (
+            evaluator.score(one.candidate) if one.corrected else evaluator.scorer.fitness.plain(one.candidate)
+        )
+    again = select(study, 0.7, field, Evaluator(study, Journal(None, {}, resume=False)), (), 7, QUIET)
     assert again == found
 
 
@@ -165,13 +167,13 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
     ready = prepare(
         tiny(), joint(levers=levers, first_rung=0, search_noises=2, population=4, generations=1, timestep_generations=2)
     )
-    judge = Judge(ready, Journal(None, {}, resume=False))
-    found = evolve(ready, (0.6, 1.0), judge, sensitivity(ready, judge, QUIET), QUIET)
+    evaluator = Evaluator(ready, Journal(None, {}, resume=False))
+    found = evolve(ready, (0.6, 1.0), evaluator, sensitivity(ready, evaluator, QUIET), QUIET)
     for budget, one in zip((0.6, 1.0), found, strict=True):
         assert one.limit == budget
         finalists = [(other.candidate, other.corrected) for other in one.finalists]
         rules = by_rule(ready, budget)
-        fitness = judge.scorer.fitness
+        fitness = evaluator.scorer.fitness
         assert (max(rules, key=fitness), True) in finalists
         assert (max(rules, key=fitness.plain), False) in finalists
         assert ((ready.own, False) in finalists) == (budget == 1.0)
@@ -179,7 +181,7 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
         assert narrow is not None
         seed, count = derive_seed(0, "random search") % 2**32, 4 if levers is Levers.STEPS else 2
         drawn = random_search(narrow, count, seed=seed).ask()
-        best = max((widened(ready, candidate) for candidate in drawn), key=judge.score)
+        best = max((widened(ready, candidate) for candidate in drawn), key=evaluator.score)
         assert (best, True) in finalists
     smaller, larger = found
     assert (smaller.candidate, smaller.corrected) in [(one.candidate, one.corrected) for one in larger.finalists]

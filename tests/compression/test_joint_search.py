@@ -25,7 +25,7 @@ from tests.helpers.tiny import CALL, assert_same_plans, joint, opened, tiny
 from torch import Tensor
 
 from diff_es import Compressed, Depth, DiffESError, Method, Run, Sampling, Width, compress, load
-from diff_es.compression.evaluator import Judge
+from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.evolve import _pruned, evolve
 from diff_es.compression.final import Found
 from diff_es.compression.reopening import found_again
@@ -131,8 +131,8 @@ def test_a_stage_without_room_for_more_steps_takes_no_more() -> None:
     assert ready.path.timesteps[-1] == 0
     assert [counts[-1] for counts in ready.costs.choices or ()] == [ready.settings.reference_multiple] * 2 + [1]
     assert ready.base.steps == (2, 2, 1)
-    judge, quiet = Judge(ready, Journal(None, {}, resume=False)), Reporter(quiet=True)
-    found = evolve(ready, (0.7,), judge, sensitivity(ready, judge, quiet), quiet)[0]
+    evaluator, quiet = Evaluator(ready, Journal(None, {}, resume=False)), Reporter(quiet=True)
+    found = evolve(ready, (0.7,), evaluator, sensitivity(ready, evaluator, quiet), quiet)[0]
     assert np.isfinite(found.held_out)
 
 
@@ -262,8 +262,8 @@ def test_finalists_have_run_on_all_probes(levers: Levers) -> None:
     steps = (
         None if ready.costs.choices is None else tuple({n: float(n) for n in found} for found in ready.costs.choices)
     )
-    judge = Judge(ready, Journal(None, {}, resume=False))
-    found = evolve(ready, (0.6,), judge, Sensitivity(wrong, steps), quiet)[0]
+    evaluator = Evaluator(ready, Journal(None, {}, resume=False))
+    found = evolve(ready, (0.6,), evaluator, Sensitivity(wrong, steps), quiet)[0]
     assert all(np.isfinite(one.score) for one in found.finalists)
 
 
@@ -275,14 +275,16 @@ def test_a_larger_budget_is_never_further_away_on_the_noises_that_chose(levers: 
         levers=levers, seed=seed, search_noises=2, held_out_noises=2, finalists=1, population=4, generations=1
     )
     ready, quiet = prepare(tiny(), little), Reporter(quiet=True)
-    judge = Judge(ready, Journal(None, {}, resume=False))
-    found = evolve(ready, (1.0, 0.6, 0.8), judge, sensitivity(ready, judge, quiet), quiet)
+    evaluator = Evaluator(ready, Journal(None, {}, resume=False))
+    found = evolve(ready, (1.0, 0.6, 0.8), evaluator, sensitivity(ready, evaluator, quiet), quiet)
     assert [one.limit for one in found] == [0.6, 0.8, 1.0]
     for one in found:
         winner = one.finalists[0]
         assert ready.costs.ratio(one.candidate) <= one.limit
         assert (winner.candidate, winner.score, winner.corrected) == (one.candidate, one.score, one.corrected)
-        assert one.score == (judge.score(one.candidate) if one.corrected else judge.scorer.fitness.plain(one.candidate))
+        assert one.score == (
+            evaluator.score(one.candidate) if one.corrected else evaluator.scorer.fitness.plain(one.candidate)
+        )
         assert one.held_out == pytest.approx(fmean(ready.fresh.each(one.candidate, corrected=one.corrected)), rel=1e-12)
         for other in one.finalists:
             assert winner.held_out >= other.held_out or other.noises < winner.noises
@@ -295,8 +297,8 @@ def test_steps_alone_are_a_part_of_steps_and_levels() -> None:
     found = {}
     for levers in (Levers.STEPS, Levers.BOTH):
         ready, quiet = prepare(tiny(), joint(levers=levers, population=8)), Reporter(quiet=True)
-        judge = Judge(ready, Journal(None, {}, resume=False))
-        found[levers] = evolve(ready, (0.6, 0.8), judge, sensitivity(ready, judge, quiet), quiet)
+        evaluator = Evaluator(ready, Journal(None, {}, resume=False))
+        found[levers] = evolve(ready, (0.6, 0.8), evaluator, sensitivity(ready, evaluator, quiet), quiet)
     others = set[
         Candidate
     ]()  # the smaller budget's winner, and random schedules, of which both draw fewer of this kind
@@ -441,12 +443,12 @@ def test_several_workers_find_what_one_does(tmp_path: Path) -> None:
 def test_a_worker_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
     ready, journal = prepare(tiny(), joint()), Journal(tmp_path / "journal.jsonl", {}, resume=False)
     asked = drawn(ready, 8)[:16]
-    with Judge(ready, journal, workers=2) as judge:
-        first = judge.scores(asked[:2])
+    with Evaluator(ready, journal, workers=2) as evaluator:
+        first = evaluator.scores(asked[:2])
         os.kill(next(iter(multiprocessing.active_children())).pid or 0, signal.SIGKILL)
         with pytest.raises(DiffESError, match=r"workers: expected living processes, found one that died.*--resume"):
-            judge.scores(asked)
-    again = Judge(ready, Journal(tmp_path / "journal.jsonl", {}, resume=True)).scores(asked)
+            evaluator.scores(asked)
+    again = Evaluator(ready, Journal(tmp_path / "journal.jsonl", {}, resume=True)).scores(asked)
     assert {candidate: again[candidate] for candidate in asked[:2]} == first
 
 

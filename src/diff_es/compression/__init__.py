@@ -1,1 +1,21 @@
 """The method on one page (``compress``), the search that it runs, and its result."""
+
+from .compress import Run, compress
+from .enabling import disable, enable
+from .export import Exported, export
+from .result import Compressed, Front, load
+from .settings import Levers, Settings
+
+__all__ = [
+    "Compressed",
+    "Exported",
+    "Front",
+    "Levers",
+    "Run",
+    "Settings",
+    "compress",
+    "disable",
+    "enable",
+    "export",
+    "load",
+]

@@ -29,7 +29,7 @@ from ..utils.files import check_outputs
 from ..utils.limits import Workers
 from ..utils.locks import held_file
 from ..utils.progress import Reporter
-from .evaluator import Judge
+from .evaluator import Evaluator
 from .evolve import evolve
 from .final import Found
 from .report import SearchReport
@@ -51,7 +51,7 @@ def compacted(ready: Study, found: Found, placement: Compact, reporter: Reporter
     return tuple(plans), ready.fresh.of_plans(plans, found.candidate, corrected=found.corrected)
 
 
-def finish(
+def result_of(
     ready: Study,
     found: Found,
     table: Sensitivity,
@@ -207,11 +207,11 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
     front = [share for share in ready.settings.front if ready.costs.attainable(share)]
     if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
         reporter.say(f"Left out of the front, below the cheapest schedule: {', '.join(lost)}.")
-    with Judge(ready, log, run.workers) as judge:
-        errors = known or sensitivity(ready, judge, reporter)
-        found = evolve(ready, (ready.limit, *front), judge, errors, reporter)
+    with Evaluator(ready, log, run.workers) as evaluator:
+        errors = known or sensitivity(ready, evaluator, reporter)
+        found = evolve(ready, (ready.limit, *front), evaluator, errors, reporter)
     placement = ready.placement or run.placement
-    points = tuple(finish(ready, one, errors, placement, reporter) for one in found)
+    points = tuple(result_of(ready, one, errors, placement, reporter) for one in found)
     result = next(point for point in points if point.report.limit == ready.limit)
     others = tuple(point for point in points if point is not result)
     if isinstance(budget.compute, Speedup):

@@ -52,7 +52,7 @@ class Scorer:
         return self.fitness(job.candidate) if job.rung is None else self.fitness.second(job.candidate, job.rung)
 
 
-class Judge(AbstractContextManager["Judge"]):
+class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores candidates, from the journal where it knows them.
 
     A score depends on the candidate alone, so any number of workers gives the same scores, in whichever order they

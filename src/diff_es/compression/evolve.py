@@ -13,7 +13,7 @@ import numpy as np
 from ..search import Candidate, Generation, NoneFits, Space
 from ..utils.progress import Reporter
 from ..utils.seeds import derive_seed
-from .evaluator import Judge
+from .evaluator import Evaluator
 from .final import Finalist, Found, select
 from .search_loop import Ranking, Unpruned, by_chance, evolved, place_both, place_steps, ranked, widened
 from .sensitivity import Sensitivity, by_rule, changed, starts, with_timesteps
@@ -29,7 +29,7 @@ _EACH = 2
 
 
 def evolve(
-    ready: Study, budgets: Sequence[float], judge: Judge, table: Sensitivity, reporter: Reporter
+    ready: Study, budgets: Sequence[float], evaluator: Evaluator, table: Sensitivity, reporter: Reporter
 ) -> tuple[Found, ...]:
     """The evolutionary search for the best schedule within each budget, all of them in one run; the smallest first.
 
@@ -43,26 +43,26 @@ def evolve(
 
     Args:
         budgets: the most that schedules may cost, relative to the user's own setting.
-        judge: scores on the search's probes.
+        evaluator: scores on the search's probes.
         table: the sensitivities; one table serves all budgets.
     """
     by_budget = {budget: ready.costs.space(budget) for budget in sorted(set(budgets))}
-    explored = _explore(ready, list(by_budget.values()), judge, table, reporter)
+    explored = _explore(ready, list(by_budget.values()), evaluator, table, reporter)
     results, smaller = list[Found](), list[Finalist]()
     for (budget, space), knapsack in zip(by_budget.items(), explored.knapsacks, strict=True):
-        best, placed = _searched(ready, budget, space, explored, judge, reporter)
-        lucky, drawn = _by_chance(ready, budget, space, judge, reporter)
+        best, placed = _searched(ready, budget, space, explored, evaluator, reporter)
+        lucky, drawn = _by_chance(ready, budget, space, evaluator, reporter)
         first = [knapsack] if ready.path is None else []
-        finalists = [*map(Finalist, [*best, *first, *lucky]), *_by_hand(ready, budget, space, judge), *smaller]
+        finalists = [*map(Finalist, [*best, *first, *lucky]), *_by_hand(ready, budget, space, evaluator), *smaller]
         ran = {*explored.scores, *changed(ready), *placed, *drawn, *(one.candidate for one in finalists)}
-        found = select(ready, budget, finalists, judge, explored.history, len(ran), reporter)
+        found = select(ready, budget, finalists, evaluator, explored.history, len(ran), reporter)
         results.append(found)
         smaller = [Finalist(found.candidate, found.corrected)]
     return tuple(results)
 
 
 def _searched(
-    ready: Study, budget: float, space: Space, explored: _Explored, judge: Judge, reporter: Reporter
+    ready: Study, budget: float, space: Space, explored: _Explored, evaluator: Evaluator, reporter: Reporter
 ) -> tuple[list[Candidate], Mapping[Candidate, float]]:
     """The finalists of a budget's search, best first, and all candidates whose timesteps were moved on the way."""
     most = ready.settings.finalists
@@ -71,11 +71,11 @@ def _searched(
         return best[:most], {}
     narrow = space.dense()
     alone = [one for one in ranked(explored.alone) if narrow is not None and narrow.feasible(one)]
-    placed = place_steps(ready, budget, alone, judge, reporter)
+    placed = place_steps(ready, budget, alone, evaluator, reporter)
     own = {widened(ready, one): score for one, score in placed.items()}
     unpruned = list(ranked(own))[:most]
     if any(one.pruned for one in best):
-        both = place_both(ready, budget, [*best[: ready.settings.survivors], *unpruned[:_EACH]], judge, reporter)
+        both = place_both(ready, budget, [*best[: ready.settings.survivors], *unpruned[:_EACH]], evaluator, reporter)
         own = {**own, **both, **ranked(own)}  # who lost on a later rung keeps its score
     few, first = _few(ready), [one for one in best if with_timesteps(ready, one) not in own]
     steps = [one for one in first if not one.pruned]
@@ -88,22 +88,22 @@ def _few(ready: Study) -> int:
 
 
 def _by_chance(
-    ready: Study, budget: float, space: Space, judge: Judge, reporter: Reporter
+    ready: Study, budget: float, space: Space, evaluator: Evaluator, reporter: Reporter
 ) -> tuple[list[Candidate], Mapping[Candidate, float]]:
     """The best of some random schedules, the first that random search would come to, and all of them; where steps and
     levels are both a choice, half of them are of steps alone."""
     count, narrow = ready.settings.population, None if ready.path is None else space.dense()
     if ready.settings.levers is not Levers.BOTH or narrow is None:
-        drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, judge, reporter).ranking())
+        drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, evaluator, reporter).ranking())
         return list(ranked(drawn))[: _few(ready)], drawn
-    count, unpruned = -(-count // 2), Unpruned(ready, judge)
-    drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, judge, reporter).ranking())
+    count, unpruned = -(-count // 2), Unpruned(ready, evaluator)
+    drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, evaluator, reporter).ranking())
     search = by_chance(ready, narrow, f"random steps at {budget:g}", count, unpruned, reporter)
     alone = {widened(ready, one): score for one, score in search.ranking()}
     return [*list(ranked(drawn))[: _few(ready)], *list(ranked(alone))[: _few(ready)]], {**drawn, **alone}
 
 
-def _by_hand(ready: Study, budget: float, space: Space, judge: Judge) -> list[Finalist]:
+def _by_hand(ready: Study, budget: float, space: Space, evaluator: Evaluator) -> list[Finalist]:
     """What users do: uniform pruning; fewer steps of the dense model by the usual rules, the best of them on the
     search's probes; their own setting, where it is within the budget. Steps are corrected, and as the sampler takes
     them."""
@@ -112,9 +112,9 @@ def _by_hand(ready: Study, budget: float, space: Space, judge: Judge) -> list[Fi
         with suppress(NoneFits):
             found.append(Finalist(space.repair(space.uniform(), rng)))
     ruled, own = by_rule(ready, budget), [ready.own] if space.feasible(ready.own) else []
-    found += map(Finalist, [*list(ranked(judge.scores(ruled)))[: _few(ready)], *own])
+    found += map(Finalist, [*list(ranked(evaluator.scores(ruled)))[: _few(ready)], *own])
     if ready.corrected:
-        plain = ranked({one: judge.scorer.fitness.plain(one) for one in ruled})
+        plain = ranked({one: evaluator.scorer.fitness.plain(one) for one in ruled})
         found += [Finalist(one, corrected=False) for one in [*list(plain)[: _few(ready)], *own]]
     return found
 
@@ -129,12 +129,14 @@ class _Explored:
     history: tuple[Generation, ...]  # of the last search
 
 
-def _explore(ready: Study, spaces: Sequence[Space], judge: Judge, table: Sensitivity, reporter: Reporter) -> _Explored:
+def _explore(
+    ready: Study, spaces: Sequence[Space], evaluator: Evaluator, table: Sensitivity, reporter: Reporter
+) -> _Explored:
     settings, first = ready.settings, starts(ready, spaces, table)
     knapsacks, generations, purpose = first[: len(spaces)], settings.generations, "evolution"
     alone, scores, history = Ranking(), Ranking(), tuple[Generation, ...]()
     if dense := _dense(ready, spaces):
-        begun, unpruned = starts(ready, dense, table.dense), Unpruned(ready, judge)
+        begun, unpruned = starts(ready, dense, table.dense), Unpruned(ready, evaluator)
         steps = evolved(ready, dense, generations, purpose, begun, unpruned, reporter)
         alone, history = dict(steps.ranking()), steps.history
         scores = {widened(ready, one): score for one, score in alone.items()}
@@ -143,7 +145,7 @@ def _explore(ready: Study, spaces: Sequence[Space], judge: Judge, table: Sensiti
             scores |= _beyond(ready, spaces[-1], alone, table, generations, unpruned, reporter)
             first = (*knapsacks, *(one for space in spaces for one in _pruned(ready, space, scores, table)))
     if settings.levers is not Levers.STEPS:
-        before, search = len(scores), evolved(ready, spaces, generations, purpose, first, judge, reporter)
+        before, search = len(scores), evolved(ready, spaces, generations, purpose, first, evaluator, reporter)
         scores = {**scores, **dict(search.ranking()), **ranked(scores)}  # who lost on a later rung keeps its score
         history = tuple(replace(one, evaluations=before + one.evaluations) for one in search.history)
     return _Explored(scores, alone, knapsacks, history)
@@ -162,7 +164,7 @@ def _beyond(
     alone: Ranking,
     table: Sensitivity,
     generations: int,
-    judge: Unpruned,
+    evaluator: Unpruned,
     reporter: Reporter,
 ) -> Ranking:
     """Schedules of steps alone somewhat beyond the largest budget, from the best within it; with all units."""
@@ -171,7 +173,7 @@ def _beyond(
     rng = np.random.default_rng(derive_seed(ready.settings.seed, "beyond"))
     first = [table.dense.best(wider), *list(ranked(alone))[: ready.settings.survivors]]
     grown = list(dict.fromkeys(wider.repair(one, rng) for one in first))
-    search = evolved(ready, [wider], generations, "evolution of more steps", grown, judge, reporter)
+    search = evolved(ready, [wider], generations, "evolution of more steps", grown, evaluator, reporter)
     return {widened(ready, one): score for one, score in search.ranking()}
 
 

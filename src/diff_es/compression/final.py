@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..search import Candidate, Generation, choose, error_of
 from ..utils.progress import Reporter
-from .evaluator import Judge
+from .evaluator import Evaluator
 from .study import PARTS, Study
 
 
@@ -51,7 +51,7 @@ def select(
     ready: Study,
     limit: float,
     finalists: Sequence[Finalist],
-    judge: Judge,
+    evaluator: Evaluator,
     history: tuple[Generation, ...],
     evaluations: int,
     reporter: Reporter,
@@ -61,10 +61,10 @@ def select(
     Args:
         limit: within which they are; for the record.
         finalists: best first; where two are equal, the earlier one wins.
-        judge: knows their scores on the search's probes, or finds them.
+        evaluator: knows their scores on the search's probes, or finds them.
     """
     field = list(dict.fromkeys(finalists))
-    known = judge.scores([one.candidate for one in field if one.corrected])
+    known = evaluator.scores([one.candidate for one in field if one.corrected])
     with reporter.task("judge finalists", len(field) * PARTS) as task:
 
         def held_out(one: Finalist, part: int) -> list[float]:
@@ -74,7 +74,7 @@ def select(
         standings = choose(field, held_out, PARTS)
     judged = list[Judged]()
     for (candidate, corrected), scores in standings:
-        score = known[candidate] if corrected else judge.scorer.fitness.plain(candidate)
+        score = known[candidate] if corrected else evaluator.scorer.fitness.plain(candidate)
         judged.append(Judged(candidate, score, fmean(scores), len(scores), corrected))
     winner, fresh = judged[0], ready.fresh.each(judged[0].candidate, corrected=judged[0].corrected)
     finals, error = tuple(judged), error_of(fresh)

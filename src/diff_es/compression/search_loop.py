@@ -22,7 +22,7 @@ from ..search import (
 )
 from ..utils.progress import Reporter
 from ..utils.seeds import derive_seed
-from .evaluator import Judge
+from .evaluator import Evaluator
 from .sensitivity import by_rule, with_timesteps
 from .study import Study
 
@@ -31,7 +31,7 @@ Ranking = dict[Candidate, float]
 
 
 class Scores(Protocol):
-    """Who scores candidates: a judge, or one that sees them otherwise."""
+    """Who scores candidates: a evaluator, or one that sees them otherwise."""
 
     def scores(
         self, candidates: Sequence[Candidate], scale: Scale = Scale.ALL, done: Callable[[], None] = ...
@@ -41,19 +41,19 @@ class Scores(Protocol):
 class Unpruned:
     """Has schedules of steps alone, those of :meth:`Space.dense`, judged with all units at level 0."""
 
-    def __init__(self, ready: Study, judge: Judge) -> None:
-        self._ready, self._judge = ready, judge
+    def __init__(self, ready: Study, evaluator: Evaluator) -> None:
+        self._ready, self._evaluator = ready, evaluator
 
     def scores(
         self, candidates: Sequence[Candidate], scale: Scale = Scale.ALL, done: Callable[[], None] = lambda: None
     ) -> Mapping[Candidate, float]:
-        found = self._judge.scores([widened(self._ready, one) for one in candidates], scale, done)
+        found = self._evaluator.scores([widened(self._ready, one) for one in candidates], scale, done)
         return dict(zip(candidates, found.values(), strict=True))
 
 
 def run_search(
     search: Search,
-    judge: Scores,
+    evaluator: Scores,
     reporter: Reporter,
     title: str,
     total: int,
@@ -70,13 +70,13 @@ def run_search(
             task.advance(f"best {search.history[-1].best:.2f}" if search.history else "")
 
         def scores_on(rung: int, candidates: Sequence[Candidate]) -> Mapping[Candidate, float]:
-            return judge.scores(candidates, Scale.RUNG, done) if rung == 0 else judge.scores(candidates)
+            return evaluator.scores(candidates, Scale.RUNG, done) if rung == 0 else evaluator.scores(candidates)
 
         while not search.done:
             if peers is not None:
                 search.tell(race(search.ask(), scores_on, (0.5,), peers))
             else:
-                search.tell(judge.scores(search.ask(), done=done))
+                search.tell(evaluator.scores(search.ask(), done=done))
 
 
 def evolved(
@@ -85,7 +85,7 @@ def evolved(
     generations: int,
     purpose: str,
     first: Sequence[Candidate],
-    judge: Scores,
+    evaluator: Scores,
     reporter: Reporter,
 ) -> Search:
     """A finished evolution within several budgets at once, from these first candidates."""
@@ -102,18 +102,20 @@ def evolved(
     budgets = [space.budget for space in spaces]
     search = front_search(spaces[-1], budgets, evolution, first)
     peers = tier(spaces[-1].cost, budgets) if settings.rung_noises else None
-    run_search(search, judge, reporter, purpose, settings.population * generations, peers)
+    run_search(search, evaluator, reporter, purpose, settings.population * generations, peers)
     return search
 
 
-def by_chance(ready: Study, space: Space, title: str, count: int, judge: Scores, reporter: Reporter) -> Search:
+def by_chance(ready: Study, space: Space, title: str, count: int, evaluator: Scores, reporter: Reporter) -> Search:
     """A finished random search of so many candidates; those of a longer one begin with them."""
     search = random_search(space, count, seed=derive_seed(ready.settings.seed, "random search") % 2**32)
-    run_search(search, judge, reporter, title, count, (lambda _: 0) if ready.settings.rung_noises else None)
+    run_search(search, evaluator, reporter, title, count, (lambda _: 0) if ready.settings.rung_noises else None)
     return search
 
 
-def place_steps(ready: Study, share: float, best: Sequence[Candidate], judge: Judge, reporter: Reporter) -> Ranking:
+def place_steps(
+    ready: Study, share: float, best: Sequence[Candidate], evaluator: Evaluator, reporter: Reporter
+) -> Ranking:
     """Where the steps of the best schedules of steps alone lie best, beside the rules that people use: all candidates,
     with their timesteps.
 
@@ -125,10 +127,12 @@ def place_steps(ready: Study, share: float, best: Sequence[Candidate], judge: Ju
         return {}
     first = [with_timesteps(ready, one) for one in best[: ready.settings.survivors]]
     first += [narrowed(one) for one in by_rule(ready, share)]
-    return _placed(ready, f"place the steps at {share:g}", space, first, Unpruned(ready, judge), reporter)
+    return _placed(ready, f"place the steps at {share:g}", space, first, Unpruned(ready, evaluator), reporter)
 
 
-def place_both(ready: Study, share: float, best: Sequence[Candidate], judge: Judge, reporter: Reporter) -> Ranking:
+def place_both(
+    ready: Study, share: float, best: Sequence[Candidate], evaluator: Evaluator, reporter: Reporter
+) -> Ranking:
     """The same for schedules that are pruned: steps and levels are moved.
 
     Args:
@@ -136,11 +140,11 @@ def place_both(ready: Study, share: float, best: Sequence[Candidate], judge: Jud
     """
     first = [one if one.timesteps else with_timesteps(ready, one) for one in best]
     title = f"place steps and levels at {share:g}"
-    return _placed(ready, title, ready.costs.space(share), first, judge, reporter)
+    return _placed(ready, title, ready.costs.space(share), first, evaluator, reporter)
 
 
 def _placed(
-    ready: Study, title: str, space: Space, first: Sequence[Candidate], judge: Scores, reporter: Reporter
+    ready: Study, title: str, space: Space, first: Sequence[Candidate], evaluator: Scores, reporter: Reporter
 ) -> Ranking:
     settings, path = ready.settings, ready.path
     assert path is not None
@@ -151,7 +155,7 @@ def _placed(
     )
     search = placing_search(space, ready.stages.boundaries, path.end, placing, first)
     total = len(first) + settings.timestep_offspring * (settings.timestep_generations - 1)
-    run_search(search, judge, reporter, title, total, (lambda _: 0) if settings.rung_noises else None)
+    run_search(search, evaluator, reporter, title, total, (lambda _: 0) if settings.rung_noises else None)
     return dict(search.ranking())
 
 

@@ -18,7 +18,7 @@ from ..trajectory.timesteps import by_hand
 from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
 from ..utils.seeds import derive_seed
-from .evaluator import Judge
+from .evaluator import Evaluator
 from .settings import describe
 from .study import Study
 from .survey import Survey, identity
@@ -121,11 +121,11 @@ def _facts(ready: Survey) -> dict[str, object]:
     return {**{name: described[name] for name in names}, **identity(ready.pipe)}
 
 
-def sensitivity(ready: Study, judge: Judge, reporter: Reporter) -> Sensitivity:
+def sensitivity(ready: Study, evaluator: Evaluator, reporter: Reporter) -> Sensitivity:
     """Measure the table by short runs: the prefix before a changed stage is known."""
     single = changed(ready)
     with reporter.task("measure sensitivity", len(single)) as task:
-        scores = judge.scores(single, Scale.ALONE, task.advance)
+        scores = evaluator.scores(single, Scale.ALONE, task.advance)
     error = ready.settings.measure.error
     errors = {ready.base: 0.0, **{one: min(error(score), _WORST) for one, score in scores.items()}}
     by_level = tuple(

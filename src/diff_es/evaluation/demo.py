@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..compression.compress import finish, open_journal
-from ..compression.evaluator import Judge
+from ..compression.compress import open_journal, result_of
+from ..compression.evaluator import Evaluator
 from ..compression.evolve import evolve
 from ..compression.sensitivity import by_rule, sensitivity
 from ..compression.settings import Levers, Settings
@@ -61,11 +61,11 @@ def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, obje
     pipe, settings = load("bundled"), replace(SETTINGS, seed=seed)
     say_first(pipe, settings, reporter)
     ready = prepare(pipe, settings, reporter, Budget(MacsRatio(min(BUDGETS))))
-    judge = Judge(ready, open_journal(ready, journals / f"search-{seed}.jsonl", reporter, resume=True))
-    table = sensitivity(ready, judge, reporter)
-    found = evolve(ready, BUDGETS, judge, table, reporter)
+    evaluator = Evaluator(ready, open_journal(ready, journals / f"search-{seed}.jsonl", reporter, resume=True))
+    table = sensitivity(ready, evaluator, reporter)
+    found = evolve(ready, BUDGETS, evaluator, table, reporter)
     for one in found:
-        finish(ready, one, table).save(folder / f"macs-{one.limit:g}")
+        result_of(ready, one, table).save(folder / f"macs-{one.limit:g}")
     alone = levels_alone(ready, journals / f"levels-{seed}.jsonl", reporter)
     evaluation = evaluate(ready, found, load_reference(), EFFORT, journals, reporter, alone=alone)
     story = tell(ready, "bundled tiles DiT", found, evaluation, EFFORT, time.monotonic() - start, [])
@@ -91,5 +91,5 @@ def levels_alone(ready: Study, journal: Path, reporter: Reporter) -> Alone:
     settings = replace(ready.settings, levers=Levers.PRUNE)
     surveyed = survey(ready.pipe, settings, reporter, ready.budget)
     study = Study(**vars(surveyed), statistics=ready.statistics, library=ready.library)
-    judge = Judge(study, open_journal(study, journal, reporter, resume=True))
-    return Alone(study, evolve(study, BUDGETS, judge, sensitivity(study, judge, reporter), reporter))
+    evaluator = Evaluator(study, open_journal(study, journal, reporter, resume=True))
+    return Alone(study, evolve(study, BUDGETS, evaluator, sensitivity(study, evaluator, reporter), reporter))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..compression.compress import open_journal
-from ..compression.evaluator import Judge
+from ..compression.evaluator import Evaluator
 from ..compression.final import Finalist, Found, select
 from ..compression.reopening import asked_again, found_again
 from ..compression.result import Compressed
@@ -92,10 +92,12 @@ def random_rival(study: Study, macs: float, evaluations: int, journals: Path | N
     study = replace(study, budget=replace(study.budget, compute=compute))
     space, title = study.costs.space(macs), f"random search at {macs:g}"
     with held_file(path):
-        judge = Judge(study, open_journal(study, path, reporter, resume=True))
-        search = by_chance(study, space, title, evaluations, judge, reporter)
+        evaluator = Evaluator(study, open_journal(study, path, reporter, resume=True))
+        search = by_chance(study, space, title, evaluations, evaluator, reporter)
         best = list(ranked(dict(search.ranking())))[: study.settings.finalists]
-        return select(study, macs, list(map(Finalist, best)), judge, search.history, len(search.ranking()), reporter)
+        return select(
+            study, macs, list(map(Finalist, best)), evaluator, search.history, len(search.ranking()), reporter
+        )
 
 
 def scheduled(

@@ -188,11 +188,11 @@ def _inputs(denoiser: nn.Module, layers: Iterable[Layer], *, silent: int | None)
 
         return hook
 
-    def finish(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen.setdefault(_WHOLE, []).extend(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
     handles = [submodule(denoiser, name).register_forward_pre_hook(watch(name), with_kwargs=True) for name in outputs]
-    handles.append(denoiser.register_forward_hook(finish))
+    handles.append(denoiser.register_forward_hook(leave))
     try:
         yield seen
     finally:

@@ -21,7 +21,7 @@ from diff_es.search.knapsack import joint_knapsack, knapsack, knapsack_best, kna
 from diff_es.search.mosaic import mosaic
 from diff_es.search.pareto import FrontPoint, best_within, front, tier
 from diff_es.search.placing import Placing, placing_search
-from diff_es.search.racing import Judge, promoted, race
+from diff_es.search.racing import ScoresOn, promoted, race
 from diff_es.search.relaxed import Relaxed
 from diff_es.search.slots import Steps
 from diff_es.search.space import NoneFits, Space
@@ -33,13 +33,13 @@ __all__ = [
     "Evolution",
     "FrontPoint",
     "Generation",
-    "Judge",
     "NoneFits",
     "Placing",
     "Point",
     "Propose",
     "Relaxed",
     "Scored",
+    "ScoresOn",
     "Search",
     "Space",
     "StageChoice",

@@ -8,7 +8,7 @@ from math import ceil, inf
 
 from diff_es.search.candidate import Candidate
 
-Judge = Callable[[int, tuple[Candidate, ...]], Mapping[Candidate, float]]
+ScoresOn = Callable[[int, tuple[Candidate, ...]], Mapping[Candidate, float]]
 """(rung, candidates) -> the score of each on the rung's probes, the same for all; higher is better."""
 
 
@@ -32,7 +32,10 @@ def promoted(
 
 
 def race(
-    cohort: Sequence[Candidate], judge: Judge, shares: Sequence[float], peers: Callable[[Candidate], int] = lambda _: 0
+    cohort: Sequence[Candidate],
+    scores_on: ScoresOn,
+    shares: Sequence[float],
+    peers: Callable[[Candidate], int] = lambda _: 0,
 ) -> dict[Candidate, float]:
     """What to tell a search of a cohort: the scores of the last rung, and -inf of those who dropped out before.
 
@@ -48,8 +51,8 @@ def race(
     """
     left = tuple(cohort)
     for rung, share in enumerate(shares):
-        scores = judge(rung, left)
+        scores = scores_on(rung, left)
         left = promoted({candidate: scores[candidate] for candidate in left}, share, peers)
-    top = judge(len(shares), left) if left else {}
+    top = scores_on(len(shares), left) if left else {}
     told = {candidate: top[candidate] for candidate in left}
     return {candidate: told.get(candidate, -inf) for candidate in cohort}

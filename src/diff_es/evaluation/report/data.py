@@ -9,21 +9,21 @@ from PIL import Image
 
 
 @dataclass(frozen=True)
-class Contender:
+class Appearance:
     name: str  # in tables and plots
     prose: str  # in a sentence
     marker: str  # SVG path around (0, 0); the shape repeats what the colour says
 
 
 CONTENDERS = {  # in the order of every table, grid and legend; the colours are the page's
-    "dense": Contender("Dense", "the dense model", "M-4 -4H4V4H-4Z"),
-    "fewer-steps": Contender("Fewer steps", "fewer steps of the dense model", "M-4 -4H4V4H-4Z"),
-    "trailing": Contender("Trailing, corrected", "trailing steps with corrections", "M-4 -4H4V4H-4Z"),
-    "uniform": Contender("Uniform", "uniform pruning", "M0 -5.2L5 4H-5Z"),
-    "mosaicdiff": Contender("MosaicDiff-like", "MosaicDiff-like pruning", "M0 5.2L5 -4H-5Z"),
-    "random": Contender("Random", "a random schedule", "M0 -5.4L5.4 0L0 5.4L-5.4 0Z"),
-    "pruning": Contender("Diff-ES, pruning alone", "our pruning alone", "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0 -4 0Z"),
-    "diff-es": Contender("Diff-ES", "Diff-ES", "M-5.2 0a5.2 5.2 0 1 0 10.4 0a5.2 5.2 0 1 0 -10.4 0Z"),
+    "dense": Appearance("Dense", "the dense model", "M-4 -4H4V4H-4Z"),
+    "fewer-steps": Appearance("Fewer steps", "fewer steps of the dense model", "M-4 -4H4V4H-4Z"),
+    "trailing": Appearance("Trailing, corrected", "trailing steps with corrections", "M-4 -4H4V4H-4Z"),
+    "uniform": Appearance("Uniform", "uniform pruning", "M0 -5.2L5 4H-5Z"),
+    "mosaicdiff": Appearance("MosaicDiff-like", "MosaicDiff-like pruning", "M0 5.2L5 -4H-5Z"),
+    "random": Appearance("Random", "a random schedule", "M0 -5.4L5.4 0L0 5.4L-5.4 0Z"),
+    "pruning": Appearance("Diff-ES, pruning alone", "our pruning alone", "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0 -4 0Z"),
+    "diff-es": Appearance("Diff-ES", "Diff-ES", "M-5.2 0a5.2 5.2 0 1 0 10.4 0a5.2 5.2 0 1 0 -10.4 0Z"),
 }
 
 
