@@ -122,7 +122,7 @@ def main() -> None:
             if rival.granularity not in studies:
                 studies[rival.granularity] = prepare(pipe, settings_of(asked, rival.granularity, seed), reporter)
             ready = studies[rival.granularity]
-            evaluator, space = ready.fitness("held-out", asked.noises), ready.costs.space(asked.macs)
+            judge, space = ready.fitness("held-out", asked.noises), ready.costs.space(asked.macs)
             first, fitness = begun(ready, rival, space, asked, reporter)
             if first and rival.granularity is Granularity.WHOLE:
                 rows.setdefault(KNAPSACK, []).append((judge(first[0]),) * 2)
@@ -191,7 +191,7 @@ def run(
                     return heats
                 return {candidate: fitness.second(candidate, heats[candidate]) for candidate in candidates}
 
-            search.tell(race(cohort, evaluator, (0.5,)))
+            search.tell(race(cohort, judge, (0.5,)))
         else:
             search.tell({candidate: fitness(candidate) for candidate in cohort})
         count += len(cohort)

@@ -124,9 +124,9 @@ def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
     scores = []
     for measure in (ImagePSNR(), ImageSSIM()):
         other = replace(study, settings=settings(measure=measure))
-        evaluator, quiet = Evaluator(other, Journal(None, {}, resume=False)), Reporter(quiet=True)
-        table = sensitivity(other, evaluator, quiet)
-        scores.append(evolve(other, (0.7,), evaluator, table, quiet)[0].score)
+        judge, quiet = Evaluator(other, Journal(None, {}, resume=False)), Reporter(quiet=True)
+        table = sensitivity(other, judge, quiet)
+        scores.append(evolve(other, (0.7,), judge, table, quiet)[0].score)
     assert scores[0] > 1 > scores[1] > 0
 
 
@@ -139,7 +139,7 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     total = fast.report.evaluations
     most = evaluations if isinstance(evaluations, int) else total + 1
-    evaluator, final, calls, journal = Fitness.__call__, Fitness.each, [0], tmp_path / "run" / "journal.jsonl"
+    judge, final, calls, journal = Fitness.__call__, Fitness.each, [0], tmp_path / "run" / "journal.jsonl"
 
     def count() -> None:
         calls[0] += 1
@@ -171,7 +171,7 @@ def test_a_finished_journal_answers_everything(
     fast: Compressed, finished_journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Path(shutil.copy(finished_journal, tmp_path))
-    evaluator, asked = Fitness.__call__, list[Any]()
+    judge, asked = Fitness.__call__, list[Any]()
 
     def noted(self: Fitness, candidate: Candidate) -> float:
         asked.append(candidate)

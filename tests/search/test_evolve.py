@@ -43,7 +43,7 @@ def fitness(candidate: Candidate) -> float:
     return -float(alone + 1.5 * jumps)
 
 
-def run(search: Search, evaluator: Fitness = fitness) -> Search:
+def run(search: Search, judge: Fitness = fitness) -> Search:
     while asked := search.ask():
         search.tell({candidate: judge(candidate) for candidate in asked})
     return search
@@ -138,7 +138,7 @@ def test_nothing_is_evaluated_twice_and_everything_asked_is_feasible(kind: int) 
         seen.append(candidate)
         return fitness(candidate)
 
-    search = run(searches(3)[kind], evaluator)
+    search = run(searches(3)[kind], judge)
     assert search.done
     assert len(seen) == len(set(seen)) == len(search.ranking()) == search.history[-1].evaluations == EVALUATIONS[kind]
 

@@ -32,7 +32,7 @@ class Standing(NamedTuple, Generic[Entrant]):
 
 
 def choose(
-    finalists: Sequence[Entrant], evaluator: Callable[[Entrant, int], Sequence[float]], parts: int
+    finalists: Sequence[Entrant], judge: Callable[[Entrant, int], Sequence[float]], parts: int
 ) -> tuple[Standing[Entrant], ...]:
     """The finalists, the winner first; those that dropped out last come next.
 
@@ -43,14 +43,14 @@ def choose(
 
     Args:
         finalists: distinct.
-        evaluator: (finalist, part) -> its score on each noise of the part, the same noises for all; higher is better.
+        judge: (finalist, part) -> its score on each noise of the part, the same noises for all; higher is better.
         parts: the most parts of noises.
 
     Examples:
         >>> quality = {"a": 1.0, "b": 1.1, "c": 0.0}
         >>> def judge(name, part):
         ...     return [quality[name] + 0.2 * ((noise + len(name) * part) % 3) for noise in range(4)]
-        >>> [(one.candidate, len(one.scores)) for one in choose("abc", evaluator, 3)]
+        >>> [(one.candidate, len(one.scores)) for one in choose("abc", judge, 3)]
         [('b', 4), ('a', 4), ('c', 4)]
     """
     seen, order = {one: list[float]() for one in finalists}, {one: i for i, one in enumerate(finalists)}
