@@ -117,7 +117,8 @@ class _Left:
             return gram[:, 0, 0] / inverse[:, 0, 0]
         one = torch.eye(self._width, device=inverse.device)
         inverse = torch.where(self._gone[:, None, None], one, inverse)  # what is left of these is rounding
-        return torch.linalg.solve(inverse, gram).diagonal(dim1=1, dim2=2).sum(1)
+        scores: Tensor = torch.linalg.solve(inverse, gram).diagonal(dim1=1, dim2=2).sum(1)
+        return scores
 
     def _note(self, columns: Tensor) -> None:
         """Let wait what the removal of columns takes off, but for the diagonal."""
