@@ -25,9 +25,9 @@ from diff_es.layers import Anatomy
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.pipelines.tracing import trace
-from diff_es.pruning.calibration import Statistics
 from diff_es.pruning.granularity import Depth, Granularity
 from diff_es.pruning.library import Library
+from diff_es.pruning.statistics import Statistics
 from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
 from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.search import Candidate

@@ -11,7 +11,8 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from diff_es.layers import Anatomy, Bypass, Cut, Plan, discover
-from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.pruning.calibration import Gatherer
+from diff_es.pruning.statistics import Statistics
 from diff_es.routing.realise import output_of
 from diff_es.trajectory.stages import Stages
 

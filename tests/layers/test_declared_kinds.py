@@ -37,11 +37,12 @@ from diff_es import (
 from diff_es.compression.study import prepare
 from diff_es.layers import Anatomy, Kind, Plan, Residual, Weights, anatomy_of, declared, discover, often_seen
 from diff_es.layers.fingerprint import fingerprint
-from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.compaction import Compaction
 from diff_es.pruning.declare import declare
 from diff_es.pruning.granularity import Granularity
 from diff_es.pruning.library import Library
+from diff_es.pruning.statistics import Statistics
 from diff_es.routing.realise import realise
 from diff_es.routing.routing import routed
 from diff_es.routing.switch import Switch

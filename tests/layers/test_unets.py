@@ -39,13 +39,14 @@ from diff_es.compression.packing import pack, unpack
 from diff_es.compression.store import read_folder, write_folder
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Weights, as_matrix, discover
 from diff_es.pipelines.tracing import Trace
-from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.compaction import Compaction
 from diff_es.pruning.compensation import output_error
 from diff_es.pruning.granularity import Granularity, units_of
 from diff_es.pruning.importance import Magnitude
 from diff_es.pruning.library import Library
 from diff_es.pruning.macs import MacCounter
+from diff_es.pruning.statistics import Statistics
 from diff_es.routing.placements import Placement
 from diff_es.routing.realise import realise
 from diff_es.routing.switch import Switch

@@ -15,8 +15,9 @@ from diff_es.compression.study import prepare
 from diff_es.layers import discover
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import sample
-from diff_es.pruning.calibration import Statistics, calibrate, parts_of
+from diff_es.pruning.calibration import calibrate, parts_of
 from diff_es.pruning.moments import Moments
+from diff_es.pruning.statistics import Statistics
 from diff_es.utils.progress import Reporter
 
 PROBES = 4

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from diff_es import ArtefactError, Compact, Method, Resident, Streamed, Width
 from diff_es.layers import DENSE, Anatomy, Block, Cut, Kind, Layer, Plan, Rows, Weights, discover
-from diff_es.pruning.calibration import Gatherer, Statistics
+from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.compaction import Compaction
 from diff_es.pruning.granularity import Granularity, units_of
 from diff_es.pruning.importance import Obs
 from diff_es.pruning.library import Library, fused
+from diff_es.pruning.statistics import Statistics
 from diff_es.routing.placements import Placement
 from diff_es.routing.realise import realise
 from diff_es.routing.switch import Switch

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diff_es.pruning.calibration import _Accumulator
+from diff_es.pruning.accumulator import Accumulator
 from diff_es.pruning.compensation import Ridge, output_error, regress
 from diff_es.pruning.importance import Activation, Magnitude, Obs, Ranking, Wanda
 from diff_es.pruning.moments import Moments, damped
@@ -295,7 +295,7 @@ def test_moments_do_not_depend_on_where_they_are_taken_around() -> None:
 def test_a_small_spread_around_a_large_mean_survives_float32() -> None:
     generator = torch.Generator().manual_seed(0)
     x = 1000 + torch.randn(500, 12, generator=generator)
-    accumulator = _Accumulator()
+    accumulator = Accumulator()
     for part in x.split(100):
         accumulator.add(part)
     found = accumulator.moments().hessian(centred=True)

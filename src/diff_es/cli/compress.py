@@ -200,6 +200,14 @@ class MachineOptions:
     dtype: InDtype = None
     device: OnDevice = None
     workers: Annotated[int, typer.Option(help="Processes that score candidates at the same time.")] = 1
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            help="What statistics and weights of levels may take beside the model; more waits on the disk of the "
+            "temporary folder. Half of what is free by default.",
+        ),
+    ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped search.")] = False
     as_json: AsJson = False
 
@@ -218,7 +226,8 @@ def compress_command(
     """Calibrate, rank and search the best schedule within the budget; Ctrl-C loses nothing."""
     settings, asked = settings_of(sampling, budget, search, pruning), budget.asked()
     journal = out_folder / "journal.jsonl"
-    run = Run(weights.chosen(), journal, machine.resume, machine.workers, search.table, Reporter())
+    placement, reporter = weights.chosen(), Reporter()
+    run = Run(placement, journal, machine.resume, machine.workers, search.table, machine.memory, reporter)
     run.check(asked)
     check_target(out_folder)
     start = time.monotonic()

@@ -26,7 +26,7 @@ from ..utils.arguments import Place, checked
 from ..utils.checking import validated
 from ..utils.errors import DiffESError
 from ..utils.files import check_outputs
-from ..utils.limits import Workers
+from ..utils.limits import Gigabytes, Workers
 from ..utils.locks import held_file
 from ..utils.progress import Reporter
 from .evaluator import Evaluator
@@ -122,6 +122,8 @@ class Run:
             the CUDA devices. Their number changes nothing but the time.
         table: the folder of an earlier result of this model and these settings, whose sensitivities are taken, not
             measured anew: another budget then costs its search alone.
+        memory: gigabytes that statistics and weights of levels may take beside the model and what its calls take; what
+            is more waits on the disk of the temporary folder. None: half of what is free.
         reporter: shows progress; default silent.
 
     Raises:
@@ -134,6 +136,7 @@ class Run:
     resume: bool = False
     workers: Workers = 1
     table: Place | None = None
+    memory: Gigabytes | None = None
     reporter: Reporter | None = None
 
     def __post_init__(self) -> None:
@@ -203,7 +206,7 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
     surveyed = survey(pipe, settings, reporter, budget, priced)
     known = None if earlier is None else earlier.sensitivity.checked(surveyed, str(table))
     log = open_journal(surveyed, journal, reporter, resume=resume, table=known)
-    ready = study(surveyed, reporter)
+    ready = study(surveyed, reporter, None if run.memory is None else round(run.memory * 1e9))
     front = [share for share in ready.settings.front if ready.costs.attainable(share)]
     if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
         reporter.say(f"Left out of the front, below the cheapest schedule: {', '.join(lost)}.")

@@ -9,18 +9,21 @@ from functools import cached_property
 
 import torch
 
+from ..pipelines.denoiser import device_of
 from ..pipelines.finite import check_finite
 from ..pipelines.probes import Probe, make_probes
 from ..pipelines.sampling import AnyPipeline, denoiser_of, sample
 from ..pruning.budget import Budget, MeasuredPrices
-from ..pruning.calibration import Statistics, calibrate, parts_of
+from ..pruning.calibration import calibrate, parts_of
 from ..pruning.granularity import Width
 from ..pruning.library import Library
+from ..pruning.statistics import Statistics
 from ..scoring.fitness import Comparison, Fitness, timesteps_of
 from ..scoring.weight_cache import WeightCache
 from ..search import Candidate
 from ..solvers.custom_timesteps import correctable, stepped
 from ..trajectory.timesteps import placed
+from ..utils.memory import free_memory
 from ..utils.progress import Reporter
 from .settings import Levers, Settings
 from .survey import Survey, survey
@@ -115,8 +118,13 @@ class Study(Survey):
         return Candidate.of(self.own.levels, [max(n for n in counts if n <= 2 * own) for counts, own in pairs])
 
 
-def study(surveyed: Survey, reporter: Reporter) -> Study:
-    """Calibrate on the model's own trajectories and rank; neither where nothing is pruned."""
+def study(surveyed: Survey, reporter: Reporter, memory: int | None = None) -> Study:
+    """Calibrate on the model's own trajectories and rank; neither where nothing is pruned.
+
+    Args:
+        memory: bytes that statistics may take while they are gathered, and weights of levels after that, once as the
+            library keeps them and once laid out to run; what is more waits on disk. None: half of what is free.
+    """
     pipe, settings, anatomy = surveyed.pipe, surveyed.settings, surveyed.anatomy
     method, stages = settings.method, len(surveyed.stages)
     _check_reference(surveyed)
@@ -126,8 +134,9 @@ def study(surveyed: Survey, reporter: Reporter) -> Study:
         return Study(**vars(surveyed), statistics=statistics, library=library)
     layers, blocks = parts_of(anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
     probes = make_probes(pipe, settings.calibration_samples, settings.seed, "calibration", settings.prompts)
-    statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter)
-    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
+    room = free_memory(device_of(denoiser_of(pipe))) // 2 if memory is None else memory
+    statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter, room)
+    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units, room // 2)
     return Study(**vars(surveyed), statistics=statistics, library=library)
 
 
@@ -151,7 +160,8 @@ def prepare(
     reporter: Reporter | None = None,
     budget: Budget | None = None,
     priced: MeasuredPrices | None = None,
+    memory: int | None = None,
 ) -> Study:
     """Survey and study in one; raises as :func:`survey` does."""
     reporter = reporter or Reporter(quiet=True)
-    return study(survey(pipe, settings, reporter, budget, priced), reporter)
+    return study(survey(pipe, settings, reporter, budget, priced), reporter, memory)

@@ -1,12 +1,13 @@
 """Levels of a stage, from statistics to compensated weights, and what they cost."""
 
 from .budget import Budget, MacsRatio, Speedup, WeightMemory
-from .calibration import Statistics, calibrate
+from .calibration import calibrate
 from .compensation import Ridge
 from .declare import declare
 from .granularity import Depth, Granularity, Width
 from .importance import Activation, Magnitude, Obs, Wanda
 from .library import Library, Method
+from .statistics import Statistics
 
 __all__ = [
     "Activation",

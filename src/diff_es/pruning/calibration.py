@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ from ..layers import (
     channel_dimension,
     check_evaluating,
     given_to,
-    often_seen,
     submodule,
 )
 from ..pipelines.families import Pipeline, Sampling
@@ -37,102 +35,11 @@ from ..trajectory.stages import Stages
 from ..utils.calls import Args, Kwargs
 from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
-from .moments import Moments
+from .accumulator import Accumulator, Change
+from .statistics import Statistics, spilled
 
-
-@dataclass(frozen=True)
-class Statistics:
-    """Per stage, by name: the moments of each layer's output-projection input, and of each block's [input, residual],
-    which for a second stream are named as ``Block.streams`` says.
-
-    ``change[s]`` is the mean relative change of the denoiser's output from one step to the next in stage s.
-    """
-
-    stages: tuple[dict[str, Moments], ...]
-    change: tuple[float, ...]
-
-    def shared(self) -> dict[str, Moments]:
-        """One set of statistics for the whole trajectory: the sum over the stages."""
-        return {name: sum_moments([stage[name] for stage in self.stages]) for name in self.stages[0]}
-
-
-def sum_moments(parts: Sequence[Moments]) -> Moments:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-class _Accumulator:
-    """Running sums around the first batch's mean, float32 on the device of the data."""
-
-    def __init__(self) -> None:
-        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
-        self._count = 0
-
-    def add(self, vectors: Tensor) -> None:
-        """Add vectors (..., D)."""
-        x = vectors.detach().reshape(-1, vectors.shape[-1]).float()
-        second, first, shift = self._around(x)
-        x = x - shift
-        second.addmm_(x.T, x)
-        first += x.sum(0)
-        self._count += len(x)
-
-    def add_pixels(self, images: Tensor, module: Convolution, outputs: Sequence[int]) -> None:
-        """Add what the taps of a convolution see of images (N, D, H, W), or (N, D, L): each pixel as often as it is
-        seen, and the zeros beside them, which are much of a small image.
-
-        Args:
-            outputs: the sizes of what comes out of it, without batch and channels.
-        """
-        often, looks = often_seen(module, images.shape[2:], outputs)
-        x = images.detach().movedim(1, -1).reshape(-1, images.shape[1]).float()
-        second, first, shift = self._around(x)
-        x, zeros = x - shift, (looks - int(often.sum(dtype=torch.float64))) * len(images)
-        weighted = x * often.flatten().repeat(len(images)).to(x.device)[:, None]
-        second.addmm_(weighted.T, x).addmm_(shift[:, None], shift[None], alpha=zeros)
-        first += weighted.sum(0) - zeros * shift
-        self._count += looks * len(images)
-
-    def _around(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self._sums is None:
-            self._sums = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1]), x.mean(0)
-        return self._sums
-
-    @property
-    def empty(self) -> bool:
-        return self._sums is None
-
-    @property
-    def finite(self) -> bool:
-        """Whether no square overflowed; then no product did."""
-        return self._sums is not None and bool(torch.isfinite(self._sums[0].diagonal()).all())
-
-    def moments(self) -> Moments:
-        assert self._sums is not None
-        second, first, shift = self._sums
-        return Moments(second, first, self._count, shift)
-
-
-class _Change:
-    """Relative change of the denoiser's output between neighbouring steps of a trajectory, by stage."""
-
-    def __init__(self, stages: int) -> None:
-        self._sums, self._counts = [0.0] * stages, [0] * stages
-        self.before: Tensor | None = None
-
-    def add(self, stage: int, output: Tensor) -> None:
-        now = output.detach().float()
-        if self.before is not None and self.before.shape == now.shape:
-            change = float((now - self.before).norm() / self.before.norm())
-            if math.isfinite(change):  # relative to an output that is nothing there is none
-                self._sums[stage] += change
-                self._counts[stage] += 1
-        self.before = now
-
-    def means(self) -> tuple[float, ...]:
-        return tuple(total / max(count, 1) for total, count in zip(self._sums, self._counts, strict=True))
+Part: TypeAlias = Sequence[tuple[int, str]]
+"""Some of the statistics: stages, and names of layers or of blocks' streams."""
 
 
 class Gatherer:
@@ -144,13 +51,24 @@ class Gatherer:
         layers: layers whose output-projection inputs are gathered: of a convolution, one vector for each tap that
             looks at a pixel, or at the padding.
         blocks: blocks whose inputs and residuals are gathered, for each of their streams.
+        part: what to gather of it; None: all.
     """
 
-    def __init__(self, denoiser: nn.Module, stages: Stages, layers: Sequence[Layer], blocks: Sequence[Block]) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        stages: Stages,
+        layers: Sequence[Layer],
+        blocks: Sequence[Block],
+        part: Part | None = None,
+    ) -> None:
         names = [layer.name for layer in layers] + [stream for block in blocks for stream in block.streams]
         self._denoiser, self._stages, self._layers, self._blocks = denoiser, stages, layers, blocks
-        self._sums = [{name: _Accumulator() for name in names} for _ in range(len(stages))]
-        self._change, self._stage, self._stack = _Change(len(stages)), 0, ExitStack()
+        part = part or tuple((stage, name) for stage in range(len(stages)) for name in names)
+        self._sums: list[dict[str, Accumulator]] = [{} for _ in range(len(stages))]
+        for stage, name in part:
+            self._sums[stage][name] = Accumulator()
+        self._change, self._stage, self._stack = Change(len(stages)), 0, ExitStack()
         self._heard, self._calls = list[float](), [0] * len(stages)  # timesteps, and how many of each stage
 
     def __enter__(self) -> Gatherer:
@@ -217,11 +135,10 @@ class Gatherer:
         self._change.add(self._stage, _prediction(output))
 
     def _of_layer(self, layer: Layer, module: nn.Module, args: Args, kwargs: Kwargs, result: Tensor) -> None:
-        sums, projection, given = (
-            self._sums[self._stage][layer.name],
-            output_of(self._denoiser, layer),
-            given_to(args, kwargs),
-        )
+        sums = self._sums[self._stage].get(layer.name)
+        if sums is None:
+            return
+        projection, given = output_of(self._denoiser, layer), given_to(args, kwargs)
         channels = channel_dimension(projection, given)
         own = given.narrow(channels, layer.start, layer.size)
         if isinstance(projection, Convolution):
@@ -231,6 +148,8 @@ class Gatherer:
             sums.add(own)
 
     def _of_block(self, block: Block, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
+        if not any(name in self._sums[self._stage] for name in block.streams):
+            return
         plain = submodule(self._denoiser, block.name)
         names = list(inspect.signature(type(plain).forward).parameters)[1:]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -244,7 +163,8 @@ class Gatherer:
             pairs.append((context, results["encoder_hidden_states"] - context))
         for name, pair in zip(block.streams, pairs, strict=True):
             both = torch.cat(pair, 1).movedim(1, -1) if block.pixels else torch.cat(pair, -1)
-            self._sums[self._stage][name].add(both)
+            if name in self._sums[self._stage]:
+                self._sums[self._stage][name].add(both)
 
 
 def _prediction(output: Any) -> Tensor:
@@ -269,26 +189,67 @@ def calibrate(
     layers: Sequence[Layer],
     blocks: Sequence[Block],
     reporter: Reporter,
+    memory: int | None = None,
 ) -> Statistics:
-    """Run the dense pipeline once over the probes with the user's own setting (section 2 of docs/method.md).
+    """Run the dense pipeline over the probes with the user's own setting (section 2 of docs/method.md).
 
     Args:
         layers: layers whose output-projection inputs are gathered.
         blocks: blocks whose inputs and residuals are gathered.
+        memory: bytes that the sums may take. Where they take more, the same runs are repeated, each time for a part of
+            the sums, which then wait on disk; they come out the same to the bit.
 
     Raises:
-        DiffESError: a run or what it gathers is not finite.
+        DiffESError: a run or what it gathers is not finite; or one layer's sums alone take more than ``memory``.
+        StorageError: the temporary folder has no room for what waits.
     """
     chunks = [probes[i : i + sampling.batch] for i in range(0, len(probes), sampling.batch)]
-    with (
-        Gatherer(denoiser_of(pipe), stages, layers, blocks) as gatherer,
-        reporter.task("calibrate", len(chunks)) as task,
-    ):
-        for chunk in chunks:
-            gatherer.begin()
-            check_finite(pipe, chunk, sampling, sample(pipe, chunk, sampling))
-            task.advance()
-    return gatherer.statistics()
+    parts = parts_within(memory, len(stages), sizes_of(layers, blocks))
+    with reporter.task("calibrate", len(chunks) * len(parts)) as task:
+
+        def gathered(part: Part) -> Statistics:
+            with Gatherer(denoiser_of(pipe), stages, layers, blocks, part) as gatherer:
+                for chunk in chunks:
+                    gatherer.begin()
+                    check_finite(pipe, chunk, sampling, sample(pipe, chunk, sampling))
+                    task.advance()
+            return gatherer.statistics()
+
+        return gathered(parts[0]) if len(parts) == 1 else spilled(len(stages), map(gathered, parts))
+
+
+def sizes_of(layers: Sequence[Layer], blocks: Sequence[Block]) -> dict[str, int]:
+    """Bytes of the sums of each layer and of each stream of a block."""
+    widths = {layer.name: layer.size for layer in layers}
+    for block in blocks:
+        inputs = (block.width, block.context or 0)
+        outputs = (block.outputs or block.width, block.context or 0)
+        widths |= {name: i + o for name, i, o in zip(block.streams, inputs, outputs, strict=False)}
+    return {name: 4 * width * width for name, width in widths.items()}
+
+
+def parts_within(memory: int | None, stages: int, sizes: Mapping[str, int]) -> list[Part]:
+    """All statistics, stage by stage, in parts that take no more than so many bytes at a time.
+
+    Raises:
+        DiffESError: one of them alone takes more.
+    """
+    whole = [(stage, name) for stage in range(stages) for name in sizes]
+    if memory is None or stages * sum(sizes.values()) <= memory:
+        return [whole]
+    largest = max(sizes, key=lambda name: sizes[name])
+    if sizes[largest] > memory:
+        expected, found = f"at least {sizes[largest] / 1e9:.3f} GB, for {largest}", f"{memory / 1e9:.3f} GB"
+        remedy = "Give more, or search steps alone (`--levers steps`), for which nothing is calibrated."
+        raise DiffESError("memory", expected=expected, found=found, remedy=remedy)
+    parts, room = list[list[tuple[int, str]]](), 0
+    for stage, name in whole:
+        if not parts or sizes[name] > room:
+            parts.append([])
+            room = memory
+        parts[-1].append((stage, name))
+        room -= sizes[name]
+    return list(parts)
 
 
 def parts_of(anatomy: Anatomy, *, thin: bool, skip: bool) -> tuple[tuple[Layer, ...], tuple[Block, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,12 @@ from ..routing.bypass import shortcut_of
 from ..routing.realise import output_of, weight_of
 from ..utils.arguments import checked, named
 from ..utils.progress import Reporter
-from .calibration import Statistics
 from .compensation import Ridge, regress
+from .cut_store import CutStore
 from .granularity import Depth, Granularity, Ladder, Thin, Unit, Width, units_of, usual_granularity
 from .importance import Obs, Ranking
 from .moments import Moments
+from .statistics import Statistics
 
 
 @checked()
@@ -55,6 +57,7 @@ class Library:
         method: ranking, compensation, the ladder of levels and their units.
         reporter: shows the progress of ranking.
         units: what carries levels; None: what the method says. Where none of them has a level but 0, nothing is ranked.
+        memory: bytes of re-solved weights to keep in memory; the others wait on disk. None: all of them.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Library:
         method: Method,
         reporter: Reporter,
         units: tuple[Unit, ...] | None = None,
+        memory: int | None = None,
     ) -> None:
         self.method, self.anatomy, self.denoiser = method, anatomy, denoiser
         granularity = method.granularity or usual_granularity(method.ladder)
@@ -72,9 +76,9 @@ class Library:
         self._statistics = statistics.stages if method.stagewise else (statistics.shared(),)
         self.shared = statistics.shared() if method.shared_order else None
         self._orders = dict[tuple[int, str], Tensor]()
-        self._cuts = dict[tuple[int, str, int], Cut]()
-        self._plans = dict[tuple[int, tuple[int, ...]], Plan]()
-        self._kept = dict[tuple[int, tuple[int, ...]], Plan]()
+        self._cuts, self.memory = CutStore(memory), memory
+        self._plans = WeakValueDictionary[tuple[int, tuple[int, ...]], Plan]()  # as long as somebody holds them
+        self._kept = WeakValueDictionary[tuple[int, tuple[int, ...]], Plan]()
         self._fits = dict[tuple[int, str], tuple[Bypass | None, float]]()
         if isinstance(method.ladder, Width) and any(len(unit.options) > 1 for unit in self.units):
             self._thin(reporter)
@@ -84,14 +88,15 @@ class Library:
         if not any(levels):
             return DENSE
         key = (self.source(stage), tuple(levels))
-        if key not in self._plans:
+        plan = self._plans.get(key)
+        if plan is None:
             parts = [self.part(stage, unit, level) for unit, level in enumerate(levels)]
             cuts, bypasses = dict[str, Cut](), dict[str, Bypass | None]()
             for part in parts:
                 cuts |= part.cuts
                 bypasses |= part.bypasses
-            self._plans[key] = Plan(cuts, bypasses)
-        return self._plans[key]
+            self._plans[key] = plan = Plan(cuts, bypasses)
+        return plan
 
     def part(self, stage: int, unit: int, level: int) -> Plan:
         """The same of one unit, the others dense."""
@@ -106,9 +111,10 @@ class Library:
     def thinned(self, stage: int, kept: tuple[int, ...]) -> Plan:
         """The plan of a stage with so many groups left in each layer, in the order of ``anatomy.layers``."""
         key = (self.source(stage), kept)
-        if key not in self._kept:
-            self._kept[key] = Plan(self._cut(key[0], self.anatomy.layers, kept))
-        return self._kept[key]
+        plan = self._kept.get(key)
+        if plan is None:
+            self._kept[key] = plan = Plan(self._cut(key[0], self.anatomy.layers, kept))
+        return plan
 
     def source(self, stage: int) -> int:
         """Whose statistics a stage uses: its own, or the one set that all share."""

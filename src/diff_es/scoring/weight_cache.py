@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from ..pipelines.families import Pipeline
 from ..pipelines.sampling import denoiser_of
@@ -16,27 +16,38 @@ from ..routing.switch import Content, Entry, Switch
 class WeightCache:
     """The realised weights of every (stage, unit, level) that candidates use, as a store that routing runs from.
 
+    They are laid out when their stage begins, and the limit binds those of a candidate in use as well: all that there
+    is beyond it is of the stage that runs.
+
     Args:
-        limit: bytes of them to keep.
+        limit: bytes of them to keep; None: as many as the library keeps, or 8 GB.
     """
 
-    def __init__(self, pipe: Pipeline, library: Library, limit: int = 1 << 33) -> None:
-        self._denoiser, self._library, self._limit = denoiser_of(pipe), library, limit
+    def __init__(self, pipe: Pipeline, library: Library, limit: int | None = None) -> None:
+        self._denoiser, self._library = denoiser_of(pipe), library
+        self._limit = next(one for one in (limit, library.memory, 1 << 33) if one is not None)
         self._switch, self._held = Switch(self._denoiser), 0
         self._parts = OrderedDict[tuple[int, int, int], tuple[Content, int]]()
-        self._contents = list[Content]()
+        self._rows: Sequence[Sequence[int]] = ()
+        self._stage, self._content = -1, dict[str, Entry]()
 
     def choose(self, rows: Sequence[Sequence[int]]) -> None:
-        """Have the weights of a candidate ready, for one row of levels a stage."""
-        self._contents = []
-        for stage, row in enumerate(rows):
-            content = dict[str, Entry]()
-            for unit, level in enumerate(row):
-                if level:
-                    content |= self._part(self._library.source(stage), unit, level)
-            self._contents.append(content)
-        while self._held > self._limit and len(self._parts) > 1:
-            self._held -= self._parts.popitem(last=False)[1][1]
+        """Run a candidate from now on: one row of levels a stage."""
+        self._rows, self._stage, self._content = rows, -1, {}
+
+    def _laid_out(self, stage: int) -> dict[str, Entry]:
+        """The weights of a stage; those that have not run for the longest time make room for them."""
+        content, used = dict[str, Entry](), set[tuple[int, int, int]]()
+        for unit, level in enumerate(self._rows[stage]):
+            if level:
+                used.add((self._library.source(stage), unit, level))
+                content |= self._part(self._library.source(stage), unit, level)
+                self._shrink(used)
+        return content
+
+    def _shrink(self, used: Set[tuple[int, int, int]]) -> None:
+        while self._held > self._limit and (key := next(iter(self._parts))) not in used:
+            self._held -= self._parts.pop(key)[1]
 
     def _part(self, source: int, unit: int, level: int) -> Content:
         key = (source, unit, level)
@@ -56,7 +67,11 @@ class WeightCache:
         return self.weight_bytes
 
     def to(self, stage: int) -> None:
-        self._switch.put(self._contents[stage])
+        if stage != self._stage:
+            self._switch.put({})  # weights are laid out while all is dense
+            self._stage, self._content = -1, {}
+            self._stage, self._content = stage, self._laid_out(stage)
+        self._switch.put(self._content)
 
     def rest(self) -> None:
         self._switch.put({})

@@ -28,20 +28,32 @@ def scratch(size: int, needed: int = 0) -> IO[bytes]:
     except OSError as error:
         raise _refused(max(size, needed), error) from error
     try:
-        _reserve(file.fileno(), size)
+        _reserve(file.fileno(), 0, size)
     except OSError as error:
         file.close()
         raise _refused(max(size, needed), error) from error
     return file
 
 
-def _reserve(descriptor: int, size: int) -> None:
+def extended(file: IO[bytes], start: int, size: int) -> None:
+    """Have ``size`` more bytes of such a file there, from ``start`` on.
+
+    Raises:
+        StorageError: the temporary folder has no room for them.
+    """
+    try:
+        _reserve(file.fileno(), start, size)
+    except OSError as error:
+        raise _refused(size, error) from error
+
+
+def _reserve(descriptor: int, start: int, size: int) -> None:
     if sys.platform == "linux":
-        os.posix_fallocate(descriptor, 0, max(size, 1))
+        os.posix_fallocate(descriptor, start, max(size, 1))
         return
     zeros = bytes(1 << 20)
-    for start in range(0, size, len(zeros)):
-        os.pwrite(descriptor, zeros[: size - start], start)
+    for at in range(0, size, len(zeros)):
+        os.pwrite(descriptor, zeros[: size - at], start + at)
 
 
 def _refused(needed: int, error: OSError) -> StorageError:

@@ -8,14 +8,13 @@ Stitched    a network of its own for every stage: not for use, but to compare wi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import torch
 from torch import nn
 
 from ...layers import Anatomy, Plan
+from ...utils.memory import free_memory
 from ..realise import fed_by, output_of, weight_of
 from .compact import Compact
 from .contract import Placement, Store, distinct, parameter_bytes
@@ -52,7 +51,7 @@ def choose(denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Plac
         return Compact()
     size = max((p.element_size() for p in denoiser.parameters()), default=4)
     needed = sum(_parameters(denoiser, anatomy, plan) for plan in distinct(plans)) * size
-    return Resident() if needed <= _free(next(denoiser.parameters()).device) / 2 else Streamed()
+    return Resident() if needed <= free_memory(next(denoiser.parameters()).device) / 2 else Streamed()
 
 
 def _parameters(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> int:
@@ -64,10 +63,3 @@ def _parameters(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> int:
         dense = sum(parameter.numel() for _, _, parameter in fed_by(denoiser, layer)) + output.numel()
         total += dense * len(cut.kept) // layer.groups + len(output)
     return total + sum(t.numel() for b in plan.bypasses.values() if b is not None for t in b.tensors().values())
-
-
-def _free(device: torch.device) -> int:
-    """Bytes of memory that nothing uses yet."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,72 @@
+"""What calibration gathered, in memory or waiting on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..utils.spill import Spill
+from .moments import Moments
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per stage, by name: the moments of each layer's output-projection input, and of each block's [input, residual],
+    which for a second stream are named as ``Block.streams`` says.
+
+    ``change[s]`` is the mean relative change of the denoiser's output from one step to the next in stage s.
+    """
+
+    stages: tuple[Mapping[str, Moments], ...]
+    change: tuple[float, ...]
+
+    def shared(self) -> dict[str, Moments]:
+        """One set of statistics for the whole trajectory: the sum over the stages."""
+        return {name: sum_moments([stage[name] for stage in self.stages]) for name in self.stages[0]}
+
+
+class Spilled(Mapping[str, Moments]):
+    """The moments of a stage, of which the matrices wait on disk."""
+
+    def __init__(self, spill: Spill, stage: int) -> None:
+        self._spill, self._stage, self._rest = spill, stage, dict[str, Moments]()
+
+    def put(self, name: str, moments: Moments) -> None:
+        self._spill.put((self._stage, name), moments.second)
+        self._rest[name] = replace(moments, second=torch.empty(0, dtype=moments.second.dtype))
+
+    def __getitem__(self, name: str) -> Moments:
+        rest = self._rest[name]
+        return replace(rest, second=self._spill.get((self._stage, name)).to(rest.first.device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rest)
+
+    def __len__(self) -> int:
+        return len(self._rest)
+
+    def __reduce__(self) -> tuple[Callable[..., dict[str, Moments]], tuple[dict[str, Moments]]]:
+        """A copy in another process has them in memory."""
+        return dict, (dict(self),)
+
+
+def spilled(stages: int, parts: Iterable[Statistics]) -> Statistics:
+    """Statistics that come in parts, each of which is on disk, and no longer in memory, before the next is made."""
+    spill, change = Spill(), tuple[float, ...]()
+    kept = tuple(Spilled(spill, stage) for stage in range(stages))
+    for part in parts:
+        change = part.change
+        for stage, moments in zip(kept, part.stages, strict=True):
+            for name in moments:
+                stage.put(name, moments[name])
+        del part, moments
+    return Statistics(kept, change)
+
+
+def sum_moments(parts: Sequence[Moments]) -> Moments:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
