@@ -44,6 +44,13 @@ class Method:
         return self.ladder if isinstance(self.ladder, Depth) else self.ladder.depth
 
 
+class _Held(WeakValueDictionary[tuple[int, tuple[int, ...]], Plan]):
+    """Plans, as long as somebody holds them; a copy in another process has none."""
+
+    def __reduce__(self) -> tuple[type[_Held], tuple[()]]:
+        return _Held, ()
+
+
 class Library:
     """The plans of every (stage, level of each unit).
 
@@ -77,8 +84,7 @@ class Library:
         self.shared = statistics.shared() if method.shared_order else None
         self._orders = dict[tuple[int, str], Tensor]()
         self._cuts, self.memory = CutStore(memory), memory
-        self._plans = WeakValueDictionary[tuple[int, tuple[int, ...]], Plan]()  # as long as somebody holds them
-        self._kept = WeakValueDictionary[tuple[int, tuple[int, ...]], Plan]()
+        self._plans, self._kept = _Held(), _Held()  # by levels, and by groups that stay
         self._fits = dict[tuple[int, str], tuple[Bypass | None, float]]()
         if isinstance(method.ladder, Width) and any(len(unit.options) > 1 for unit in self.units):
             self._thin(reporter)
