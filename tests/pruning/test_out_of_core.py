@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from tests.helpers.tiny import CALL, assert_same_plans, settings, stages_of, tiny
+from tests.helpers.tiny import CALL, assert_same, assert_same_plans, calls_of, settings, snapshot, stages_of, tiny
 
 from diff_es import Compressed, DiffESError, Run, compress
 from diff_es.compression.study import Study
@@ -52,6 +52,21 @@ def test_statistics_that_are_gathered_in_parts_are_those_of_one_run() -> None:
         assert_same_statistics(whole, parts)
         assert_same_statistics(whole, pickle.loads(pickle.dumps(parts)))
     assert not any(isinstance(stage, Spilled) for stage in gathered(10**9).stages)
+
+
+def test_a_part_runs_no_further_than_its_stages() -> None:
+    """Three stages of two steps, a pass for each: 2, 4 and 6 calls for every batch."""
+    pipe = tiny()
+    anatomy, probes = discover(pipe.transformer), make_probes(pipe, 2 * CALL.batch, 0, "calibration")
+    sizes = sizes_of(anatomy.layers, anatomy.blocks)
+    scheduler, before = pipe.scheduler, snapshot(pipe.transformer)
+    given = (pipe, probes, CALL, stages_of(pipe, 3), anatomy.layers, anatomy.blocks, QUIET)
+    with calls_of(pipe.transformer.proj_out_2) as calls:
+        found = calibrate(*given, sum(sizes.values()))
+    assert calls == [2 * (2 + 4 + 6)]
+    assert_same_statistics(calibrate(*given), found)
+    assert pipe.scheduler is scheduler
+    assert_same(before, snapshot(pipe.transformer))
 
 
 def test_parts_hold_everything_once_and_never_more_than_the_limit() -> None:

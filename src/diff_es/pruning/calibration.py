@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -38,6 +38,11 @@ from ..utils.progress import Reporter
 from .accumulator import Accumulator, Change
 from .statistics import Statistics, spilled
 
+
+class Enough(Exception):
+    """Of a trajectory, what is gathered is there: the rest need not be run."""
+
+
 Part: TypeAlias = Sequence[tuple[int, str]]
 """Some of the statistics: stages, and names of layers or of blocks' streams."""
 
@@ -51,7 +56,8 @@ class Gatherer:
         layers: layers whose output-projection inputs are gathered: of a convolution, one vector for each tap that
             looks at a pixel, or at the padding.
         blocks: blocks whose inputs and residuals are gathered, for each of their streams.
-        part: what to gather of it; None: all.
+        part: what to gather of it, in order; None: all.
+        brief: whether to raise :class:`Enough` where a trajectory leaves the last stage of ``part``.
     """
 
     def __init__(
@@ -61,6 +67,8 @@ class Gatherer:
         layers: Sequence[Layer],
         blocks: Sequence[Block],
         part: Part | None = None,
+        *,
+        brief: bool = False,
     ) -> None:
         names = [layer.name for layer in layers] + [stream for block in blocks for stream in block.streams]
         self._denoiser, self._stages, self._layers, self._blocks = denoiser, stages, layers, blocks
@@ -68,6 +76,7 @@ class Gatherer:
         self._sums: list[dict[str, Accumulator]] = [{} for _ in range(len(stages))]
         for stage, name in part:
             self._sums[stage][name] = Accumulator()
+        self._last = part[-1][0] if brief else len(stages)
         self._change, self._stage, self._stack = Change(len(stages)), 0, ExitStack()
         self._heard, self._calls = list[float](), [0] * len(stages)  # timesteps, and how many of each stage
 
@@ -128,6 +137,8 @@ class Gatherer:
         )
 
     def _enter(self, stage: int) -> None:
+        if stage > self._last:
+            raise Enough
         self._stage = stage
         self._calls[stage] += 1
 
@@ -197,7 +208,7 @@ def calibrate(
         layers: layers whose output-projection inputs are gathered.
         blocks: blocks whose inputs and residuals are gathered.
         memory: bytes that the sums may take. Where they take more, the same runs are repeated, each time for a part of
-            the sums, which then wait on disk; they come out the same to the bit.
+            the sums and as far as its stages go; what is gathered waits on disk. It comes out the same to the bit.
 
     Raises:
         DiffESError: a run or what it gathers is not finite; or one layer's sums alone take more than ``memory``.
@@ -208,10 +219,12 @@ def calibrate(
     with reporter.task("calibrate", len(chunks) * len(parts)) as task:
 
         def gathered(part: Part) -> Statistics:
-            with Gatherer(denoiser_of(pipe), stages, layers, blocks, part) as gatherer:
+            brief = part is not parts[-1]  # the last one's trajectories end as a user's do
+            with Gatherer(denoiser_of(pipe), stages, layers, blocks, part, brief=brief) as gatherer:
                 for chunk in chunks:
                     gatherer.begin()
-                    check_finite(pipe, chunk, sampling, sample(pipe, chunk, sampling))
+                    with suppress(Enough):
+                        check_finite(pipe, chunk, sampling, sample(pipe, chunk, sampling))
                     task.advance()
             return gatherer.statistics()
 
