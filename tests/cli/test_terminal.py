@@ -218,7 +218,7 @@ def test_memory_and_disks_that_are_full_are_one_line_and_bugs_are_tracebacks(cap
         code, err = ended(work, capfd)
         assert (code, err.count("\n")) == (2, 1)
         assert err.startswith("error: OutOfMemory: memory: expected room for what the command needs, found ")
-        assert err.endswith("Take a smaller --batch or fewer --workers, where the command has them.\n")
+        assert err.endswith("Take less --memory, a smaller --batch or fewer --workers, where the command has them.\n")
     code, err = ended(lambda: Path("/dev/full").write_text("words"), capfd)
     assert (code, err.count("\n")) == (2, 1)
     assert "No space left on device" in err

@@ -73,7 +73,7 @@ def refusal(error: BaseException) -> DiffESError | None:
         return UsageError("command line", expected=expected, found=found, remedy=remedy)
     if out_of_memory(error):
         found = str(error).partition("\n")[0].rstrip(".") or "none left"
-        remedy = "Take a smaller --batch or fewer --workers, where the command has them."
+        remedy = "Take less --memory, a smaller --batch or fewer --workers, where the command has them."
         return OutOfMemory("memory", expected="room for what the command needs", found=found, remedy=remedy)
     if isinstance(error, OSError):
         where, found = str(error.filename or "files"), error.strerror or str(error)
