@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 from common import header_of, line, options
@@ -29,7 +30,7 @@ SHOWN = {  # in the README: what it is called there
     "fewer-steps": "fewer steps",
     "uniform": "uniform pruning",
     "mosaicdiff": "MosaicDiff-like pruning",
-    "random": "random search",
+    "random": "random search of steps and levels",
 }
 
 
@@ -93,7 +94,7 @@ def main(chosen: Options) -> None:
         f"{facts['Device']}):"
     )
     readme = chosen.into / "README.md"
-    write_text(readme, replaced(readme.read_text(), f"{said}\n\n{first_screen(rows)}"))
+    write_text(readme, replaced(readme.read_text(), f"{fill(said, 120)}\n\n{first_screen(rows)}"))
     shutil.copyfile(chosen.demo / PICTURE, chosen.into / "docs" / PICTURE)
     settings = "\n".join([header_of("", ""), *(line(*pair) for pair in facts.items())])
     intro = f"# The demo\n\nRecorded at {recorded}.\n\n    make readme\n\n"
