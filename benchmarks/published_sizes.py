@@ -23,10 +23,14 @@ def dit_xl_2_256() -> DiTTransformer2DModel:
 
 
 def dit_s(patch: int) -> DiTPipeline:
-    """A pipeline of DiT-S with patches of so many latents and hardly any decoder."""
+    """A pipeline of DiT-S with patches of so many latents."""
     torch.manual_seed(0)
-    sizes = {"num_layers": 12, "num_attention_heads": 6, "attention_head_dim": 64, "patch_size": patch}
-    denoiser = DiTTransformer2DModel(**sizes, **_DIT)
+    return dit(patch, num_layers=12, num_attention_heads=6, attention_head_dim=64)
+
+
+def dit(patch: int, **sizes: int) -> DiTPipeline:
+    """A pipeline of a DiT with patches of so many latents and hardly any decoder."""
+    denoiser = DiTTransformer2DModel(**sizes, **_DIT, patch_size=patch)
     for parameter in denoiser.parameters():
         if parameter.dim() > 1:  # those that training begins with at 0 too
             torch.nn.init.normal_(parameter, std=0.02)

@@ -130,6 +130,15 @@ def test_promise(bench: Bench, tmp_path: Path) -> None:
     assert "nan" not in both[0][6]
 
 
+def test_real_size(bench: Bench, tmp_path: Path) -> None:
+    small = ("--layers", 2, "--heads", 4, "--head-size", 8, "--stages", 2, "--steps", 2, "--memory", 0.001)
+    found = rows(bench("real_size", *small, "--results", tmp_path / "rows.jsonl", model=False))
+    assert [len(found), len(found[0])] == [1, 6]
+    (kept,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert kept["dense"] < kept["peak"]
+    assert kept["memory"] == 0.001
+
+
 def test_readme(bench: Bench, tmp_path: Path) -> None:
     demo, into = tmp_path / "demo", tmp_path / "repository"
     fewer = Row("fewer-steps", 0.5, 10, 0.5, 4.0, 0.1, 1.96, 1.9, 14.06, 18.9, 28.7, None, 8)

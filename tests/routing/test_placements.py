@@ -267,7 +267,7 @@ def test_the_placement_follows_the_memory_that_is_free(monkeypatch: pytest.Monke
     anatomy, plans = discover(pipe.transformer), [random_plan(pipe, seed) for seed in range(3)]
     needed = sum(realise(pipe.transformer, anatomy, plan).bytes for plan in plans)
     for free, expected in ((2.1 * needed, Resident()), (1.5 * needed, Streamed())):
-        monkeypatch.setattr("diff_es.routing.placements._free", lambda device, free=free: int(free))
+        monkeypatch.setattr("diff_es.routing.placements.free_memory", lambda device, free=free: int(free))
         assert choose(pipe.transformer, anatomy, plans) == expected
     assert choose(pipe.transformer, anatomy, plans_of(pipe)) == Compact()
 
