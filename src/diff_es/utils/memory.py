@@ -11,10 +11,11 @@ _LINUX = Path("/proc/meminfo")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of a device's memory that nothing uses yet; for a CPU, what the system would give without swapping."""
+    """Bytes of a device's memory that nothing uses yet; of the machine's own, what the system would give without
+    swapping, or half of all where it does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if _LINUX.exists():
         values = dict(line.split(":") for line in _LINUX.read_text().splitlines())
         return int(values["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
