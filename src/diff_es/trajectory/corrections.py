@@ -7,7 +7,7 @@ most part, in directions that the sampler has seen: with the states so far,
 
 The weights of every step are fitted by ridge regression to the states of a finely stepped run, one step after the
 other, each from where the corrected steps before it have led; every noise counts alike, however far it went astray. It
-is the compensation of a projection's weights (``obs``), for steps: what is left out is made up for by what stays.
+is the compensation of a projection's weights (``pruning``), for steps: what is left out is made up for by what stays.
 Multistep samplers (DPM-Solver++, arXiv 2211.01095) derive such weights from the noise schedule alone; fitted ones know
 the model, its guidance and its pruning as well. A correction costs a few sums of latents and no call of the denoiser.
 """
