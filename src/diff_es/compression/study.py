@@ -160,8 +160,7 @@ def prepare(
     reporter: Reporter | None = None,
     budget: Budget | None = None,
     priced: MeasuredPrices | None = None,
-    memory: int | None = None,
 ) -> Study:
     """Survey and study in one; raises as :func:`survey` does."""
     reporter = reporter or Reporter(quiet=True)
-    return study(survey(pipe, settings, reporter, budget, priced), reporter, memory)
+    return study(survey(pipe, settings, reporter, budget, priced), reporter)

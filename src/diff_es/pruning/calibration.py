@@ -235,9 +235,8 @@ def sizes_of(layers: Sequence[Layer], blocks: Sequence[Block]) -> dict[str, int]
     """Bytes of the sums of each layer and of each stream of a block."""
     widths = {layer.name: layer.size for layer in layers}
     for block in blocks:
-        inputs = (block.width, block.context or 0)
-        outputs = (block.outputs or block.width, block.context or 0)
-        widths |= {name: i + o for name, i, o in zip(block.streams, inputs, outputs, strict=False)}
+        matrices = [shape for shape in block.shapes().values() if len(shape) == 2]  # (outputs, inputs) of each stream
+        widths |= {name: sum(shape) for name, shape in zip(block.streams, matrices, strict=True)}
     return {name: 4 * width * width for name, width in widths.items()}
 
 

@@ -28,9 +28,6 @@ class Spill:
         finalize(self, self._file.close)
         self._places, self._end = dict[Hashable, _Place](), 0
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._places
-
     def put(self, key: Hashable, tensor: Tensor) -> None:
         """Keep a copy; one that was kept under this key is no longer found.
 
