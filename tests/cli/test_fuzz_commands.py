@@ -102,7 +102,7 @@ def test_command_lines_end_well_or_in_one_message(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    draw, ended = random.Random(part), list[int]()
+    draw, ended = random.Random(100 + part), list[int]()
     monkeypatch.chdir(tmp_path)
     for number in range(50):
         out = tmp_path / f"out-{number}"

@@ -269,10 +269,10 @@ def test_a_journal_is_not_overwritten_unasked(fast: Compressed, finished_journal
 
 def test_a_budget_out_of_reach_is_refused_before_any_search(study: Study, tmp_path: Path) -> None:
     with pytest.raises(
-        BudgetOutOfReach, match=r"macs: expected at least 0\.3031, .* found 0.1. Ask for 0\.3031 or more"
+        BudgetOutOfReach, match=r"macs: expected at least 0\.3835, .* found 0.1. Ask for 0\.3835 or more"
     ):
         compress(tiny(), 0.1, settings(), run=Run(journal=tmp_path / "journal.jsonl"))
-    assert 0.303 < study.costs.options[0][-1] / study.costs.options[0][0] <= 0.3031
+    assert 0.383 < study.costs.options[0][-1] / study.costs.options[0][0] <= 0.3835
     for macs in (0.0, -1.0, 1.01, float("nan")):
         with pytest.raises(BudgetOutOfReach, match="macs: expected a fraction above 0, at most 1"):
             study.costs.space(macs)

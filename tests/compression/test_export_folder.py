@@ -51,7 +51,7 @@ def test_a_loaded_export_can_be_saved_again(tmp_path: Path) -> None:
 
 
 def test_the_file_beside_the_weights_is_the_one_of_the_package(tmp_path: Path) -> None:
-    pipe = tiny()
+    pipe = tiny(layers=3)
     export(result_of(pipe, both(pipe, 1)), pipe, tmp_path / "out")
     own = Path(sys.modules[export.__module__].__file__ or "").with_name(OWN_FILE)
     assert (tmp_path / "out" / "transformer" / OWN_FILE).read_bytes() == own.read_bytes()

@@ -25,11 +25,11 @@ IMAGES = json.loads((FOLDER / "images.json").read_text())
 
 @pytest.mark.parametrize("name", ["levels", "steps-and-levels"])
 def test_gives_the_images_that_it_gave(name: str) -> None:
-    fast, pipe = load(FOLDER / name), tiny()
+    fast, pipe = load(FOLDER / name), tiny(layers=3)
     with fast.routed(pipe):
         shown = images(pipe)
     assert [float(one.mean()) for one in shown] == pytest.approx(IMAGES[name]["brightness"], abs=1e-5)
-    dense = sha256(images(tiny()).contiguous().numpy().tobytes()).hexdigest()
+    dense = sha256(images(tiny(layers=3)).contiguous().numpy().tobytes()).hexdigest()
     if dense == IMAGES["dense"]:  # where this processor computes as the one did on which it was saved
         assert sha256(shown.contiguous().numpy().tobytes()).hexdigest() == IMAGES[name]["images"]
 
@@ -55,7 +55,7 @@ def test_says_what_it_said_and_is_saved_as_today(name: str, tmp_path: Path) -> N
     assert (again.sampling, again.corrections, again.origin) == (fast.sampling, fast.corrections, fast.origin)
     shown = list[Tensor]()
     for one in (fast, again):
-        pipe = tiny()
+        pipe = tiny(layers=3)
         with one.routed(pipe):
             shown.append(images(pipe))
     assert torch.equal(*shown)
@@ -66,8 +66,8 @@ def test_says_what_it_said_and_is_saved_as_today(name: str, tmp_path: Path) -> N
 def test_its_sensitivities_serve_another_search(name: str) -> None:
     report = load(FOLDER / name).report
     known = report.sensitivity
-    anew = replace(known, of={**known.of, **identity(tiny())})  # on the libraries of today
-    assert anew.checked(survey(tiny(), report.settings, Reporter(quiet=True)), name) == known.table
+    anew = replace(known, of={**known.of, **identity(tiny(layers=3))})  # on the libraries of today
+    assert anew.checked(survey(tiny(layers=3), report.settings, Reporter(quiet=True)), name) == known.table
 
 
 @pytest.mark.parametrize("where", ["budget", "finalists", "sensitivity", "settings", "origin", "steps"])

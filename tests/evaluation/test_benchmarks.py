@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import pytest
 import torch
+from tests.helpers.tiny import tiny
 
 from diff_es.evaluation.assemble import contact_sheet
 from diff_es.evaluation.report import Row
@@ -57,9 +58,10 @@ def names(output: str, column: int = 0) -> list[str]:
     return [row[column] for row in rows(output)]
 
 
-def test_ablation(bench: Bench) -> None:
+def test_ablation(bench: Bench, tmp_path: Path) -> None:
+    tiny(layers=3).save_pretrained(tmp_path)
     methods = ("OBS order, no compensation", "OBS, ridge (the default)", "blocks left out, fitted linear map")
-    options = ("--steps", 10, "--calibration-samples", 4, "--noises", 2, "--levels", 2)
+    options = ("--steps", 10, "--calibration-samples", 4, "--noises", 2, "--levels", 2, "--model", tmp_path)
     assert names(bench("ablation", *options, "--methods", *methods)) == list(methods)
 
 

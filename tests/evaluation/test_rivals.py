@@ -13,7 +13,7 @@ from diffusers import DiTPipeline
 from tests.helpers.tiny import CALL, settings, tiny
 
 import diff_es.evaluation.evaluate
-from diff_es import Compressed, DiffESError, Run, Streamed, compress, load
+from diff_es import Compressed, DiffESError, Granularity, Method, Run, Streamed, Width, compress, load
 from diff_es.cli.app import main
 from diff_es.compression.reopening import asked_again
 from diff_es.evaluation.evaluate import Contender
@@ -21,6 +21,7 @@ from diff_es.pruning.budget import Budget, MacsRatio, Prices, Speedup, WeightMem
 from diff_es.pruning.costs import Costs
 from diff_es.routing.placements import parameter_bytes
 
+EIGHT = Method(Width(8, dense=()), granularity=Granularity.WHOLE)
 SPEEDUP, LIMIT = 1.2, 0.75
 SAVED = 0.06  # the share of a step's time that each of eight levels saves, far less than of its MACs
 PADDING = 6 * 8 * 64  # bytes, of the parts that are copied to the device: tensors of six layers
@@ -48,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.setattr("diff_es.compression.survey.measured_prices", slow_to_shrink)
         for name, budget in (("time", {"speedup": SPEEDUP}), ("weights", {"macs": 0.8, "weights_gb": limit})):
             journal = folder / name / "journal.jsonl"
-            little = settings(search_noises=2, population=4, generations=1)
+            little = settings(search_noises=2, population=4, generations=1, method=EIGHT)
             compress(pipe, settings=little, run=Run(journal=journal), **budget).save(folder / name)
     return Made(folder / "model", {name: folder / name for name in ("time", "weights")})
 

@@ -31,7 +31,7 @@ class Shape:
 
     heads: int = 4
     head_size: int = 4
-    layers: int = 3
+    layers: int = 2
     patch: int = 2
     sigma: bool = False  # whether the denoiser also gives a variance, as DiT-XL does
     activation: str = "gelu-approximate"
@@ -113,13 +113,13 @@ def _randomise(part: nn.Module, generator: torch.Generator) -> None:
 
 
 def settings(**changes: Any) -> Settings:
-    """A search of a second among levels alone: 3 stages of 2 steps, 8 levels, 2 generations of 4."""
+    """A search of a second among levels alone: 3 stages of 2 steps, 4 levels, 2 generations of 4."""
     small = Settings(
         sampling=CALL,
         stages=3,
         levers=Levers.PRUNE,
         method=Method(
-            Width(8, dense=()), granularity=Granularity.WHOLE
+            Width(4, dense=()), granularity=Granularity.WHOLE
         ),  # no timing: its findings may differ from run to run
         calibration_samples=4,
         search_noises=2,

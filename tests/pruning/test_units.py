@@ -45,7 +45,7 @@ every_combination = pytest.mark.parametrize(("ladder", "grain"), COMBINATIONS.va
 
 @pytest.fixture(scope="module")
 def anatomy() -> Anatomy:
-    return discover(tiny().transformer)
+    return discover(tiny(layers=3).transformer)
 
 
 # ---------------------------------------------------------------------------------------------------- what they are
@@ -164,7 +164,8 @@ def test_units_at_one_level_are_the_whole_denoiser_at_it(
             assert_same_plans(plans, [whole.thinned(stage, kept)] * 2)
 
 
-def test_skipping_a_block_is_what_depth_leaves_in_its_place(study: Study) -> None:
+def test_skipping_a_block_is_what_depth_leaves_in_its_place() -> None:
+    study = prepare(tiny(layers=3), settings(method=Method(EITHER)))
     by_rank, by_name = (
         library_of(study, Method(EITHER, granularity=g)) for g in (Granularity.WHOLE, Granularity.BLOCK)
     )
@@ -206,7 +207,7 @@ def macs_of(pipe: DiTPipeline, counter: MacCounter, library: Library, stage: int
 @every_combination
 def test_a_random_row_costs_what_its_units_add_up_to(ladder: Ladder, grain: Granularity, study: Study) -> None:
     method = Method(ladder, granularity=grain)
-    ready = prepare(tiny(), settings(method=method))
+    ready = prepare(tiny(layers=3), settings(method=method))
     library, rng, costs = ready.library, np.random.default_rng(1), ready.costs
     assert len(costs.options) == len(library.units)
     assert costs.dense == CALL.steps * ready.counter.dense()

@@ -51,7 +51,7 @@ def limited(folder: Path, size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize(("shortage", "size"), [(limited, 4096), (short, 8192), (short, 1 << 16), (short, 3 << 15)])
+@pytest.mark.parametrize(("shortage", "size"), [(limited, 4096), (short, 8192), (short, 1 << 16), (short, 9 << 13)])
 def test_streaming_is_refused_dense_and_can_be_tried_again(
     shortage: Callable[[Path, int], AbstractContextManager[None]], size: int, fast: Compressed, tmp_path: Path
 ) -> None:

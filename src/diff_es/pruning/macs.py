@@ -41,8 +41,8 @@ class MacCounter:
     def __init__(self, denoiser: Denoiser, anatomy: Anatomy, trace: Trace, *, bypass: bool = True) -> None:
         self.anatomy, self._trace, self._bypass = anatomy, trace, bypass
         self._twin = denoiser if trace.real else meta_twin(denoiser)
-        self._calls: dict[str, list[Call]] | None = None  # what every module received in a dense call
-        self._dense = dict[str, int]()  # by the module that is counted
+        self._calls, self._dense = dict[str, list[Call]](), dict[str, int]()  # of a dense call, by module: what it
+        # received, and its MACs; empty until they are asked for
         self._changes = dict[Hashable, int]()  # by what the price of a module's layers depends on
         self._alike = dict[str, Hashable]()  # by module
 
@@ -102,7 +102,7 @@ class MacCounter:
         if place not in self._alike:
             module, shapes = self._twin.get_submodule(place), list[Hashable]()
             for name, part in module.named_modules(prefix=place):
-                received = tree_leaves((self._calls or {}).get(name, ()))
+                received = tree_leaves(self._calls.get(name, ()))
                 shapes.append(tuple(x.shape for x in received if isinstance(x, Tensor)))
                 shapes += [weight.shape for weight in part.parameters(recurse=False)]
             self._alike[place] = repr(module), tuple(shapes)
@@ -158,20 +158,19 @@ class MacCounter:
     def _called(self, place: str) -> str:
         """The smallest module around ``place`` that is called: a list of modules has no forward."""
         if place:
-            self._calls = self._calls or self._recorded()
+            self._record()
             while place and place not in self._calls:
                 place = place.rpartition(".")[0]
         return place
 
     def _of_dense(self, place: str) -> int:
         """MACs of a module in a dense call."""
-        if place not in self._dense:
-            self._dense[place] = self._run(DENSE, place)
+        self._record()
         return self._dense[place]
 
     def _run(self, plan: Plan, place: str) -> int:
         switch, module = Switch(self._twin), self._twin.get_submodule(place)
-        calls = self._calls[place] if place and self._calls else [(self._trace.args, self._trace.kwargs)]
+        calls = self._calls[place] if place else [(self._trace.args, self._trace.kwargs)]
         switch.to(realise(self._twin, self.anatomy, plan))
         try:
             with torch.no_grad(), self._countable(), FlopCounterMode(display=False) as counter:
@@ -195,18 +194,26 @@ class MacCounter:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
 
-    def _recorded(self) -> dict[str, list[Call]]:
-        calls, handles = dict[str, list[Call]](), []
+    def _record(self) -> None:
+        """One dense call, of which what every module receives and computes is noted."""
+        if self._dense:
+            return
+        begun, handles, counter = dict[str, int](), [], FlopCounterMode(display=False)
 
-        def note(name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            calls.setdefault(name, []).append((args, kwargs))
+        def enter(name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            self._calls.setdefault(name, []).append((args, kwargs))
+            begun[name] = counter.get_total_flops()
+
+        def leave(name: str, module: nn.Module, args: Args, output: object) -> None:
+            spent = counter.get_total_flops() - begun[name]
+            self._dense[name] = self._dense.get(name, 0) + spent // 2
 
         for name, module in self._twin.named_modules():
-            handles.append(module.register_forward_pre_hook(partial(note, name), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(leave, name)))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._countable(), counter:
                 self._twin(*self._trace.args, **self._trace.kwargs)
         finally:
             for handle in handles:
                 handle.remove()
-        return calls
