@@ -42,7 +42,7 @@ class Model:
 
 
 def _small(levers: Levers) -> Settings:
-    few: dict[str, Any] = {"stages": 2, "search_noises": 3, "population": 4, "generations": 2}
+    few: dict[str, Any] = {"stages": 2, "search_noises": 3, "population": 4, "generations": 2, "method": Method(Width(8, dense=()), granularity=Granularity.WHOLE)}
     placing: dict[str, Any] = {"timestep_generations": 3, "timestep_offspring": 4}
     return settings(**few) if levers is Levers.PRUNE else joint(**few, **placing, levers=levers)
 
@@ -67,7 +67,7 @@ def _unet(levers: Levers) -> Settings:
 
 CLASSES: dict[str, Any] = {"class_labels": [1, 2], "guidance_scale": 2.0}
 MODELS = {
-    "tiny DiT": Model(tiny, _small, CLASSES, Sampling(6)),
+    "tiny DiT": Model(lambda: tiny(layers=3), _small, CLASSES, Sampling(6)),
     "tiny U-Net": Model(lambda: made(CASES["SD"].make), _unet, {"prompt": ["a fox", "a hat"]}, CASES["SD"].sampling),
     "bundled": Model(lambda: load("bundled"), _bundled, CLASSES, Sampling(4)),
     "bundled-unet": Model(lambda: load("bundled-unet"), _bundled, {"prompt": ["a monster", "a floor"]}, Sampling(4)),
