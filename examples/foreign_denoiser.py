@@ -99,7 +99,7 @@ def again(folder: Path) -> None:
 def main(train: int = 300, generations: int = 8, noises: int = 16) -> None:
     denoiser = trained(train)
     weights, own = denoiser.state_dict(), sampler(denoiser)
-    small = Settings(stages=4, calibration_samples=32, search_noises=noises, held_out_noises=noises)
+    small = Settings(stages=4, calibration_samples=2 * noises, search_noises=noises, held_out_noises=noises)
     small = replace(small, sensitivity_noises=noises // 4, timestep_generations=4, population=8)
     small = replace(small, generations=generations)
     fast = compress(own, 0.5, small, Run(reporter=Reporter()))

@@ -102,7 +102,7 @@ def again(folder: Path) -> None:
 
 def main(train: int = 300, generations: int = 6, noises: int = 16) -> None:
     own = sampler(trained(train))
-    small = Settings(levers=Levers.PRUNE, stages=3, calibration_samples=32, generations=generations)
+    small = Settings(levers=Levers.PRUNE, stages=3, calibration_samples=2 * noises, generations=generations)
     fast = compress(own, 0.6, replace(small, search_noises=noises, held_out_noises=noises), Run(reporter=Reporter()))
     print(f"levels {fast.schedule.levels}, {fast.report.held_out_score:.1f} dB to the dense model, held out")
     for row in compare(own, fast, [32], 3, Reporter(quiet=True))["rows"]:

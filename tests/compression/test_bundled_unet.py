@@ -13,8 +13,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from diff_es import Levers, Method, Sampling, Settings, Width, compress
-from diff_es.compression.reopening import found_again
+from diff_es import Levers, Method, Sampling, Settings, Width
+from diff_es.compression.compress import result_of
+from diff_es.compression.evaluator import Evaluator
+from diff_es.compression.evolve import evolve
+from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.study import prepare
 from diff_es.evaluation.evaluate import Contender, contenders, sampled
 from diff_es.evaluation.tiles_reference import CLASSES, load_reference
@@ -28,6 +31,7 @@ from diff_es.pipelines.tracing import trace
 from diff_es.pruning.library import Library
 from diff_es.routing.placements import Resident
 from diff_es.routing.routing import routed
+from diff_es.scoring.journal import Journal
 from diff_es.scoring.metrics import snr_db
 from diff_es.scoring.timing import Runner
 from diff_es.trajectory.stages import Stages
@@ -133,9 +137,12 @@ def test_evolved_beats_uniform_and_compensation_helps(pipe: Any) -> None:
         population=4,
         generations=2,
     )
-    fast = compress(pipe, 0.7, settings)
+    ready = prepare(pipe, settings)
+    evaluator = Evaluator(ready, Journal(None, {}, resume=False))
+    table = sensitivity(ready, evaluator, QUIET)
+    (found,) = evolve(ready, (0.7,), evaluator, table, QUIET)
+    fast = result_of(ready, found, table)
     assert fast.report.macs_ratio <= 0.7
-    ready, found = prepare(pipe, settings), found_again(fast.report)
     method = replace(ready.library.method, compensation=None)
     bare = replace(ready, library=Library(pipe.unet, ready.anatomy, ready.statistics, method, QUIET))
     goal, _ = sampled(ready, Contender("dense", 1.0, 1.0, Runner("dense", sampling)), 16, QUIET)

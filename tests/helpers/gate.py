@@ -42,7 +42,7 @@ class Model:
 
 
 def _small(levers: Levers) -> Settings:
-    few: dict[str, Any] = {"stages": 2, "search_noises": 3, "population": 4, "generations": 2, "method": Method(Width(8, dense=()), granularity=Granularity.WHOLE)}
+    few: dict[str, Any] = {"stages": 2, "search_noises": 3, "population": 4, "generations": 2}
     placing: dict[str, Any] = {"timestep_generations": 3, "timestep_offspring": 4}
     return settings(**few) if levers is Levers.PRUNE else joint(**few, **placing, levers=levers)
 
@@ -54,6 +54,9 @@ def _bundled(levers: Levers) -> Settings:
         "timestep_generations": 2,
         "timestep_offspring": 2,
         "finalists": 1,
+        "held_out_noises": 1,
+        "population": 3,
+        "generations": 1,
     }
     method = Method(Width(3, dense=()), granularity=Granularity.WHOLE)
     return replace(
@@ -62,12 +65,14 @@ def _bundled(levers: Levers) -> Settings:
 
 
 def _unet(levers: Levers) -> Settings:
-    return replace(_small(levers), sampling=CASES["SD"].sampling, prompts=("a fox", "a hat"))
+    few: dict[str, Any] = {"population": 3, "generations": 1, "held_out_noises": 1, "finalists": 1}
+    few |= {"timestep_generations": 2, "timestep_offspring": 2}
+    return replace(_small(levers), sampling=CASES["SD"].sampling, prompts=("a fox", "a hat"), **few)
 
 
 CLASSES: dict[str, Any] = {"class_labels": [1, 2], "guidance_scale": 2.0}
 MODELS = {
-    "tiny DiT": Model(lambda: tiny(layers=3), _small, CLASSES, Sampling(6)),
+    "tiny DiT": Model(tiny, _small, CLASSES, Sampling(6)),
     "tiny U-Net": Model(lambda: made(CASES["SD"].make), _unet, {"prompt": ["a fox", "a hat"]}, CASES["SD"].sampling),
     "bundled": Model(lambda: load("bundled"), _bundled, CLASSES, Sampling(4)),
     "bundled-unet": Model(lambda: load("bundled-unet"), _bundled, {"prompt": ["a monster", "a floor"]}, Sampling(4)),

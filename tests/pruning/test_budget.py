@@ -111,7 +111,9 @@ def test_too_little_memory_is_refused_with_the_least_that_can_be_had(tmp_path: P
     pipe = tiny(**WIDE)
     sizes = [gigabytes(pipe, level) for level in range(8)]
     with pytest.raises(BudgetOutOfReach, match=r"weights: expected at least .* GB, which the deepest level") as caught:
-        compress(pipe, 0.9, settings(method=EIGHT), weights_gb=sizes[-1] * 0.9, run=Run(journal=tmp_path / "journal.jsonl"))
+        compress(
+            pipe, 0.9, settings(method=EIGHT), weights_gb=sizes[-1] * 0.9, run=Run(journal=tmp_path / "journal.jsonl")
+        )
     assert least_named(caught.value) == pytest.approx(sizes[-1], abs=5e-4)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BudgetOutOfReach, match="macs: expected at least") as caught:  # only deep levels are left

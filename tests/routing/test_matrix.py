@@ -189,10 +189,11 @@ def member_columns(groups: Sequence[int], width: int, start: int) -> list[int]:
 
 @pytest.mark.parametrize("name", ["SDXL", "SD3", "FLUX", "Wan"])
 def test_blocks_are_skipped_and_steps_chosen_in_the_same_search(name: str, tmp_path: Path) -> None:
-    pipe, method = made(ALL[name].make), Method(Width(4, dense=(), multiple=1, depth=Depth()))
+    pipe, method = made(ALL[name].make), Method(Width(2, dense=(), multiple=1, depth=Depth()))
     small = {
         "calibration_samples": 2,
         "search_noises": 2,
+        "sensitivity_noises": 1,
         "held_out_noises": 1,
         "finalists": 1,
         "timestep_generations": 1,

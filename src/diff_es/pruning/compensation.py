@@ -40,7 +40,8 @@ class Ridge:
         """The compensated weights for several numbers of kept columns at once.
 
         One Cholesky factor serves them all: with the column that goes last put first, the columns kept at any count
-        are a prefix, and the factor of a leading block is the leading block of the factor.
+        are a prefix, and the factor of a leading block is the leading block of the factor. With the factor
+        [[L, 0], [B, C]] of H, where L L^T is the damped H_KK and B L^T is H_RK, W' = W_K + W_R B L^-1.
 
         Args:
             weight, bias: (O, D) and (O,) of the dense output projection.
@@ -60,8 +61,9 @@ class Ridge:
         dense_bias = torch.zeros_like(weight[:, 0]) if bias is None else double(bias).to(weight.device)
         results = []
         for count in counts:
-            lost = hessian[:count, count:] @ weight[:, count:].T  # (K, O): H_KR W_R^T
-            solved = weight[:, :count] + torch.cholesky_solve(lost, factor[:count, :count]).T
+            lost = weight[:, count:] @ factor[count:, :count]  # (O, K): W_R B
+            made_up = torch.linalg.solve_triangular(factor[:count, :count], lost, upper=False, left=False)
+            solved = weight[:, :count] + made_up
             offset = dense_bias + weight @ mean - solved @ mean[:count]
             kept, ascending = last_first[:count].sort()
             results.append((kept, solved[:, ascending], offset))

@@ -59,7 +59,7 @@ class Obs:
     """
 
     damping: Damping = 0.01
-    rounds: Rounds = 1024
+    rounds: Rounds = 128
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
         hessian = damped(moments.hessian(centred=True), self.damping, moments.rounding())
@@ -91,7 +91,7 @@ class _Left:
 
     def __init__(self, inverse: Tensor, gram: Tensor, width: int, chunk: int) -> None:
         self._inverse, self._gram, self._width = inverse, gram, width
-        self._room = max(_TOGETHER, chunk * width)
+        self._room = max(_TOGETHER, len(inverse) // _PART, chunk * width)
         self._groups = torch.arange(len(inverse) // width, device=inverse.device)  # of these matrices
         self._begin()
 
@@ -153,8 +153,8 @@ def _divided(rows: Tensor, block: Tensor) -> Tensor:
     return rows / block if len(block) == 1 else torch.linalg.solve(block, rows)
 
 
-_TOGETHER = 128
-"""Columns whose removal is applied at once."""
+_TOGETHER, _PART = 128, 9
+"""Columns whose removal is applied at once: so many, or this part of all."""
 
 
 def _diagonal(matrix: Tensor, width: int) -> Tensor:

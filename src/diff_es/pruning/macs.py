@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, Weights, common
+from ..layers import Anatomy, Block, Bypass, Cut, Layer, Plan, Weights, common
 from ..pipelines.denoiser import device_of, dtype_of, meta_twin
 from ..pipelines.families import Denoiser
 from ..pipelines.tracing import Trace
