@@ -40,7 +40,7 @@ WIDTH = {
     "Wanda, ridge": Method(ranking=Wanda()),
     "OBS, ridge, statistics shared by all stages": Method(stagewise=False),
     "OBS, ridge without intercept": Method(compensation=Ridge(intercept=False)),
-    "OBS in 128 rounds, ridge": Method(ranking=Obs(rounds=128)),
+    "OBS one by one, ridge": Method(ranking=Obs(rounds=1024)),
     "OBS, ridge, damping 0.1": Method(ranking=Obs(damping=0.1), compensation=Ridge(damping=0.1)),
     "OBS, ridge, damping 0.001": Method(ranking=Obs(damping=0.001), compensation=Ridge(damping=0.001)),
     "OBS, ridge (the default)": Method(),

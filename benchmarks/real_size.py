@@ -4,8 +4,8 @@ searched, saved, and run in a process of its own.
     python benchmarks/real_size.py --memory 2 --results real-size.jsonl
 
 Ten stages on the fewest steps and noises that they take: what is measured is memory and time, not quality. Prints the
-time of the whole and the peak of memory that each process held, as the system counts it, beside the dense model's own
-bytes.
+time of the whole and the peak of memory that each process held, as the system counts it, beside what was foretold and
+the dense model's own bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common import Results, Seed, StageCount, Steps, header, options, row
 from diffusers import DiTPipeline
 from published_sizes import dit
 
-from diff_es import Compressed, Granularity, Levers, Method, Obs, Run, Sampling, Settings, Width, compress
+from diff_es import Compressed, Granularity, Levers, Method, Obs, Run, Sampling, Settings, Width, compress, forecast
 from diff_es.routing.placements import parameter_bytes
 from diff_es.utils.progress import Reporter
 
@@ -37,7 +37,7 @@ class Options:
     stages: StageCount = 10
     steps: Steps = 10
     levels: Annotated[int, "of the ladder"] = 4
-    rounds: Annotated[int, "in which OBS removes a layer's groups"] = 1024
+    rounds: Annotated[int, "in which OBS removes a layer's groups"] = 128
     macs: Annotated[float, "the budget"] = 0.7
     seed: Seed = 0
     results: Annotated[Path | None, "file of JSON lines that the result is added to"] = None
@@ -79,8 +79,10 @@ def main(asked: Options) -> None:
         generations=1,
         seed=asked.seed,
     )
+    run = Run(memory=asked.memory, reporter=Reporter())
+    foretold = forecast(pipe, asked.macs, settings, run)
     began = time.monotonic()
-    fast = compress(pipe, asked.macs, settings, Run(memory=asked.memory, reporter=Reporter()))
+    fast = compress(pipe, asked.macs, settings, run)
     seconds, searched = time.monotonic() - began, peak()
     with TemporaryDirectory() as folder:
         fast.save(folder)
@@ -89,12 +91,15 @@ def main(asked: Options) -> None:
         again = [sys.executable, __file__, f"--load={folder}", f"--steps={asked.steps}", f"--seed={asked.seed}", *given]
         loaded = float(subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout)
     dense = parameter_bytes(pipe.transformer) / 1e9
-    header("dense GB", "limit GB", "minutes", "peak GB of the search", "result GB", "peak GB of a run")
-    row(*(f"{value:.2f}" for value in (dense, asked.memory, seconds / 60, searched, size, loaded)))
+    header("", "limit GB", "minutes", "peak GB of the search", "result GB", "peak GB of a run")
+    row("measured", *(f"{value:.2f}" for value in (asked.memory, seconds / 60, searched, size, loaded)))
+    sizes = [f"{value / 1e9:.2f}" for value in (foretold.memory, foretold.result)]
+    row("foretold", f"{asked.memory:.2f}", f"{foretold.seconds / 60:.2f}", *sizes, "")
+    row("dense", "", "", f"{dense:.2f}", "", "")
     if asked.results is not None:
         options_of = {name: value for name, value in asdict(asked).items() if name not in ("results", "load")}
         measured = {"seconds": seconds, "peak": searched, "result": size, "loaded": loaded, "dense": dense}
-        Results(asked.results).add([{**options_of, **measured}])
+        Results(asked.results).add([{**options_of, **measured, "foretold": foretold.to_json()}])
 
 
 if __name__ == "__main__":

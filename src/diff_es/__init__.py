@@ -4,7 +4,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compression import Compressed, Exported, Front, Levers, Run, Settings, compress, disable, enable, export, load
+    from .compression import (
+        Compressed,
+        Exported,
+        Forecast,
+        Front,
+        Levers,
+        Run,
+        Settings,
+        compress,
+        disable,
+        enable,
+        export,
+        forecast,
+        load,
+    )
     from .layers import Channels, Heads, Residual, separate_attention
     from .pipelines import OwnSampler, Sampling
     from .pruning import (
@@ -39,6 +53,7 @@ __all__ = [
     "Depth",
     "DiffESError",
     "Exported",
+    "Forecast",
     "Front",
     "Granularity",
     "Heads",
@@ -70,6 +85,7 @@ __all__ = [
     "disable",
     "enable",
     "export",
+    "forecast",
     "load",
     "separate_attention",
 ]
@@ -78,6 +94,7 @@ _HOMES = {
     "compression": (
         "Compressed",
         "Exported",
+        "Forecast",
         "Front",
         "Levers",
         "Run",
@@ -86,6 +103,7 @@ _HOMES = {
         "disable",
         "enable",
         "export",
+        "forecast",
         "load",
     ),
     "layers": ("Channels", "Heads", "Residual", "separate_attention"),

@@ -34,6 +34,7 @@ from diff_es import (
     Depth,
     DiffESError,
     Exported,
+    Forecast,
     Front,
     Granularity,
     Heads,
@@ -54,7 +55,7 @@ from diff_es.pipelines.sampling import DiffusersPipeline
 from diff_es.routing.placements import Stitched
 from diff_es.utils.arguments import Place
 
-OUTPUTS = (Compressed, Exported, Front)  # nobody makes one
+OUTPUTS = (Compressed, Exported, Forecast, Front)  # nobody makes one
 DECLARED = (Channels, Heads, Residual, diff_es.declare, diff_es.separate_attention)
 """Tried out on the denoiser that they are of, and refused in the words of that: ``tests/test_declared_wrong.py``."""
 OTHERS = (Budget.of, Effort, Images, Trials, Stitched, inspected)
@@ -239,7 +240,8 @@ def test_two_hundred_calls_end_well_or_in_our_words(given: dict[str, Any], fast:
             chosen[parameter] = draw.choice(fit or VALUES)
         if chosen.keys() & LONG or meant(int, chosen.get("workers")):
             continue
-        start = {"settings": settings(**SMALL), "macs": 0.6} if name == "compress" else {}
+        start: dict[str, Any] = {"settings": settings(**SMALL)} if name in ("compress", "forecast") else {}
+        start |= {"macs": 0.6} if name == "compress" else {}
         began = time.monotonic()
         try:
             call(name, {**given, "folder": tmp_path / "new"}, fast, {**start, **chosen})

@@ -135,7 +135,7 @@ def test_promise(bench: Bench, tmp_path: Path) -> None:
 def test_real_size(bench: Bench, tmp_path: Path) -> None:
     small = ("--layers", 2, "--heads", 4, "--head-size", 8, "--stages", 2, "--steps", 2, "--memory", 0.001)
     found = rows(bench("real_size", *small, "--results", tmp_path / "rows.jsonl", model=False))
-    assert [len(found), len(found[0])] == [1, 6]
+    assert [[len(row) for row in found], [row[0] for row in found]] == [[6] * 3, ["measured", "foretold", "dense"]]
     (kept,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert kept["dense"] < kept["peak"]
     assert kept["memory"] == 0.001

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from ..compression.compress import Run, compress
+from ..compression.forecast import forecast
 from ..compression.report import SearchReport
 from ..compression.settings import Levers, Settings
 from ..compression.store import check_target
@@ -204,11 +205,11 @@ class MachineOptions:
         float | None,
         typer.Option(
             metavar="GB",
-            help="What statistics and weights of levels may take beside the model; more waits on the disk of the "
-            "temporary folder. Half of what is free by default.",
+            help="What statistics and weights of levels may take beside the model; more waits on disk; default half.",
         ),
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped search.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing else.")] = False
     as_json: AsJson = False
 
 
@@ -230,6 +231,12 @@ def compress_command(
     run = Run(placement, journal, machine.resume, machine.workers, search.table, machine.memory, reporter)
     run.check(asked)
     check_target(out_folder)
+    if machine.dry_run:
+        dense = open_pipeline(model, machine.dtype, machine.device, sampling.scheduler, machine.config)
+        foretold = forecast(dense, asked, settings, run)
+        tables.show_forecast(out, foretold)
+        finish(foretold.to_json(), machine.as_json)
+        return
     start = time.monotonic()
     with held_folder(out_folder):
         pipe = open_pipeline(model, machine.dtype, machine.device, sampling.scheduler, machine.config)

@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
+from ..compression.forecast import Forecast
 from ..compression.result import Compressed
 from ..compression.summary import levels_of
 from ..evaluation.report import Story, findings
@@ -207,3 +208,26 @@ def show_bench(console: Console, result: Mapping[str, Any]) -> None:
         ]
         table.add_row(row["runner"], *cells, *([f"{row['peak_bytes'] / 1e6:.0f}"] if peaks else []))
     console.print(table)
+
+
+def show_forecast(console: Console, foretold: Forecast) -> None:
+    """Time by phase, memory, disk and the size of the result, and what would shrink them."""
+    table = _Table("What it would take here, by a few timed calls", "phase", "time")
+    for name, seconds in foretold.phases.items():
+        table.add_row(name, _duration(seconds))
+    table.add_row("in all", _duration(foretold.seconds))
+    console.print(table)
+    table = _Table("At the most", "what", "GB")
+    for name, size in (("memory, with the model", foretold.memory), ("disk meanwhile", foretold.disk)):
+        table.add_row(name, f"{size / 1e9:.2f}")
+    table.add_row("weights of the result", f"{foretold.result / 1e9:.2f}")
+    console.print(table)
+    if foretold.passes > 1:
+        console.print(f"Calibration repeats its runs {foretold.passes} times, to keep within the limit of memory.")
+    for what, settings in foretold.advice().items():
+        console.print(f"Less {what}: {settings}.", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"

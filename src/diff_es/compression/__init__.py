@@ -3,12 +3,14 @@
 from .compress import Run, compress
 from .enabling import disable, enable
 from .export import Exported, export
+from .forecast import Forecast, forecast
 from .result import Compressed, Front, load
 from .settings import Levers, Settings
 
 __all__ = [
     "Compressed",
     "Exported",
+    "Forecast",
     "Front",
     "Levers",
     "Run",
@@ -17,5 +19,6 @@ __all__ = [
     "disable",
     "enable",
     "export",
+    "forecast",
     "load",
 ]

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..layers import Anatomy, Block, Bypass, Cut, Layer, Plan, Weights, common
+from ..layers import Anatomy, Block, Bypass, Cut, Layer, Plan, Weights, channel_dimension, common
 from ..pipelines.denoiser import device_of, dtype_of, meta_twin
 from ..pipelines.families import Denoiser
 from ..pipelines.tracing import Trace
@@ -143,6 +143,15 @@ class MacCounter:
                     task.advance()
                 table.append(tuple(row))
         return tuple(table)
+
+    def vectors(self, layer: Layer) -> int:
+        """How many vectors the output projection of a layer receives in a call of one sample."""
+        self._record()
+        return sum(
+            next(x.numel() // x.shape[channel_dimension(self._twin.get_submodule(layer.output), x)] for x in tensors)
+            for call in self._calls[layer.output]
+            if (tensors := [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)])
+        )
 
     def alike(self, units: Sequence[Unit]) -> tuple[int, ...]:
         """For each unit the first one that costs the same."""

@@ -1,0 +1,248 @@
+"""What a search will take, before it begins: time by phase, memory, disk, and the size of its result."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import torch
+from pydantic import SkipValidation
+
+from ..layers import Layer, as_matrix
+from ..pipelines.denoiser import device_of
+from ..pipelines.families import Pipeline
+from ..pipelines.sampling import AnyPipeline, denoiser_of
+from ..pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
+from ..pruning.calibration import parts_of, sizes_of
+from ..pruning.granularity import Thin, Width
+from ..pruning.moments import Moments
+from ..routing.placements import parameter_bytes
+from ..routing.realise import output_of, weight_of
+from ..scoring.speed import Speed, measured_speed
+from ..utils.arguments import checked
+from ..utils.errors import DiffESError
+from ..utils.memory import free_memory
+from ..utils.progress import Reporter
+from .compress import Run
+from .settings import Levers, Settings
+from .simulation import Work, simulate
+from .survey import Survey, survey
+
+_MEASURED, _GROWTH = 2048, 2.4
+"""Columns of the largest layer that is ranked and solved to see how long it takes; the power that larger ones go by."""
+_PREFIXES = 1 << 31
+"""Bytes of known steps that scoring keeps."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds by phase; bytes at their most in memory, the model included, and of what waits on disk meanwhile; bytes
+    of a result, and how often calibration repeats its runs to keep within the limit of memory."""
+
+    phases: dict[str, float]
+    memory: int
+    disk: int
+    result: int
+    passes: int
+    work: Work
+    speed: Speed
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.phases.values())
+
+    def advice(self) -> dict[str, str]:
+        """What would shrink each of the figures."""
+        longest = max(self.phases, key=lambda name: self.phases[name])
+        remedies = {
+            "calibrate": "--calibration-samples, --memory (fewer passes)",
+            "rank and compensate": "--ranking wanda, --stages, --shared-order",
+            "sensitivity": "--sensitivity-noises, --units kind, --table of an earlier result",
+            "search": "--search-noises, --generations, --population, --levers prune or steps",
+            "final": "--held-out-noises, --finalists",
+        }
+        return {
+            f"time, most of it to {longest}": remedies.get(longest, "--steps"),
+            "memory": "--memory, which lets statistics and weights of levels wait on disk",
+            "disk": "--stages, --shared-order, or a TMPDIR with room",
+            "result": "--stages, --placement compact",
+        }
+
+    def to_json(self) -> dict[str, object]:
+        """JSON values."""
+        sizes = {"memory": self.memory, "disk": self.disk, "result": self.result, "passes": self.passes}
+        return {"seconds": self.seconds, "phases": self.phases, **sizes}
+
+
+@checked()
+def forecast(
+    pipe: SkipValidation[AnyPipeline],
+    budget: SkipValidation[float | MacsRatio | Speedup | WeightMemory | Budget | None] = None,
+    settings: Settings | None = None,
+    run: Run | None = None,
+) -> Forecast:
+    """What :func:`compress` with the same arguments would take, from a few timed calls; nothing is calibrated.
+
+    Raises:
+        DiffESError: it takes more memory, or more of the temporary folder's disk, than is free; and as ``compress``.
+    """
+    how = run or Run()
+    reporter = how.reporter or Reporter(quiet=True)
+    surveyed = survey(pipe, settings or Settings(), reporter, Budget.of(budget))
+    memory = None if how.memory is None else round(how.memory * 1e9)
+    found = forecast_of(surveyed, reporter, memory, table=how.table is not None)
+    denoiser = denoiser_of(surveyed.pipe)
+    free = free_memory(device_of(denoiser)) + parameter_bytes(denoiser)
+    _check("memory", found.memory, free, "Set less with --memory (Run.memory): more then waits on disk.")
+    disk = shutil.disk_usage(tempfile.gettempdir()).free
+    _check(
+        f"disk of {tempfile.gettempdir()}", found.disk, disk, "Let TMPDIR name a folder with room, or give --memory."
+    )
+    return found
+
+
+def _check(where: str, needed: int, free: int, remedy: str) -> None:
+    if needed > free:
+        expected, found = f"{needed / 1e9:.1f} GB, by the forecast", f"{free / 1e9:.1f} GB"
+        raise DiffESError(where, expected=expected, found=found, remedy=remedy)
+
+
+def forecast_of(surveyed: Survey, reporter: Reporter, memory: int | None = None, *, table: bool = False) -> Forecast:
+    """The same of a model that is surveyed: from timed calls, and from going through the search with made-up scores.
+
+    Args:
+        memory: as :func:`study` takes it.
+        table: whether the sensitivities are known.
+    """
+    pipe, settings, stages = surveyed.pipe, surveyed.settings, len(surveyed.stages)
+    room = free_memory(device_of(denoiser_of(pipe))) // 2 if memory is None else memory
+    with reporter.task("forecast", 3) as task:
+        speed = measured_speed(pipe, surveyed.counter, surveyed.units, settings.sampling)
+        task.advance()
+        work = simulate(surveyed, room, table=table)
+        task.advance()
+        solving, summing = _algebra(surveyed)
+        task.advance()
+    dense = surveyed.counter.dense()
+    phases = {"look at the reference": speed.seconds(work.reference, dense)}
+    if settings.levers is not Levers.STEPS:
+        sums = summing * work.calibration.calls / max(1, work.passes)  # each matrix is summed in one of the passes
+        phases["calibrate"] = speed.seconds(work.calibration, dense) + sums
+        phases["rank and compensate"] = solving * (stages if settings.method.stagewise else 1)
+    phases["sensitivity"] = speed.seconds(work.sensitivity, dense)
+    phases["search"] = speed.seconds(work.search, dense)
+    phases["final"] = speed.seconds(work.final, dense)
+    statistics, levels, largest = _sizes(surveyed)
+    spilled = work.passes > 1
+    held = 0 if spilled else statistics
+    peak = max(room if spilled else statistics, held + min(levels, room // 2) + largest)
+    searching = held + 2 * min(levels, room // 2) + min(_PREFIXES, _kept(surveyed, work))
+    return Forecast(
+        phases,
+        memory=parameter_bytes(denoiser_of(pipe)) + max(peak, searching),
+        disk=(statistics if spilled else 0) + max(0, levels - room // 2),
+        result=_result(surveyed),
+        passes=work.passes,
+        work=work,
+        speed=speed,
+    )
+
+
+def _kept(surveyed: Survey, work: Work) -> int:
+    """Bytes of the known steps of a search, which its limit cuts."""
+    latents = next((leaf for leaf in surveyed.trace.args if isinstance(leaf, torch.Tensor)), None)
+    return 0 if latents is None else 2 * latents[0].nbytes * (work.search.calls + work.sensitivity.calls)
+
+
+def _counts(surveyed: Survey) -> Iterator[tuple[Layer, list[int]]]:
+    """Each layer with the numbers of groups that its levels leave, most first."""
+    counts = dict[str, set[int]]()
+    for unit in surveyed.units:
+        for option in unit.options:
+            if isinstance(option, Thin):
+                for layer, kept in zip(unit.layers, option.kept, strict=True):
+                    counts.setdefault(layer.name, set()).add(kept)
+    for layer in surveyed.anatomy.layers:
+        found = sorted(counts.get(layer.name, ()), reverse=True)
+        yield layer, [count for count in found if count < layer.groups]
+
+
+def _sizes(surveyed: Survey) -> tuple[int, int, int]:
+    """Bytes of all statistics, of all re-solved weights, and of what the largest layer takes while it is solved."""
+    if surveyed.settings.levers is Levers.STEPS:
+        return 0, 0, 0
+    method, sets = surveyed.settings.method, len(surveyed.stages)
+    parts = parts_of(surveyed.anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
+    statistics = sets * sum(sizes_of(*parts).values())
+    sets = sets if method.stagewise else 1
+    levels, largest = 0, 0
+    for layer, counts in _counts(surveyed):
+        weight = weight_of(output_of(denoiser_of(surveyed.pipe), layer), layer)
+        if method.compensation is not None:
+            levels += sets * weight[:, 0].numel() * weight.element_size() * layer.width * sum(counts)
+        largest = max(largest, 8 * (6 * layer.size**2 + 3 * layer.size * len(weight)))
+    return statistics, levels, largest
+
+
+def _result(surveyed: Survey) -> int:
+    """Bytes of a result, at the level whose MACs are nearest to the budget, in all stages alike."""
+    total, sets = 0, len(surveyed.stages)
+    if surveyed.settings.levers is Levers.STEPS or surveyed.settings.method.compensation is None:
+        return 0
+    shares = [row[0] and [cost / row[0] for cost in row] for row in surveyed.macs.options]
+    for unit, share in zip(surveyed.units, shares, strict=True):
+        level = min(range(len(unit.options)), key=lambda one: abs(share[one] - surveyed.limit) if share else one)
+        option = unit.options[level]
+        for layer, kept in zip(unit.layers, option.kept, strict=True) if isinstance(option, Thin) else ():
+            weight = weight_of(output_of(denoiser_of(surveyed.pipe), layer), layer)
+            if kept < layer.groups:
+                total += weight[:, 0].numel() * weight.element_size() * layer.width * kept
+    return sets * total
+
+
+def _algebra(surveyed: Survey) -> tuple[float, float]:
+    """Seconds to rank and solve all layers once, and to add up what they receive in a call of one sample."""
+    method, pipe = surveyed.settings.method, surveyed.pipe
+    if surveyed.settings.levers is Levers.STEPS or not isinstance(method.ladder, Width):
+        return 0.0, 0.0
+
+    @cache
+    def solved(columns: int, rows: int, width: int, shares: tuple[float, ...]) -> float:
+        size = min(columns, max(width, _MEASURED // width * width))
+        moments, weight = _moments(pipe, size), torch.randn(rows, size, device=device_of(denoiser_of(pipe)))
+        began = time.perf_counter()
+        order = method.ranking.order(weight, moments, width)
+        if method.compensation is not None:
+            along = order.repeat_interleave(width) * width + torch.arange(width, device=order.device).repeat(len(order))
+            counts = [max(1, round(share * size / width)) * width for share in shares]
+            method.compensation.solve(weight, None, moments, along, counts)
+        return float((time.perf_counter() - began) * (columns / size) ** _GROWTH)
+
+    solving, products = 0.0, 0
+    for layer, counts in _counts(surveyed):
+        rows = len(as_matrix(weight_of(output_of(denoiser_of(pipe), layer), layer)))
+        solving += solved(layer.size, rows, layer.width, tuple(count / layer.groups for count in counts))
+        products += surveyed.counter.vectors(layer) * layer.size**2
+    return solving, products * _seconds_of_a_product(pipe)
+
+
+def _moments(pipe: Pipeline, size: int) -> Moments:
+    """Of vectors that mean nothing."""
+    vectors = torch.randn(2 * size, size, device=device_of(denoiser_of(pipe)))
+    return Moments(vectors.T @ vectors, vectors.sum(0), len(vectors))
+
+
+def _seconds_of_a_product(pipe: Pipeline) -> float:
+    """Of one multiplication of a sum of second moments."""
+    vectors = torch.randn(1024, 1024, device=device_of(denoiser_of(pipe)))
+    second, times = vectors.T @ vectors, [time.perf_counter()]
+    for _ in range(5):
+        second.addmm_(vectors.T, vectors)
+        float(second[0, 0])
+        times.append(time.perf_counter())
+    return min(after - before for before, after in pairwise(times)) / 1024**3

@@ -1,0 +1,113 @@
+"""A search without a model's arithmetic: how much of it there would be, phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import fmean
+
+from ..pipelines.probes import Probe
+from ..pipelines.sampling import denoiser_of
+from ..pruning.calibration import parts_of, parts_within, sizes_of
+from ..pruning.granularity import Width
+from ..pruning.library import Library
+from ..pruning.statistics import Statistics
+from ..scoring.fidelity import LatentSNR
+from ..scoring.fitness import Comparison, Fitness
+from ..scoring.imagined import Imagined, Tally
+from ..scoring.journal import Journal
+from ..utils.progress import Reporter
+from .evaluator import Evaluator
+from .evolve import evolve
+from .sensitivity import sensitivity
+from .settings import Levers
+from .study import Study
+from .survey import Survey
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a search runs, by phase; ``passes`` are the times that calibration repeats its runs."""
+
+    reference: Tally  # of the one sample that is looked at before anything else
+    calibration: Tally
+    sensitivity: Tally
+    search: Tally
+    final: Tally
+    passes: int
+
+    @property
+    def all(self) -> Tally:
+        return sum((self.calibration, self.sensitivity, self.search, self.final), self.reference)
+
+
+@dataclass(frozen=True)
+class _Imagination(Study):
+    """A study without statistics whose scores are made up and whose calls are counted."""
+
+    tally: Tally
+
+    def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
+        settings, each = self.settings, 1 if self.path is None else self.trace.calls
+        comparison = replace(comparison, corrections=settings.corrections if self.corrected else 0)
+        own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure, comparison)
+
+        def macs(levels: Sequence[int]) -> int:
+            return self.macs.call(levels) // each
+
+        return Imagined(*own, tally=self.tally, trace=self.trace, macs=macs, own=self.costs.steps)
+
+
+def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False) -> Work:
+    """Count what a search would run, by going through it with made-up scores.
+
+    Args:
+        memory: bytes that statistics may take while they are gathered; None: as many as there are.
+        table: whether the sensitivities are known.
+    """
+    quiet, settings = Reporter(quiet=True), surveyed.settings
+    nothing = Statistics(({},) * len(surveyed.stages), (1.0,) * len(surveyed.stages))
+    library = Library(denoiser_of(surveyed.pipe), surveyed.anatomy, nothing, settings.method, quiet, ())
+    library.units = surveyed.units
+    facts = {**vars(surveyed), "settings": replace(settings, measure=LatentSNR())}
+    ready = _Imagination(**facts, statistics=nothing, library=library, tally=Tally())
+    counts, front = [Tally()], [share for share in settings.front if ready.costs.attainable(share)]
+    with Evaluator(ready, Journal(None, {}, resume=False)) as evaluator:
+        errors = sensitivity(ready, evaluator, quiet)
+        counts.append(copy(ready.tally))
+        found = evolve(ready, (ready.limit, *front), evaluator, errors, quiet)
+        counts.append(copy(ready.tally))
+    for one in found if ready.path is not None else ():
+        ready.fresh.plain(ready.own)
+        fmean(ready.fresh_to_own.each(one.candidate, corrected=one.corrected))
+    counts.append(copy(ready.tally))
+    sensed, searched, finals = (after - before for before, after in pairwise(counts))
+    passes = _passes(surveyed, memory)
+    return Work(
+        reference=_dense(ready, 1, len(ready.reference or ready.trace.timesteps)),
+        calibration=_times(_dense(ready, settings.calibration_samples, len(ready.trace.timesteps)), passes),
+        sensitivity=Tally() if table else sensed,
+        search=searched,
+        final=finals,
+        passes=passes,
+    )
+
+
+def _passes(surveyed: Survey, memory: int | None) -> int:
+    method, stages = surveyed.settings.method, len(surveyed.stages)
+    if surveyed.settings.levers is Levers.STEPS:
+        return 0
+    parts = parts_of(surveyed.anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
+    return len(parts_within(memory, stages, sizes_of(*parts)))
+
+
+def _dense(ready: Study, samples: int, calls: int) -> Tally:
+    """Of dense trajectories."""
+    macs, batch = ready.counter.dense(), ready.settings.sampling.batch
+    return Tally(samples * calls, -(-samples // batch) * calls, samples * calls * macs, samples)
+
+
+def _times(tally: Tally, count: int) -> Tally:
+    return Tally(**{name: count * value for name, value in vars(tally).items()})

@@ -1,0 +1,152 @@
+"""Scores that are made up, of runs that are only counted: what a search would run, without running it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pipelines.tracing import Trace
+from ..search import Candidate
+from ..solvers.prefix_cache import After, Result
+from ..trajectory.corrections import Correct, Corrections, Recording
+from ..trajectory.timesteps import Timesteps
+from .fitness import Fitness, timesteps_of
+
+_STEPS, _LEVELS, _NOISE = 0.02, 0.01, 0.5
+"""Of made-up scores: the error of a stage's steps and of a unit's level relative to the signal, and dB by chance."""
+
+
+@dataclass
+class Tally:
+    """What was run, or would have been.
+
+    ``batches`` are denoiser calls, of ``calls`` samples in all, which compute ``macs`` at their levels; ``results`` are
+    samples that came to their end.
+    """
+
+    calls: int = 0
+    batches: int = 0
+    macs: int = 0
+    results: int = 0
+
+    def __sub__(self, other: Tally) -> Tally:
+        own, others = vars(self), vars(other)
+        return Tally(**{name: own[name] - others[name] for name in own})
+
+    def __add__(self, other: Tally) -> Tally:
+        own, others = vars(self), vars(other)
+        return Tally(**{name: own[name] + others[name] for name in own})
+
+
+class Imagined(Fitness):
+    """Counts the calls that scoring would make, without those whose prefix is known, and makes scores up.
+
+    These are of errors that add up over stages and units, and of some chance, so that a search goes as on a model.
+
+    Args (the others are those of :class:`Fitness`):
+        tally: what is counted is added to it.
+        trace: of the user's own setting.
+        macs: of a denoiser call at a row of levels.
+        own: the steps of each stage in the user's own setting.
+    """
+
+    def __init__(
+        self, *others: Any, tally: Tally, trace: Trace, macs: Callable[[Sequence[int]], int], own: Sequence[int]
+    ) -> None:
+        self._tally, self._trace, self._macs, self._own = tally, trace, cache(macs), own
+        self._latents = next(iter(trace.args), None)
+        super().__init__(*others)
+
+    def _learn(self, chunk: int, reference: Sequence[float] | None) -> Tensor:
+        """Of the reference, its calls alone."""
+        if self._path is None:
+            self._run(chunk, Candidate.of([(0,) * len(self._library.units)] * len(self._stages)), corrected=False)
+        else:
+            calls = len(reference or self._path.timesteps) * self._trace.calls
+            self._count_calls(chunk, calls, calls * self._macs((0,) * len(self._library.units)))
+            if reference is not None:
+                self._goal = Recording(reference, self._path.end)
+        self._tally.results += len(self._chunks[chunk])
+        return torch.empty(0)
+
+    def _count_calls(self, chunk: int, calls: int, macs: int) -> None:
+        samples = len(self._chunks[chunk])
+        self.calls += calls * samples
+        self._tally.calls += calls * samples
+        self._tally.batches += calls
+        self._tally.macs += macs * samples
+
+    def _scores(self, chunk: int, candidate: Candidate, *, corrected: bool = True) -> Tensor:
+        self._run(chunk, candidate, corrected=corrected)
+        self._tally.results += len(self._chunks[chunk])
+        steps = self._own if self._path is None else candidate.steps
+        error = 1e-6
+        for stage, (count, levels) in enumerate(zip(steps, candidate.levels, strict=True)):
+            error += self._of_steps(stage, count) + count * sum(
+                self._of_level(stage, *one) for one in enumerate(levels)
+            )
+        shown = -10 * math.log10(error) - (not corrected)
+        seeds = [probe.seed for probe in self._chunks[chunk]]
+        chance = [Random(seed).gauss(0, 4 * _NOISE) for seed in seeds]  # of a noise, for whichever candidate
+        own = [Random(repr((candidate, corrected, seed))).gauss(0, _NOISE) for seed in seeds]
+        return torch.tensor([shown + sum(pair) for pair in zip(chance, own, strict=True)])
+
+    def _of_steps(self, stage: int, count: int) -> float:
+        missing, own = max(0, self._own[stage] - count), max(1, self._own[stage])
+        return float(_STEPS * Random(f"steps {stage}").lognormvariate(0, 1) * (missing / own) ** 2)
+
+    def _of_level(self, stage: int, unit: int, level: int) -> float:
+        if not level:
+            return 0.0
+        part = _LEVELS * Random(f"levels {stage} {unit}").lognormvariate(0, 1) / len(self._library.units)
+        return float(part * (level / 4) ** 1.5 / max(1, sum(self._own)))
+
+    def _replayed(self, chunk: int, candidate: Candidate, correct: Correct | None) -> tuple[Tensor, Corrections]:
+        """Goes along the steps as ``solvers.prefix_cache.Replay`` does; made-up corrections are not none."""
+        rows, each, times = candidate.levels, 1, self._trace.timesteps
+        if self._path is not None:
+            each, times = self._trace.calls, timesteps_of(self._path, self._stages, candidate)
+        keys, reached, calls, macs = list[Hashable](), 0, 0, 0
+        for step, timestep in enumerate(times):
+            reached = max(reached, self._stages.index(timestep))
+            keys.append((chunk, correct is not None, times[: step + 1], rows[: reached + 1]))
+        for step in range(self._resumed(keys, times), len(times)):
+            known, levels = self.cache.enter(keys[step]), rows[self._stages.index(times[step])]
+            if not known.outputs:
+                calls, macs = calls + each, macs + each * self._macs(levels)
+                known.outputs.append(self._like_latents(chunk))
+                self.cache.hold(keys[step], known.outputs[-1])
+            after = After(Result(self._like_latents(chunk)), {})
+            known.after[_next(times, step)] = after
+            self.cache.hold(keys[step], after)
+        self._count_calls(chunk, calls, macs)
+        return torch.empty(0), ((0.0,),)
+
+    def _resumed(self, keys: Sequence[Hashable], times: Timesteps) -> int:
+        """The first step that is not known with what it left."""
+        for step in reversed(range(len(keys))):
+            known = self.cache.find(keys[step])
+            if known is not None and _next(times, step) in known.after:
+                for key in keys[: step + 1]:
+                    self.cache.touch(key)
+                return step + 1
+        return 0
+
+    def _like_latents(self, chunk: int) -> Tensor:
+        """Of the latents' size, without any memory."""
+        samples = len(self._chunks[chunk])
+        given = self._latents
+        if not isinstance(given, Tensor):
+            return torch.empty(samples, device="meta")
+        return torch.empty(samples, *given.shape[1:], dtype=given.dtype, device="meta")
+
+
+def _next(times: Timesteps, step: int) -> float | None:
+    return times[step + 1] if step + 1 < len(times) else None

@@ -1,0 +1,103 @@
+"""How long a pipeline's calls take here, from a few that are timed: what a forecast is made from."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..layers import Bypass, Cut, Plan
+from ..pipelines.denoiser import device_of
+from ..pipelines.families import Pipeline, Sampling
+from ..pipelines.probes import make_probes
+from ..pipelines.sampling import denoiser_of, intercepted, sample
+from ..pipelines.tracing import first_call
+from ..pruning.budget import bare
+from ..pruning.granularity import Unit
+from ..pruning.latency import nanoseconds, paired
+from ..pruning.macs import MacCounter
+from ..routing.realise import realise
+from ..routing.switch import Switch
+from ..utils.malloc import Kept
+from .imagined import Tally
+
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a pipeline on its device, in seconds.
+
+    A dense denoiser call takes ``call`` and ``sample`` for each of its samples; ``fixed`` is the share of both that
+    pruning leaves. A step of the pipeline takes ``step`` besides.
+    """
+
+    call: float
+    sample: float
+    fixed: float
+    step: float
+
+    def seconds(self, work: Tally, dense: int) -> float:
+        """How long some work takes, where a dense call of one sample computes ``dense`` MACs."""
+        spent = work.macs / max(1, work.calls * dense)
+        calls = self.call * work.batches + self.sample * work.calls
+        return calls * (self.fixed + (1 - self.fixed) * spent) + self.step * work.batches
+
+
+@torch.no_grad()
+def measured_speed(pipe: Pipeline, counter: MacCounter, units: Sequence[Unit], sampling: Sampling) -> Speed:
+    """Time a dense call and one with all units at their middle levels, in turn, a call of one sample, and a run whose
+    calls answer at once.
+
+    The pipeline is as it was afterwards.
+    """
+    denoiser, device = denoiser_of(pipe), device_of(denoiser_of(pipe))
+    args, kwargs = first_call(pipe, sampling)
+    cuts, bypasses, saved = dict[str, Cut](), dict[str, Bypass | None](), 0
+    for unit in units:
+        level = len(unit.options) // 2
+        plan = bare(counter.anatomy, [unit], level)
+        cuts, bypasses = {**cuts, **plan.cuts}, {**bypasses, **plan.bypasses}
+        saved += counter.dense() - counter.option(unit, level)
+    switch, seen = Switch(denoiser), list[float]()
+    slim = switch.prepare(realise(denoiser, counter.anatomy, Plan(cuts, bypasses)))
+    with closing(Kept(device)):
+        answer = denoiser(*args, **kwargs)
+
+        def dense() -> float:
+            switch.put({})
+            seen.append(nanoseconds(device, lambda: denoiser(*args, **kwargs)))
+            return seen[-1]
+
+        def pruned() -> float:
+            switch.put(slim)
+            return nanoseconds(device, lambda: denoiser(*args, **kwargs))
+
+        try:
+            ratio = statistics.median(paired(dense, pruned, _ROUNDS, 0.0)) if saved else 1.0
+        finally:
+            switch.put({})
+        if not seen:
+            seen = [dense() for _ in range(_ROUNDS)]
+        whole = alone = statistics.median(seen) / 1e9
+        if sampling.batch > 1:
+            args, kwargs = first_call(pipe, replace(sampling, batch=1))
+            seen = list[float]()
+            denoiser(*args, **kwargs)
+            alone = min(whole, statistics.median([dense() for _ in range(_ROUNDS)]) / 1e9)
+        probes, steps = make_probes(pipe, sampling.batch, 0, "timing"), 0
+
+        def at_once(*args: object, **kwargs: object) -> object:
+            nonlocal steps
+            steps += 1
+            return answer
+
+        with intercepted(denoiser, lambda _: at_once):
+            idle = min(nanoseconds(device, lambda: sample(pipe, probes, sampling)) for _ in range(_ROUNDS))
+    share = saved / counter.dense()
+    fixed = 1.0 if not saved else min(1.0, max(0.0, 1 - (1 - ratio) / share))
+    sample_of = (whole - alone) / (sampling.batch - 1) if sampling.batch > 1 else alone
+    return Speed(alone - sample_of, sample_of, fixed, idle / 1e9 / (steps / _ROUNDS))

@@ -1,0 +1,123 @@
+"""What a search would take: its calls counted without the model, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Any, NamedTuple
+
+import pytest
+from tests.helpers.tiny import assert_same, joint, settings, snapshot, tiny
+
+from diff_es import DiffESError, Granularity, Levers, Method, Run, Settings, Width, compress, forecast
+from diff_es.compression.simulation import simulate
+from diff_es.compression.survey import survey
+from diff_es.pruning.budget import Budget
+from diff_es.scoring import fitness
+from diff_es.utils.progress import Reporter
+
+QUIET = Reporter(quiet=True)
+EIGHT = Method(Width(8, dense=()), granularity=Granularity.WHOLE)
+SEARCHES = {
+    "levels": settings(stages=6, method=EIGHT, search_noises=4, generations=4, population=6, held_out_noises=4),
+    "steps and levels": joint(search_noises=4, generations=4, population=6, held_out_noises=4),
+    "steps": joint(levers=Levers.STEPS, search_noises=4, generations=4, population=6, held_out_noises=4),
+}
+
+
+class Ran(NamedTuple):
+    """Fitnesses that were made, and the samples' calls of their references, which they do not count."""
+
+    fitnesses: list[fitness.Fitness]
+    references: list[int]
+
+    @property
+    def calls(self) -> int:
+        return sum(one.calls for one in self.fitnesses) + sum(self.references)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
+    seen, learn, begin = Ran([], []), fitness.Fitness._learn, fitness.Fitness.__init__
+
+    def begun(self: fitness.Fitness, *args: Any) -> None:
+        seen.fitnesses.append(self)
+        begin(self, *args)
+
+    def learned(self: fitness.Fitness, chunk: int, reference: Any) -> Any:
+        if self._path is not None:
+            seen.references.append(len(reference or self._path.timesteps) * len(self._chunks[chunk]))
+        return learn(self, chunk, reference)
+
+    monkeypatch.setattr(fitness.Fitness, "__init__", begun)
+    monkeypatch.setattr(fitness.Fitness, "_learn", learned)
+    return seen
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_calls_of_a_search_are_foretold(name: str, ran: Ran) -> None:
+    """To a few in a hundred: which candidates a search comes to depends on their scores."""
+    pipe, chosen = tiny(), SEARCHES[name]
+    work = simulate(survey(pipe, chosen, QUIET, Budget.of(0.7)))
+    ran.fitnesses.clear()
+    ran.references.clear()
+    compress(pipe, 0.7, chosen)
+    foretold = (work.sensitivity + work.search + work.final).calls
+    assert foretold == pytest.approx(ran.calls, rel=0.1)
+
+
+def test_the_table_is_foretold_to_the_call(ran: Ran) -> None:
+    for chosen in SEARCHES.values():
+        surveyed = survey(tiny(), chosen, QUIET, Budget.of(0.7))
+        work, again = simulate(surveyed), simulate(surveyed)
+        assert work == again
+        assert simulate(surveyed, table=True).sensitivity.calls == 0
+        assert work.calibration.calls == (0 if chosen.levers is Levers.STEPS else chosen.calibration_samples * 6)
+        assert work.reference.calls == (6 if chosen.levers is Levers.PRUNE else 12)
+
+
+def test_parts_of_statistics_repeat_calibration() -> None:
+    surveyed = survey(tiny(), settings(), QUIET, Budget.of(0.7))
+    once, often = simulate(surveyed), simulate(surveyed, 20_000)
+    assert once.passes == 1 < often.passes
+    assert often.calibration.calls == often.passes * once.calibration.calls
+    assert often.search == once.search
+
+
+def test_a_forecast_leaves_the_pipeline_as_it_was_and_names_every_phase() -> None:
+    pipe = tiny()
+    before = snapshot(pipe.transformer)
+    found = forecast(pipe, 0.7, joint())
+    assert list(found.phases) == [
+        "look at the reference",
+        "calibrate",
+        "rank and compensate",
+        "sensitivity",
+        "search",
+        "final",
+    ]
+    assert all(seconds > 0 for seconds in found.phases.values())
+    assert found.seconds == pytest.approx(sum(found.phases.values()))
+    assert (found.passes, found.disk) == (1, 0)
+    assert found.result > 0
+    assert set(forecast(pipe, 0.7, joint(levers=Levers.STEPS)).phases) == {
+        "look at the reference",
+        "sensitivity",
+        "search",
+        "final",
+    }
+    assert_same(before, snapshot(pipe.transformer))
+
+
+def test_what_does_not_fit_is_refused_with_the_setting_that_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DiffESError, match=r"memory: expected at least 0\.\d+ GB, for transformer_blocks\.\d\.ff"):
+        forecast(tiny(), 0.7, settings(), Run(memory=1e-6))
+    module = sys.modules[forecast.__module__]  # the function has its name
+    monkeypatch.setattr(module, "free_memory", lambda device: 1000)
+    with pytest.raises(DiffESError, match=r"memory: expected .* GB, by the forecast, found .*--memory"):
+        forecast(tiny(), 0.7, settings(), Run(memory=1.0))
+    monkeypatch.undo()
+    room = shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: room)
+    with pytest.raises(DiffESError, match=r"disk of .*expected .* GB, by the forecast, found 0.0 GB.*TMPDIR"):
+        forecast(tiny(), 0.7, Settings(sampling=settings().sampling, stages=3), Run(memory=0.00002))
