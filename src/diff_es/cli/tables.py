@@ -218,7 +218,7 @@ def show_forecast(console: Console, foretold: Forecast) -> None:
     table.add_row("in all", _duration(foretold.seconds))
     console.print(table)
     table = _Table("At the most", "what", "GB")
-    for name, size in (("memory, with the model", foretold.memory), ("disk meanwhile", foretold.disk)):
+    for name, size in (("memory, with what is held now", foretold.memory), ("disk meanwhile", foretold.disk)):
         table.add_row(name, f"{size / 1e9:.2f}")
     table.add_row("weights of the result", f"{foretold.result / 1e9:.2f}")
     console.print(table)

@@ -21,12 +21,11 @@ from ..pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
 from ..pruning.calibration import parts_of, sizes_of
 from ..pruning.granularity import Thin, Width
 from ..pruning.moments import Moments
-from ..routing.placements import parameter_bytes
 from ..routing.realise import output_of, weight_of
 from ..scoring.speed import Speed, measured_speed
 from ..utils.arguments import checked
 from ..utils.errors import DiffESError
-from ..utils.memory import free_memory
+from ..utils.memory import free_memory, held_memory
 from ..utils.progress import Reporter
 from .compress import Run
 from .settings import Levers, Settings
@@ -41,7 +40,7 @@ _PREFIXES = 1 << 31
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds by phase; bytes at their most in memory, the model included, and of what waits on disk meanwhile; bytes
+    """Seconds by phase; bytes at their most in memory, with what the process holds already, and of what waits on disk meanwhile; bytes
     of a result, and how often calibration repeats its runs to keep within the limit of memory."""
 
     phases: dict[str, float]
@@ -96,8 +95,8 @@ def forecast(
     surveyed = survey(pipe, settings or Settings(), reporter, Budget.of(budget))
     memory = None if how.memory is None else round(how.memory * 1e9)
     found = forecast_of(surveyed, reporter, memory, table=how.table is not None)
-    denoiser = denoiser_of(surveyed.pipe)
-    free = free_memory(device_of(denoiser)) + parameter_bytes(denoiser)
+    device = device_of(denoiser_of(surveyed.pipe))
+    free = free_memory(device) + held_memory(device)
     _check("memory", found.memory, free, "Set less with --memory (Run.memory): more then waits on disk.")
     disk = shutil.disk_usage(tempfile.gettempdir()).free
     _check(
@@ -120,7 +119,8 @@ def forecast_of(surveyed: Survey, reporter: Reporter, memory: int | None = None,
         table: whether the sensitivities are known.
     """
     pipe, settings, stages = surveyed.pipe, surveyed.settings, len(surveyed.stages)
-    room = free_memory(device_of(denoiser_of(pipe))) // 2 if memory is None else memory
+    device = device_of(denoiser_of(pipe))
+    room, before = free_memory(device) // 2 if memory is None else memory, held_memory(device)
     with reporter.task("forecast", 3) as task:
         speed = measured_speed(pipe, surveyed.counter, surveyed.units, settings.sampling)
         task.advance()
@@ -144,7 +144,7 @@ def forecast_of(surveyed: Survey, reporter: Reporter, memory: int | None = None,
     searching = held + 2 * min(levels, room // 2) + min(_PREFIXES, _kept(surveyed, work))
     return Forecast(
         phases,
-        memory=parameter_bytes(denoiser_of(pipe)) + max(peak, searching),
+        memory=before + max(peak, searching),
         disk=(statistics if spilled else 0) + max(0, levels - room // 2),
         result=_result(surveyed),
         passes=work.passes,

@@ -63,6 +63,7 @@ class Imagined(Fitness):
         self._tally, self._trace, self._macs, self._own = tally, trace, cache(macs), own
         self._latents = next(iter(trace.args), None)
         super().__init__(*others)
+        self._heap.close()  # nothing is computed
 
     def _learn(self, chunk: int, reference: Sequence[float] | None) -> Tensor:
         """Of the reference, its calls alone."""

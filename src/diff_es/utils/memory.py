@@ -1,4 +1,4 @@
-"""How much memory is free."""
+"""How much memory is free, and how much is held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-_LINUX = Path("/proc/meminfo")
+_LINUX, _OWN = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 
 def free_memory(device: torch.device) -> int:
@@ -19,3 +19,11 @@ def free_memory(device: torch.device) -> int:
         values = dict(line.split(":") for line in _LINUX.read_text().splitlines())
         return int(values["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes of a device's memory that this process holds; of the machine's own nothing, where the system does not
+    say."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(_OWN.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if _OWN.exists() else 0
