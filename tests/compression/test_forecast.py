@@ -114,6 +114,7 @@ def test_what_does_not_fit_is_refused_with_the_setting_that_would(monkeypatch: p
         forecast(tiny(), 0.7, settings(), Run(memory=1e-6))
     module = sys.modules[forecast.__module__]  # the function has its name
     monkeypatch.setattr(module, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(module, "held_memory", lambda device: 0)
     with pytest.raises(DiffESError, match=r"memory: expected .* GB, by the forecast, found .*--memory"):
         forecast(tiny(), 0.7, settings(), Run(memory=1.0))
     monkeypatch.undo()

@@ -40,8 +40,9 @@ _PREFIXES = 1 << 31
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds by phase; bytes at their most in memory, with what the process holds already, and of what waits on disk meanwhile; bytes
-    of a result, and how often calibration repeats its runs to keep within the limit of memory."""
+    """Seconds by phase; bytes at their most in memory, with what the process holds already, and of what waits on disk
+    meanwhile; bytes of a result at one level in all stages, and how often calibration repeats its runs to keep within
+    the limit of memory."""
 
     phases: dict[str, float]
     memory: int
