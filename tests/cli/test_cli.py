@@ -127,6 +127,16 @@ def test_compress_says_what_it_saved(run: Run, model_folder: Path, tmp_path: Pat
     assert "Saved in" in ended.out
 
 
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    ended = run("compress", model_folder, "--out", tmp_path / "fast", "--macs", 0.7, *CALL, "--dry-run", "--json")
+    found = ended.result()
+    assert found["seconds"] == pytest.approx(sum(found["phases"].values()))
+    assert found["memory"] > found["result"] > 0 == found["disk"]
+    for told in ("rank and compensate", "in all", "weights of the result", "Less time, most of it to"):
+        assert told in ended.out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_compress_by_depth_without_compensation(run: Run, model_folder: Path, tmp_path: Path) -> None:
     out, call = tmp_path / "out", [*CALL, "--scheduler", "DPMSolverMultistepScheduler", "--dtype", "bfloat16"]
     run("compress", model_folder, "--out", out, *call, "--prune", "depth", "--no-compensate", "--json").result()

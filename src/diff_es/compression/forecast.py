@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -23,6 +24,7 @@ from ..pruning.granularity import Thin, Width
 from ..pruning.moments import Moments
 from ..routing.realise import output_of, weight_of
 from ..scoring.speed import Speed, measured_speed
+from ..search import NoneFits
 from ..utils.arguments import checked
 from ..utils.errors import DiffESError
 from ..utils.memory import free_memory, held_memory
@@ -185,25 +187,24 @@ def _sizes(surveyed: Survey) -> tuple[int, int, int]:
     for layer, counts in _counts(surveyed):
         weight = weight_of(output_of(denoiser_of(surveyed.pipe), layer), layer)
         if method.compensation is not None:
-            levels += sets * weight[:, 0].numel() * weight.element_size() * layer.width * sum(counts)
+            levels += sets * sum(weight.nbytes * count // layer.groups for count in counts)
         largest = max(largest, 8 * (6 * layer.size**2 + 3 * layer.size * len(weight)))
     return statistics, levels, largest
 
 
 def _result(surveyed: Survey) -> int:
-    """Bytes of a result, at the level whose MACs are nearest to the budget, in all stages alike."""
-    total, sets = 0, len(surveyed.stages)
+    """Bytes of the re-solved weights of a schedule that prunes all alike, as far as the budget asks for it."""
     if surveyed.settings.levers is Levers.STEPS or surveyed.settings.method.compensation is None:
         return 0
-    shares = [row[0] and [cost / row[0] for cost in row] for row in surveyed.macs.options]
-    for unit, share in zip(surveyed.units, shares, strict=True):
-        level = min(range(len(unit.options)), key=lambda one: abs(share[one] - surveyed.limit) if share else one)
-        option = unit.options[level]
-        for layer, kept in zip(unit.layers, option.kept, strict=True) if isinstance(option, Thin) else ():
-            weight = weight_of(output_of(denoiser_of(surveyed.pipe), layer), layer)
-            if kept < layer.groups:
-                total += weight[:, 0].numel() * weight.element_size() * layer.width * kept
-    return sets * total
+    with suppress(NoneFits):
+        levels, total = surveyed.costs.space(surveyed.limit).uniform().levels[0], 0
+        for unit, level in zip(surveyed.units, levels, strict=True):
+            option = unit.options[level]
+            for layer, kept in zip(unit.layers, option.kept, strict=True) if isinstance(option, Thin) else ():
+                weight = weight_of(output_of(denoiser_of(surveyed.pipe), layer), layer)
+                total += weight.nbytes * kept // layer.groups if kept < layer.groups else 0
+        return len(surveyed.stages) * total
+    return 0
 
 
 def _algebra(surveyed: Survey) -> tuple[float, float]:

@@ -99,5 +99,7 @@ def measured_speed(pipe: Pipeline, counter: MacCounter, units: Sequence[Unit], s
             idle = min(nanoseconds(device, lambda: sample(pipe, probes, sampling)) for _ in range(_ROUNDS))
     share = saved / counter.dense()
     fixed = 1.0 if not saved else min(1.0, max(0.0, 1 - (1 - ratio) / share))
-    sample_of = (whole - alone) / (sampling.batch - 1) if sampling.batch > 1 else alone
-    return Speed(alone - sample_of, sample_of, fixed, idle / 1e9 / (steps / _ROUNDS))
+    each = whole / sampling.batch
+    if sampling.batch > 1:
+        each = min(each, (whole - alone) / (sampling.batch - 1))  # more than that were noise
+    return Speed(whole - each * sampling.batch, each, fixed, idle / 1e9 / (steps / _ROUNDS))
