@@ -132,6 +132,11 @@ def test_promise(bench: Bench, tmp_path: Path) -> None:
     assert "nan" not in both[0][6]
 
 
+def test_foretold(bench: Bench) -> None:
+    small = ("--steps", 4, "--stages", 2, "--calibration-samples", 2, "--search-noises", 2, "--generations", 1)
+    assert names(bench("foretold", *small)) == ["prune", "steps", "prune,steps"]
+
+
 def test_real_size(bench: Bench, tmp_path: Path) -> None:
     small = ("--layers", 2, "--heads", 4, "--head-size", 8, "--stages", 2, "--steps", 2, "--memory", 0.001)
     found = rows(bench("real_size", *small, "--results", tmp_path / "rows.jsonl", model=False))
