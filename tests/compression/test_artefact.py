@@ -14,9 +14,11 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 from tests.helpers.fresh import images_of
-from tests.helpers.tiny import assert_same, assert_same_plans, images, joint, settings, snapshot, tiny
+from tests.helpers.tiny import assert_same, assert_same_plans, images, joint, random_plan, settings, snapshot, tiny
 
 from diff_es import ArtefactError, Compressed, Depth, DiffESError, Method, compress, load
+from diff_es.layers import discover
+from diff_es.routing.realise import check_plan
 from diff_es.utils.files import digest
 
 
@@ -140,6 +142,16 @@ def test_another_base_model_is_refused(changes: dict[str, Any], message: str, fa
     with pytest.raises(ArtefactError, match=message):
         fast.apply(pipe)
     assert_same(before, snapshot(pipe.transformer))
+
+
+def test_a_plan_that_keeps_groups_which_a_model_has_not_is_refused() -> None:
+    plan, other = random_plan(tiny(), 0), tiny(heads=2)
+    kept = torch.cat([cut.kept for name, cut in plan.cuts.items() if name.endswith("attn1")])
+    assert int(kept.max()) >= 2
+    with pytest.raises(
+        ArtefactError, match=r"base model, transformer_blocks\.\d\.\w+: expected ascending groups from 0 to"
+    ):
+        check_plan(other.transformer, discover(other.transformer), plan)
 
 
 def test_a_model_trained_on_is_refused(fast: Compressed) -> None:

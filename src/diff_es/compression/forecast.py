@@ -19,10 +19,11 @@ from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline
 from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
-from ..pruning.calibration import parts_of, sizes_of
-from ..pruning.granularity import Thin, Width
+from ..pruning.calibration import sizes_of
+from ..pruning.granularity import Thin, Width, counts_by_layer
 from ..pruning.moments import Moments
 from ..routing.realise import output_of, weight_of
+from ..scoring.fitness import Comparison
 from ..scoring.speed import Speed, measured_speed
 from ..search import NoneFits
 from ..utils.arguments import checked
@@ -32,12 +33,11 @@ from ..utils.progress import Reporter
 from .compress import Run
 from .settings import Levers, Settings
 from .simulation import Work, simulate
+from .study import gathered, room_for
 from .survey import Survey, survey
 
 _MEASURED, _GROWTH = 2048, 2.4
 """Columns of the largest layer that is ranked and solved to see how long it takes; the power that larger ones go by."""
-_PREFIXES = 1 << 31
-"""Bytes of known steps that scoring keeps."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def forecast_of(surveyed: Survey, reporter: Reporter, memory: int | None = None,
     """
     pipe, settings, stages = surveyed.pipe, surveyed.settings, len(surveyed.stages)
     device = device_of(denoiser_of(pipe))
-    room, before = free_memory(device) // 2 if memory is None else memory, held_memory(device)
+    room, before = room_for(pipe, memory), held_memory(device)
     with reporter.task("forecast", 3) as task:
         speed = measured_speed(pipe, surveyed.counter, surveyed.units, settings.sampling)
         task.advance()
@@ -144,7 +144,7 @@ def forecast_of(surveyed: Survey, reporter: Reporter, memory: int | None = None,
     spilled = work.passes > 1
     held = 0 if spilled else statistics
     peak = max(room if spilled else statistics, held + min(levels, room // 2) + largest)
-    searching = held + 2 * min(levels, room // 2) + min(_PREFIXES, _kept(surveyed, work))
+    searching = held + 2 * min(levels, room // 2) + min(Comparison().memory, _kept(surveyed, work))
     return Forecast(
         phases,
         memory=before + max(peak, searching),
@@ -164,12 +164,7 @@ def _kept(surveyed: Survey, work: Work) -> int:
 
 def _counts(surveyed: Survey) -> Iterator[tuple[Layer, list[int]]]:
     """Each layer with the numbers of groups that its levels leave, most first."""
-    counts = dict[str, set[int]]()
-    for unit in surveyed.units:
-        for option in unit.options:
-            if isinstance(option, Thin):
-                for layer, kept in zip(unit.layers, option.kept, strict=True):
-                    counts.setdefault(layer.name, set()).add(kept)
+    counts = counts_by_layer(surveyed.units)
     for layer in surveyed.anatomy.layers:
         found = sorted(counts.get(layer.name, ()), reverse=True)
         yield layer, [count for count in found if count < layer.groups]
@@ -180,8 +175,7 @@ def _sizes(surveyed: Survey) -> tuple[int, int, int]:
     if surveyed.settings.levers is Levers.STEPS:
         return 0, 0, 0
     method, sets = surveyed.settings.method, len(surveyed.stages)
-    parts = parts_of(surveyed.anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
-    statistics = sets * sum(sizes_of(*parts).values())
+    statistics = sets * sum(sizes_of(*gathered(surveyed)).values())
     sets = sets if method.stagewise else 1
     levels, largest = 0, 0
     for layer, counts in _counts(surveyed):

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from statistics import fmean
 
 from ..pipelines.probes import Probe
 from ..pipelines.sampling import denoiser_of
-from ..pruning.calibration import parts_of, parts_within, sizes_of
-from ..pruning.granularity import Width
+from ..pruning.calibration import parts_within, sizes_of
 from ..pruning.library import Library
 from ..pruning.statistics import Statistics
 from ..scoring.fidelity import LatentSNR
@@ -23,7 +21,7 @@ from .evaluator import Evaluator
 from .evolve import evolve
 from .sensitivity import sensitivity
 from .settings import Levers
-from .study import Study
+from .study import Study, gathered
 from .survey import Survey
 
 
@@ -37,10 +35,6 @@ class Work:
     search: Tally
     final: Tally
     passes: int
-
-    @property
-    def all(self) -> Tally:
-        return sum((self.calibration, self.sensitivity, self.search, self.final), self.reference)
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
         counts.append(copy(ready.tally))
     for one in found if ready.path is not None else ():
         ready.fresh.plain(ready.own)
-        fmean(ready.fresh_to_own.each(one.candidate, corrected=one.corrected))
+        ready.fresh_to_own.each(one.candidate, corrected=one.corrected)
     counts.append(copy(ready.tally))
     sensed, searched, finals = (after - before for before, after in pairwise(counts))
     passes = _passes(surveyed, memory)
@@ -96,17 +90,15 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
 
 
 def _passes(surveyed: Survey, memory: int | None) -> int:
-    method, stages = surveyed.settings.method, len(surveyed.stages)
     if surveyed.settings.levers is Levers.STEPS:
         return 0
-    parts = parts_of(surveyed.anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
-    return len(parts_within(memory, stages, sizes_of(*parts)))
+    return len(parts_within(memory, len(surveyed.stages), sizes_of(*gathered(surveyed))))
 
 
 def _dense(ready: Study, samples: int, calls: int) -> Tally:
     """Of dense trajectories."""
     macs, batch = ready.counter.dense(), ready.settings.sampling.batch
-    return Tally(samples * calls, -(-samples // batch) * calls, samples * calls * macs, samples)
+    return Tally(samples * calls, -(-samples // batch) * calls, samples * calls * macs)
 
 
 def _times(tally: Tally, count: int) -> Tally:

@@ -9,7 +9,9 @@ from functools import cached_property
 
 import torch
 
+from ..layers import Block, Layer
 from ..pipelines.denoiser import device_of
+from ..pipelines.families import Pipeline
 from ..pipelines.finite import check_finite
 from ..pipelines.probes import Probe, make_probes
 from ..pipelines.sampling import AnyPipeline, denoiser_of, sample
@@ -132,12 +134,23 @@ def study(surveyed: Survey, reporter: Reporter, memory: int | None = None) -> St
         statistics = Statistics(({},) * stages, (0.0,) * stages)
         library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
         return Study(**vars(surveyed), statistics=statistics, library=library)
-    layers, blocks = parts_of(anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
+    layers, blocks = gathered(surveyed)
     probes = make_probes(pipe, settings.calibration_samples, settings.seed, "calibration", settings.prompts)
-    room = free_memory(device_of(denoiser_of(pipe))) // 2 if memory is None else memory
+    room = room_for(pipe, memory)
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter, room)
     library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units, room // 2)
     return Study(**vars(surveyed), statistics=statistics, library=library)
+
+
+def gathered(surveyed: Survey) -> tuple[tuple[Layer, ...], tuple[Block, ...]]:
+    """The layers and blocks that calibration gathers statistics of."""
+    method = surveyed.settings.method
+    return parts_of(surveyed.anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
+
+
+def room_for(pipe: Pipeline, memory: int | None) -> int:
+    """Bytes for statistics and weights of levels: those asked for, or half of what is free."""
+    return free_memory(device_of(denoiser_of(pipe))) // 2 if memory is None else memory
 
 
 def _check_reference(surveyed: Survey) -> None:

@@ -62,6 +62,17 @@ class Granularity(StrEnum):
     BLOCK = "block"  # one for each block
 
 
+def counts_by_layer(units: Sequence[Unit]) -> dict[str, set[int]]:
+    """The numbers of groups that the levels of units leave in each layer, by its name; all of them among these."""
+    counts = dict[str, set[int]]()
+    for unit in units:
+        for option in unit.options:
+            if isinstance(option, Thin):
+                for layer, count in zip(unit.layers, option.kept, strict=True):
+                    counts.setdefault(layer.name, set()).add(count)
+    return counts
+
+
 def usual_granularity(ladder: Ladder) -> Granularity:
     """Blocks, for which better schedules are found than for the whole (docs/benchmarks.md); but where levels are
     numbers of skipped blocks, these are ranked among all."""

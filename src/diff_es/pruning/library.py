@@ -18,7 +18,17 @@ from ..utils.arguments import checked, named
 from ..utils.progress import Reporter
 from .compensation import Ridge, regress
 from .cut_store import CutStore
-from .granularity import Depth, Granularity, Ladder, Thin, Unit, Width, units_of, usual_granularity
+from .granularity import (
+    Depth,
+    Granularity,
+    Ladder,
+    Thin,
+    Unit,
+    Width,
+    counts_by_layer,
+    units_of,
+    usual_granularity,
+)
 from .importance import Obs, Ranking
 from .moments import Moments
 from .statistics import Statistics
@@ -141,12 +151,7 @@ class Library:
 
     def _thin(self, reporter: Reporter) -> None:
         title = "rank and compensate" if self.method.compensation else "rank"
-        counts = dict[str, set[int]]()
-        for unit in self.units:
-            for option in unit.options:
-                if isinstance(option, Thin):
-                    for layer, count in zip(unit.layers, option.kept, strict=True):
-                        counts.setdefault(layer.name, set()).add(count)
+        counts = counts_by_layer(self.units)
         with reporter.task(title, len(self._statistics) * len(self.anatomy.layers)) as task:
             for source, moments in enumerate(self._statistics):
                 for layer in self.anatomy.layers:

@@ -27,14 +27,12 @@ _STEPS, _LEVELS, _NOISE = 0.02, 0.01, 0.5
 class Tally:
     """What was run, or would have been.
 
-    ``batches`` are denoiser calls, of ``calls`` samples in all, which compute ``macs`` at their levels; ``results`` are
-    samples that came to their end.
+    ``batches`` are denoiser calls, of ``calls`` samples in all, which compute ``macs`` at their levels.
     """
 
     calls: int = 0
     batches: int = 0
     macs: int = 0
-    results: int = 0
 
     def __sub__(self, other: Tally) -> Tally:
         own, others = vars(self), vars(other)
@@ -74,7 +72,6 @@ class Imagined(Fitness):
             self._count_calls(chunk, calls, calls * self._macs((0,) * len(self._library.units)))
             if reference is not None:
                 self._goal = Recording(reference, self._path.end)
-        self._tally.results += len(self._chunks[chunk])
         return torch.empty(0)
 
     def _count_calls(self, chunk: int, calls: int, macs: int) -> None:
@@ -86,7 +83,6 @@ class Imagined(Fitness):
 
     def _scores(self, chunk: int, candidate: Candidate, *, corrected: bool = True) -> Tensor:
         self._run(chunk, candidate, corrected=corrected)
-        self._tally.results += len(self._chunks[chunk])
         steps = self._own if self._path is None else candidate.steps
         error = 1e-6
         for stage, (count, levels) in enumerate(zip(steps, candidate.levels, strict=True)):
