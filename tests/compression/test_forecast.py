@@ -7,9 +7,9 @@ import sys
 from typing import Any, NamedTuple
 
 import pytest
-from tests.helpers.tiny import assert_same, joint, settings, snapshot, tiny
+from tests.helpers.tiny import EIGHT, assert_same, joint, settings, snapshot, tiny
 
-from diff_es import DiffESError, Granularity, Levers, Method, Run, Settings, Width, compress, forecast
+from diff_es import DiffESError, Levers, Run, Settings, compress, forecast
 from diff_es.compression.simulation import simulate
 from diff_es.compression.survey import survey
 from diff_es.pruning.budget import Budget
@@ -17,7 +17,6 @@ from diff_es.scoring import fitness
 from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
-EIGHT = Method(Width(8, dense=()), granularity=Granularity.WHOLE)
 SEARCHES = {
     "levels": settings(stages=6, method=EIGHT, search_noises=4, generations=4, population=6, held_out_noises=4),
     "steps and levels": joint(search_noises=4, generations=4, population=6, held_out_noises=4),
@@ -62,7 +61,7 @@ def test_the_calls_of_a_search_are_foretold(name: str, ran: Ran) -> None:
     ran.fitnesses.clear()
     ran.references.clear()
     compress(pipe, 0.7, chosen)
-    foretold = (work.sensitivity + work.search + work.final).calls
+    foretold = sum(one.calls for one in (work.sensitivity, work.search, work.final))
     assert foretold == pytest.approx(ran.calls, rel=0.1)
 
 

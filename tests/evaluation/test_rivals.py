@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 from diffusers import DiTPipeline
-from tests.helpers.tiny import CALL, settings, tiny
+from tests.helpers.tiny import CALL, EIGHT, settings, tiny
 
 import diff_es.evaluation.evaluate
-from diff_es import Compressed, DiffESError, Granularity, Method, Run, Streamed, Width, compress, load
+from diff_es import Compressed, DiffESError, Run, Streamed, compress, load
 from diff_es.cli.app import main
 from diff_es.compression.reopening import asked_again
 from diff_es.evaluation.evaluate import Contender
@@ -21,7 +21,6 @@ from diff_es.pruning.budget import Budget, MacsRatio, Prices, Speedup, WeightMem
 from diff_es.pruning.costs import Costs
 from diff_es.routing.placements import parameter_bytes
 
-EIGHT = Method(Width(8, dense=()), granularity=Granularity.WHOLE)
 SPEEDUP, LIMIT = 1.2, 0.75
 SAVED = 0.06  # the share of a step's time that each of eight levels saves, far less than of its MACs
 PADDING = 6 * 8 * 64  # bytes, of the parts that are copied to the device: tensors of six layers

@@ -23,6 +23,7 @@ from diff_es.trajectory.stages import Stages
 HEADS, SIZE, BLOCKS, HIDDEN = 3, 8, 3, 24
 """Of a lone :func:`denoiser`."""
 CALL = Sampling(num_inference_steps=6, guidance_scale=2.0, batch=2)
+EIGHT = Method(Width(8, dense=()), granularity=Granularity.WHOLE)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.helpers.tiny import CALL, LITTLE, assert_same, images, joint, settings, slimmed, snapshot, tiny
+from tests.helpers.tiny import CALL, EIGHT, LITTLE, assert_same, images, joint, settings, slimmed, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import BudgetOutOfReach, Compact, Depth, DiffESError, Method, Run, Streamed, Width, compress
@@ -37,7 +37,6 @@ from diff_es.utils.progress import Reporter
 QUIET = Reporter(quiet=True)
 NOTHING: Any = None  # in a pipeline's place: nobody looks at it
 WIDE: dict[str, Any] = {"head_size": 16, "heads": 8, "layers": 3}  # a model whose weights outweigh their alignment
-EIGHT = Method(Width(8, dense=()), granularity=Granularity.WHOLE)
 
 
 @pytest.mark.parametrize("speedup", [0.0, 0.99, -2.0, math.nan, math.inf])

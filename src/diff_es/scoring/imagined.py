@@ -38,10 +38,6 @@ class Tally:
         own, others = vars(self), vars(other)
         return Tally(**{name: own[name] - others[name] for name in own})
 
-    def __add__(self, other: Tally) -> Tally:
-        own, others = vars(self), vars(other)
-        return Tally(**{name: own[name] + others[name] for name in own})
-
 
 class Imagined(Fitness):
     """Counts the calls that scoring would make, without those whose prefix is known, and makes scores up.
