@@ -29,6 +29,7 @@ from diff_es.pruning.macs import MacCounter
 from diff_es.scoring.fidelity import LatentSNR
 from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.search import Candidate
+from diff_es.solvers.prefix_cache import PrefixCache
 from diff_es.utils.progress import Reporter
 
 WIDTH = {
@@ -82,7 +83,9 @@ def main() -> None:
             if name not in asked.methods:
                 continue
             library = Library(denoiser, study.anatomy, everything, method, reporter)
-            fitness = Fitness(pipe, library, study.stages, judged, sampling, LatentSNR(), Comparison(memory=0))
+            fitness = Fitness(
+                pipe, library, study.stages, judged, sampling, LatentSNR(), Comparison(known=PrefixCache(0))
+            )
             scores = [fitness(Candidate.of([[level]] * len(study.stages))) for level in asked.levels]
             bypass = method.depth is None or method.depth.bypass
             counter = MacCounter(denoiser, study.anatomy, study.trace, bypass=bypass)

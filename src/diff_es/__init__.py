@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compression import (
         Compressed,
+        Effort,
         Exported,
         Forecast,
         Front,
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
         export,
         forecast,
         load,
+        with_effort,
+        within_hours,
     )
     from .layers import Channels, Heads, Residual, separate_attention
     from .pipelines import OwnSampler, Sampling
@@ -52,6 +55,7 @@ __all__ = [
     "Compressed",
     "Depth",
     "DiffESError",
+    "Effort",
     "Exported",
     "Forecast",
     "Front",
@@ -88,11 +92,14 @@ __all__ = [
     "forecast",
     "load",
     "separate_attention",
+    "with_effort",
+    "within_hours",
 ]
 
 _HOMES = {
     "compression": (
         "Compressed",
+        "Effort",
         "Exported",
         "Forecast",
         "Front",
@@ -105,6 +112,8 @@ _HOMES = {
         "export",
         "forecast",
         "load",
+        "with_effort",
+        "within_hours",
     ),
     "layers": ("Channels", "Heads", "Residual", "separate_attention"),
     "pipelines": ("OwnSampler", "Sampling"),

@@ -7,24 +7,19 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import pytest
 import typer
 
-from diff_es import Budget, Settings
+from diff_es import Budget, DiffESError, Effort, Settings, with_effort
 from diff_es.cli.app import app, main
-from diff_es.cli.compress import (
-    BudgetOptions,
-    MachineOptions,
-    PruningOptions,
-    SearchOptions,
-    WeightOptions,
-    settings_of,
-)
+from diff_es.cli.compress import settings_of
+from diff_es.cli.compress_options import BudgetOptions, MachineOptions, PruningOptions, SearchOptions, WeightOptions
 from diff_es.cli.grouped import grouped
 from diff_es.cli.options import SamplingOptions
+from diff_es.compression.effort import SIZES, sizes_of
 
 COMMANDS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 CHANGES: dict[str, tuple[str, ...]] = {  # flags, and the fields that they change, and no others
@@ -46,6 +41,10 @@ CHANGES: dict[str, tuple[str, ...]] = {  # flags, and the fields that they chang
     "--search-noises 20": ("settings.search_noises",),
     "--first-rung 0": ("settings.first_rung",),
     "--sensitivity-noises 7": ("settings.sensitivity_noises",),
+    "--sensitivity-levels 7": ("settings.sensitivity_levels",),
+    "--effort quick": tuple(
+        f"settings.{name}" for name in SIZES if sizes_of(Effort.QUICK)[name] != sizes_of(Effort.STANDARD)[name]
+    ),
     "--generations 7": ("settings.generations",),
     "--population 7": ("settings.population",),
     "--survivors 7": ("settings.survivors",),
@@ -75,7 +74,7 @@ WITHOUT_FLAG = {  # and why
     "settings.method.ranking.rounds": "only how often a factorisation is renewed: more is slower, not better",
     "settings.method.compensation.intercept": "for ablations, from Python",
 }
-NO_SETTING = {"--scheduler", "--table"}  # of these groups: of the pipeline and of the run
+NO_SETTING = {"--scheduler", "--table", "--hours"}  # of these groups: of the pipeline, and of the run
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,21 @@ def changed(line: str) -> set[str]:
     """The fields that a command line changes, as deep as they are in both."""
     usual, now = dict(leaves(said())), dict(leaves(said(*line.split())))
     return {path for path in usual.keys() & now.keys() if usual[path] != now[path]}
+
+
+def test_an_effort_sets_the_sizes_that_are_not_given() -> None:
+    found = said("--generations", "7", "--effort", "thorough", "--first-rung", "20").settings
+    assert (found.generations, found.search_noises, found.first_rung) == (7, 32, 20)
+    assert found == replace(with_effort(Settings(), Effort.THOROUGH), generations=7, first_rung=20)
+    with pytest.raises(DiffESError, match="--hours: expected one of --effort and --hours, found both"):
+        said("--effort", "quick", "--hours", "2")
+
+
+def test_the_help_says_what_sizes_are_without_an_effort() -> None:
+    told = {option.name: option.help for option in COMMANDS["compress"].params}
+    for name, count in sizes_of(Effort.STANDARD).items():
+        assert told[name].endswith(f"default {count}."), name
+        assert getattr(Settings(), name) == count, "the standard effort is the default of the library"
 
 
 @pytest.fixture

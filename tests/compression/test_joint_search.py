@@ -43,6 +43,7 @@ from diff_es.scoring.metrics import EXACT_DB
 from diff_es.scoring.weight_cache import WeightCache
 from diff_es.search import Candidate, Space, StageChoice, Steps, random_search
 from diff_es.solvers.custom_timesteps import stepped
+from diff_es.solvers.prefix_cache import PrefixCache
 from diff_es.trajectory.corrections import fixed
 from diff_es.utils.progress import Reporter
 from diff_es.utils.seeds import derive_seed
@@ -156,7 +157,7 @@ def test_a_sampler_that_draws_noise_has_no_step_corrected() -> None:
 
 
 def test_reusing_prefixes_changes_no_score(study: Study) -> None:
-    plain, reusing, little = (fitness_of(study, memory=memory) for memory in (0, 1 << 30, 80_000))
+    plain, reusing, little = (fitness_of(study, known=PrefixCache(memory)) for memory in (0, 1 << 30, 80_000))
     asked = drawn(study, 5)
     expected = {candidate: plain(candidate) for candidate in asked}
     assert {candidate: reusing(candidate) for candidate in asked} == expected
@@ -171,7 +172,7 @@ def test_reusing_prefixes_changes_no_score(study: Study) -> None:
 def test_reusing_prefixes_is_exact_for_samplers_of_third_order_too(kind: type) -> None:
     """They lower their order when few steps are left: a call then depends on how many follow."""
     study = prepare(tiny(scheduler=kind, options={"solver_order": 3}), joint())
-    plain, reusing = fitness_of(study, memory=0), fitness_of(study)
+    plain, reusing = fitness_of(study, known=PrefixCache(0)), fitness_of(study)
     for candidate in drawn(study, 4):
         assert reusing(candidate) == plain(candidate)
     assert reusing.cache.hits > 0

@@ -31,6 +31,7 @@ from diff_es.pruning.statistics import Statistics
 from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
 from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.search import Candidate
+from diff_es.solvers.prefix_cache import PrefixCache
 from diff_es.solvers.samplers import trajectory
 from diff_es.utils.progress import Reporter
 
@@ -54,7 +55,9 @@ def test_prefixes_are_reused_to_the_bit(name: str, dtype: torch.dtype) -> None:
     own = stages.steps(path.timesteps)
     scores, calls = list[list[float]](), list[int]()
     for memory in (0, 1 << 30):
-        fitness = Fitness(pipe, library, stages, probes, case.sampling, LatentSNR(), Comparison(path, memory=memory))
+        fitness = Fitness(
+            pipe, library, stages, probes, case.sampling, LatentSNR(), Comparison(path, known=PrefixCache(memory))
+        )
         candidates = [Candidate.of([[0]] * 3, counts) for counts in (own, *COUNTS, own)]
         scores.append(list(map(fitness, candidates)))
         calls.append(fitness.calls)

@@ -29,6 +29,7 @@ from diff_es import DiffESError, Method, Ridge, Run, Settings, Width, compress
 from diff_es.compression.settings import Levers
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import sample
+from diff_es.pruning.compensation import Solved
 from diff_es.pruning.granularity import Granularity
 from diff_es.pruning.moments import Moments
 from diff_es.scoring.fidelity import ImagePSNR
@@ -166,11 +167,12 @@ class Exploding(Ridge):
 
     def solve(
         self, weight: Tensor, bias: Tensor | None, moments: Moments, order: Tensor, counts: Sequence[int]
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    ) -> list[Solved]:
         solved = super().solve(weight, bias, moments, order, counts)
         limit = 0.7 * len(order)
         return [
-            (kept, w * (1e38 if count < limit else 1), b) for (kept, w, b), count in zip(solved, counts, strict=True)
+            one._replace(weight=one.weight * (1e38 if count < limit else 1))
+            for one, count in zip(solved, counts, strict=True)
         ]
 
 

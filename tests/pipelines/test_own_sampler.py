@@ -45,6 +45,7 @@ from diff_es.pipelines.tracing import trace
 from diff_es.pruning.declare import declare
 from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.search import Candidate
+from diff_es.solvers.prefix_cache import PrefixCache
 from diff_es.trajectory.stages import Schedule, Stages
 from diff_es.utils.progress import Reporter
 
@@ -234,7 +235,7 @@ def test_workers_score_as_one_process_does() -> None:
 def fitness(ready: Study, memory: int) -> Fitness:
     probes = make_probes(ready.pipe, 4, 0, "search")
     own = (ready.pipe, ready.library, ready.stages, probes, ready.settings.sampling, ready.settings.measure)
-    return Fitness(*own, Comparison(ready.path, ready.reference, memory=memory))
+    return Fitness(*own, Comparison(ready.path, ready.reference, known=PrefixCache(memory)))
 
 
 @pytest.mark.parametrize("loop", ["chosen", "guided"])

@@ -96,7 +96,7 @@ def test_independent_inputs_leave_the_kept_weights_alone(intercept: bool) -> Non
     eye = torch.eye(6, dtype=torch.float64)
     moments = Moments(10 * (eye + intercept * mean.outer(mean)), 10 * intercept * mean, 10)
     order = torch.tensor([3, 0, 5, 1, 2, 4])
-    for kept, weight, bias in Ridge(0.1, intercept).solve(c.weight, c.bias, moments, order, [1, 4, 6]):
+    for kept, weight, bias, _ in Ridge(0.1, intercept).solve(c.weight, c.bias, moments, order, [1, 4, 6]):
         torch.testing.assert_close(weight, c.weight[:, kept])
         gone = [i for i in range(6) if i not in kept.tolist()]
         torch.testing.assert_close(bias, c.bias + intercept * c.weight[:, gone] @ mean[gone])
@@ -113,7 +113,7 @@ def test_all_counts_at_once_equal_a_plain_solve_of_each(
     ridge = damping * hessian.diagonal().mean()
     mean = c.inputs.mean(0) if intercept else torch.zeros(size, dtype=torch.float64)
     counts = list(range(1, size + 1))
-    for count, (kept, weight, bias) in zip(
+    for count, (kept, weight, bias, left_over) in zip(
         counts, Ridge(damping, intercept).solve(c.weight, c.bias, c.moments, order, counts), strict=True
     ):
         K, R = sorted(order[size - count :].tolist()), order[: size - count].tolist()
@@ -122,6 +122,10 @@ def test_all_counts_at_once_equal_a_plain_solve_of_each(
         expected = c.weight[:, K] + torch.linalg.solve(left, hessian[K][:, R] @ c.weight[:, R].T).T
         torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(bias, c.bias + c.weight @ mean - expected @ mean[K], rtol=1e-6, atol=1e-7)
+        whole = hessian + ridge * torch.eye(size, dtype=torch.float64)
+        schur = whole[R][:, R] - whole[R][:, K] @ torch.linalg.solve(whole[K][:, K], whole[K][:, R])
+        lost, power = (torch.trace(w @ h @ w.T) for w, h in ((c.weight[:, R], schur), (c.weight, whole)))
+        assert left_over == pytest.approx(float(lost / power), rel=1e-4, abs=1e-6)
 
 
 @laws
@@ -131,7 +135,9 @@ def test_compensation_is_never_worse_than_none_on_the_calibration_inputs(
 ) -> None:
     size = c.weight.shape[1]
     order = torch.tensor(data.draw(st.permutations(range(size))))
-    for kept, weight, bias in Ridge(damping, intercept).solve(c.weight, c.bias, c.moments, order, range(1, size + 1)):
+    for kept, weight, bias, _ in Ridge(damping, intercept).solve(
+        c.weight, c.bias, c.moments, order, range(1, size + 1)
+    ):
         before, after = brute_error(c, kept, c.weight[:, kept], c.bias), brute_error(c, kept, weight, bias)
         assert after <= before * (1 + 1e-9) + 1e-12
         if intercept:
@@ -173,7 +179,7 @@ def test_singular_statistics_stay_finite(inputs: str, intercept: bool) -> None:
         for ranking in RANKINGS:
             assert sorted(ranking.order(weight, moments, 2).tolist()) == [0, 1, 2, 3]
         columns, dense = torch.randperm(8, generator=g), x.double() @ weight.double().T + bias
-        for kept, solved, offset in Ridge(intercept=intercept).solve(weight, bias, moments, columns, [1, 5, 8]):
+        for kept, solved, offset, _ in Ridge(intercept=intercept).solve(weight, bias, moments, columns, [1, 5, 8]):
             sliced = (dense - (x.double()[:, kept] @ weight.double()[:, kept].T + bias)).square().mean()
             compensated = (dense - (x.double()[:, kept] @ solved.T + offset)).square().mean()
             assert torch.isfinite(compensated)

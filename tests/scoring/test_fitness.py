@@ -18,6 +18,7 @@ from diff_es.scoring.fidelity import ImagePSNR, ImageSSIM, LatentSNR, Measure
 from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.scoring.metrics import EXACT_DB, ssim
 from diff_es.search import Candidate
+from diff_es.solvers.prefix_cache import PrefixCache
 
 KINDS = {
     "DDIM": {},
@@ -46,7 +47,13 @@ def fitness_of(study: Study, *, memory: int = 1 << 30, count: int = 3, measure: 
     """Several chunks: the batch is 2."""
     probes = make_probes(study.pipe, count, 0, "search")
     return Fitness(
-        study.pipe, study.library, study.stages, probes, CALL, measure or LatentSNR(), Comparison(memory=memory)
+        study.pipe,
+        study.library,
+        study.stages,
+        probes,
+        CALL,
+        measure or LatentSNR(),
+        Comparison(known=PrefixCache(memory)),
     )
 
 

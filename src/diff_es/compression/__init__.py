@@ -1,14 +1,17 @@
 """The method on one page (``compress``), the search that it runs, and its result."""
 
 from .compress import Run, compress
+from .effort import Effort, with_effort
 from .enabling import disable, enable
 from .export import Exported, export
 from .forecast import Forecast, forecast
+from .hours import within_hours
 from .result import Compressed, Front, load
 from .settings import Levers, Settings
 
 __all__ = [
     "Compressed",
+    "Effort",
     "Exported",
     "Forecast",
     "Front",
@@ -21,4 +24,6 @@ __all__ = [
     "export",
     "forecast",
     "load",
+    "with_effort",
+    "within_hours",
 ]

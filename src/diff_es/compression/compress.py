@@ -145,6 +145,11 @@ class Run:
         if self.journal is not None:
             check_outputs(Path(self.journal).parent, Path(self.journal).name)
 
+    @property
+    def bytes(self) -> int | None:
+        """Of ``memory``."""
+        return None if self.memory is None else round(self.memory * 1e9)
+
     def check(self, budget: Budget) -> None:
         """Whether it goes with a budget.
 
@@ -206,7 +211,7 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
     surveyed = survey(pipe, settings, reporter, budget, priced)
     known = None if earlier is None else earlier.sensitivity.checked(surveyed, str(table))
     log = open_journal(surveyed, journal, reporter, resume=resume, table=known)
-    ready = study(surveyed, reporter, None if run.memory is None else round(run.memory * 1e9))
+    ready = study(surveyed, reporter, run.bytes)
     front = [share for share in ready.settings.front if ready.costs.attainable(share)]
     if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
         reporter.say(f"Left out of the front, below the cheapest schedule: {', '.join(lost)}.")

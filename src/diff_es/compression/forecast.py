@@ -23,7 +23,6 @@ from ..pruning.calibration import sizes_of
 from ..pruning.granularity import Thin, Width, counts_by_layer
 from ..pruning.moments import Moments
 from ..routing.realise import output_of, weight_of
-from ..scoring.fitness import Comparison
 from ..scoring.speed import Speed, measured_speed
 from ..search import NoneFits
 from ..utils.arguments import checked
@@ -33,7 +32,7 @@ from ..utils.progress import Reporter
 from .compress import Run
 from .settings import Levers, Settings
 from .simulation import Work, simulate
-from .study import gathered, room_for
+from .study import gathered, room_for, weights_of
 from .survey import Survey, survey
 
 _MEASURED, _GROWTH = 2048, 2.4
@@ -96,8 +95,11 @@ def forecast(
     how = run or Run()
     reporter = how.reporter or Reporter(quiet=True)
     surveyed = survey(pipe, settings or Settings(), reporter, Budget.of(budget))
-    memory = None if how.memory is None else round(how.memory * 1e9)
-    found = forecast_of(surveyed, reporter, memory, table=how.table is not None)
+    with reporter.task("forecast", 2) as task:
+        machine = machine_of(surveyed)
+        task.advance()
+        found = forecast_of(surveyed, machine, how.bytes, table=how.table is not None)
+        task.advance()
     device = device_of(denoiser_of(surveyed.pipe))
     free = free_memory(device) + held_memory(device)
     _check("memory", found.memory, free, "Set less with --memory (Run.memory): more then waits on disk.")
@@ -114,7 +116,23 @@ def _check(where: str, needed: int, free: int, remedy: str) -> None:
         raise DiffESError(where, expected=expected, found=found, remedy=remedy)
 
 
-def forecast_of(surveyed: Survey, reporter: Reporter, memory: int | None = None, *, table: bool = False) -> Forecast:
+@dataclass(frozen=True)
+class Machine:
+    """What was timed of a model here: its calls; seconds to rank and solve all layers once, and to add up what they
+    receive in a call of one sample."""
+
+    speed: Speed
+    solving: float
+    summing: float
+
+
+def machine_of(surveyed: Survey) -> Machine:
+    """Time a few calls, and the algebra of each shape of layer once."""
+    speed = measured_speed(surveyed.pipe, surveyed.counter, surveyed.units, surveyed.settings.sampling)
+    return Machine(speed, *_algebra(surveyed))
+
+
+def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *, table: bool = False) -> Forecast:
     """The same of a model that is surveyed: from timed calls, and from going through the search with made-up scores.
 
     Args:
@@ -124,13 +142,8 @@ def forecast_of(surveyed: Survey, reporter: Reporter, memory: int | None = None,
     pipe, settings, stages = surveyed.pipe, surveyed.settings, len(surveyed.stages)
     device = device_of(denoiser_of(pipe))
     room, before = room_for(pipe, memory), held_memory(device)
-    with reporter.task("forecast", 3) as task:
-        speed = measured_speed(pipe, surveyed.counter, surveyed.units, settings.sampling)
-        task.advance()
-        work = simulate(surveyed, room, table=table)
-        task.advance()
-        solving, summing = _algebra(surveyed)
-        task.advance()
+    work = simulate(surveyed, room, table=table)
+    speed, solving, summing = machine.speed, machine.solving, machine.summing
     dense = surveyed.counter.dense()
     phases = {"look at the reference": speed.seconds(work.reference, dense)}
     if settings.levers is not Levers.STEPS:
@@ -143,12 +156,13 @@ def forecast_of(surveyed: Survey, reporter: Reporter, memory: int | None = None,
     statistics, levels, largest = _sizes(surveyed)
     spilled = work.passes > 1
     held = 0 if spilled else statistics
-    peak = max(room if spilled else statistics, held + min(levels, room // 2) + largest)
-    searching = held + 2 * min(levels, room // 2) + min(Comparison().memory, _kept(surveyed, work))
+    weights = weights_of(room)
+    peak = max(room if spilled else statistics, held + min(levels, weights) + largest)
+    searching = held + 2 * min(levels, weights) + min(room // 4, _kept(surveyed, work))
     return Forecast(
         phases,
         memory=before + max(peak, searching),
-        disk=(statistics if spilled else 0) + max(0, levels - room // 2),
+        disk=(statistics if spilled else 0) + max(0, levels - weights),
         result=_result(surveyed),
         passes=work.passes,
         work=work,
@@ -202,7 +216,7 @@ def _result(surveyed: Survey) -> int:
 
 
 def _algebra(surveyed: Survey) -> tuple[float, float]:
-    """Seconds to rank and solve all layers once, and to add up what they receive in a call of one sample."""
+    """Seconds as ``Machine`` has them."""
     method, pipe = surveyed.settings.method, surveyed.pipe
     if surveyed.settings.levers is Levers.STEPS or not isinstance(method.ladder, Width):
         return 0.0, 0.0

@@ -130,7 +130,7 @@ def sensitivity(ready: Study, evaluator: Evaluator, reporter: Reporter) -> Sensi
     errors = {ready.base: 0.0, **{one: min(error(score), _WORST) for one, score in scores.items()}}
     by_level = tuple(
         tuple(
-            _filled({level: errors[_leveled(ready, stage, unit, level)] for level in (0, *_measured(ready, unit))})
+            _row(ready, stage, unit, {n: errors[_leveled(ready, stage, unit, n)] for n in (0, *_measured(ready, unit))})
             for unit in range(len(ready.units))
         )
         for stage in range(len(ready.stages))
@@ -145,13 +145,46 @@ def sensitivity(ready: Study, evaluator: Evaluator, reporter: Reporter) -> Sensi
 
 
 def _measured(ready: Study, unit: int) -> list[int]:
-    """The levels of a unit that are measured: with several units the first and every third up to the deepest of those
-    that thin."""
-    options = ready.units[unit].options
+    """The levels of a unit that are measured: of a single unit all, of several so many of those that thin, spread from
+    the first to the deepest; one is the middle one, where it is known in which proportion the others stand to it."""
+    options, count = ready.units[unit].options, ready.settings.sensitivity_levels
     thin = [level for level, option in enumerate(options) if level and isinstance(option, Thin)]
-    if len(ready.units) > 1:
-        thin = sorted({*thin[:1], *thin[::-3]})
-    return [*thin, *(level for level, option in enumerate(options) if not isinstance(option, Thin))]
+    rest = [level for level, option in enumerate(options) if not isinstance(option, Thin)]
+    if len(ready.units) > 1 and thin:
+        if _foretold(ready):
+            thinner = [level for level in thin if _thins(ready, unit, level)] or thin
+            thin = [thinner[(len(thinner) - 1) // 2]]
+        else:
+            places = np.linspace(0, len(thin) - 1, min(len(thin), max(count, 2))).round().astype(int)
+            thin = [thin[place] for place in places]
+    return [*thin, *rest]
+
+
+def _foretold(ready: Study) -> bool:
+    """Whether one level of a unit is measured, and the others follow from what compensation leaves."""
+    return ready.settings.sensitivity_levels == 1 and ready.settings.method.compensation is not None
+
+
+def _thins(ready: Study, unit: int, level: int) -> bool:
+    option, layers = ready.units[unit].options[level], ready.units[unit].layers
+    return isinstance(option, Thin) and any(
+        kept < layer.groups for layer, kept in zip(layers, option.kept, strict=True)
+    )
+
+
+def _row(ready: Study, stage: int, unit: int, errors: Mapping[int, float]) -> tuple[float, ...]:
+    """The errors of all levels of a unit, from those that were measured."""
+    options = ready.units[unit].options
+    base = next((level for level in errors if level and isinstance(options[level], Thin)), None)
+    if len(ready.units) == 1 or base is None or not _foretold(ready):
+        return _filled(errors)
+    found, own = list[float](), ready.left(stage, unit, base)
+    for level, option in enumerate(options):
+        known = errors.get(level)
+        if known is None and isinstance(option, Thin) and 0 < own < math.inf:
+            known = errors[base] * ready.left(stage, unit, level) / own
+        found.append(errors[base] * level / base if known is None else min(known, _WORST))
+    return tuple(found)
 
 
 def _filled(errors: Mapping[int, float]) -> tuple[float, ...]:

@@ -37,6 +37,8 @@ class Levers(StrEnum):
 class Settings:
     """Everything that the result depends on, besides the model and the budget.
 
+    The sizes of the search are those of ``Effort.STANDARD``; ``with_effort`` gives others.
+
     Args:
         sampling: as the user samples.
         stages: that the trajectory is cut into.
@@ -49,7 +51,9 @@ class Settings:
         search_noises: that candidates are judged on.
         first_rung: so many of them first, after which the worse half drops out (successive halving); None: half of
             them, 0: all at once.
-        sensitivity_noises: so many of them measure the sensitivities.
+        sensitivity_noises: so many of them measure the sensitivities ...
+        sensitivity_levels: ... of so many levels of a unit that thin, where there are several units. Of one, the others
+            follow from what compensation leaves, known without a run; of more, they lie between them.
         finalists: best candidates of a search that are judged again, beside others (``final``) ...
         held_out_noises: ... on so many noises that the search never saw, or more; the winner on so many fresh ones.
         population: candidates per generation.
@@ -72,20 +76,21 @@ class Settings:
     levers: Annotated[Levers, named(Levers)] = Levers.BOTH
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
-    calibration_samples: Count = 128
+    calibration_samples: Count = 40
     reference_multiple: Finer = 4
     corrections: Directions = 4
-    search_noises: Count = 32
+    search_noises: Count = 8
     first_rung: CountOrNone | None = None
-    sensitivity_noises: Count = 10
-    finalists: Count = 5
-    held_out_noises: Count = 32
-    population: Count = 20
-    generations: Count = 40
+    sensitivity_noises: Count = 2
+    sensitivity_levels: Count = 1
+    finalists: Count = 3
+    held_out_noises: Count = 8
+    population: Count = 16
+    generations: Count = 16
     survivors: Count = 5
     crossover: Chance = 0.3
     switches: Count | None = None
-    timestep_generations: Count = 16
+    timestep_generations: Count = 6
     timestep_offspring: Count = 8
     front: Annotated[tuple[Share, ...], LISTED] = ()
     seed: Seed = 0

@@ -21,7 +21,7 @@ from .evaluator import Evaluator
 from .evolve import evolve
 from .sensitivity import sensitivity
 from .settings import Levers
-from .study import Study, gathered
+from .study import Study, gathered, room_for
 from .survey import Survey
 
 
@@ -36,6 +36,12 @@ class Work:
     final: Tally
     passes: int
 
+    @property
+    def macs(self) -> int:
+        """Of the denoiser, in all."""
+        phases = (self.reference, self.calibration, self.sensitivity, self.search, self.final)
+        return sum(phase.macs for phase in phases)
+
 
 @dataclass(frozen=True)
 class _Imagination(Study):
@@ -43,9 +49,14 @@ class _Imagination(Study):
 
     tally: Tally
 
+    def left(self, stage: int, unit: int, level: int) -> float:
+        """Made up, as the scores are."""
+        return float(level)
+
     def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
         settings, each = self.settings, 1 if self.path is None else self.trace.calls
-        comparison = replace(comparison, corrections=settings.corrections if self.corrected else 0)
+        corrections = settings.corrections if self.corrected else 0
+        comparison = replace(comparison, corrections=corrections, known=self._known)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure, comparison)
 
         def macs(levels: Sequence[int]) -> int:
@@ -66,7 +77,8 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
     library = Library(denoiser_of(surveyed.pipe), surveyed.anatomy, nothing, settings.method, quiet, ())
     library.units = surveyed.units
     facts = {**vars(surveyed), "settings": replace(settings, measure=LatentSNR())}
-    ready = _Imagination(**facts, statistics=nothing, library=library, tally=Tally())
+    known = room_for(surveyed.pipe, memory) // 4
+    ready = _Imagination(**facts, statistics=nothing, library=library, known_bytes=known, tally=Tally())
     counts, front = [Tally()], [share for share in settings.front if ready.costs.attainable(share)]
     with Evaluator(ready, Journal(None, {}, resume=False)) as evaluator:
         errors = sensitivity(ready, evaluator, quiet)

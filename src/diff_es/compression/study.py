@@ -24,6 +24,7 @@ from ..scoring.fitness import Comparison, Fitness, timesteps_of
 from ..scoring.weight_cache import WeightCache
 from ..search import Candidate
 from ..solvers.custom_timesteps import correctable, stepped
+from ..solvers.prefix_cache import PrefixCache
 from ..trajectory.timesteps import placed
 from ..utils.memory import free_memory
 from ..utils.progress import Reporter
@@ -40,6 +41,7 @@ class Study(Survey):
 
     statistics: Statistics
     library: Library
+    known_bytes: int  # of steps that need not be run again, for all that is scored
 
     def fitness(self, purpose: str, count: int, rung: int = 0) -> Fitness:
         """Closeness to the reference on ``count`` probes of this purpose, ``rung`` of them on a first rung."""
@@ -72,7 +74,7 @@ class Study(Survey):
     def _on_part(self, index: int, reference: Sequence[float] | None) -> Fitness:
         count = self.settings.held_out_noises
         probes = self._probes("held-out", (index + 1) * count)[index * count :]
-        comparison = Comparison(self.path, reference, fitted=self.held_out.corrections, memory=1 << 29)
+        comparison = Comparison(self.path, reference, fitted=self.held_out.corrections)
         return self._fitness(probes, comparison)
 
     @cached_property
@@ -89,13 +91,22 @@ class Study(Survey):
         reference = None if self.path is None else placed(self.path, self.stages, self.base.steps)
         return self._fitness(self._probes("search", self.settings.sensed_noises), Comparison(self.path, reference))
 
+    def left(self, stage: int, unit: int, level: int) -> float:
+        """As :meth:`Library.left`."""
+        return self.library.left(stage, unit, level)
+
     @cached_property
     def _weights(self) -> WeightCache:
         return WeightCache(self.pipe, self.library)
 
+    @cached_property
+    def _known(self) -> PrefixCache:
+        return PrefixCache(self.known_bytes)
+
     def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
         settings = self.settings
-        comparison = replace(comparison, corrections=settings.corrections if self.corrected else 0)
+        corrections = settings.corrections if self.corrected else 0
+        comparison = replace(comparison, corrections=corrections, known=self._known)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
         return Fitness(*own, comparison, self._weights)
 
@@ -124,22 +135,23 @@ def study(surveyed: Survey, reporter: Reporter, memory: int | None = None) -> St
     """Calibrate on the model's own trajectories and rank; neither where nothing is pruned.
 
     Args:
-        memory: bytes that statistics may take while they are gathered, and weights of levels after that, once as the
-            library keeps them and once laid out to run; what is more waits on disk. None: half of what is free.
+        memory: bytes that statistics may take while they are gathered. After that a quarter of it is for steps that
+            need not be run again, and the rest for weights of levels, half of it as the library keeps them and half
+            laid out to run; what is more waits on disk. None: half of what is free.
     """
     pipe, settings, anatomy = surveyed.pipe, surveyed.settings, surveyed.anatomy
     method, stages = settings.method, len(surveyed.stages)
+    room = room_for(pipe, memory)
     _check_reference(surveyed)
     if settings.levers is Levers.STEPS:
         statistics = Statistics(({},) * stages, (0.0,) * stages)
         library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
-        return Study(**vars(surveyed), statistics=statistics, library=library)
+        return Study(**vars(surveyed), statistics=statistics, library=library, known_bytes=room // 4)
     layers, blocks = gathered(surveyed)
     probes = make_probes(pipe, settings.calibration_samples, settings.seed, "calibration", settings.prompts)
-    room = room_for(pipe, memory)
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter, room)
-    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units, room // 2)
-    return Study(**vars(surveyed), statistics=statistics, library=library)
+    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units, weights_of(room))
+    return Study(**vars(surveyed), statistics=statistics, library=library, known_bytes=room // 4)
 
 
 def gathered(surveyed: Survey) -> tuple[tuple[Layer, ...], tuple[Block, ...]]:
@@ -151,6 +163,11 @@ def gathered(surveyed: Survey) -> tuple[tuple[Layer, ...], tuple[Block, ...]]:
 def room_for(pipe: Pipeline, memory: int | None) -> int:
     """Bytes for statistics and weights of levels: those asked for, or half of what is free."""
     return free_memory(device_of(denoiser_of(pipe))) // 2 if memory is None else memory
+
+
+def weights_of(room: int) -> int:
+    """Bytes of it for weights of levels, as the library keeps them, and as many again laid out to run."""
+    return 3 * room // 8
 
 
 def _check_reference(surveyed: Survey) -> None:

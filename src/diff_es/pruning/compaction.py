@@ -47,8 +47,8 @@ class Compaction:
         if key not in self._bases and ridge is not None and shared is not None:
             moments, columns = shared[layer.name], layer.columns(kept)
             order = torch.cat([_others(columns, layer.size), columns])
-            ((weight, _),) = solved(ridge, output_of(self._library.denoiser, layer), layer, moments, order, [len(kept)])
-            self._bases[key] = self._factored(layer, Cut(kept, weight), moments, (), self._tolerance / 2).factors
+            (found,) = solved(ridge, output_of(self._library.denoiser, layer), layer, moments, order, [len(kept)])
+            self._bases[key] = self._factored(layer, Cut(kept, found.weight), moments, (), self._tolerance / 2).factors
         return self._bases.get(key, ())
 
     def _factored(self, layer: Layer, cut: Cut, moments: Moments, shared: tuple[Factor, ...], tolerance: float) -> Cut:

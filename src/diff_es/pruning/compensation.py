@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from torch import Tensor
 from ..utils.arguments import checked
 from ..utils.limits import Damping
 from .moments import Moments, damped, double
+
+
+class Solved(NamedTuple):
+    """A compensated output projection: the columns that stay (int64, ascending), weight (O, K) and bias (O,), float64;
+    and the error that is left of the dense one's output, relative to that."""
+
+    kept: Tensor
+    weight: Tensor
+    bias: Tensor
+    left: float
 
 
 @checked()
@@ -36,12 +47,13 @@ class Ridge:
 
     def solve(
         self, weight: Tensor, bias: Tensor | None, moments: Moments, order: Tensor, counts: Sequence[int]
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    ) -> list[Solved]:
         """The compensated weights for several numbers of kept columns at once.
 
         One Cholesky factor serves them all: with the column that goes last put first, the columns kept at any count
         are a prefix, and the factor of a leading block is the leading block of the factor. With the factor
-        [[L, 0], [B, C]] of H, where L L^T is the damped H_KK and B L^T is H_RK, W' = W_K + W_R B L^-1.
+        F = [[L, 0], [B, C]] of H, where L L^T is the damped H_KK and B L^T is H_RK, W' = W_K + W_R B L^-1, which leaves
+        the error |W_R C|^2 of the output's |W F|^2: the columns of W F behind the first K.
 
         Args:
             weight, bias: (O, D) and (O,) of the dense output projection.
@@ -50,7 +62,7 @@ class Ridge:
             counts: how many columns stay, each in 1 to D.
 
         Returns:
-            for every count: the kept columns (int64, ascending), weight (O, count) and bias (O,), float64.
+            for every count, what stays.
         """
         hessian = moments.hessian(centred=self.intercept)
         mean = moments.mean() if self.intercept else torch.zeros_like(hessian[0])
@@ -59,14 +71,17 @@ class Ridge:
         hessian = hessian[last_first][:, last_first]
         factor = torch.linalg.cholesky(damped(hessian, self.damping, moments.rounding()))
         dense_bias = torch.zeros_like(weight[:, 0]) if bias is None else double(bias).to(weight.device)
-        results = []
+        scaled = (factor / factor.diagonal().max()).float()  # shares alone are at stake
+        power = (weight.float() @ scaled).square().sum(0, dtype=torch.float64)  # of each column of W F
+        total, results = power.sum().clamp_min(torch.finfo(torch.float64).tiny), list[Solved]()
         for count in counts:
             lost = weight[:, count:] @ factor[count:, :count]  # (O, K): W_R B
             made_up = torch.linalg.solve_triangular(factor[:count, :count], lost, upper=False, left=False)
             solved = weight[:, :count] + made_up
             offset = dense_bias + weight @ mean - solved @ mean[:count]
             kept, ascending = last_first[:count].sort()
-            results.append((kept, solved[:, ascending], offset))
+            left = float(power[count:].sum() / total)
+            results.append(Solved(kept, solved[:, ascending], offset, left))
         return results
 
 

@@ -16,7 +16,7 @@ from ..routing.bypass import shortcut_of
 from ..routing.realise import output_of, weight_of
 from ..utils.arguments import checked, named
 from ..utils.progress import Reporter
-from .compensation import Ridge, regress
+from .compensation import Ridge, Solved, regress
 from .cut_store import CutStore
 from .granularity import (
     Depth,
@@ -94,6 +94,7 @@ class Library:
         self.shared = statistics.shared() if method.shared_order else None
         self._orders = dict[tuple[int, str], Tensor]()
         self._cuts, self.memory = CutStore(memory), memory
+        self._left = dict[tuple[int, str, int], float]()  # of each cut, where weights were solved anew
         self._plans, self._kept = _Held(), _Held()  # by levels, and by groups that stay
         self._fits = dict[tuple[int, str], tuple[Bypass | None, float]]()
         if isinstance(method.ladder, Width) and any(len(unit.options) > 1 for unit in self.units):
@@ -131,6 +132,17 @@ class Library:
         if plan is None:
             self._kept[key] = plan = Plan(self._cut(key[0], self.anatomy.layers, kept))
         return plan
+
+    def left(self, stage: int, unit: int, level: int) -> float:
+        """What a level that thins leaves wrong of what its layers give, relative to that, summed over the layers.
+
+        Known where the weights that stay are solved anew, without a run of the model.
+        """
+        carrier = self.units[unit]
+        option = carrier.options[level]
+        assert isinstance(option, Thin)
+        pairs, source = zip(carrier.layers, option.kept, strict=True), self.source(stage)
+        return sum(self._left[source, layer.name, kept] for layer, kept in pairs if kept < layer.groups)
 
     def source(self, stage: int) -> int:
         """Whose statistics a stage uses: its own, or the one set that all share."""
@@ -188,10 +200,11 @@ class Library:
                 self._cuts[source, layer.name, len(groups)] = Cut(groups)
             return
         moments = self._statistics[source][layer.name]
-        pairs = solved(ridge, output, layer, moments, layer.columns(order), counts)
-        for groups, (weight, bias) in zip(kept, pairs, strict=True):
-            cut = Cut(groups, weight.to(output.weight), bias.to(output.weight))
-            self._cuts[source, layer.name, len(groups)] = cut
+        found = solved(ridge, output, layer, moments, layer.columns(order), counts)
+        for groups, one in zip(kept, found, strict=True):
+            key = (source, layer.name, len(groups))
+            self._cuts[key] = Cut(groups, one.weight.to(output.weight), one.bias.to(output.weight))
+            self._left[key] = one.left
 
     def _dispensable(self, stage: int) -> list[str]:
         """The blocks of the denoiser, the one that the stage misses least first."""
@@ -235,7 +248,7 @@ def solved(
     moments: Moments,
     order: Tensor,
     counts: Sequence[int],
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[Solved]:
     """The compensated weight (O, K * width, ...) and bias (O,) of a layer, for each of several numbers of groups.
 
     Args:
@@ -246,7 +259,9 @@ def solved(
     bias = None if output.bias is None else output.bias.detach().repeat_interleave(taps) / taps
     columns = [count * layer.width for count in counts]
     found = ridge.solve(as_matrix(part), bias, moments, order, columns)
-    return [(from_matrix(weight, part), offset.view(len(part), -1).sum(1)) for _, weight, offset in found]
+    return [
+        one._replace(weight=from_matrix(one.weight, part), bias=one.bias.view(len(part), -1).sum(1)) for one in found
+    ]
 
 
 def _output_power(moments: Moments, inputs: int, carried: nn.Conv2d | None) -> float:

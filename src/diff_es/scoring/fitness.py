@@ -46,7 +46,7 @@ class Comparison:
         corrections: the most directions that a step is corrected along (``trajectory.corrections``); 0: none.
         fitting: noises that corrections are fitted on; none: the first of those that are compared.
         fitted: gives the corrections of a candidate, where they are fitted elsewhere.
-        memory: bytes of known steps to keep for prefix reuse; 0 reuses nothing.
+        known: steps that need not be run again, where several share what these may take; None: its own, of 2 GB.
     """
 
     path: Trajectory | None = None
@@ -55,7 +55,7 @@ class Comparison:
     corrections: int = 0
     fitting: Sequence[Probe] = ()
     fitted: Callable[[Candidate], Corrections] | None = None
-    memory: int = 1 << 31
+    known: PrefixCache | None = None
 
 
 class Fitness:
@@ -97,7 +97,8 @@ class Fitness:
         self._fitting, self._elsewhere = self._judged if terms.fitting else 0, terms.fitted
         self._count, self._fitted = terms.corrections, dict[Candidate, Corrections]()
         self._goal: Recording | None = None  # what corrections are fitted to, where they are fitted here
-        self.cache, self.calls = PrefixCache(terms.memory), 0  # denoiser calls, weighed by their samples
+        self.cache, self.calls = terms.known or PrefixCache(1 << 31), 0  # denoiser calls, weighed by their samples
+        self._name = self.cache.name()
         self._encodings, self._stage_of = Encodings(), cache(stage_at(denoiser_of(pipe), stages))
         self._settled, self._heap = settled(pipe), Kept(device_of(denoiser_of(pipe)))
         self._teacher = [self._learn(i, terms.reference) for i in range(len(self._chunks))]
@@ -214,7 +215,7 @@ class Fitness:
 
         def key(past: Timesteps, whole: Timesteps) -> Hashable:
             reached = max(map(self._stage_of, past))
-            return chunk, correct is not None, past, whole if depends else (), rows[: reached + 1]
+            return self._name, chunk, correct is not None, past, whole if depends else (), rows[: reached + 1]
 
         self._weights.choose(rows)
         with self._stepped(candidate, correct) as stepping:

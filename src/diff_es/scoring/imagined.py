@@ -109,7 +109,7 @@ class Imagined(Fitness):
         keys, reached, calls, macs = list[Hashable](), 0, 0, 0
         for step, timestep in enumerate(times):
             reached = max(reached, self._stages.index(timestep))
-            keys.append((chunk, correct is not None, times[: step + 1], rows[: reached + 1]))
+            keys.append((self._name, chunk, correct is not None, times[: step + 1], rows[: reached + 1]))
         for step in range(self._resumed(keys, times), len(times)):
             known, levels = self.cache.enter(keys[step]), rows[self._stages.index(times[step])]
             if not known.outputs:

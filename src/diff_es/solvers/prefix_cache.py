@@ -46,6 +46,8 @@ class Known:
 class PrefixCache:
     """Steps by a key of everything that their outputs depend on; the least recently used go first.
 
+    Several may share one, each under a name of its own (``name``), so that one limit binds all of them.
+
     Args:
         limit: bytes of tensors to hold; one that several steps share counts once.
     """
@@ -53,7 +55,13 @@ class PrefixCache:
     def __init__(self, limit: int) -> None:
         self._steps, self._limit = OrderedDict[Key, Known](), limit
         self._bytes, self._holders = 0, Counter[int]()
+        self._names = 0
         self.hits = 0  # steps that were known when a run came to them
+
+    def name(self) -> int:
+        """One that nobody else has: a part of the keys of one of several that share it."""
+        self._names += 1
+        return self._names
 
     def find(self, key: Key) -> Known | None:
         """What is known of a step, if anything."""

@@ -22,6 +22,7 @@ Speedup: TypeAlias = Annotated[float, number(1, 1000)]
 Gigabytes: TypeAlias = Annotated[float, number(0, 100_000, above=True)]
 
 # of a search
+Hours: TypeAlias = Annotated[float, number(0, 100_000, above=True)]
 Count: TypeAlias = Annotated[int, whole(1, 1_000_000)]  # samples, noises, candidates, generations
 Several: TypeAlias = Annotated[int, whole(2, 1_000_000)]
 CountOrNone: TypeAlias = Annotated[int, whole(0, 1_000_000)]  # 0: none at all

@@ -1,0 +1,72 @@
+"""A search that takes the hours that there are: its sizes, from forecasts of several efforts."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from pydantic import SkipValidation
+
+from ..pipelines.sampling import AnyPipeline
+from ..pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
+from ..scoring.journal import Journal
+from ..utils.arguments import checked
+from ..utils.errors import DiffESError
+from ..utils.limits import Hours
+from ..utils.progress import Reporter
+from .compress import Run
+from .effort import SIZES, with_effort
+from .forecast import forecast_of, machine_of
+from .settings import Settings, describe, restore
+from .survey import survey
+
+_EFFORTS = (0.01, 0.018, 0.03, 0.056, 0.1, 0.18, 0.3, 0.56, 1.0)
+
+
+@checked()
+def within_hours(
+    pipe: SkipValidation[AnyPipeline],
+    hours: Hours,
+    budget: SkipValidation[float | MacsRatio | Speedup | WeightMemory | Budget | None] = None,
+    settings: Settings | None = None,
+    run: Run | None = None,
+    *,
+    keep: Collection[str] = (),
+) -> Settings:
+    """The settings with which :func:`compress` takes so many hours here, by its forecast, or less where a thorough
+    search does; a search that is resumed keeps its sizes.
+
+    Args:
+        settings: what else the result depends on.
+        keep: names of sizes in ``settings`` that stay as they are.
+
+    Raises:
+        DiffESError: the least search takes longer; as ``compress``.
+    """
+    chosen, how, reporter = settings or Settings(), run or Run(), (run or Run()).reporter or Reporter(quiet=True)
+    if how.resume and how.journal is not None and (header := Journal.began_with(Path(how.journal))):
+        sizes = {name: header.get(name) for name in SIZES if name not in keep}
+        return restore({**describe(chosen), **sizes})
+    surveyed = survey(pipe, chosen, reporter, Budget.of(budget))
+    with reporter.task(f"fit the search into {hours:g} h", len(_EFFORTS).bit_length() + 1) as task:
+        machine = machine_of(surveyed)
+        task.advance()
+
+        @cache
+        def seconds(effort: float) -> float:
+            task.advance()
+            sized = replace(surveyed, settings=with_effort(surveyed.settings, effort, keep))
+            return forecast_of(sized, machine, how.bytes, table=how.table is not None).seconds
+
+        within = bisect_right(_EFFORTS, 3600 * hours, key=seconds)
+        if not within:
+            expected = f"at least {seconds(_EFFORTS[0]) / 3600:.2g}, what the smallest search takes by the forecast"
+            remedy = "Give more, take fewer stages, or see --dry-run for what takes the time."
+            raise DiffESError("hours", expected=expected, found=f"{hours:g}", remedy=remedy)
+    effort = _EFFORTS[within - 1]
+    foretold = f"{seconds(effort) / 3600:.2g} h by the forecast"
+    reporter.say(f"An effort of {effort:g} of the thorough search: {foretold}, of {hours:g} h.")
+    return with_effort(chosen, effort, keep)
