@@ -43,6 +43,7 @@ class Model:
 
 def _small(levers: Levers) -> Settings:
     few: dict[str, Any] = {"stages": 2, "search_noises": 3, "population": 4, "generations": 2}
+    few |= {"sensitivity_noises": 3, "sensitivity_levels": 2}
     placing: dict[str, Any] = {"timestep_generations": 3, "timestep_offspring": 4}
     return settings(**few) if levers is Levers.PRUNE else joint(**few, **placing, levers=levers)
 
