@@ -25,6 +25,7 @@ from published_sizes import dit
 
 from diff_es import Compressed, Granularity, Levers, Method, Obs, Run, Sampling, Settings, Width, compress, forecast
 from diff_es.routing.placements import parameter_bytes
+from diff_es.utils.memory import peak_memory
 from diff_es.utils.progress import Reporter
 
 
@@ -50,18 +51,12 @@ def pipeline(asked: Options) -> DiTPipeline:
     return dit(patch=2, **sizes).to(torch.bfloat16)
 
 
-def peak() -> float:
-    """GB that this process has held at most; what getrusage says begins with what its parent held."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e9
-
-
 def main(asked: Options) -> None:
     pipe = pipeline(asked)
     if asked.load is not None:
         with Compressed.from_pretrained(asked.load).routed(pipe):
             pipe([0], num_inference_steps=asked.steps, guidance_scale=1.0, output_type="pt")
-        print(peak())
+        print(peak_memory(torch.device("cpu")) / 1e9)
         return
     method = Method(Width(asked.levels, dense=()), Obs(rounds=asked.rounds), granularity=Granularity.WHOLE)
     settings = Settings(
@@ -83,7 +78,7 @@ def main(asked: Options) -> None:
     foretold = forecast(pipe, asked.macs, settings, run)
     began = time.monotonic()
     fast = compress(pipe, asked.macs, settings, run)
-    seconds, searched = time.monotonic() - began, peak()
+    seconds, searched = time.monotonic() - began, peak_memory(torch.device("cpu")) / 1e9
     with TemporaryDirectory() as folder:
         fast.save(folder)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e9

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 from tests.helpers.tiny import EIGHT, assert_same, joint, settings, snapshot, tiny
 
-from diff_es import DiffESError, Levers, Run, Settings, compress, forecast
+from diff_es import DiffESError, Forecast, Levers, Run, Settings, compress, forecast
 from diff_es.compression.simulation import simulate
 from diff_es.compression.survey import survey
 from diff_es.pruning.budget import Budget
@@ -111,7 +111,7 @@ def test_a_forecast_leaves_the_pipeline_as_it_was_and_names_every_phase() -> Non
 def test_what_does_not_fit_is_refused_with_the_setting_that_would(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DiffESError, match=r"memory: expected at least 0\.\d+ GB, for transformer_blocks\.\d\.ff"):
         forecast(tiny(), 0.7, settings(), Run(memory=1e-6))
-    module = sys.modules[forecast.__module__]  # the function has its name
+    module = sys.modules[Forecast.__module__]
     monkeypatch.setattr(module, "free_memory", lambda device: 1000)
     monkeypatch.setattr(module, "held_memory", lambda device: 0)
     with pytest.raises(DiffESError, match=r"memory: expected .* GB, by the forecast, found .*--memory"):

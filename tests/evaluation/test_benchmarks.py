@@ -73,6 +73,23 @@ def test_compact(bench: Bench) -> None:
     assert resident == streamed  # where weights wait changes nothing of what comes out
 
 
+def test_effort(bench: Bench, tmp_path: Path) -> None:
+    results = tmp_path / "effort.jsonl"
+    options = ("--levers", "prune", "--seeds", 0, "--steps", 10, "--noises", 2, "--results", results)
+    found = rows(bench("effort", *options, "--efforts", 0.00001))
+    assert [row[2:4] for row in found] == [["0.5", "1e-05"], ["0.75", "1e-05"]]
+    assert bench("effort", *options, "--efforts", 0.00001, "--budgets", 0.9), "a run that is known is passed over"
+    assert len(results.read_text().splitlines()) == 1
+
+
+def test_hours(bench: Bench) -> None:
+    ((model, units, *_, images, hours),) = rows(
+        bench("hours", "--models", "PixArt-Sigma", "--effort", 0.00001, "--stages", 2, model=False)
+    )
+    assert (model, units) == ("PixArt-Sigma", "28")
+    assert 0 < float(hours) < float(images.replace(",", ""))
+
+
 def test_corrections(bench: Bench) -> None:
     options = ("--steps", 10, "--guidances", 2, 3, "--directions", 2, "--search-noises", 2, 3, "--noises", 2)
     found = {row[0]: row[1:] for row in rows(bench("corrections", *options))}

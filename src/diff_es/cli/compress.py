@@ -10,8 +10,7 @@ import typer
 
 from ..compression.compress import Run, compress
 from ..compression.effort import SIZES, Effort, sizes_of
-from ..compression.forecast import forecast
-from ..compression.hours import within_hours
+from ..compression.planning import forecast, within_hours
 from ..compression.report import SearchReport
 from ..compression.settings import Settings
 from ..compression.store import check_target
@@ -77,6 +76,8 @@ def settings_of(
     """As the library takes them; without flags its defaults."""
     return Settings(
         **sizes_of(search.effort or Effort.STANDARD) | given_sizes(search, pruning),
+        sensitivity_noises=search.sensitivity_noises,
+        sensitivity_levels=search.sensitivity_levels,
         sampling=sampling.setting(),
         stages=search.stages,
         levers=search.levers,

@@ -68,27 +68,27 @@ class SearchOptions:
     levers: Annotated[Levers, typer.Option(help="What may change from stage to stage.")] = Levers.BOTH
     stages: Annotated[int, typer.Option(help="Stages that the trajectory is cut into.")] = 10
     measure: Annotated[MeasureName, typer.Option(help="What closeness to the dense model means.")] = MeasureName.SNR
-    search_noises: Annotated[int | None, typer.Option(help="Noises that candidates are judged on; default 8.")] = None
+    search_noises: Annotated[int | None, typer.Option(help="Noises that candidates are judged on; default 20.")] = None
     first_rung: Annotated[
         int | None,
         typer.Option(help="The first of them, after which the worse half drops out; 0: none; default half of them."),
     ] = None
     sensitivity_noises: Annotated[
-        int | None, typer.Option(help="The first of them, on which sensitivities are measured; default 2.")
+        int | None,
+        typer.Option(help="The first of them, on which sensitivities are measured; default by the number of units."),
     ] = None
     sensitivity_levels: Annotated[
-        int | None,
-        typer.Option(help="Levels of a unit that are measured; of one the others are foretold; default 1."),
-    ] = None
-    generations: Annotated[int | None, typer.Option(help="Generations of the search; default 16.")] = None
-    population: Annotated[int | None, typer.Option(help="Candidates per generation; default 16.")] = None
+        int, typer.Option(help="Levels of a unit that are measured; of one the others are foretold.")
+    ] = 1
+    generations: Annotated[int | None, typer.Option(help="Generations of the search; default 4.")] = None
+    population: Annotated[int | None, typer.Option(help="Candidates per generation; default 13.")] = None
     survivors: Annotated[int, typer.Option(help="Best candidates so far, from which offspring are drawn.")] = 5
     crossover: Annotated[float, typer.Option(help="Share of offspring by crossover; the others are mutations.")] = 0.3
     switches: Annotated[
         int | None, typer.Option(help="The most level switches of a mutation; default by the number of choices.")
     ] = None
     timestep_generations: Annotated[
-        int | None, typer.Option(help="Generations in which timesteps are moved; 1: none; default 6.")
+        int | None, typer.Option(help="Generations in which timesteps are moved; 1: none; default 4.")
     ] = None
     timestep_offspring: Annotated[int, typer.Option(help="Candidates in each of these.")] = 8
     finalists: Annotated[
@@ -97,7 +97,7 @@ class SearchOptions:
     ] = None
     held_out_noises: Annotated[
         int | None,
-        typer.Option(help="Noises that they are judged on, up to four times as many where they are close; default 8."),
+        typer.Option(help="Noises that they are judged on, up to four times as many where they are close; default 10."),
     ] = None
     reference_multiple: Annotated[
         int, typer.Option(help="Times the user's own steps that the run takes which results are compared with.")
@@ -129,7 +129,7 @@ class PruningOptions:
         int | None, typer.Option(help="Channels that stay come in multiples of it; default as the device likes.")
     ] = None
     ranking: Annotated[RankingName, typer.Option(help="How groups are ranked.")] = RankingName.OBS
-    calibration_samples: Annotated[int | None, typer.Option(help="Samples that calibration runs; default 40.")] = None
+    calibration_samples: Annotated[int | None, typer.Option(help="Samples that calibration runs; default 102.")] = None
     compensate: Annotated[bool, typer.Option(help="Whether the weights that stay are solved anew.")] = True
     damping: Annotated[float, typer.Option(help="Damping of the Hessian, relative to its mean diagonal.")] = 0.01
     stagewise: Annotated[bool, typer.Option(help="Whether each stage has statistics of its own.")] = True

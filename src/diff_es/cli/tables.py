@@ -19,6 +19,7 @@ from ..compression.summary import levels_of
 from ..evaluation.report import Story, findings
 from ..pruning.budget import MacsRatio
 from ..routing.placements import Compact
+from ..utils.progress import duration
 
 _NAME = 16
 """The fewest characters to a line of a name that takes several."""
@@ -214,8 +215,8 @@ def show_forecast(console: Console, foretold: Forecast) -> None:
     """Time by phase, memory, disk and the size of the result, and what would shrink them."""
     table = _Table("What it would take here, by a few timed calls", "phase", "time")
     for name, seconds in foretold.phases.items():
-        table.add_row(name, _duration(seconds))
-    table.add_row("in all", _duration(foretold.seconds))
+        table.add_row(name, duration(seconds))
+    table.add_row("in all", duration(foretold.seconds))
     console.print(table)
     table = _Table("At the most", "what", "GB")
     for name, size in (("memory, with what is held now", foretold.memory), ("disk meanwhile", foretold.disk)):
@@ -226,8 +227,3 @@ def show_forecast(console: Console, foretold: Forecast) -> None:
         console.print(f"Calibration repeats its runs {foretold.passes} times, to keep within the limit of memory.")
     for what, settings in foretold.advice().items():
         console.print(f"Less {what}: {settings}.", highlight=False)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"

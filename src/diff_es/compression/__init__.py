@@ -4,8 +4,8 @@ from .compress import Run, compress
 from .effort import Effort, with_effort
 from .enabling import disable, enable
 from .export import Exported, export
-from .forecast import Forecast, forecast
-from .hours import within_hours
+from .forecast import Forecast
+from .planning import forecast, within_hours
 from .result import Compressed, Front, load
 from .settings import Levers, Settings
 

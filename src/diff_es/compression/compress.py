@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePath
@@ -32,6 +33,7 @@ from ..utils.progress import Reporter
 from .evaluator import Evaluator
 from .evolve import evolve
 from .final import Found
+from .forecast import announced, compared
 from .report import SearchReport
 from .result import Compressed, load
 from .sensitivity import Sensitivity, SensitivityOf, sensitivity
@@ -197,6 +199,7 @@ def compress(
 def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -> Compressed:
     """:func:`compress`, while nobody else works on the journal."""
     reporter, journal, resume, table = run.reporter or Reporter(quiet=True), run.journal, run.resume, run.table
+    began, header = time.monotonic(), None
     if run.workers > 1 and isinstance(pipe, OwnSampler):
         check_portable(pipe)
     earlier, priced = None if table is None else load(table).report, None
@@ -211,6 +214,9 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
     surveyed = survey(pipe, settings, reporter, budget, priced)
     known = None if earlier is None else earlier.sensitivity.checked(surveyed, str(table))
     log = open_journal(surveyed, journal, reporter, resume=resume, table=known)
+    foretold = (
+        None if reporter.quiet or header else announced(surveyed, reporter, run.bytes, table=run.table is not None)
+    )
     ready = study(surveyed, reporter, run.bytes)
     front = [share for share in ready.settings.front if ready.costs.attainable(share)]
     if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
@@ -222,6 +228,9 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
     points = tuple(result_of(ready, one, errors, placement, reporter) for one in found)
     result = next(point for point in points if point.report.limit == ready.limit)
     others = tuple(point for point in points if point is not result)
+    if foretold is not None:
+        reporter.follow(None)
+        compared(foretold, time.monotonic() - began, denoiser_of(ready.pipe), reporter)
     if isinstance(budget.compute, Speedup):
         runner = result.runner("diff-es", result.sampling)
         _, timing = measure(ready.pipe, [Runner("dense", result.sampling), runner], 7, reporter)

@@ -12,28 +12,26 @@ from functools import cache
 from itertools import pairwise
 
 import torch
-from pydantic import SkipValidation
+from torch import nn
 
 from ..layers import Layer, as_matrix
 from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline
-from ..pipelines.sampling import AnyPipeline, denoiser_of
-from ..pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
+from ..pipelines.sampling import denoiser_of
 from ..pruning.calibration import sizes_of
 from ..pruning.granularity import Thin, Width, counts_by_layer
+from ..pruning.library import title_of
 from ..pruning.moments import Moments
 from ..routing.realise import output_of, weight_of
 from ..scoring.speed import Speed, measured_speed
 from ..search import NoneFits
-from ..utils.arguments import checked
 from ..utils.errors import DiffESError
-from ..utils.memory import free_memory, held_memory
-from ..utils.progress import Reporter
-from .compress import Run
-from .settings import Levers, Settings
+from ..utils.memory import free_memory, held_memory, peak_memory
+from ..utils.progress import Course, Reporter, duration
+from .settings import Levers
 from .simulation import Work, simulate
 from .study import gathered, room_for, weights_of
-from .survey import Survey, survey
+from .survey import Survey
 
 _MEASURED, _GROWTH = 2048, 2.4
 """Columns of the largest layer that is ranked and solved to see how long it takes; the power that larger ones go by."""
@@ -41,11 +39,12 @@ _MEASURED, _GROWTH = 2048, 2.4
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds by phase; bytes at their most in memory, with what the process holds already, and of what waits on disk
-    meanwhile; bytes of a result at one level in all stages, and how often calibration repeats its runs to keep within
-    the limit of memory."""
+    """Seconds by phase, and by the names of the tasks that show how far they are; bytes at their most in memory, with
+    what the process holds already, and of what waits on disk meanwhile; bytes of a result at one level in all stages,
+    and how often calibration repeats its runs to keep within the limit of memory."""
 
     phases: dict[str, float]
+    tasks: dict[str, float]
     memory: int
     disk: int
     result: int
@@ -80,34 +79,20 @@ class Forecast:
         return {"seconds": self.seconds, "phases": self.phases, **sizes}
 
 
-@checked()
-def forecast(
-    pipe: SkipValidation[AnyPipeline],
-    budget: SkipValidation[float | MacsRatio | Speedup | WeightMemory | Budget | None] = None,
-    settings: Settings | None = None,
-    run: Run | None = None,
-) -> Forecast:
-    """What :func:`compress` with the same arguments would take, from a few timed calls; nothing is calibrated.
+def check_room(surveyed: Survey, found: Forecast) -> None:
+    """Refuse what the machine has no room for.
 
     Raises:
-        DiffESError: it takes more memory, or more of the temporary folder's disk, than is free; and as ``compress``.
+        DiffESError: it takes more memory, or more of the temporary folder's disk, than is free.
     """
-    how = run or Run()
-    reporter = how.reporter or Reporter(quiet=True)
-    surveyed = survey(pipe, settings or Settings(), reporter, Budget.of(budget))
-    with reporter.task("forecast", 2) as task:
-        machine = machine_of(surveyed)
-        task.advance()
-        found = forecast_of(surveyed, machine, how.bytes, table=how.table is not None)
-        task.advance()
     device = device_of(denoiser_of(surveyed.pipe))
     free = free_memory(device) + held_memory(device)
     _check("memory", found.memory, free, "Set less with --memory (Run.memory): more then waits on disk.")
-    disk = shutil.disk_usage(tempfile.gettempdir()).free
-    _check(
-        f"disk of {tempfile.gettempdir()}", found.disk, disk, "Let TMPDIR name a folder with room, or give --memory."
+    disk, remedy = (
+        shutil.disk_usage(tempfile.gettempdir()).free,
+        "Let TMPDIR name a folder with room, or give --memory.",
     )
-    return found
+    _check(f"disk of {tempfile.gettempdir()}", found.disk, disk, remedy)
 
 
 def _check(where: str, needed: int, free: int, remedy: str) -> None:
@@ -133,7 +118,7 @@ def machine_of(surveyed: Survey) -> Machine:
 
 
 def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *, table: bool = False) -> Forecast:
-    """The same of a model that is surveyed: from timed calls, and from going through the search with made-up scores.
+    """What a search takes of a model that is surveyed: from timed calls, and from going through it with made-up scores.
 
     Args:
         memory: as :func:`study` takes it.
@@ -149,7 +134,8 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
     if settings.levers is not Levers.STEPS:
         sums = summing * work.calibration.calls / max(1, work.passes)  # each matrix is summed in one of the passes
         phases["calibrate"] = speed.seconds(work.calibration, dense) + sums
-        phases["rank and compensate"] = solving * (stages if settings.method.stagewise else 1)
+        phases[title_of(settings.method)] = solving * (stages if settings.method.stagewise else 1)
+    tasks = {**phases, **{name: speed.seconds(one, dense) for name, one in work.tasks.items()}}
     phases["sensitivity"] = speed.seconds(work.sensitivity, dense)
     phases["search"] = speed.seconds(work.search, dense)
     phases["final"] = speed.seconds(work.final, dense)
@@ -161,6 +147,7 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
     searching = held + 2 * min(levels, weights) + min(room // 4, _kept(surveyed, work))
     return Forecast(
         phases,
+        tasks,
         memory=before + max(peak, searching),
         disk=(statistics if spilled else 0) + max(0, levels - weights),
         result=_result(surveyed),
@@ -168,6 +155,28 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
         work=work,
         speed=speed,
     )
+
+
+def announced(surveyed: Survey, reporter: Reporter, memory: int | None = None, *, table: bool = False) -> Forecast:
+    """Say what a search will take, and show from now on how long all of it still does; raises as
+    :func:`check_room`."""
+    with reporter.task("forecast", 2) as task:
+        machine = machine_of(surveyed)
+        task.advance()
+        found = forecast_of(surveyed, machine, memory, table=table)
+        task.advance()
+    check_room(surveyed, found)
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found.phases.items())
+    reporter.say(f"Forecast: {duration(found.seconds)} ({parts}); {found.memory / 1e9:.1f} GB of memory at the most.")
+    reporter.follow(Course(found.tasks))
+    return found
+
+
+def compared(foretold: Forecast, seconds: float, denoiser: nn.Module, reporter: Reporter) -> None:
+    """Say what it took, beside what was foretold."""
+    peak = peak_memory(device_of(denoiser)) / 1e9
+    held = f", and {peak:.1f} GB of memory at the most, of {foretold.memory / 1e9:.1f}" if peak else ""
+    reporter.say(f"It took {duration(seconds)}, of {duration(foretold.seconds)} foretold{held}.")
 
 
 def _kept(surveyed: Survey, work: Work) -> int:

@@ -128,6 +128,8 @@ def sensitivity(ready: Study, evaluator: Evaluator, reporter: Reporter) -> Sensi
         scores = evaluator.scores(single, Scale.ALONE, task.advance)
     error = ready.settings.measure.error
     errors = {ready.base: 0.0, **{one: min(error(score), _WORST) for one, score in scores.items()}}
+    if _foretold(ready):
+        errors |= _smoothed(ready, errors)
     by_level = tuple(
         tuple(
             _row(ready, stage, unit, {n: errors[_leveled(ready, stage, unit, n)] for n in (0, *_measured(ready, unit))})
@@ -152,38 +154,68 @@ def _measured(ready: Study, unit: int) -> list[int]:
     rest = [level for level, option in enumerate(options) if not isinstance(option, Thin)]
     if len(ready.units) > 1 and thin:
         if _foretold(ready):
-            thinner = [level for level in thin if _thins(ready, unit, level)] or thin
-            thin = [thinner[(len(thinner) - 1) // 2]]
+            thin = [level for level in [_middle(ready, unit)] if level]
         else:
             places = np.linspace(0, len(thin) - 1, min(len(thin), max(count, 2))).round().astype(int)
             thin = [thin[place] for place in places]
     return [*thin, *rest]
 
 
+def _middle(ready: Study, unit: int) -> int:
+    """The middle one of a unit's levels that thin; 0 where none does."""
+    options, layers = ready.units[unit].options, ready.units[unit].layers
+    thin = [
+        level
+        for level, option in enumerate(options)
+        if isinstance(option, Thin) and any(k < one.groups for k, one in zip(option.kept, layers, strict=True))
+    ]
+    return thin[(len(thin) - 1) // 2] if thin else 0
+
+
 def _foretold(ready: Study) -> bool:
-    """Whether one level of a unit is measured, and the others follow from what compensation leaves."""
-    return ready.settings.sensitivity_levels == 1 and ready.settings.method.compensation is not None
+    """Whether one level of each of several units is measured, and the others follow from what compensation leaves."""
+    one = ready.settings.sensitivity_levels == 1 and ready.settings.method.compensation is not None
+    return one and len(ready.units) > 1
 
 
-def _thins(ready: Study, unit: int, level: int) -> bool:
-    option, layers = ready.units[unit].options[level], ready.units[unit].layers
-    return isinstance(option, Thin) and any(
-        kept < layer.groups for layer, kept in zip(layers, option.kept, strict=True)
-    )
+def _smoothed(ready: Study, errors: Mapping[Candidate, float]) -> dict[Candidate, float]:
+    """The errors of the levels that stand for their units, halfway to what goes without the noise of few probes.
+
+    An error is taken for what compensation leaves, times a gain of its stage and one of its unit: a regression of the
+    logarithms, in which every entry of the table says something of every other (docs/method.md, "Sensitivities").
+    """
+    units = [(unit, level) for unit in range(len(ready.units)) if (level := _middle(ready, unit))]
+    pairs = [
+        [(errors[_leveled(ready, stage, *one)], ready.left(stage, *one)) for one in units]
+        for stage in range(len(ready.stages))
+    ]
+    table = np.array(pairs).reshape(len(ready.stages), len(units), 2)
+    if len(units) < 2 or not (np.isfinite(table) & (table > 0) & (table < _WORST)).all():
+        return {}
+    measured, left = np.log(table[:, :, 0]), np.log(table[:, :, 1])
+    gains = measured - left
+    regressed = gains.mean(0, keepdims=True) + gains.mean(1, keepdims=True) - gains.mean()
+    halfway = np.exp((measured + regressed + left) / 2)
+    return {
+        _leveled(ready, stage, *one): float(halfway[stage, place])
+        for stage in range(len(ready.stages))
+        for place, one in enumerate(units)
+    }
 
 
 def _row(ready: Study, stage: int, unit: int, errors: Mapping[int, float]) -> tuple[float, ...]:
     """The errors of all levels of a unit, from those that were measured."""
-    options = ready.units[unit].options
-    base = next((level for level in errors if level and isinstance(options[level], Thin)), None)
-    if len(ready.units) == 1 or base is None or not _foretold(ready):
+    if not _foretold(ready):
         return _filled(errors)
-    found, own = list[float](), ready.left(stage, unit, base)
-    for level, option in enumerate(options):
+    base, found = _middle(ready, unit), list[float]()
+    own = ready.left(stage, unit, base) if base else 0.0
+    for level in range(len(ready.units[unit].options)):
         known = errors.get(level)
-        if known is None and isinstance(option, Thin) and 0 < own < math.inf:
+        if known is None and 0 < own < math.inf:
             known = errors[base] * ready.left(stage, unit, level) / own
-        found.append(errors[base] * level / base if known is None else min(known, _WORST))
+        elif known is None:  # levels that thin nothing, or that nothing is known of
+            known = errors[base] * level / base if base else 0.0
+        found.append(min(known, _WORST))
     return tuple(found)
 
 

@@ -51,7 +51,7 @@ class Settings:
         search_noises: that candidates are judged on.
         first_rung: so many of them first, after which the worse half drops out (successive halving); None: half of
             them, 0: all at once.
-        sensitivity_noises: so many of them measure the sensitivities ...
+        sensitivity_noises: so many of them measure the sensitivities, None: by the number of stages and units; ...
         sensitivity_levels: ... of so many levels of a unit that thin, where there are several units. Of one, the others
             follow from what compensation leaves, known without a run; of more, they lie between them.
         finalists: best candidates of a search that are judged again, beside others (``final``) ...
@@ -76,21 +76,21 @@ class Settings:
     levers: Annotated[Levers, named(Levers)] = Levers.BOTH
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
-    calibration_samples: Count = 40
+    calibration_samples: Count = 102
     reference_multiple: Finer = 4
     corrections: Directions = 4
-    search_noises: Count = 8
+    search_noises: Count = 20
     first_rung: CountOrNone | None = None
-    sensitivity_noises: Count = 2
+    sensitivity_noises: Count | None = None
     sensitivity_levels: Count = 1
     finalists: Count = 3
-    held_out_noises: Count = 8
-    population: Count = 16
-    generations: Count = 16
+    held_out_noises: Count = 10
+    population: Count = 13
+    generations: Count = 4
     survivors: Count = 5
     crossover: Chance = 0.3
     switches: Count | None = None
-    timestep_generations: Count = 6
+    timestep_generations: Count = 4
     timestep_offspring: Count = 8
     front: Annotated[tuple[Share, ...], LISTED] = ()
     seed: Seed = 0
@@ -109,8 +109,10 @@ class Settings:
 
     @property
     def sensed_noises(self) -> int:
-        """Noises that sensitivities are measured on."""
-        return min(self.sensitivity_noises, self.search_noises)
+        """Noises that sensitivities are measured on, where it is said how many at the most."""
+        return (
+            self.search_noises if self.sensitivity_noises is None else min(self.sensitivity_noises, self.search_noises)
+        )
 
 
 _RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,7 +17,7 @@ from ..scoring.fidelity import LatentSNR
 from ..scoring.fitness import Comparison, Fitness
 from ..scoring.imagined import Imagined, Tally
 from ..scoring.journal import Journal
-from ..utils.progress import Reporter
+from ..utils.progress import Reporter, Task
 from .evaluator import Evaluator
 from .evolve import evolve
 from .sensitivity import sensitivity
@@ -27,7 +28,8 @@ from .survey import Survey
 
 @dataclass(frozen=True)
 class Work:
-    """What a search runs, by phase; ``passes`` are the times that calibration repeats its runs."""
+    """What a search runs, by phase, and its part behind calibration by the names of its tasks as well; ``passes`` are
+    the times that calibration repeats its runs."""
 
     reference: Tally  # of the one sample that is looked at before anything else
     calibration: Tally
@@ -35,6 +37,7 @@ class Work:
     search: Tally
     final: Tally
     passes: int
+    tasks: Mapping[str, Tally]
 
     @property
     def macs(self) -> int:
@@ -65,6 +68,21 @@ class _Imagination(Study):
         return Imagined(*own, tally=self.tally, trace=self.trace, macs=macs, own=self.costs.steps)
 
 
+class _Titles(Reporter):
+    """Notes by its name what each task runs, and what has run since the last."""
+
+    def __init__(self, tally: Tally) -> None:
+        super().__init__(quiet=True)
+        self._tally, self._before, self.found = tally, Tally(), dict[str, Tally]()
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Task]:
+        with super().task(description, total) as task:
+            yield task
+        self.found[description] = self.found.get(description, Tally()) + (self._tally - self._before)
+        self._before = copy(self._tally)
+
+
 def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False) -> Work:
     """Count what a search would run, by going through it with made-up scores.
 
@@ -72,13 +90,14 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
         memory: bytes that statistics may take while they are gathered; None: as many as there are.
         table: whether the sensitivities are known.
     """
-    quiet, settings = Reporter(quiet=True), surveyed.settings
+    tally, settings = Tally(), surveyed.settings
+    quiet = _Titles(tally)
     nothing = Statistics(({},) * len(surveyed.stages), (1.0,) * len(surveyed.stages))
     library = Library(denoiser_of(surveyed.pipe), surveyed.anatomy, nothing, settings.method, quiet, ())
     library.units = surveyed.units
     facts = {**vars(surveyed), "settings": replace(settings, measure=LatentSNR())}
     known = room_for(surveyed.pipe, memory) // 4
-    ready = _Imagination(**facts, statistics=nothing, library=library, known_bytes=known, tally=Tally())
+    ready = _Imagination(**facts, statistics=nothing, library=library, known_bytes=known, tally=tally)
     counts, front = [Tally()], [share for share in settings.front if ready.costs.attainable(share)]
     with Evaluator(ready, Journal(None, {}, resume=False)) as evaluator:
         errors = sensitivity(ready, evaluator, quiet)
@@ -98,6 +117,7 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
         search=searched,
         final=finals,
         passes=passes,
+        tasks={name: one for name, one in quiet.found.items() if not (table and name == "measure sensitivity")},
     )
 
 

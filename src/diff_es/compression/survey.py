@@ -36,6 +36,10 @@ from .settings import Levers, Settings
 _WORTH_IT = 1.05
 """A gain below which the user is told before the search."""
 
+_TABLE, _NOISES = 600, (2, 10)
+"""Runs of single noises that measure the levels of all units and stages, where so many noises as that takes are no
+fewer and no more than these: the more entries there are, the more each says of the others."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -112,7 +116,14 @@ def survey(
         UnsupportedModel: a pipeline that Diff-ES cannot drive, or nothing in it that can be pruned.
         DiffESError: more stages than steps, or a pipeline that is routed already.
     """
-    pipe, budget = check(pipe), budget or Budget(MacsRatio(1.0))
+    return surveyed(check(pipe), settings, reporter, budget or Budget(MacsRatio(1.0)), priced)
+
+
+def surveyed(
+    pipe: Pipeline, settings: Settings, reporter: Reporter, budget: Budget, priced: MeasuredPrices | None = None
+) -> Survey:
+    """:func:`survey` of a pipeline that is known to be one that Diff-ES can drive; its weights are looked at only where
+    calls are timed."""
     denoiser, levers = denoiser_of(pipe), settings.levers
     settings = _of_pipeline(pipe, settings)
     conditions_of(pipe, settings.prompts)
@@ -121,6 +132,10 @@ def survey(
     method, traced = settings.method, trace(pipe, settings.sampling)
     stages, path, choices = Stages.split(traced.timesteps, settings.stages), None, None
     units = _units(anatomy, settings, reporter)
+    if settings.sensitivity_noises is None:
+        fewest, most = _NOISES
+        wanted = round(_TABLE / (settings.stages * len(units)))
+        settings = replace(settings, sensitivity_noises=min(most, max(fewest, wanted)))
     if levers is not Levers.PRUNE:
         path = own_path(pipe, traced.timesteps, traced.calls)
         stages = path.stages(settings.stages)

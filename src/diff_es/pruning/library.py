@@ -54,6 +54,11 @@ class Method:
         return self.ladder if isinstance(self.ladder, Depth) else self.ladder.depth
 
 
+def title_of(method: Method) -> str:
+    """What making its levels is called."""
+    return "rank and compensate" if method.compensation else "rank"
+
+
 class _Held(WeakValueDictionary[tuple[int, tuple[int, ...]], Plan]):
     """Plans, as long as somebody holds them; a copy in another process has none."""
 
@@ -162,9 +167,8 @@ class Library:
         return cuts
 
     def _thin(self, reporter: Reporter) -> None:
-        title = "rank and compensate" if self.method.compensation else "rank"
         counts = counts_by_layer(self.units)
-        with reporter.task(title, len(self._statistics) * len(self.anatomy.layers)) as task:
+        with reporter.task(title_of(self.method), len(self._statistics) * len(self.anatomy.layers)) as task:
             for source, moments in enumerate(self._statistics):
                 for layer in self.anatomy.layers:
                     self._orders[source, layer.name] = self._order(source, layer, moments)

@@ -34,6 +34,10 @@ class Tally:
     batches: int = 0
     macs: int = 0
 
+    def __add__(self, other: Tally) -> Tally:
+        own, others = vars(self), vars(other)
+        return Tally(**{name: own[name] + others[name] for name in own})
+
     def __sub__(self, other: Tally) -> Tally:
         own, others = vars(self), vars(other)
         return Tally(**{name: own[name] - others[name] for name in own})

@@ -1,4 +1,4 @@
-"""How much memory is free, and how much is held."""
+"""How much memory is free, how much is held, and how much was."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-_LINUX, _OWN = Path("/proc/meminfo"), Path("/proc/self/statm")
+_LINUX, _OWN, _PEAK = Path("/proc/meminfo"), Path("/proc/self/statm"), Path("/proc/self/status")
 
 
 def free_memory(device: torch.device) -> int:
@@ -27,3 +27,12 @@ def held_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return int(_OWN.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if _OWN.exists() else 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of a device's memory that this process has held at the most; of the machine's own 0, where the system does
+    not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    lines = _PEAK.read_text().splitlines() if _PEAK.exists() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

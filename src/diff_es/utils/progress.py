@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -31,36 +31,83 @@ class Task(Protocol):
         """One more unit is done; ``note`` is shown beside the bar."""
 
 
+class Course:
+    """How far a run of several tasks is, of each of which it was foretold how long it takes.
+
+    What is left is foretold anew as it goes on: by how much longer than foretold took what is done.
+
+    Args:
+        foretold: seconds of each task by its name; others are not counted.
+    """
+
+    def __init__(self, foretold: Mapping[str, float]) -> None:
+        self._left, self._total = dict(foretold), sum(foretold.values())
+        self._start, self._done = time.monotonic(), 0.0  # seconds as they were foretold
+        self._now = ""
+
+    def reached(self, task: str, share: float) -> float:
+        """Seconds that are left of all, where so much of this task is done, and everything before it."""
+        if task != self._now:
+            self._done, self._now = self._done + self._left.pop(self._now, 0.0), task
+        own = self._left.get(task, 0.0) * share
+        ahead = sum(self._left.values()) - own
+        seen = time.monotonic() - self._start
+        doubt = 0.1 * self._total  # by which the first seconds say little
+        return ahead * (seen + doubt) / max(1e-9, self._done + own + doubt)
+
+
 class _Silent:
     def advance(self, note: str = "") -> None:
         pass
 
 
 class _Bar:
-    def __init__(self, bar: Progress, description: str, total: int) -> None:
+    def __init__(self, bar: Progress, description: str, total: int, course: Course | None) -> None:
         self._bar, self._id = bar, bar.add_task(description, total=total, note="")
+        self._part = _Part(description, total, course)
 
     def advance(self, note: str = "") -> None:
-        self._bar.update(self._id, advance=1, note=note)
+        self._bar.update(self._id, advance=1, note=f"{note} {self._part.advance()}".strip())
+
+
+class _Part:
+    """One task of a course."""
+
+    def __init__(self, description: str, total: int, course: Course | None) -> None:
+        self._description, self._total, self._course, self._done = description, total, course, 0
+
+    def advance(self) -> str:
+        """What is left of all, in words, once one more unit is done."""
+        self._done += 1
+        if self._course is None:
+            return ""
+        return f"all: {duration(self._course.reached(self._description, self._done / max(1, self._total)))} to go"
 
 
 class _Lines:
     """A line when it starts, about every ten seconds, and when it ends."""
 
-    def __init__(self, description: str, total: int, stream: TextIO) -> None:
+    def __init__(self, description: str, total: int, stream: TextIO, course: Course | None) -> None:
         self._description, self._total, self._stream = description, total, stream
+        self._part = _Part(description, total, course)
         self._done, self._start = 0, time.monotonic()
         self._last = self._start
         print(f"{description}: {total} to do", file=stream, flush=True)
 
     def advance(self, note: str = "") -> None:
         self._done += 1
-        now = time.monotonic()
+        whole, now = self._part.advance(), time.monotonic()
         if now - self._last > 10 or self._done == self._total:
             self._last, spent = now, now - self._start
             eta = spent / self._done * (self._total - self._done)
             line = f"{self._description}: {self._done}/{self._total}, {spent:.0f} s, {eta:.0f} s to go {note}"
-            print(line.rstrip(), file=self._stream, flush=True)
+            print(f"{line.rstrip()} {whole}".rstrip(), file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
 
 
 _NAME = 16
@@ -96,27 +143,32 @@ class Reporter:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet, self._console = quiet, Console(stderr=True, markup=False, emoji=False)
+        self.quiet, self._console = quiet, Console(stderr=True, markup=False, emoji=False)
+        self._course: Course | None = None
+
+    def follow(self, course: Course | None) -> None:
+        """Show beside each task how long all of them still take; None: no longer."""
+        self._course = course
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Task]:
         """A piece of work of ``total`` units, for a ``with`` block."""
-        if self._quiet:
+        if self.quiet:
             yield _Silent()
         elif not self._console.is_terminal:
-            yield _Lines(description, total, sys.stderr)
+            yield _Lines(description, total, sys.stderr, self._course)
         else:
             with Progress(*_columns(self._console.width), console=self._console) as bar:
-                yield _Bar(bar, description, total)
+                yield _Bar(bar, description, total, self._course)
 
     def warn(self, text: str) -> None:
         """What the user has to know of: one line of text or, where quiet, a Python warning."""
-        if self._quiet:
+        if self.quiet:
             warnings.warn(text, stacklevel=2)
         else:
             self._console.print(f"Warning: {text}", highlight=False)
 
     def say(self, text: str) -> None:
         """One line of text."""
-        if not self._quiet:
+        if not self.quiet:
             self._console.print(text, highlight=False)

@@ -1,4 +1,4 @@
-"""A search that takes the hours that there are: its sizes, from forecasts of several efforts."""
+"""Before a search: what it would take, and the sizes of one that takes the hours that there are."""
 
 from __future__ import annotations
 
@@ -19,11 +19,35 @@ from ..utils.limits import Hours
 from ..utils.progress import Reporter
 from .compress import Run
 from .effort import SIZES, with_effort
-from .forecast import forecast_of, machine_of
+from .forecast import Forecast, check_room, forecast_of, machine_of
 from .settings import Settings, describe, restore
 from .survey import survey
 
 _EFFORTS = (0.01, 0.018, 0.03, 0.056, 0.1, 0.18, 0.3, 0.56, 1.0)
+
+
+@checked()
+def forecast(
+    pipe: SkipValidation[AnyPipeline],
+    budget: SkipValidation[float | MacsRatio | Speedup | WeightMemory | Budget | None] = None,
+    settings: Settings | None = None,
+    run: Run | None = None,
+) -> Forecast:
+    """What :func:`compress` with the same arguments would take, from a few timed calls; nothing is calibrated.
+
+    Raises:
+        DiffESError: it takes more memory, or more of the temporary folder's disk, than is free; and as ``compress``.
+    """
+    how = run or Run()
+    reporter = how.reporter or Reporter(quiet=True)
+    surveyed = survey(pipe, settings or Settings(), reporter, Budget.of(budget))
+    with reporter.task("forecast", 2) as task:
+        machine = machine_of(surveyed)
+        task.advance()
+        found = forecast_of(surveyed, machine, how.bytes, table=how.table is not None)
+        task.advance()
+    check_room(surveyed, found)
+    return found
 
 
 @checked()
