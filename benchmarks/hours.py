@@ -41,6 +41,7 @@ class Published:
     seconds: float  # an image on one H100
     guided: bool = True  # two samples in each call
     whole: bool = False  # timesteps are integers
+    unit: float = 1.0  # of the timesteps that the denoiser receives
 
 
 def empty(*shape: int) -> Tensor:
@@ -103,6 +104,7 @@ MODELS = {
         batch=4,
         seconds=7.0,
         guided=False,
+        unit=0.001,
     ),
     "PixArt-Sigma": Published(
         lambda: PixArtTransformer2DModel(
@@ -155,7 +157,7 @@ def sampler(model: Published) -> OwnSampler:
         x = noise
         for time in times:
             given = torch.cat([x, x]) if model.guided else x
-            denoiser(given, timestep=torch.full((len(given),), time), **model.inputs(given))
+            denoiser(given, timestep=torch.full((len(given),), time * model.unit), **model.inputs(given))
             x = correct(x, x)
         return x
 

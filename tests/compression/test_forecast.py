@@ -7,12 +7,15 @@ import sys
 from typing import Any, NamedTuple
 
 import pytest
-from tests.helpers.tiny import EIGHT, assert_same, joint, settings, snapshot, tiny
+from tests.helpers.tiny import CALL, EIGHT, assert_same, joint, settings, snapshot, tiny
 
 from diff_es import DiffESError, Forecast, Levers, Run, Settings, compress, forecast
 from diff_es.compression.simulation import simulate
+from diff_es.compression.study import gathered
 from diff_es.compression.survey import survey
+from diff_es.pipelines.probes import make_probes
 from diff_es.pruning.budget import Budget
+from diff_es.pruning.calibration import calibrate
 from diff_es.scoring import fitness
 from diff_es.utils.progress import Reporter
 
@@ -79,7 +82,18 @@ def test_parts_of_statistics_repeat_calibration() -> None:
     surveyed = survey(tiny(), settings(), QUIET, Budget.of(0.7))
     once, often = simulate(surveyed), simulate(surveyed, 20_000)
     assert once.passes == 1 < often.passes
-    assert often.calibration.calls == often.passes * once.calibration.calls
+    assert once.calibration.calls < often.calibration.calls < often.passes * once.calibration.calls
+    calls, pipe = 0, tiny()
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += CALL.batch
+
+    pipe.transformer.register_forward_hook(count)
+    layers, blocks = gathered(surveyed)
+    probes = make_probes(pipe, settings().calibration_samples, 0, "calibration")
+    calibrate(pipe, probes, CALL, surveyed.stages, layers, blocks, QUIET, 20_000)
+    assert often.calibration.calls == calls, "passes end where their stages do"
     assert often.search.calls > once.search.calls  # known steps keep to the limit too
 
 

@@ -68,7 +68,7 @@ class SearchOptions:
     levers: Annotated[Levers, typer.Option(help="What may change from stage to stage.")] = Levers.BOTH
     stages: Annotated[int, typer.Option(help="Stages that the trajectory is cut into.")] = 10
     measure: Annotated[MeasureName, typer.Option(help="What closeness to the dense model means.")] = MeasureName.SNR
-    search_noises: Annotated[int | None, typer.Option(help="Noises that candidates are judged on; default 20.")] = None
+    search_noises: Annotated[int | None, typer.Option(help="Noises that candidates are judged on; default 16.")] = None
     first_rung: Annotated[
         int | None,
         typer.Option(help="The first of them, after which the worse half drops out; 0: none; default half of them."),
@@ -88,7 +88,7 @@ class SearchOptions:
         int | None, typer.Option(help="The most level switches of a mutation; default by the number of choices.")
     ] = None
     timestep_generations: Annotated[
-        int | None, typer.Option(help="Generations in which timesteps are moved; 1: none; default 4.")
+        int | None, typer.Option(help="Generations in which timesteps are moved; 1: none; default 3.")
     ] = None
     timestep_offspring: Annotated[int, typer.Option(help="Candidates in each of these.")] = 8
     finalists: Annotated[
@@ -129,7 +129,7 @@ class PruningOptions:
         int | None, typer.Option(help="Channels that stay come in multiples of it; default as the device likes.")
     ] = None
     ranking: Annotated[RankingName, typer.Option(help="How groups are ranked.")] = RankingName.OBS
-    calibration_samples: Annotated[int | None, typer.Option(help="Samples that calibration runs; default 102.")] = None
+    calibration_samples: Annotated[int | None, typer.Option(help="Samples that calibration runs; default 64.")] = None
     compensate: Annotated[bool, typer.Option(help="Whether the weights that stay are solved anew.")] = True
     damping: Annotated[float, typer.Option(help="Damping of the Hessian, relative to its mean diagonal.")] = 0.01
     stagewise: Annotated[bool, typer.Option(help="Whether each stage has statistics of its own.")] = True

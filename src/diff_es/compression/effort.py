@@ -33,13 +33,13 @@ class Effort(StrEnum):
 _SHARES = {Effort.QUICK: 0.03, Effort.STANDARD: 0.1, Effort.THOROUGH: 1.0}
 _SHARE = TypeAdapter[float](Share)
 SIZES = {
-    "calibration_samples": (128, 0.1, 16),
-    "search_noises": (32, 0.2, 4),
+    "calibration_samples": (128, 0.3, 16),
+    "search_noises": (32, 0.3, 4),
     "finalists": (5, 0.2, 2),
     "held_out_noises": (32, 0.5, 8),
     "population": (20, 0.2, 4),
     "generations": (40, 1.0, 2),
-    "timestep_generations": (16, 0.6, 2),
+    "timestep_generations": (16, 0.8, 2),
 }
 """Of the thorough search, the power of the share that it goes by, and the least."""
 

@@ -76,10 +76,10 @@ class Settings:
     levers: Annotated[Levers, named(Levers)] = Levers.BOTH
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
-    calibration_samples: Count = 102
+    calibration_samples: Count = 64
     reference_multiple: Finer = 4
     corrections: Directions = 4
-    search_noises: Count = 20
+    search_noises: Count = 16
     first_rung: CountOrNone | None = None
     sensitivity_noises: Count | None = None
     sensitivity_levels: Count = 1
@@ -90,7 +90,7 @@ class Settings:
     survivors: Count = 5
     crossover: Chance = 0.3
     switches: Count | None = None
-    timestep_generations: Count = 4
+    timestep_generations: Count = 3
     timestep_offspring: Count = 8
     front: Annotated[tuple[Share, ...], LISTED] = ()
     seed: Seed = 0

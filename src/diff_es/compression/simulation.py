@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from ..pipelines.probes import Probe
 from ..pipelines.sampling import denoiser_of
-from ..pruning.calibration import parts_within, sizes_of
+from ..pruning.calibration import Part, parts_within, sizes_of
 from ..pruning.library import Library
 from ..pruning.statistics import Statistics
 from ..scoring.fidelity import LatentSNR
@@ -109,29 +109,36 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
         ready.fresh_to_own.each(one.candidate, corrected=one.corrected)
     counts.append(copy(ready.tally))
     sensed, searched, finals = (after - before for before, after in pairwise(counts))
-    passes = _passes(surveyed, memory)
+    parts = _parts(surveyed, memory)
     return Work(
         reference=_dense(ready, 1, len(ready.reference or ready.trace.timesteps)),
-        calibration=_times(_dense(ready, settings.calibration_samples, len(ready.trace.timesteps)), passes),
+        calibration=sum(
+            (_dense(ready, settings.calibration_samples, calls) for calls in _calls(surveyed, parts)), Tally()
+        ),
         sensitivity=Tally() if table else sensed,
         search=searched,
         final=finals,
-        passes=passes,
+        passes=len(parts),
         tasks={name: one for name, one in quiet.found.items() if not (table and name == "measure sensitivity")},
     )
 
 
-def _passes(surveyed: Survey, memory: int | None) -> int:
+def _parts(surveyed: Survey, memory: int | None) -> list[Part]:
+    """What calibration gathers in each of its passes."""
     if surveyed.settings.levers is Levers.STEPS:
-        return 0
-    return len(parts_within(memory, len(surveyed.stages), sizes_of(*gathered(surveyed))))
+        return []
+    return parts_within(memory, len(surveyed.stages), sizes_of(*gathered(surveyed)))
+
+
+def _calls(surveyed: Survey, parts: Sequence[Part]) -> Iterator[int]:
+    """Denoiser calls of a trajectory in each pass, of which all but the last end where their stages do."""
+    reached = [surveyed.stages.index(timestep) for timestep in surveyed.trace.timesteps]
+    for place, part in enumerate(parts):
+        last = len(surveyed.stages) if place + 1 == len(parts) else part[-1][0]
+        yield sum(stage <= last for stage in reached)
 
 
 def _dense(ready: Study, samples: int, calls: int) -> Tally:
     """Of dense trajectories."""
     macs, batch = ready.counter.dense(), ready.settings.sampling.batch
     return Tally(samples * calls, -(-samples // batch) * calls, samples * calls * macs)
-
-
-def _times(tally: Tally, count: int) -> Tally:
-    return Tally(**{name: count * value for name, value in vars(tally).items()})
