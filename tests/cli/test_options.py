@@ -38,7 +38,7 @@ CHANGES: dict[str, tuple[str, ...]] = {  # flags, and the fields that they chang
     "--levers prune": ("settings.levers",),
     "--stages 4": ("settings.stages",),
     "--measure psnr": ("settings.measure",),
-    "--search-noises 20": ("settings.search_noises",),
+    "--search-noises 21": ("settings.search_noises",),
     "--first-rung 0": ("settings.first_rung",),
     "--sensitivity-noises 7": ("settings.sensitivity_noises",),
     "--sensitivity-levels 7": ("settings.sensitivity_levels",),
