@@ -200,6 +200,7 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
     """:func:`compress`, while nobody else works on the journal."""
     reporter, journal, resume, table = run.reporter or Reporter(quiet=True), run.journal, run.resume, run.table
     began, header = time.monotonic(), None
+    reporter.follow(None)  # whatever it followed before
     if run.workers > 1 and isinstance(pipe, OwnSampler):
         check_portable(pipe)
     earlier, priced = None if table is None else load(table).report, None

@@ -157,26 +157,31 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
     )
 
 
-def announced(surveyed: Survey, reporter: Reporter, memory: int | None = None, *, table: bool = False) -> Forecast:
-    """Say what a search will take, and show from now on how long all of it still does; raises as
-    :func:`check_room`."""
+def foretold(surveyed: Survey, reporter: Reporter, memory: int | None = None, *, table: bool = False) -> Forecast:
+    """:func:`forecast_of` this machine; raises as :func:`check_room` does."""
     with reporter.task("forecast", 2) as task:
         machine = machine_of(surveyed)
         task.advance()
         found = forecast_of(surveyed, machine, memory, table=table)
         task.advance()
     check_room(surveyed, found)
+    return found
+
+
+def announced(surveyed: Survey, reporter: Reporter, memory: int | None = None, *, table: bool = False) -> Forecast:
+    """The same, said, and followed from now on: beside each task stands how long all of them still take."""
+    found = foretold(surveyed, reporter, memory, table=table)
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found.phases.items())
     reporter.say(f"Forecast: {duration(found.seconds)} ({parts}); {found.memory / 1e9:.1f} GB of memory at the most.")
     reporter.follow(Course(found.tasks))
     return found
 
 
-def compared(foretold: Forecast, seconds: float, denoiser: nn.Module, reporter: Reporter) -> None:
+def compared(found: Forecast, seconds: float, denoiser: nn.Module, reporter: Reporter) -> None:
     """Say what it took, beside what was foretold."""
     peak = peak_memory(device_of(denoiser)) / 1e9
-    held = f", and {peak:.1f} GB of memory at the most, of {foretold.memory / 1e9:.1f}" if peak else ""
-    reporter.say(f"It took {duration(seconds)}, of {duration(foretold.seconds)} foretold{held}.")
+    held = f", and {peak:.1f} GB of memory at the most, of {found.memory / 1e9:.1f}" if peak else ""
+    reporter.say(f"It took {duration(seconds)}, of {duration(found.seconds)} foretold{held}.")
 
 
 def _kept(surveyed: Survey, work: Work) -> int:

@@ -19,11 +19,12 @@ from ..utils.limits import Hours
 from ..utils.progress import Reporter
 from .compress import Run
 from .effort import SIZES, with_effort
-from .forecast import Forecast, check_room, forecast_of, machine_of
+from .forecast import Forecast, forecast_of, foretold, machine_of
 from .settings import Settings, describe, restore
 from .survey import survey
 
 _EFFORTS = (0.01, 0.018, 0.03, 0.056, 0.1, 0.18, 0.3, 0.56, 1.0)
+"""Among which hours choose."""
 
 
 @checked()
@@ -41,13 +42,7 @@ def forecast(
     how = run or Run()
     reporter = how.reporter or Reporter(quiet=True)
     surveyed = survey(pipe, settings or Settings(), reporter, Budget.of(budget))
-    with reporter.task("forecast", 2) as task:
-        machine = machine_of(surveyed)
-        task.advance()
-        found = forecast_of(surveyed, machine, how.bytes, table=how.table is not None)
-        task.advance()
-    check_room(surveyed, found)
-    return found
+    return foretold(surveyed, reporter, how.bytes, table=how.table is not None)
 
 
 @checked()
@@ -91,6 +86,6 @@ def within_hours(
             remedy = "Give more, take fewer stages, or see --dry-run for what takes the time."
             raise DiffESError("hours", expected=expected, found=f"{hours:g}", remedy=remedy)
     effort = _EFFORTS[within - 1]
-    foretold = f"{seconds(effort) / 3600:.2g} h by the forecast"
-    reporter.say(f"An effort of {effort:g} of the thorough search: {foretold}, of {hours:g} h.")
+    took = f"{seconds(effort) / 3600:.2g} h by the forecast"
+    reporter.say(f"An effort of {effort:g} of the thorough search: {took}, of {hours:g} h.")
     return with_effort(chosen, effort, keep)

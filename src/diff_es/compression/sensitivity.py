@@ -182,7 +182,7 @@ def _smoothed(ready: Study, errors: Mapping[Candidate, float]) -> dict[Candidate
     """The errors of the levels that stand for their units, halfway to what goes without the noise of few probes.
 
     An error is taken for what compensation leaves, times a gain of its stage and one of its unit: a regression of the
-    logarithms, in which every entry of the table says something of every other (docs/method.md, "Sensitivities").
+    logarithms, in which every entry of the table says something of every other (docs/method.md, "Search").
     """
     units = [(unit, level) for unit in range(len(ready.units)) if (level := _middle(ready, unit))]
     pairs = [
