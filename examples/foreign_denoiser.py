@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diff_es import OwnSampler, Reporter, Run, Settings, compress, declare, load
-from diff_es.evaluation.evaluate import Effort, evaluated
+from diff_es.evaluation.evaluate import Extent, evaluated
 from diff_es.layers import Channels, Heads, Residual, separate_attention
 
 LENGTH, WIDTH, STEPS = 24, 32, 12
@@ -104,7 +104,7 @@ def main(train: int = 300, generations: int = 8, noises: int = 16) -> None:
     small = replace(small, generations=generations)
     fast = compress(own, 0.5, small, Run(reporter=Reporter()))
     print("times", [round(t, 3) for t in fast.timesteps or ()], "levels", fast.schedule.levels)
-    for row in evaluated(own, fast, Effort(noises=2 * noises, rounds=3, random=noises)).rows:
+    for row in evaluated(own, fast, Extent(noises=2 * noises, rounds=3, random=noises)).rows:
         closeness = "" if row.snr_db is None else f"{row.snr_db:6.1f} dB"
         print(f"{row.contender:12} {row.steps:3} steps  {row.macs_ratio:.2f} MACs  {row.speedup:5.2f}x  {closeness}")
     with TemporaryDirectory() as name, fast.routed(own):

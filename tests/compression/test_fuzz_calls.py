@@ -49,7 +49,7 @@ from diff_es import (
     Width,
 )
 from diff_es.cli.options import Images, Trials
-from diff_es.evaluation.evaluate import Effort
+from diff_es.evaluation.evaluate import Extent
 from diff_es.evaluation.inspection import inspect as inspected
 from diff_es.pipelines.sampling import DiffusersPipeline
 from diff_es.routing.placements import Stitched
@@ -58,7 +58,7 @@ from diff_es.utils.arguments import Place
 OUTPUTS = (Compressed, Exported, Forecast, Front)  # nobody makes one
 DECLARED = (Channels, Heads, Residual, diff_es.declare, diff_es.separate_attention)
 """Tried out on the denoiser that they are of, and refused in the words of that: ``tests/test_declared_wrong.py``."""
-OTHERS = (Budget.of, Effort, Images, Trials, Stitched, inspected)
+OTHERS = (Budget.of, Extent, Images, Trials, Stitched, inspected)
 METHODS = (Compressed.routed, Compressed.apply, Compressed.remove, Compressed.check, Compressed.save)
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 0.5, 1.5, -0.5, 10**20, -(10**20), 10**5000, 1e20, 1e300, -1e300),
@@ -101,6 +101,7 @@ SMALL: dict[str, Any] = {
     "population": 1,
 }
 SMALL |= {"generations": 1, "stages": 2, "sampling": Sampling(3, 1.0, 1)}
+SEARCHING = ("compress", "forecast", "within_hours")
 CALLS = {found.__qualname__: found for found in public()}
 
 
@@ -168,7 +169,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder, pipe = tmp_path_factory.mktemp("calls"), tiny()
     needed: dict[str, Any] = {"pipe": pipe, "folder": folder / "new", "budget": Budget(), "settings": settings()}
     needed |= {"count": 2, "seed": 0, "steps": None, "guidance_scale": None}
-    needed |= {"batch": (2,), "rounds": 1}
+    needed |= {"batch": (2,), "rounds": 1, "effort": 0.5, "hours": 1.0}
     return needed | {"times": 1.5, "gigabytes": 3.0, "denoiser": pipe.transformer, "sample": looped, "noise": (4, 8, 8)}
 
 
@@ -240,7 +241,7 @@ def test_two_hundred_calls_end_well_or_in_our_words(given: dict[str, Any], fast:
             chosen[parameter] = draw.choice(fit or VALUES)
         if chosen.keys() & LONG or meant(int, chosen.get("workers")):
             continue
-        start: dict[str, Any] = {"settings": settings(**SMALL)} if name in ("compress", "forecast") else {}
+        start: dict[str, Any] = {"settings": settings(**SMALL)} if name in SEARCHING else {}
         start |= {"macs": 0.6} if name == "compress" else {}
         began = time.monotonic()
         try:

@@ -20,7 +20,7 @@ from diff_es.compression.reopening import found_again
 from diff_es.compression.settings import describe, restore
 from diff_es.compression.study import prepare
 from diff_es.evaluation.benchmark import compare
-from diff_es.evaluation.evaluate import Effort, evaluate
+from diff_es.evaluation.evaluate import Extent, evaluate
 from diff_es.layers import Anatomy
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
@@ -96,7 +96,7 @@ def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     small = settings(sampling=asked, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
     fast = compress(pipe, 0.8, replace(small, measure=ImageSSIM()))
     ready = prepare(pipe, fast.report.settings)
-    effort = Effort(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)
+    effort = Extent(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)
     found = [found_again(fast.report)]
     judged = evaluate(ready, found, None, effort, None, QUIET, fast)
     assert judged.rows[0].contender == "dense"

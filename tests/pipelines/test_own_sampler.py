@@ -34,7 +34,7 @@ from diff_es import (
 )
 from diff_es.compression.study import Study, prepare
 from diff_es.evaluation.benchmark import compare
-from diff_es.evaluation.evaluate import Effort, evaluated
+from diff_es.evaluation.evaluate import Extent, evaluated
 from diff_es.evaluation.inspection import inspect
 from diff_es.layers import DENSE, fingerprint
 from diff_es.pipelines.families import Sampling
@@ -186,7 +186,7 @@ def test_a_loop_without_times_is_pruned_alone() -> None:
     assert fast.report.macs_ratio <= 0.6
     assert fast.sampling.steps == len(TIMES)
     assert fast.report.steps == (3, 3)
-    names = [row.contender for row in evaluated(sampler, fast, Effort(noises=2, rounds=1, batch=2, random=2)).rows]
+    names = [row.contender for row in evaluated(sampler, fast, Extent(noises=2, rounds=1, batch=2, random=2)).rows]
     assert names == ["dense", "uniform", "mosaicdiff", "random", "diff-es"]
 
 
@@ -197,7 +197,7 @@ def test_conditions_guidance_noise_and_two_calls_a_step(monkeypatch: pytest.Monk
     assert [probe.condition for probe in make_probes(sampler, 4, 0, "any")] == [0, 2, 0, 2]
     fast = compress(sampler, 0.6, replace(WORK, levers=Levers.PRUNE, measure=ImagePSNR()))
     assert fast.report.steps == (6, 6)  # calls
-    rows = evaluated(sampler, fast, Effort(noises=2, rounds=1, batch=2, random=2)).rows
+    rows = evaluated(sampler, fast, Extent(noises=2, rounds=1, batch=2, random=2)).rows
     assert all(row.psnr_db is not None for row in rows[1:])
     with fast.routed(sampler):
         first = sampler.latents((5, 6), (0, 2))
@@ -207,7 +207,7 @@ def test_conditions_guidance_noise_and_two_calls_a_step(monkeypatch: pytest.Monk
 
 def test_everything_that_compares(found: tuple[OwnSampler, Compressed]) -> None:
     sampler, fast = found
-    rows = evaluated(sampler, fast, Effort(noises=2, rounds=1, batch=2, random=2)).rows
+    rows = evaluated(sampler, fast, Extent(noises=2, rounds=1, batch=2, random=2)).rows
     names = ["dense", "fewer-steps", "trailing", "uniform", "mosaicdiff", "random", "diff-es"]
     assert [row.contender for row in rows] == names
     assert {row.psnr_db for row in rows} == {None}

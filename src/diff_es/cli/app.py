@@ -20,7 +20,7 @@ from ..evaluation import inspection
 from ..evaluation.assemble import PUBLISHED, contact_sheet, picture, publish, tell
 from ..evaluation.benchmark import compare
 from ..evaluation.demo import SETTINGS, run_demo
-from ..evaluation.evaluate import Effort, evaluate
+from ..evaluation.evaluate import Extent, evaluate
 from ..evaluation.tiles_reference import load_reference
 from ..pipelines.bundled import MODELS
 from ..pipelines.families import Asked, Pipeline, Sampling, family_of
@@ -185,16 +185,16 @@ def evaluate_command(
 ) -> None:
     """The comparison with the dense model and all baselines at equal cost: result.json and report.html."""
     start, reporter = time.monotonic(), Reporter()
-    effort, target = Effort(noises, images, rounds, batch, random=random), out_folder or folder
+    extent, target = Extent(noises, images, rounds, batch, random=random), out_folder or folder
     check_outputs(target, *PUBLISHED)
     fast, pipe = reopened(folder, model, device, point)
     fast.check(pipe)
     ready, found = prepare(pipe, fast.report.settings, reporter, *asked_again(fast, pipe)), (found_again(fast.report),)
     name = model or (fast.origin.model if fast.origin else "")
     reference = load_reference() if name in MODELS else None
-    evaluation = evaluate(ready, found, reference, effort, target, reporter, fast)
+    evaluation = evaluate(ready, found, reference, extent, target, reporter, fast)
     notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]
-    story = tell(ready, name, found, evaluation, effort, time.monotonic() - start, notes)
+    story = tell(ready, name, found, evaluation, extent, time.monotonic() - start, notes)
     result = publish(target, story)
     tables.show_rows(out, story)
     out.print(f"\nLook at {target / 'report.html'}.")

@@ -47,7 +47,7 @@ def compress_command(
     if machine.dry_run:
         dense = open_pipeline(model, machine.dtype, machine.device, sampling.scheduler, machine.config)
         if search.hours is not None:
-            settings = within_hours(dense, search.hours, asked, settings, run, keep=sizes)
+            settings = within_hours(dense, search.hours, asked, settings, run, keep=[*sizes])
         foretold = forecast(dense, asked, settings, run)
         tables.show_forecast(out, foretold)
         finish(foretold.to_json(), machine.as_json)
@@ -56,7 +56,7 @@ def compress_command(
     with held_folder(out_folder):
         pipe = open_pipeline(model, machine.dtype, machine.device, sampling.scheduler, machine.config)
         if search.hours is not None:
-            settings = within_hours(pipe, search.hours, asked, settings, run, keep=sizes)
+            settings = within_hours(pipe, search.hours, asked, settings, run, keep=[*sizes])
         try:
             fast = compress(pipe, asked, settings, run)
         except KeyboardInterrupt as stop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
@@ -45,7 +45,7 @@ SIZES = {
 
 
 @checked()
-def with_effort(settings: Settings, effort: SkipValidation[Effort | float], keep: Collection[str] = ()) -> Settings:
+def with_effort(settings: Settings, effort: SkipValidation[Effort | float], keep: Sequence[str] = ()) -> Settings:
     """The settings with the sizes of an effort.
 
     Args:
@@ -63,6 +63,7 @@ def with_effort(settings: Settings, effort: SkipValidation[Effort | float], keep
 
 def sizes_of(effort: Effort | float) -> dict[str, Any]:
     """Fields of ``Settings`` with whole numbers; raises as :func:`with_effort` does."""
-    name, remedy = next((one for one in Effort if one == effort), None), f"Or take {', '.join(Effort)}."
+    name = next((one for one in Effort if isinstance(effort, str) and one == effort), None)
+    remedy = f"Or take {', '.join(Effort)}."
     share = validated(_SHARE, effort, "effort", remedy) if name is None else name.share
     return {size: max(least, round(most * share**power)) for size, (most, power, least) in SIZES.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -53,7 +53,7 @@ def within_hours(
     settings: Settings | None = None,
     run: Run | None = None,
     *,
-    keep: Collection[str] = (),
+    keep: Sequence[str] = (),
 ) -> Settings:
     """The settings with which :func:`compress` takes so many hours here, by its forecast, or less where a thorough
     search does; a search that is resumed keeps its sizes.

@@ -1,6 +1,6 @@
 """A result beside its rivals: figures, pictures and a report."""
 
 from .benchmark import compare
-from .evaluate import Effort, evaluated
+from .evaluate import Extent, evaluated
 
-__all__ = ["Effort", "compare", "evaluated"]
+__all__ = ["Extent", "compare", "evaluated"]

@@ -19,7 +19,7 @@ from ..pipelines.own_sampler import OwnSampler
 from ..pipelines.sampling import denoiser_of, sampler_name
 from ..search import Generation
 from ..utils.files import write_text
-from .evaluate import Effort, Evaluation
+from .evaluate import Evaluation, Extent
 from .report import Curve, Heat, Story, Strip, render
 
 PUBLISHED = ("result.json", "report.html")
@@ -85,7 +85,7 @@ def tell(
     model: str,
     found: Sequence[Found],
     evaluation: Evaluation,
-    effort: Effort,
+    extent: Extent,
     seconds: float,
     notes: Sequence[str],
 ) -> Story:
@@ -103,7 +103,7 @@ def tell(
         ("Search", "; ".join(f"{one.evaluations} evaluations at {one.limit:g}" for one in found)),
         ("Probes", f"{settings.search_noises} to search, from {settings.held_out_noises} up to choose among finalists"),
         ("Calibration", f"{settings.calibration_samples} samples"),
-        ("Batch of the timings", f"{effort.batch}, {effort.rounds} rounds"),
+        ("Batch of the timings", f"{extent.batch}, {extent.rounds} rounds"),
         ("Seed", str(settings.seed)),
         ("Device", f"{_device(device)}, {dtype_of(denoiser_of(study.pipe))}, {torch.get_num_threads()} threads"),
         ("Versions", f"diff-es {version('diff-es')}, torch {torch.__version__}, diffusers {version('diffusers')}"),

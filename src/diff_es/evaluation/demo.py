@@ -22,7 +22,7 @@ from ..pruning.library import Method
 from ..utils.locks import held_folder
 from ..utils.progress import Reporter
 from .assemble import publish, side_by_side, tell
-from .evaluate import Alone, Effort, evaluate
+from .evaluate import Alone, Extent, evaluate
 from .report import Story
 from .tiles_reference import load_reference
 
@@ -42,7 +42,7 @@ SETTINGS = Settings(
     timestep_generations=4,
     timestep_offspring=6,
 )
-EFFORT = Effort(noises=48, images=96, rounds=2, random=32)
+EXTENT = Extent(noises=48, images=96, rounds=2, random=32)
 PICTURE = "side-by-side.png"
 
 
@@ -67,8 +67,8 @@ def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, obje
     for one in found:
         result_of(ready, one, table).save(folder / f"macs-{one.limit:g}")
     alone = levels_alone(ready, journals / f"levels-{seed}.jsonl", reporter)
-    evaluation = evaluate(ready, found, load_reference(), EFFORT, journals, reporter, alone=alone)
-    story = tell(ready, "bundled tiles DiT", found, evaluation, EFFORT, time.monotonic() - start, [])
+    evaluation = evaluate(ready, found, load_reference(), EXTENT, journals, reporter, alone=alone)
+    story = tell(ready, "bundled tiles DiT", found, evaluation, EXTENT, time.monotonic() - start, [])
     side_by_side(evaluation).save(folder / PICTURE)
     return publish(folder, story), story
 

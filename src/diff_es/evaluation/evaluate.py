@@ -43,7 +43,7 @@ from .tiles_reference import Reference
 
 @checked("")
 @dataclass(frozen=True)
-class Effort:
+class Extent:
     """How much the evaluation runs."""
 
     noises: Several = 64  # held-out noises for SNR and PSNR
@@ -173,7 +173,7 @@ def evaluate(
     study: Study,
     found: Sequence[Found],
     real: Reference | None,
-    effort: Effort,
+    extent: Extent,
     journals: Path | None,
     reporter: Reporter,
     saved: Compressed | None = None,
@@ -189,7 +189,7 @@ def evaluate(
         alone: what pruning alone comes to, for rows of its own.
     """
     random = tuple(
-        random_rival(study, one.limit, effort.random or one.evaluations, journals, reporter) for one in found
+        random_rival(study, one.limit, extent.random or one.evaluations, journals, reporter) for one in found
     )
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for one, rival in zip(found, random, strict=True):
@@ -199,10 +199,10 @@ def evaluate(
         if alone is None
         else [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
     )
-    timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=effort.batch)) for c in field]
-    timings = measure(study.pipe, timed, effort.rounds, reporter)
-    count = max(effort.noises, effort.images if real else 0, effort.strip)
-    n, rows, shows = effort.noises, list[Row](), _gives_images(study.pipe)
+    timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=extent.batch)) for c in field]
+    timings = measure(study.pipe, timed, extent.rounds, reporter)
+    count = max(extent.noises, extent.images if real else 0, extent.strip)
+    n, rows, shows = extent.noises, list[Row](), _gives_images(study.pipe)
     with encoded_once(study.pipe, Encodings()):
         results = [sampled(study, contender, count, reporter) for contender in field]
         (own, _), (goal, goal_images) = results[0], results[0]
@@ -223,7 +223,7 @@ def evaluate(
                 frechet_distance=real.distance(seen[1]) if real else None,
             )
         )
-    strip = effort.strip if shows else 0
+    strip = extent.strip if shows else 0
     return Evaluation(tuple(rows), tuple(images[:strip] for _, images in results), random)
 
 
@@ -249,7 +249,7 @@ def _row(study: Study, contender: Contender, timing: Timing) -> Row:
 def evaluated(
     pipe: AnyPipeline,
     fast: Compressed,
-    effort: Effort | None = None,
+    extent: Extent | None = None,
     *,
     folder: str | PurePath | None = None,
     reporter: Reporter | None = None,
@@ -265,7 +265,7 @@ def evaluated(
     fast.check(pipe)
     report, place, reporter = fast.report, None if folder is None else Path(folder), reporter or Reporter(quiet=True)
     ready = prepare(pipe, report.settings, reporter, *asked_again(fast, pipe))
-    return evaluate(ready, (found_again(report),), None, effort or Effort(), place, reporter, fast)
+    return evaluate(ready, (found_again(report),), None, extent or Extent(), place, reporter, fast)
 
 
 def _takes_steps(pipe: AnyPipeline) -> bool:
