@@ -14,6 +14,7 @@ from ..compression.planning import forecast, within_hours
 from ..compression.report import SearchReport
 from ..compression.settings import Settings
 from ..compression.store import check_target
+from ..pipelines.families import Pipeline
 from ..pipelines.probes import read_prompts
 from ..utils.errors import DiffESError
 from ..utils.locks import held_folder
@@ -43,22 +44,26 @@ def compress_command(
     run = Run(placement, journal, machine.resume, machine.workers, search.table, machine.memory, reporter)
     run.check(asked)
     check_target(out_folder)
-    sizes = given_sizes(search, pruning)
+
+    def opened() -> tuple[Pipeline, Settings]:
+        """The pipeline, and the settings, sized by the hours where these are given."""
+        pipe = open_pipeline(model, machine.dtype, machine.device, sampling.scheduler, machine.config)
+        if search.hours is None:
+            return pipe, settings
+        keep = [*given_sizes(search, pruning)]
+        return pipe, within_hours(pipe, search.hours, asked, settings, run, keep=keep)
+
     if machine.dry_run:
-        dense = open_pipeline(model, machine.dtype, machine.device, sampling.scheduler, machine.config)
-        if search.hours is not None:
-            settings = within_hours(dense, search.hours, asked, settings, run, keep=[*sizes])
-        foretold = forecast(dense, asked, settings, run)
+        pipe, sized = opened()
+        foretold = forecast(pipe, asked, sized, run)
         tables.show_forecast(out, foretold)
         finish(foretold.to_json(), machine.as_json)
         return
     start = time.monotonic()
     with held_folder(out_folder):
-        pipe = open_pipeline(model, machine.dtype, machine.device, sampling.scheduler, machine.config)
-        if search.hours is not None:
-            settings = within_hours(pipe, search.hours, asked, settings, run, keep=[*sizes])
+        pipe, sized = opened()
         try:
-            fast = compress(pipe, asked, settings, run)
+            fast = compress(pipe, asked, sized, run)
         except KeyboardInterrupt as stop:
             if journal.exists():
                 stop.add_note(f"What was evaluated is in {journal}: run the same command with --resume to go on.")

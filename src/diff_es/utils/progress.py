@@ -61,45 +61,38 @@ class _Silent:
         pass
 
 
+def _of_all(course: Course | None, task: str, done: float, total: int) -> str:
+    """What is left of a whole course, in words, where so many units of this task are done."""
+    return "" if course is None else f"all: {duration(course.reached(task, done / max(1, total)))} to go"
+
+
 class _Bar:
     def __init__(self, bar: Progress, description: str, total: int, course: Course | None) -> None:
         self._bar, self._id = bar, bar.add_task(description, total=total, note="")
-        self._part = _Part(description, total, course)
+        self._description, self._total, self._course = description, total, course
 
     def advance(self, note: str = "") -> None:
-        self._bar.update(self._id, advance=1, note=f"{note} {self._part.advance()}".strip())
-
-
-class _Part:
-    """One task of a course."""
-
-    def __init__(self, description: str, total: int, course: Course | None) -> None:
-        self._description, self._total, self._course, self._done = description, total, course, 0
-
-    def advance(self) -> str:
-        """What is left of all, in words, once one more unit is done."""
-        self._done += 1
-        if self._course is None:
-            return ""
-        return f"all: {duration(self._course.reached(self._description, self._done / max(1, self._total)))} to go"
+        (shown,) = self._bar.tasks
+        whole = _of_all(self._course, self._description, shown.completed + 1, self._total)
+        self._bar.update(self._id, advance=1, note=f"{note} {whole}".strip())
 
 
 class _Lines:
     """A line when it starts, about every ten seconds, and when it ends."""
 
     def __init__(self, description: str, total: int, stream: TextIO, course: Course | None) -> None:
-        self._description, self._total, self._stream = description, total, stream
-        self._part = _Part(description, total, course)
+        self._description, self._total, self._stream, self._course = description, total, stream, course
         self._done, self._start = 0, time.monotonic()
         self._last = self._start
         print(f"{description}: {total} to do", file=stream, flush=True)
 
     def advance(self, note: str = "") -> None:
         self._done += 1
-        whole, now = self._part.advance(), time.monotonic()
+        now = time.monotonic()
         if now - self._last > 10 or self._done == self._total:
             self._last, spent = now, now - self._start
             eta = spent / self._done * (self._total - self._done)
+            whole = _of_all(self._course, self._description, self._done, self._total)
             line = f"{self._description}: {self._done}/{self._total}, {spent:.0f} s, {eta:.0f} s to go {note}"
             print(f"{line.rstrip()} {whole}".rstrip(), file=self._stream, flush=True)
 
