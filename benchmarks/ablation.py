@@ -26,6 +26,7 @@ from diff_es.pruning.granularity import Depth
 from diff_es.pruning.importance import Activation, Magnitude, Obs, Wanda
 from diff_es.pruning.library import Library, Method
 from diff_es.pruning.macs import MacCounter
+from diff_es.pruning.wanted import Wanted
 from diff_es.scoring.fidelity import LatentSNR
 from diff_es.scoring.fitness import Comparison, Fitness
 from diff_es.search import Candidate
@@ -73,8 +74,8 @@ def main() -> None:
     )
     study, denoiser = prepare(pipe, settings, reporter), denoiser_of(pipe)
     probes = make_probes(pipe, samples, asked.seed, "calibration")
-    layers, blocks = study.anatomy.layers, study.anatomy.blocks
-    everything = calibrate(pipe, probes, sampling, study.stages, layers, blocks, reporter)
+    wanted = Wanted(study.anatomy.layers, study.anatomy.blocks)
+    everything = calibrate(pipe, probes, sampling, study.stages, wanted, reporter)
     judged = make_probes(pipe, asked.noises, asked.seed, "ablation")
     for title, methods in (("width", WIDTH), ("depth", DEPTH)):
         print()

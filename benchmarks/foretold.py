@@ -1,20 +1,26 @@
-"""What a search takes beside what was foretold of it, for each lever, in one process.
+"""What searches take beside what was foretold of them: time, and the memory of a process of its own for each.
 
-    python benchmarks/foretold.py --model bundled-unet
+    python benchmarks/foretold.py
 
-The search is small; the phases and settings are those of a large one.
+The searches are small; their phases and settings are those of large ones.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
+import torch
 from common import (
     CalibrationSamples,
     Generations,
     Guidance,
-    Model,
+    Results,
     SearchNoises,
     StageCount,
     Steps,
@@ -23,46 +29,86 @@ from common import (
     row,
 )
 
-from diff_es import Levers, Run, Sampling, Settings, compress, forecast
+from diff_es import Granularity, Levers, Method, Run, Sampling, Settings, Wanda, compress, forecast
+from diff_es.pipelines.bundled import MODELS
 from diff_es.pipelines.loading import load
+from diff_es.utils.memory import peak_memory
 from diff_es.utils.progress import Reporter
+
+SETTINGS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "pruning": ({"levers": Levers.PRUNE}, None),
+    "pruning, 20 MB": ({"levers": Levers.PRUNE}, 0.02),
+    "pruning whole, Wanda alone": (
+        {"levers": Levers.PRUNE, "method": Method(ranking=Wanda(), compensation=None, granularity=Granularity.WHOLE)},
+        None,
+    ),
+    "steps": ({"levers": Levers.STEPS}, None),
+    "steps and pruning": ({"levers": Levers.BOTH}, None),
+}
+"""Changes of the settings, and the limit of memory, in GB."""
 
 
 @dataclass(frozen=True)
 class Options:
-    model: Model = "bundled"
+    model: Annotated[tuple[str, ...], "bundled models, or folders or names to load"] = tuple(MODELS)
+    settings: Annotated[tuple[str, ...], "which of the searches", tuple(SETTINGS)] = tuple(SETTINGS)
     steps: Steps = 10
     guidance: Guidance = 2.0
     stages: StageCount = 5
     calibration_samples: CalibrationSamples = 16
     search_noises: SearchNoises = 8
     generations: Generations = 2
+    alone: Annotated[Path | None, "file that the one search's figures go to, as a process of its own does"] = None
 
 
 def main(asked: Options) -> None:
-    pipe = load(asked.model)
-    header("levers", "foretold", "took", "off by", "time to foretell")
-    for levers in Levers:
-        settings = Settings(
-            sampling=Sampling(asked.steps, asked.guidance, 8),
-            stages=asked.stages,
-            levers=levers,
-            calibration_samples=asked.calibration_samples,
-            search_noises=asked.search_noises,
-            sensitivity_noises=2,
-            held_out_noises=asked.search_noises,
-            finalists=2,
-            population=8,
-            generations=asked.generations,
-            timestep_generations=2,
-        )
-        times = [time.monotonic()]
-        found = forecast(pipe, 0.7, settings)
-        times.append(time.monotonic())
-        compress(pipe, 0.7, settings, Run(reporter=Reporter()))
-        spent = time.monotonic() - times[1]
-        off = found.seconds / spent - 1
-        row(levers.value, f"{found.seconds:.0f} s", f"{spent:.0f} s", f"{off:+.0%}", f"{times[1] - times[0]:.1f} s")
+    if asked.alone is not None:
+        Results(asked.alone).add([measured(asked)])
+        return
+    header("model, search", "foretold", "took", "off by", "memory foretold", "held", "off by")
+    for model in asked.model:
+        for name in asked.settings:
+            found = in_its_own_process(asked, model, name)
+            times = [f"{found[key]:.0f} s" for key in ("foretold", "took")]
+            sizes = [f"{found[key]:.2f} GB" for key in ("memory", "held")]
+            off = [f"{found[one] / found[other] - 1:+.0%}" for one, other in (("foretold", "took"), ("memory", "held"))]
+            row(f"{model}, {name}", *times, off[0], *sizes, off[1])
+
+
+def in_its_own_process(asked: Options, model: str, name: str) -> dict[str, float]:
+    """What :func:`measured` finds of one search."""
+    sizes = ("steps", "guidance", "stages", "calibration_samples", "search_noises", "generations")
+    given = [f"--{size.replace('_', '-')}={getattr(asked, size)}" for size in sizes]
+    with TemporaryDirectory() as folder:
+        to = Path(folder) / "figures.jsonl"
+        own = [f"--model={model}", f"--settings={name}", f"--alone={to}"]
+        subprocess.run([sys.executable, __file__, *own, *given], check=True)
+        (found,) = Results(to).rows()
+    return found
+
+
+def measured(asked: Options) -> dict[str, float]:
+    """Seconds and GB of one search, foretold and real."""
+    (model,), (name,) = asked.model, asked.settings
+    changes, memory = SETTINGS[name]
+    small = Settings(
+        sampling=Sampling(asked.steps, asked.guidance, 8),
+        stages=asked.stages,
+        calibration_samples=asked.calibration_samples,
+        search_noises=asked.search_noises,
+        sensitivity_noises=2,
+        held_out_noises=asked.search_noises,
+        finalists=2,
+        population=8,
+        generations=asked.generations,
+        timestep_generations=2,
+    )
+    pipe, settings, run = load(model), replace(small, **changes), Run(reporter=Reporter(), memory=memory)
+    foretold = forecast(pipe, 0.7, settings, run)
+    began = time.monotonic()
+    compress(pipe, 0.7, settings, run)
+    spent, held = time.monotonic() - began, peak_memory(torch.device("cpu"))
+    return {"foretold": foretold.seconds, "took": spent, "memory": foretold.memory / 1e9, "held": held / 1e9}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""A denoiser of the size of DiT-XL/2, with random weights, all the way within a limit of memory: calibrated, ranked,
+"""A denoiser of published size, with random weights, all the way within a limit of memory: calibrated, ranked,
 searched, saved, and run in a process of its own.
 
-    python benchmarks/real_size.py --memory 2 --results real-size.jsonl
+    python benchmarks/real_size.py --model dit --memory 2 --results real-size.jsonl
+    python benchmarks/real_size.py --model sdxl --memory 3 --ranking wanda --results real-size.jsonl
+    python benchmarks/real_size.py --model flux --memory 3 --ranking wanda --results real-size.jsonl
 
-Ten stages on the fewest steps and noises that they take: what is measured is memory and time, not quality. Prints the
-time of the whole and the peak of memory that each process held, as the system counts it, beside what was foretold and
-the dense model's own bytes.
+DiT-XL/2, SDXL's UNet, or FLUX.1 of three double and three single blocks, in bfloat16: ten stages on the fewest steps,
+noises and latents that they take, since what is measured is memory and time, not quality. Prints the time of the whole
+and the peak of memory that each process held, as the system counts it, beside what was foretold and the dense model's
+own bytes.
 """
 
 from __future__ import annotations
@@ -20,10 +23,27 @@ from typing import Annotated
 
 import torch
 from common import Results, Seed, StageCount, Steps, header, options, row
-from diffusers import DiTPipeline
-from published_sizes import dit
+from diffusers import DiTPipeline, FluxPipeline, StableDiffusionXLPipeline
+from published_sizes import dit, flux_pipeline, sdxl, sdxl_pipeline, weighted
 
-from diff_es import Compressed, Granularity, Levers, Method, Obs, Run, Sampling, Settings, Width, compress, forecast
+from diff_es import (
+    Compact,
+    Compressed,
+    Granularity,
+    Levers,
+    Method,
+    Obs,
+    Ridge,
+    Run,
+    Sampling,
+    Settings,
+    Wanda,
+    Width,
+    compress,
+    forecast,
+)
+from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.routing.placements import parameter_bytes
 from diff_es.utils.memory import peak_memory
 from diff_es.utils.progress import Reporter
@@ -31,36 +51,61 @@ from diff_es.utils.progress import Reporter
 
 @dataclass(frozen=True)
 class Options:
+    model: Annotated[str, "whose sizes it has", ("dit", "sdxl", "flux")] = "dit"
+    shrink: Annotated[int, "what widths and depths are divided by"] = 1
     memory: Annotated[float, "GB for statistics and weights of levels"] = 2.0
-    layers: Annotated[int, "blocks"] = 28
-    heads: Annotated[int, "of each block"] = 16
-    head_size: Annotated[int, "channels of a head"] = 72
     stages: StageCount = 10
     steps: Steps = 10
+    latents: Annotated[int, "along each side of an image"] = 32
     levels: Annotated[int, "of the ladder"] = 4
-    rounds: Annotated[int, "in which OBS removes a layer's groups"] = 128
+    ranking: Annotated[str, "obs with compensation, or wanda without", ("obs", "wanda")] = "obs"
     macs: Annotated[float, "the budget"] = 0.7
     seed: Seed = 0
     results: Annotated[Path | None, "file of JSON lines that the result is added to"] = None
     load: Annotated[Path | None, "run the result in this folder, as the process of its own does"] = None
 
+    @property
+    def prompts(self) -> tuple[str, ...] | None:
+        return None if self.model == "dit" else ("a stone",)
 
-def pipeline(asked: Options) -> DiTPipeline:
+    @property
+    def sampling(self) -> Sampling:
+        """A DiT makes images of one size."""
+        side = None if self.model == "dit" else self.latents
+        return Sampling(self.steps, 1.0, 1, None, side, side)
+
+
+def pipeline(asked: Options) -> DiTPipeline | StableDiffusionXLPipeline | FluxPipeline:
+    """In bfloat16 from the start: weights of twice the size are never there."""
     torch.manual_seed(asked.seed)
-    sizes = {"num_layers": asked.layers, "num_attention_heads": asked.heads, "attention_head_dim": asked.head_size}
-    return dit(patch=2, **sizes).to(torch.bfloat16)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        return _made(asked.model, asked.shrink)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _made(model: str, shrink: int) -> DiTPipeline | StableDiffusionXLPipeline | FluxPipeline:
+    if model == "sdxl":
+        widths = [64 * max(1, width // 64 // shrink) for width in (320, 640, 1280)]
+        return sdxl_pipeline(weighted(sdxl(widths, [max(1, count // shrink) for count in (1, 2, 10)])))
+    if model == "flux":
+        return flux_pipeline(max(1, 3 // shrink), max(1, 3 // shrink), 24 // shrink)
+    return dit(patch=2, num_layers=28 // shrink, num_attention_heads=16 // shrink, attention_head_dim=72)
 
 
 def main(asked: Options) -> None:
     pipe = pipeline(asked)
     if asked.load is not None:
         with Compressed.from_pretrained(asked.load).routed(pipe):
-            pipe([0], num_inference_steps=asked.steps, guidance_scale=1.0, output_type="pt")
+            sample(pipe, make_probes(pipe, 1, asked.seed, "sample", asked.prompts), asked.sampling)
         print(peak_memory(torch.device("cpu")) / 1e9)
         return
-    method = Method(Width(asked.levels, dense=()), Obs(rounds=asked.rounds), granularity=Granularity.WHOLE)
+    ranking, compensation = (Obs(), Ridge()) if asked.ranking == "obs" else (Wanda(), None)
+    method = Method(Width(asked.levels, dense=()), ranking, compensation, granularity=Granularity.WHOLE)
     settings = Settings(
-        sampling=Sampling(asked.steps, 1.0, 1),
+        sampling=asked.sampling,
+        prompts=asked.prompts,
         stages=asked.stages,
         levers=Levers.PRUNE,
         method=method,
@@ -74,7 +119,8 @@ def main(asked: Options) -> None:
         generations=1,
         seed=asked.seed,
     )
-    run = Run(memory=asked.memory, reporter=Reporter())
+    placement = None if compensation else Compact()  # slices of the dense weights are made when their stage begins
+    run = Run(memory=asked.memory, placement=placement, reporter=Reporter())
     foretold = forecast(pipe, asked.macs, settings, run)
     began = time.monotonic()
     fast = compress(pipe, asked.macs, settings, run)
@@ -82,19 +128,18 @@ def main(asked: Options) -> None:
     with TemporaryDirectory() as folder:
         fast.save(folder)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e9
-        given = [f"--{name}={getattr(asked, name.replace('-', '_'))}" for name in ("layers", "heads", "head-size")]
-        again = [sys.executable, __file__, f"--load={folder}", f"--steps={asked.steps}", f"--seed={asked.seed}", *given]
+        own = {name: value for name, value in asdict(asked).items() if name not in ("results", "load")}
+        again = [sys.executable, __file__, f"--load={folder}", *(f"--{name}={value}" for name, value in own.items())]
         loaded = float(subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    dense = parameter_bytes(pipe.transformer) / 1e9
+    dense = parameter_bytes(denoiser_of(pipe)) / 1e9
     header("", "limit GB", "minutes", "peak GB of the search", "result GB", "peak GB of a run")
     row("measured", *(f"{value:.2f}" for value in (asked.memory, seconds / 60, searched, size, loaded)))
     sizes = [f"{value / 1e9:.2f}" for value in (foretold.memory, foretold.result)]
     row("foretold", f"{asked.memory:.2f}", f"{foretold.seconds / 60:.2f}", *sizes, "")
     row("dense", "", "", f"{dense:.2f}", "", "")
     if asked.results is not None:
-        options_of = {name: value for name, value in asdict(asked).items() if name not in ("results", "load")}
         measured = {"seconds": seconds, "peak": searched, "result": size, "loaded": loaded, "dense": dense}
-        Results(asked.results).add([{**options_of, **measured, "foretold": foretold.to_json()}])
+        Results(asked.results).add([{**own, **measured, "foretold": foretold.to_json()}])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tests.helpers.tiny import CALL, EIGHT, assert_same, joint, settings, snapsh
 
 from diff_es import DiffESError, Forecast, Levers, Run, Settings, compress, forecast
 from diff_es.compression.simulation import simulate
-from diff_es.compression.study import gathered
+from diff_es.compression.study import wanted_of
 from diff_es.compression.survey import survey
 from diff_es.pipelines.probes import make_probes
 from diff_es.pruning.budget import Budget
@@ -90,9 +90,8 @@ def test_parts_of_statistics_repeat_calibration() -> None:
         calls += CALL.batch
 
     pipe.transformer.register_forward_hook(count)
-    layers, blocks = gathered(surveyed)
     probes = make_probes(pipe, settings().calibration_samples, 0, "calibration")
-    calibrate(pipe, probes, CALL, surveyed.stages, layers, blocks, QUIET, 20_000)
+    calibrate(pipe, probes, CALL, surveyed.stages, wanted_of(surveyed), QUIET, 20_000)
     assert often.calibration.calls == calls, "passes end where their stages do"
     assert often.search.calls > once.search.calls  # known steps keep to the limit too
 

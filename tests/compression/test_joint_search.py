@@ -34,7 +34,10 @@ from diff_es.compression.sensitivity import Sensitivity, _filled, sensitivity, w
 from diff_es.compression.settings import Levers
 from diff_es.compression.study import Study, prepare
 from diff_es.evaluation.evaluate import contenders
+from diff_es.layers import Weights
 from diff_es.pipelines.probes import Probe, make_probes
+from diff_es.routing.placements import parameter_bytes
+from diff_es.routing.realise import realise
 from diff_es.routing.routing import routed
 from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
 from diff_es.scoring.fitness import Comparison, Fitness
@@ -188,10 +191,23 @@ def test_timesteps_written_out_change_nothing(study: Study) -> None:
         assert study.costs.of(written) == study.costs.of(candidate)
 
 
-def test_the_weights_kept_change_no_score(study: Study) -> None:
-    few, all_of_them = fitness_of(study, weights=WeightCache(study.pipe, study.library, limit=1)), fitness_of(study)
+def test_the_weights_kept_change_no_score_and_room_is_made_before_it_is_taken(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, held = WeightCache(study.pipe, study.library, limit=1), list[int]()
+
+    def noted(*given: Any) -> Weights:
+        held.append(cache.weight_bytes - parameter_bytes(study.pipe.transformer))
+        return realise(*given)
+
+    monkeypatch.setattr("diff_es.scoring.weight_cache.realise", noted)
+    few, all_of_them = fitness_of(study, weights=cache), fitness_of(study)
     for candidate in drawn(study, 4):
-        assert few(candidate) == all_of_them(candidate)
+        score, before = few(candidate), len(held)
+        assert score == all_of_them(candidate)
+        del held[before:]  # of the other
+    assert held
+    assert len(study.units) > 1 or not any(held)
 
 
 def test_rivals_that_cannot_be_made_so_cheap_are_left_out(study: Study) -> None:

@@ -151,16 +151,22 @@ def test_promise(bench: Bench, tmp_path: Path) -> None:
 
 def test_foretold(bench: Bench) -> None:
     small = ("--steps", 4, "--stages", 2, "--calibration-samples", 2, "--search-noises", 2, "--generations", 1)
-    assert names(bench("foretold", *small)) == ["prune", "steps", "prune,steps"]
+    chosen = ("--settings", "steps", "pruning whole, Wanda alone")
+    found = rows(bench("foretold", *small, *chosen))
+    assert [row[0] for row in found] == ["bundled, steps", "bundled, pruning whole, Wanda alone"]
+    assert all(float(row[5].removesuffix(" GB")) > 0.2 for row in found)
 
 
-def test_real_size(bench: Bench, tmp_path: Path) -> None:
-    small = ("--layers", 2, "--heads", 4, "--head-size", 8, "--stages", 2, "--steps", 2, "--memory", 0.001)
-    found = rows(bench("real_size", *small, "--results", tmp_path / "rows.jsonl", model=False))
+@pytest.mark.parametrize(("model", "ranking"), [("dit", "obs"), ("sdxl", "wanda"), ("flux", "wanda")])
+def test_real_size(bench: Bench, tmp_path: Path, model: str, ranking: str) -> None:
+    small = ("--model", model, "--ranking", ranking, "--shrink", 8, "--stages", 2, "--steps", 2)
+    found = rows(
+        bench("real_size", *small, "--memory", 0.1, "--macs", 0.8, "--results", tmp_path / "rows.jsonl", model=False)
+    )
     assert [[len(row) for row in found], [row[0] for row in found]] == [[6] * 3, ["measured", "foretold", "dense"]]
     (kept,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert kept["dense"] < kept["peak"]
-    assert kept["memory"] == 0.001
+    assert kept["memory"] == 0.1
 
 
 def test_readme(bench: Bench, tmp_path: Path) -> None:

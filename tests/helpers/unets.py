@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diff_es.layers import Anatomy, Bypass, Cut, Plan, discover
 from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.statistics import Statistics
+from diff_es.pruning.wanted import Wanted
 from diff_es.routing.realise import output_of
 from diff_es.trajectory.stages import Stages
 
@@ -125,7 +126,7 @@ def run(model: Any, seed: int = 1, timestep: float = 500.0, size: int = SIZE) ->
 def gathered(model: Any, calls: int = 2) -> Statistics:
     """Of all layers and blocks, for the two stages of ``BOUNDED``."""
     anatomy = discover(model)
-    with Gatherer(model, BOUNDED, anatomy.layers, anatomy.blocks) as gatherer:
+    with Gatherer(model, BOUNDED, Wanted(anatomy.layers, anatomy.blocks)) as gatherer:
         for seed in range(calls):
             gatherer.begin()
             for timestep in (900.0, 100.0):

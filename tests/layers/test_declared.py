@@ -36,6 +36,7 @@ from diff_es.layers import (
 from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.declare import declare
 from diff_es.pruning.library import Library
+from diff_es.pruning.wanted import Wanted
 from diff_es.routing.realise import realise
 from diff_es.routing.routing import routed
 from diff_es.routing.switch import Switch
@@ -167,7 +168,7 @@ def test_a_declared_denoiser_is_calibrated_ranked_and_routed_with_its_own_loop()
     model = foreign()
     anatomy, before = declared(model), snapshot(model)
     stages = Stages.split(EXAMPLE.TIMES, 3)
-    with Gatherer(model, stages, anatomy.layers, anatomy.blocks) as gatherer:
+    with Gatherer(model, stages, Wanted(anatomy.layers, anatomy.blocks)) as gatherer:
         gatherer.begin()
         dense = sampled(model, 0)
     method = Method(Width(4))

@@ -43,6 +43,7 @@ from diff_es.pruning.declare import declare
 from diff_es.pruning.granularity import Granularity
 from diff_es.pruning.library import Library
 from diff_es.pruning.statistics import Statistics
+from diff_es.pruning.wanted import Wanted
 from diff_es.routing.realise import realise
 from diff_es.routing.routing import routed
 from diff_es.routing.switch import Switch
@@ -53,7 +54,7 @@ STAGES = Stages.split(TIMES, 2)
 
 
 def gathered(case: Case, model: nn.Module, anatomy: Anatomy) -> Statistics:
-    with Gatherer(model, STAGES, anatomy.layers, anatomy.blocks) as gatherer:
+    with Gatherer(model, STAGES, Wanted(anatomy.layers, anatomy.blocks)) as gatherer:
         for seed in (10, 20, 30):
             gatherer.begin()
             case.run(model, seed)

@@ -18,6 +18,7 @@ from diff_es.layers import Channels, Heads, Kind, Residual, Rows, declared
 from diff_es.pipelines.timestep_hook import on_timestep
 from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.declare import declare
+from diff_es.pruning.wanted import Wanted
 from diff_es.routing.stage_hook import on_stage
 from diff_es.trajectory.stages import Stages
 from diff_es.trajectory.timesteps import Trajectory, placed
@@ -332,7 +333,7 @@ def test_training_mode_is_refused_before_anything_runs(inside: bool) -> None:
     where = "denoiser, deep" if inside else "denoiser"
     with pytest.raises(DiffESError, match=f"^{where}: expected evaluation mode, found training mode.* Call its eval"):
         case.declared(model)
-    with pytest.raises(DiffESError, match="expected evaluation mode"), Gatherer(model, STAGES, anatomy.layers, ()):
+    with pytest.raises(DiffESError, match="expected evaluation mode"), Gatherer(model, STAGES, Wanted(anatomy.layers)):
         pass
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     case.declared(model.eval())
@@ -414,7 +415,7 @@ def test_stages_in_other_units_than_the_denoisers_are_refused_where_they_are_not
     case = CASES["root"]
     model = case.model()
     anatomy = case.declared(model)
-    with Gatherer(model, Stages((500.0,)), anatomy.layers, ()) as gatherer:
+    with Gatherer(model, Stages((500.0,)), Wanted(anatomy.layers)) as gatherer:
         case.run(model)
     with pytest.raises(
         DiffESError,
@@ -424,7 +425,7 @@ def test_stages_in_other_units_than_the_denoisers_are_refused_where_they_are_not
     wrapped = TimeLeft(model)
     parts = (Channels("inner", ("up",), "down"),)
     found = declare(wrapped.eval(), parts, lambda: wrapped(torch.randn(2, 5, 6), torch.ones(2)))
-    with Gatherer(wrapped, Stages.split([1 - t for t in reversed(TIMES)], 2), found.layers, ()) as gatherer:
+    with Gatherer(wrapped, Stages.split([1 - t for t in reversed(TIMES)], 2), Wanted(found.layers)) as gatherer:
         for t in TIMES:
             wrapped(torch.randn(2, 5, 6), torch.full((2,), 1 - t))
     assert gatherer.statistics().stages[0].keys() == {"inner.down"}
@@ -464,7 +465,7 @@ class Given(nn.Module):
 def test_the_change_from_step_to_step_is_that_of_all_samples(name: str) -> None:
     before, after = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
     model = Given(WRAPPED[name]).eval()
-    with Gatherer(model, Stages(()), (), ()) as gatherer:
+    with Gatherer(model, Stages(()), Wanted()) as gatherer:
         gatherer.begin()
         model(before, 1.0)
         model(after, 0.5)
@@ -476,6 +477,6 @@ def test_an_output_without_a_tensor_is_refused_by_name() -> None:
     model = Given(lambda x: Answer()).eval()
     with (
         pytest.raises(DiffESError, match=r"denoiser: expected to return a tensor, found Answer. Let its forward"),
-        Gatherer(model, Stages(()), (), ()),
+        Gatherer(model, Stages(()), Wanted()),
     ):
         model(torch.zeros(1), 1.0)

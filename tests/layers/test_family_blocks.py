@@ -36,6 +36,7 @@ from diff_es.pruning.compensation import regress
 from diff_es.pruning.granularity import Granularity, Skip, Thin
 from diff_es.pruning.library import Library
 from diff_es.pruning.macs import MacCounter
+from diff_es.pruning.wanted import Wanted
 from diff_es.routing.placements import Placement
 from diff_es.routing.realise import output_of, realise
 from diff_es.routing.switch import Switch
@@ -108,7 +109,7 @@ def library_of(name: str) -> Library:
     """Levels of width, and skipped blocks, from calls at the timesteps of two stages."""
     model, family = model_of(name), FAMILIES[name]
     anatomy, stages = discover(model), Stages((family.timestep * (1000 if family.timestep < 1 else 1),))
-    with Gatherer(model, stages, anatomy.layers, anatomy.blocks) as gatherer:
+    with Gatherer(model, stages, Wanted(anatomy.layers, anatomy.blocks)) as gatherer:
         for seed in range(6):
             gatherer.begin()
             now = torch.full((BATCH,), family.timestep * (1 + 0.1 * (-1) ** seed))

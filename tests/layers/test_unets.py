@@ -47,6 +47,7 @@ from diff_es.pruning.importance import Magnitude
 from diff_es.pruning.library import Library
 from diff_es.pruning.macs import MacCounter
 from diff_es.pruning.statistics import Statistics
+from diff_es.pruning.wanted import Wanted
 from diff_es.routing.placements import Placement
 from diff_es.routing.realise import realise
 from diff_es.routing.switch import Switch
@@ -434,7 +435,7 @@ def test_statistics_are_those_of_every_tap_and_token(make: Make) -> None:
 def test_a_stage_without_calls_is_refused_by_the_name_of_a_layer() -> None:
     model = sd()
     anatomy = discover(model)
-    with Gatherer(model, BOUNDED, anatomy.layers, anatomy.blocks) as gatherer:
+    with Gatherer(model, BOUNDED, Wanted(anatomy.layers, anatomy.blocks)) as gatherer:
         run(model, timestep=900.0)
     with pytest.raises(DiffESError, match=r"calibration, down_blocks.*found none in stage 1"):
         gatherer.statistics()

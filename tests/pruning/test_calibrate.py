@@ -15,9 +15,10 @@ from diff_es.compression.study import prepare
 from diff_es.layers import discover
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import sample
-from diff_es.pruning.calibration import calibrate, parts_of
+from diff_es.pruning.calibration import calibrate
 from diff_es.pruning.moments import Moments
 from diff_es.pruning.statistics import Statistics
+from diff_es.pruning.wanted import Wanted
 from diff_es.utils.progress import Reporter
 
 PROBES = 4
@@ -28,7 +29,7 @@ def calibrated(pipe: DiTPipeline, stages: int, sampling: Sampling = CALL, probes
     anatomy = discover(pipe.transformer)
     chosen = make_probes(pipe, probes, 0, "calibration")
     cut = stages_of(pipe, stages, sampling)
-    return calibrate(pipe, chosen, sampling, cut, anatomy.layers, anatomy.blocks, Reporter(quiet=True))
+    return calibrate(pipe, chosen, sampling, cut, Wanted(anatomy.layers, anatomy.blocks), Reporter(quiet=True))
 
 
 class Recorded(NamedTuple):
@@ -135,13 +136,6 @@ def test_the_same_probes_give_the_same_statistics_to_the_bit() -> None:
     assert first.change == second.change
     for one, other in zip(first.stages, second.stages, strict=True):
         assert all(torch.equal(one[name].second, other[name].second) for name in one)
-
-
-def test_only_what_a_ladder_needs_is_gathered() -> None:
-    anatomy = discover(tiny().transformer)
-    assert parts_of(anatomy, thin=True, skip=False) == (anatomy.layers, ())
-    assert parts_of(anatomy, thin=False, skip=True) == ((), anatomy.blocks)
-    assert parts_of(anatomy, thin=True, skip=True) == (anatomy.layers, anatomy.blocks)
 
 
 @pytest.mark.parametrize("fails", [False, True])

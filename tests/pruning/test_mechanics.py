@@ -22,6 +22,7 @@ from diff_es.pruning.granularity import Granularity, units_of
 from diff_es.pruning.importance import Obs
 from diff_es.pruning.library import Library, fused
 from diff_es.pruning.statistics import Statistics
+from diff_es.pruning.wanted import Wanted
 from diff_es.routing.placements import Placement
 from diff_es.routing.realise import realise
 from diff_es.routing.switch import Switch
@@ -77,7 +78,7 @@ def random_cut(layer: Layer, seed: int, kept: Tensor | None = None) -> Cut:
 
 
 def statistics(net: nn.Module) -> Statistics:
-    with Gatherer(net, STAGES, ANATOMY.layers, ()) as gatherer:
+    with Gatherer(net, STAGES, Wanted(ANATOMY.layers)) as gatherer:
         for seed, timestep in product(range(40), (900.0, 100.0)):
             gatherer.begin()
             run(net, seed, timestep)

@@ -12,11 +12,12 @@ from diff_es import Compressed, DiffESError, Run, compress
 from diff_es.compression.study import Study
 from diff_es.layers import Cut, discover
 from diff_es.pipelines.probes import make_probes
-from diff_es.pruning.calibration import calibrate, parts_within, sizes_of
+from diff_es.pruning.calibration import calibrate
 from diff_es.pruning.cut_store import CutStore
 from diff_es.pruning.library import Library
 from diff_es.pruning.moments import Moments
 from diff_es.pruning.statistics import Spilled, Statistics
+from diff_es.pruning.wanted import Wanted, parts_within
 from diff_es.utils.progress import Reporter
 from diff_es.utils.spill import Spill
 
@@ -26,12 +27,12 @@ QUIET = Reporter(quiet=True)
 def gathered(memory: int | None) -> Statistics:
     pipe = tiny()
     anatomy, probes = discover(pipe.transformer), make_probes(pipe, 3, 0, "calibration")
-    return calibrate(pipe, probes, CALL, stages_of(pipe, 3), anatomy.layers, anatomy.blocks, QUIET, memory)
+    return calibrate(pipe, probes, CALL, stages_of(pipe, 3), Wanted(anatomy.layers, anatomy.blocks), QUIET, memory)
 
 
 def largest() -> int:
     anatomy = discover(tiny().transformer)
-    return max(sizes_of(anatomy.layers, anatomy.blocks).values())
+    return max(Wanted(anatomy.layers, anatomy.blocks).sizes().values())
 
 
 def assert_same_statistics(one: Statistics, other: Statistics) -> None:
@@ -58,9 +59,9 @@ def test_a_part_runs_no_further_than_its_stages() -> None:
     """Three stages of two steps, a pass for each: 2, 4 and 6 calls for every batch."""
     pipe = tiny()
     anatomy, probes = discover(pipe.transformer), make_probes(pipe, 2 * CALL.batch, 0, "calibration")
-    sizes = sizes_of(anatomy.layers, anatomy.blocks)
+    sizes = Wanted(anatomy.layers, anatomy.blocks).sizes()
     scheduler, before = pipe.scheduler, snapshot(pipe.transformer)
-    given = (pipe, probes, CALL, stages_of(pipe, 3), anatomy.layers, anatomy.blocks, QUIET)
+    given = (pipe, probes, CALL, stages_of(pipe, 3), Wanted(anatomy.layers, anatomy.blocks), QUIET)
     with calls_of(pipe.transformer.proj_out_2) as calls:
         found = calibrate(*given, sum(sizes.values()))
     assert calls == [2 * (2 + 4 + 6)]

@@ -270,6 +270,10 @@ def test_the_placement_follows_the_memory_that_is_free(monkeypatch: pytest.Monke
         monkeypatch.setattr("diff_es.routing.placements.free_memory", lambda device, free=free: int(free))
         assert choose(pipe.transformer, anatomy, plans) == expected
     assert choose(pipe.transformer, anatomy, plans_of(pipe)) == Compact()
+    slices = [Plan({name: Cut(cut.kept) for name, cut in plan.cuts.items()}) for plan in plans]
+    assert choose(pipe.transformer, anatomy, slices) == Compact()
+    monkeypatch.setattr("diff_es.routing.placements.free_memory", lambda device: int(2.1 * needed))
+    assert choose(pipe.transformer, anatomy, slices) == Resident()
 
 
 @given(seed=st.integers(0, 10_000), allowed=st.floats(1e-3, 1.0))

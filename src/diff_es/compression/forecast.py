@@ -18,7 +18,6 @@ from ..layers import Layer, as_matrix
 from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline
 from ..pipelines.sampling import denoiser_of
-from ..pruning.calibration import sizes_of
 from ..pruning.granularity import Thin, Width, counts_by_layer
 from ..pruning.library import title_of
 from ..pruning.moments import Moments
@@ -30,11 +29,12 @@ from ..utils.memory import free_memory, held_memory, peak_memory
 from ..utils.progress import Course, Reporter, duration
 from .settings import Levers
 from .simulation import Work, simulate
-from .study import gathered, room_for, weights_of
+from .study import room_for, wanted_of, weights_of
 from .survey import Survey
 
 _MEASURED, _GROWTH = 2048, 2.4
-"""Columns of the largest layer that is ranked and solved to see how long it takes; the power that larger ones go by."""
+"""Columns of the largest layer that is ranked and solved to see how long it takes; the power that larger ones go by,
+where matrices are inverted."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,9 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
     held = 0 if spilled else statistics
     weights = weights_of(room)
     peak = max(room if spilled else statistics, held + min(levels, weights) + largest)
-    searching = held + 2 * min(levels, weights) + min(room // 4, _kept(surveyed, work))
+    in_use, laid_out = _laid_out(surveyed)
+    running = max(in_use, min(laid_out, weights))
+    searching = held + min(levels, weights) + running + min(room // 4, _kept(surveyed, work))
     return Forecast(
         phases,
         tasks,
@@ -203,15 +205,24 @@ def _sizes(surveyed: Survey) -> tuple[int, int, int]:
     if surveyed.settings.levers is Levers.STEPS:
         return 0, 0, 0
     method, sets = surveyed.settings.method, len(surveyed.stages)
-    statistics = sets * sum(sizes_of(*gathered(surveyed)).values())
+    statistics = sets * sum(wanted_of(surveyed).sizes().values())
     sets = sets if method.stagewise else 1
     levels, largest = 0, 0
     for layer, counts in _counts(surveyed):
         weight = weight_of(output_of(denoiser_of(surveyed.pipe), layer), layer)
         if method.compensation is not None:
             levels += sets * sum(weight.nbytes * count // layer.groups for count in counts)
-        largest = max(largest, 8 * (6 * layer.size**2 + 3 * layer.size * len(weight)))
+        matrices = 0 if method.squares else 6 * layer.size**2
+        largest = max(largest, 8 * (matrices + 3 * layer.size * len(weight)))
     return statistics, levels, largest
+
+
+def _laid_out(surveyed: Survey) -> tuple[int, int]:
+    """Bytes of weights that are laid out to run: the most of one stage, and of all that there are to choose from."""
+    counter, method = surveyed.counter, surveyed.settings.method
+    sizes = [[counter.slim_bytes(unit, level) for level in range(1, len(unit.options))] for unit in surveyed.units]
+    stages = len(surveyed.stages) if method.stagewise else 1
+    return sum(max(row, default=0) for row in sizes), stages * sum(map(sum, sizes))
 
 
 def _result(surveyed: Survey) -> int:
@@ -235,6 +246,8 @@ def _algebra(surveyed: Survey) -> tuple[float, float]:
     if surveyed.settings.levers is Levers.STEPS or not isinstance(method.ladder, Width):
         return 0.0, 0.0
 
+    growth = 1.0 if method.squares else _GROWTH
+
     @cache
     def solved(columns: int, rows: int, width: int, shares: tuple[float, ...]) -> float:
         size = min(columns, max(width, _MEASURED // width * width))
@@ -245,13 +258,13 @@ def _algebra(surveyed: Survey) -> tuple[float, float]:
             along = order.repeat_interleave(width) * width + torch.arange(width, device=order.device).repeat(len(order))
             counts = [max(1, round(share * size / width)) * width for share in shares]
             method.compensation.solve(weight, None, moments, along, counts)
-        return float((time.perf_counter() - began) * (columns / size) ** _GROWTH)
+        return float((time.perf_counter() - began) * (columns / size) ** growth)
 
     solving, products = 0.0, 0
     for layer, counts in _counts(surveyed):
         rows = len(as_matrix(weight_of(output_of(denoiser_of(pipe), layer), layer)))
         solving += solved(layer.size, rows, layer.width, tuple(count / layer.groups for count in counts))
-        products += surveyed.counter.vectors(layer) * layer.size**2
+        products += surveyed.counter.vectors(layer) * (1 if method.squares else layer.size) * layer.size
     return solving, products * _seconds_of_a_product(pipe)
 
 

@@ -173,9 +173,8 @@ def _middle(ready: Study, unit: int) -> int:
 
 
 def _foretold(ready: Study) -> bool:
-    """Whether one level of each of several units is measured, and the others follow from what compensation leaves."""
-    one = ready.settings.sensitivity_levels == 1 and ready.settings.method.compensation is not None
-    return one and len(ready.units) > 1
+    """Whether one level of each of several units is measured, and the others follow from what their layers lose."""
+    return ready.settings.sensitivity_levels == 1 and len(ready.units) > 1
 
 
 def _smoothed(ready: Study, errors: Mapping[Candidate, float]) -> dict[Candidate, float]:

@@ -10,9 +10,9 @@ from itertools import pairwise
 
 from ..pipelines.probes import Probe
 from ..pipelines.sampling import denoiser_of
-from ..pruning.calibration import Part, parts_within, sizes_of
 from ..pruning.library import Library
 from ..pruning.statistics import Statistics
+from ..pruning.wanted import Part, parts_within
 from ..scoring.fidelity import LatentSNR
 from ..scoring.fitness import Comparison, Fitness
 from ..scoring.imagined import Imagined, Tally
@@ -22,7 +22,7 @@ from .evaluator import Evaluator
 from .evolve import evolve
 from .sensitivity import sensitivity
 from .settings import Levers
-from .study import Study, gathered, room_for
+from .study import Study, room_for, wanted_of
 from .survey import Survey
 
 
@@ -87,7 +87,7 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
     """Count what a search would run, by going through it with made-up scores.
 
     Args:
-        memory: bytes that statistics may take while they are gathered; None: as many as there are.
+        memory: bytes that statistics may take while they are wanted_of; None: as many as there are.
         table: whether the sensitivities are known.
     """
     tally, settings = Tally(), surveyed.settings
@@ -127,7 +127,7 @@ def _parts(surveyed: Survey, memory: int | None) -> list[Part]:
     """What calibration gathers in each of its passes."""
     if surveyed.settings.levers is Levers.STEPS:
         return []
-    return parts_within(memory, len(surveyed.stages), sizes_of(*gathered(surveyed)))
+    return parts_within(memory, len(surveyed.stages), wanted_of(surveyed).sizes())
 
 
 def _calls(surveyed: Survey, parts: Sequence[Part]) -> Iterator[int]:

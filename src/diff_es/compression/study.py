@@ -9,17 +9,17 @@ from functools import cached_property
 
 import torch
 
-from ..layers import Block, Layer
 from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline
 from ..pipelines.finite import check_finite
 from ..pipelines.probes import Probe, make_probes
 from ..pipelines.sampling import AnyPipeline, denoiser_of, sample
 from ..pruning.budget import Budget, MeasuredPrices
-from ..pruning.calibration import calibrate, parts_of
+from ..pruning.calibration import calibrate
 from ..pruning.granularity import Width
 from ..pruning.library import Library
 from ..pruning.statistics import Statistics
+from ..pruning.wanted import Wanted
 from ..scoring.fitness import Comparison, Fitness, timesteps_of
 from ..scoring.weight_cache import WeightCache
 from ..search import Candidate
@@ -147,17 +147,17 @@ def study(surveyed: Survey, reporter: Reporter, memory: int | None = None) -> St
         statistics = Statistics(({},) * stages, (0.0,) * stages)
         library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
         return Study(**vars(surveyed), statistics=statistics, library=library, known_bytes=room // 4)
-    layers, blocks = gathered(surveyed)
     probes = make_probes(pipe, settings.calibration_samples, settings.seed, "calibration", settings.prompts)
-    statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, layers, blocks, reporter, room)
+    statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, wanted_of(surveyed), reporter, room)
     library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units, weights_of(room))
     return Study(**vars(surveyed), statistics=statistics, library=library, known_bytes=room // 4)
 
 
-def gathered(surveyed: Survey) -> tuple[tuple[Layer, ...], tuple[Block, ...]]:
-    """The layers and blocks that calibration gathers statistics of."""
-    method = surveyed.settings.method
-    return parts_of(surveyed.anatomy, thin=isinstance(method.ladder, Width), skip=method.depth is not None)
+def wanted_of(surveyed: Survey) -> Wanted:
+    """What calibration gathers for the method's ladder, ranking and compensation."""
+    method, anatomy = surveyed.settings.method, surveyed.anatomy
+    layers = anatomy.layers if isinstance(method.ladder, Width) else ()
+    return Wanted(layers, anatomy.blocks if method.depth is not None else (), method.squares)
 
 
 def room_for(pipe: Pipeline, memory: int | None) -> int:

@@ -13,18 +13,22 @@ from .moments import Moments
 
 
 class Accumulator:
-    """Running sums around the first batch's mean, float32 on the device of the data."""
+    """Running sums around the first batch's mean, float32 on the device of the data.
 
-    def __init__(self) -> None:
+    Args:
+        squares: whether of the second moments only those of each input with itself are summed.
+    """
+
+    def __init__(self, *, squares: bool = False) -> None:
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
-        self._count = 0
+        self._count, self._squares = 0, squares
 
     def add(self, vectors: Tensor) -> None:
         """Add vectors (..., D)."""
         x = vectors.detach().reshape(-1, vectors.shape[-1]).float()
         second, first, shift = self._around(x)
         x = x - shift
-        second.addmm_(x.T, x)
+        self._add(second, x, x)
         first += x.sum(0)
         self._count += len(x)
 
@@ -40,14 +44,23 @@ class Accumulator:
         second, first, shift = self._around(x)
         x, zeros = x - shift, (looks - int(often.sum(dtype=torch.float64))) * len(images)
         weighted = x * often.flatten().repeat(len(images)).to(x.device)[:, None]
-        second.addmm_(weighted.T, x).addmm_(shift[:, None], shift[None], alpha=zeros)
+        self._add(second, weighted, x)
+        self._add(second, zeros * shift[None], shift[None])
         first += weighted.sum(0) - zeros * shift
         self._count += looks * len(images)
 
     def _around(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self._sums is None:
-            self._sums = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1]), x.mean(0)
+            size = x.shape[1]
+            self._sums = x.new_zeros((size,) if self._squares else (size, size)), x.new_zeros(size), x.mean(0)
         return self._sums
+
+    def _add(self, second: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add the products (N, D) of the two to the sums."""
+        if self._squares:
+            second += (left * right).sum(0)
+        else:
+            second.addmm_(left.T, right)
 
     @property
     def empty(self) -> bool:
@@ -56,7 +69,9 @@ class Accumulator:
     @property
     def finite(self) -> bool:
         """Whether no square overflowed; then no product did."""
-        return self._sums is not None and bool(torch.isfinite(self._sums[0].diagonal()).all())
+        if self._sums is None:
+            return False
+        return bool(torch.isfinite(self._sums[0] if self._squares else self._sums[0].diagonal()).all())
 
     def moments(self) -> Moments:
         assert self._sums is not None

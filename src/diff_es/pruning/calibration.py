@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..layers import (
-    Anatomy,
     Block,
     Convolution,
     Layer,
@@ -37,14 +36,11 @@ from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
 from .accumulator import Accumulator, Change
 from .statistics import Statistics, spilled
+from .wanted import Part, Wanted, parts_within
 
 
 class Enough(Exception):
     """Of a trajectory, what is gathered is there: the rest need not be run."""
-
-
-Part: TypeAlias = Sequence[tuple[int, str]]
-"""Some of the statistics: stages, and names of layers or of blocks' streams."""
 
 
 class Gatherer:
@@ -53,9 +49,7 @@ class Gatherer:
     Used in a ``with`` block; every denoiser call inside belongs to the stage of its own timestep.
 
     Args:
-        layers: layers whose output-projection inputs are gathered: of a convolution, one vector for each tap that
-            looks at a pixel, or at the padding.
-        blocks: blocks whose inputs and residuals are gathered, for each of their streams.
+        wanted: what can be gathered.
         part: what to gather of it, in order; None: all.
         brief: whether to raise :class:`Enough` where a trajectory leaves the last stage of ``part``.
     """
@@ -64,18 +58,17 @@ class Gatherer:
         self,
         denoiser: nn.Module,
         stages: Stages,
-        layers: Sequence[Layer],
-        blocks: Sequence[Block],
+        wanted: Wanted,
         part: Part | None = None,
         *,
         brief: bool = False,
     ) -> None:
-        names = [layer.name for layer in layers] + [stream for block in blocks for stream in block.streams]
-        self._denoiser, self._stages, self._layers, self._blocks = denoiser, stages, layers, blocks
-        part = part or tuple((stage, name) for stage in range(len(stages)) for name in names)
+        self._denoiser, self._stages, self._layers, self._blocks = denoiser, stages, wanted.layers, wanted.blocks
+        part = part or tuple((stage, name) for stage in range(len(stages)) for name in wanted.names)
+        powers = wanted.powers
         self._sums: list[dict[str, Accumulator]] = [{} for _ in range(len(stages))]
         for stage, name in part:
-            self._sums[stage][name] = Accumulator()
+            self._sums[stage][name] = Accumulator(squares=name in powers)
         self._last = part[-1][0] if brief else len(stages)
         self._change, self._stage, self._stack = Change(len(stages)), 0, ExitStack()
         self._heard, self._calls = list[float](), [0] * len(stages)  # timesteps, and how many of each stage
@@ -197,16 +190,14 @@ def calibrate(
     probes: Sequence[Probe],
     sampling: Sampling,
     stages: Stages,
-    layers: Sequence[Layer],
-    blocks: Sequence[Block],
+    wanted: Wanted,
     reporter: Reporter,
     memory: int | None = None,
 ) -> Statistics:
     """Run the dense pipeline over the probes with the user's own setting (section 2 of docs/method.md).
 
     Args:
-        layers: layers whose output-projection inputs are gathered.
-        blocks: blocks whose inputs and residuals are gathered.
+        wanted: what is gathered.
         memory: bytes that the sums may take. Where they take more, the same runs are repeated, each time for a part of
             the sums and as far as its stages go; what is gathered waits on disk. It comes out the same to the bit.
 
@@ -215,12 +206,12 @@ def calibrate(
         StorageError: the temporary folder has no room for what waits.
     """
     chunks = [probes[i : i + sampling.batch] for i in range(0, len(probes), sampling.batch)]
-    parts = parts_within(memory, len(stages), sizes_of(layers, blocks))
+    parts = parts_within(memory, len(stages), wanted.sizes())
     with reporter.task("calibrate", len(chunks) * len(parts)) as task:
 
         def gathered(part: Part) -> Statistics:
             brief = part is not parts[-1]  # the last one's trajectories end as a user's do
-            with Gatherer(denoiser_of(pipe), stages, layers, blocks, part, brief=brief) as gatherer:
+            with Gatherer(denoiser_of(pipe), stages, wanted, part, brief=brief) as gatherer:
                 for chunk in chunks:
                     gatherer.begin()
                     with suppress(Enough):
@@ -229,41 +220,3 @@ def calibrate(
             return gatherer.statistics()
 
         return gathered(parts[0]) if len(parts) == 1 else spilled(len(stages), map(gathered, parts))
-
-
-def sizes_of(layers: Sequence[Layer], blocks: Sequence[Block]) -> dict[str, int]:
-    """Bytes of the sums of each layer and of each stream of a block."""
-    widths = {layer.name: layer.size for layer in layers}
-    for block in blocks:
-        matrices = [shape for shape in block.shapes().values() if len(shape) == 2]  # (outputs, inputs) of each stream
-        widths |= {name: sum(shape) for name, shape in zip(block.streams, matrices, strict=True)}
-    return {name: 4 * width * width for name, width in widths.items()}
-
-
-def parts_within(memory: int | None, stages: int, sizes: Mapping[str, int]) -> list[Part]:
-    """All statistics, stage by stage, in parts that take no more than so many bytes at a time.
-
-    Raises:
-        DiffESError: one of them alone takes more.
-    """
-    whole = [(stage, name) for stage in range(stages) for name in sizes]
-    if memory is None or stages * sum(sizes.values()) <= memory:
-        return [whole]
-    largest = max(sizes, key=lambda name: sizes[name])
-    if sizes[largest] > memory:
-        expected, found = f"at least {sizes[largest] / 1e9:.3f} GB, for {largest}", f"{memory / 1e9:.3f} GB"
-        remedy = "Give more, or search steps alone (`--levers steps`), for which nothing is calibrated."
-        raise DiffESError("memory", expected=expected, found=found, remedy=remedy)
-    parts, room = list[list[tuple[int, str]]](), 0
-    for stage, name in whole:
-        if not parts or sizes[name] > room:
-            parts.append([])
-            room = memory
-        parts[-1].append((stage, name))
-        room -= sizes[name]
-    return list(parts)
-
-
-def parts_of(anatomy: Anatomy, *, thin: bool, skip: bool) -> tuple[tuple[Layer, ...], tuple[Block, ...]]:
-    """The layers and blocks that a ladder needs statistics of."""
-    return (anatomy.layers if thin else ()), (anatomy.blocks if skip else ())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..utils.arguments import checked
 from ..utils.limits import Damping, Rounds
-from .moments import Moments, damped, double
+from .moments import Moments, damped
 
 
 @checked()
@@ -23,7 +23,7 @@ class Magnitude:
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
         """As of every ranking: int64 (G,), the group that goes first first; weight (O, G * width)."""
-        return _grouped(double(weight).square().sum(0), width).argsort(stable=True)
+        return grouped(column_squares(weight), width).argsort(stable=True)
 
 
 @checked()
@@ -32,7 +32,7 @@ class Activation:
     """By E|x_g|^2, the power of a group's inputs; blind to the weights."""
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
-        return _grouped(moments.power(), width).argsort(stable=True)
+        return grouped(moments.power(), width).argsort(stable=True)
 
 
 @checked()
@@ -41,7 +41,8 @@ class Wanda:
     """By the sum of |W_ij| (E x_j^2)^(1/2) over a group (Sun et al. 2023, arXiv 2306.11695, made structured)."""
 
     def order(self, weight: Tensor, moments: Moments, width: int) -> Tensor:
-        return _grouped(double(weight).abs().sum(0) * moments.power().sqrt(), width).argsort(stable=True)
+        power = moments.power()
+        return grouped(_summed(weight.abs()).to(power.device) * power.sqrt(), width).argsort(stable=True)
 
 
 @checked()
@@ -163,7 +164,24 @@ def _diagonal(matrix: Tensor, width: int) -> Tensor:
     return matrix.view(groups, width, groups, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
-def _grouped(scores: Tensor, width: int) -> Tensor:
+def column_powers(weight: Tensor, moments: Moments) -> Tensor:
+    """float64 (D,): |W_j|^2 E x_j^2, what each input alone gives of the output's power."""
+    power = moments.power()
+    return column_squares(weight).to(power.device) * power
+
+
+def column_squares(weight: Tensor) -> Tensor:
+    """float64 (D,): |W_j|^2."""
+    return _summed(weight.float().square())
+
+
+def _summed(rows: Tensor) -> Tensor:
+    """float64 (D,): the sums of the columns of (O, D), without a copy of it; on the CPU where the device has none."""
+    return (rows.cpu() if rows.device.type == "mps" else rows).sum(0, dtype=torch.float64)
+
+
+def grouped(scores: Tensor, width: int) -> Tensor:
+    """(G,): the sums over the columns of each group."""
     return scores.view(-1, width).sum(1)
 
 

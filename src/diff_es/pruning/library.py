@@ -15,6 +15,7 @@ from ..pipelines.families import Denoiser
 from ..routing.bypass import shortcut_of
 from ..routing.realise import output_of, weight_of
 from ..utils.arguments import checked, named
+from ..utils.malloc import give_back
 from ..utils.progress import Reporter
 from .compensation import Ridge, Solved, regress
 from .cut_store import CutStore
@@ -29,7 +30,7 @@ from .granularity import (
     units_of,
     usual_granularity,
 )
-from .importance import Obs, Ranking
+from .importance import Obs, Ranking, column_powers, grouped
 from .moments import Moments
 from .statistics import Statistics
 
@@ -52,6 +53,11 @@ class Method:
     def depth(self) -> Depth | None:
         """How blocks are skipped, if they are."""
         return self.ladder if isinstance(self.ladder, Depth) else self.ladder.depth
+
+    @property
+    def squares(self) -> bool:
+        """Whether of the inputs of layers only the power of each matters: nothing is inverted or solved."""
+        return self.compensation is None and not isinstance(self.ranking, Obs)
 
 
 def title_of(method: Method) -> str:
@@ -99,7 +105,7 @@ class Library:
         self.shared = statistics.shared() if method.shared_order else None
         self._orders = dict[tuple[int, str], Tensor]()
         self._cuts, self.memory = CutStore(memory), memory
-        self._left = dict[tuple[int, str, int], float]()  # of each cut, where weights were solved anew
+        self._left = dict[tuple[int, str, int], float]()  # of each cut
         self._plans, self._kept = _Held(), _Held()  # by levels, and by groups that stay
         self._fits = dict[tuple[int, str], tuple[Bypass | None, float]]()
         if isinstance(method.ladder, Width) and any(len(unit.options) > 1 for unit in self.units):
@@ -139,10 +145,8 @@ class Library:
         return plan
 
     def left(self, stage: int, unit: int, level: int) -> float:
-        """What a level that thins leaves wrong of what its layers give, relative to that, summed over the layers.
-
-        Known where the weights that stay are solved anew, without a run of the model.
-        """
+        """What a level that thins leaves wrong of what its layers give, relative to that, summed over the layers: known
+        without a run of the model, where weights are not solved anew as if inputs were independent of each other."""
         carrier = self.units[unit]
         option = carrier.options[level]
         assert isinstance(option, Thin)
@@ -174,6 +178,7 @@ class Library:
                     self._orders[source, layer.name] = self._order(source, layer, moments)
                     self._solve(source, layer, sorted(counts[layer.name] - {layer.groups}))
                     task.advance()
+                give_back()
 
     def _order(self, source: int, layer: Layer, moments: Mapping[str, Moments]) -> Tensor:
         """The groups of a layer, first to go first; layers that keep the same ones are ranked together."""
@@ -199,11 +204,14 @@ class Library:
         """Fill in the cuts of a layer for several numbers of groups that stay."""
         order, output = self._orders[source, layer.name], output_of(self.denoiser, layer)
         ridge, kept = self.method.compensation, [order[len(order) - count :].sort().values.cpu() for count in counts]
-        if ridge is None:
-            for groups in kept:
-                self._cuts[source, layer.name, len(groups)] = Cut(groups)
-            return
         moments = self._statistics[source][layer.name]
+        if ridge is None:
+            powers = grouped(column_powers(as_matrix(weight_of(output, layer)), moments), layer.width)
+            shares = powers / powers.sum().clamp_min(torch.finfo(powers.dtype).tiny)
+            for groups in kept:
+                key = (source, layer.name, len(groups))
+                self._cuts[key], self._left[key] = Cut(groups), float(1 - shares[groups.to(shares.device)].sum())
+            return
         found = solved(ridge, output, layer, moments, layer.columns(order), counts)
         for groups, one in zip(kept, found, strict=True):
             key = (source, layer.name, len(groups))

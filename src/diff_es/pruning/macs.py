@@ -116,12 +116,20 @@ class MacCounter:
             stand_ins = [self._stand_in(block) for block in self.anatomy.blocks]
             sizes = [sum(t.nbytes for t in one.tensors().values()) for one in stand_ins if one is not None]
             return dense + count * (max(sizes, default=0) - self._least_block())
-        pairs, layers = zip(unit.layers, option.kept, strict=True), {layer.name: layer for layer in unit.layers}
-        cuts = {layer.name: Cut(torch.arange(n)) for layer, n in pairs if n < layer.groups}
-        gone = {name for key in cuts for name in owned_by(self._twin, layers[key])}
-        slim = realise(self._twin, self.anatomy, Plan(cuts)).tensors
+        slim = self._slim(unit, option)
+        gone = {name for layer in unit.layers for name in owned_by(self._twin, layer)}
         kept = [tensor for name, tensor in self._twin.named_parameters() if name not in gone or name not in slim]
         return int(sum(tensor.nbytes for tensor in [*kept, *slim.values()]))
+
+    def slim_bytes(self, unit: Unit, level: int) -> int:
+        """Bytes of the weights that a level which thins puts in the place of a unit's own; of others 0."""
+        option = unit.options[level]
+        return sum(x.nbytes for x in self._slim(unit, option).values()) if isinstance(option, Thin) else 0
+
+    def _slim(self, unit: Unit, option: Thin) -> Mapping[str, Tensor]:
+        pairs = zip(unit.layers, option.kept, strict=True)
+        cuts = {layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups}
+        return realise(self._twin, self.anatomy, Plan(cuts)).tensors
 
     def _least_block(self) -> int:
         """Bytes of the prunable layers of a block, of the smallest; the rest of a skipped block stays in place."""

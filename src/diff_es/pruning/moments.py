@@ -13,10 +13,10 @@ class Moments:
     """Sums over the vectors x (D,) that a layer received; they add up over batches, workers and stages.
 
     They are taken around ``shift`` (None: around 0), so that float32 loses nothing of a small spread around a large
-    mean.
+    mean. Where the power of each input is all that is asked for, ``second`` is its own diagonal.
     """
 
-    second: Tensor  # (D, D), sum of (x - shift)(x - shift)^T
+    second: Tensor  # (D, D), sum of (x - shift)(x - shift)^T; or (D,), the diagonal of that
     first: Tensor  # (D,), sum of x - shift
     count: int
     shift: Tensor | None = None  # (D,)
@@ -30,8 +30,11 @@ class Moments:
         here = torch.zeros_like(self.first) if self.shift is None else self.shift
         there = torch.zeros_like(self.first) if shift is None else shift
         step = here - there  # x - there = (x - here) + step
-        cross = torch.outer(step, self.first)
-        second = self.second + cross + cross.T + self.count * torch.outer(step, step)
+        if self.second.dim() == 1:
+            second = self.second + step * (2 * self.first + self.count * step)
+        else:
+            cross = torch.outer(step, self.first)
+            second = self.second + cross + cross.T + self.count * torch.outer(step, step)
         return Moments(second, self.first + self.count * step, self.count, shift)
 
     def mean(self) -> Tensor:
@@ -41,7 +44,9 @@ class Moments:
 
     def power(self) -> Tensor:
         """(D,) float64: the mean square of each input."""
-        return self._covariance().diagonal() + self.mean().square()
+        offset, second = double(self.first) / self.count, self.second
+        squares = second if second.dim() == 1 else second.diagonal()
+        return double(squares) / self.count - offset.square() + self.mean().square()
 
     def rounding(self, inputs: int | None = None) -> Tensor:
         """What rounding of the sums may leave of a covariance that is really zero."""
@@ -49,7 +54,7 @@ class Moments:
         return 64 * torch.finfo(self.second.dtype).eps * spread[:inputs].mean()
 
     def hessian(self, *, centred: bool) -> Tensor:
-        """(D, D) float64: E[x x^T], or the covariance where an intercept takes care of the mean."""
+        """(D, D) float64: E[x x^T], or the covariance where an intercept takes care of the mean; of all products."""
         covariance, mean = self._covariance(), self.mean()
         return covariance if centred else covariance + torch.outer(mean, mean)
 

@@ -48,11 +48,12 @@ def fed_by(denoiser: nn.Module, layer: Layer) -> Iterator[tuple[Rows, str, nn.Pa
             yield rows, leaf, valued(module, leaf)
 
 
-def owned_by(denoiser: nn.Module, layer: Layer) -> tuple[str, ...]:
-    """Names of all parameters that pruning a layer replaces."""
-    rows = [f"{rows.module}.{leaf}" for rows, leaf, _ in fed_by(denoiser, layer)]
-    own = [f"{layer.output}.{leaf}" for leaf, _ in output_of(denoiser, layer).named_parameters(recurse=False)]
-    return (*rows, *own)
+def owned_by(denoiser: nn.Module, layer: Layer) -> dict[str, int]:
+    """All parameters that pruning a layer replaces: their bytes by name."""
+    own = {f"{rows.module}.{leaf}": parameter.nbytes for rows, leaf, parameter in fed_by(denoiser, layer)}
+    for leaf, parameter in output_of(denoiser, layer).named_parameters(recurse=False):
+        own[f"{layer.output}.{leaf}"] = parameter.nbytes
+    return own
 
 
 def row_picks(layer: Layer, rows: Rows, groups: Tensor) -> Tensor:

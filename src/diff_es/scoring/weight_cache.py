@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence, Set
+from functools import cached_property
 
 from ..pipelines.families import Pipeline
 from ..pipelines.sampling import denoiser_of
 from ..pruning.library import Library
 from ..routing.placements import parameter_bytes
-from ..routing.realise import realise
+from ..routing.realise import owned_by, realise
 from ..routing.switch import Content, Entry, Switch
 
 
@@ -37,26 +38,35 @@ class WeightCache:
 
     def _laid_out(self, stage: int) -> dict[str, Entry]:
         """The weights of a stage; those that have not run for the longest time make room for them."""
-        content, used = dict[str, Entry](), set[tuple[int, int, int]]()
-        for unit, level in enumerate(self._rows[stage]):
-            if level:
-                used.add((self._library.source(stage), unit, level))
-                content |= self._part(self._library.source(stage), unit, level)
-                self._shrink(used)
+        content, source = dict[str, Entry](), self._library.source(stage)
+        used = [(source, unit, level) for unit, level in enumerate(self._rows[stage]) if level]
+        for key in used:
+            if key not in self._parts:
+                self._make_room(key[1], set(used))
+                weights = realise(self._denoiser, self._library.anatomy, self._library.part(*key))
+                self._parts[key] = (self._switch.prepare(weights), weights.bytes)
+                self._held += weights.bytes
+            self._parts.move_to_end(key)
+            content |= self._parts[key][0]
         return content
 
-    def _shrink(self, used: Set[tuple[int, int, int]]) -> None:
-        while self._held > self._limit and (key := next(iter(self._parts))) not in used:
+    def _make_room(self, unit: int, used: Set[tuple[int, int, int]]) -> None:
+        """For weights of a unit, which take no more than its dense ones."""
+        for key in [key for key in self._parts if key not in used]:
+            if self._held + self._dense[unit] <= self._limit:
+                return
             self._held -= self._parts.pop(key)[1]
 
-    def _part(self, source: int, unit: int, level: int) -> Content:
-        key = (source, unit, level)
-        if key not in self._parts:
-            weights = realise(self._denoiser, self._library.anatomy, self._library.part(source, unit, level))
-            self._parts[key] = (self._switch.prepare(weights), weights.bytes)
-            self._held += weights.bytes
-        self._parts.move_to_end(key)
-        return self._parts[key][0]
+    @cached_property
+    def _dense(self) -> list[int]:
+        """Bytes of the parameters that each unit replaces."""
+        sizes = list[int]()
+        for unit in self._library.units:
+            owned = dict[str, int]()  # layers may share an output
+            for layer in unit.layers:
+                owned |= owned_by(self._denoiser, layer)
+            sizes.append(sum(owned.values()))
+        return sizes
 
     @property
     def weight_bytes(self) -> int:

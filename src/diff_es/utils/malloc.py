@@ -40,9 +40,20 @@ class Kept:
         self._end()
 
 
+def give_back() -> None:
+    """Let the system have what is free between what is held: small things that stay, made among large ones that go,
+    keep a heap from shrinking by itself. Without effect where malloc is not glibc's."""
+    if _of_glibc():
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+
+
+def _of_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
+
+
 def _adjustable() -> bool:
     adjusted = "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
-    return platform.libc_ver()[0] == "glibc" and not adjusted and not any(n.startswith("MALLOC_") for n in os.environ)
+    return _of_glibc() and not adjusted and not any(n.startswith("MALLOC_") for n in os.environ)
 
 
 def _add(holders: int) -> None:
@@ -56,4 +67,4 @@ def _add(holders: int) -> None:
             if not (_holders and libc.mallopt(which, _MOST)):  # before 2.35 the first has a limit, which is the usual
                 libc.mallopt(which, usual)
         if not _holders:
-            libc.malloc_trim(ctypes.c_size_t(0))
+            give_back()

@@ -46,12 +46,16 @@ Placed: TypeAlias = Saved | Stitched
 
 def choose(denoiser: nn.Module, anatomy: Anatomy, plans: Sequence[Plan]) -> Placement:
     """The placement for the memory that is free now: compact where the plans were made for it, resident where the
-    weights of all stages take at most half of what is free, else streamed."""
-    if any(cut.factors for plan in plans for cut in plan.cuts.values()):
+    weights of all stages take at most half of what is free, else compact where all are slices of the dense weights, or
+    streamed."""
+    cuts = [cut for plan in plans for cut in plan.cuts.values()]
+    if any(cut.factors for cut in cuts):
         return Compact()
     size = max((p.element_size() for p in denoiser.parameters()), default=4)
     needed = sum(_parameters(denoiser, anatomy, plan) for plan in distinct(plans)) * size
-    return Resident() if needed <= free_memory(next(denoiser.parameters()).device) / 2 else Streamed()
+    if needed <= free_memory(next(denoiser.parameters()).device) / 2:
+        return Resident()
+    return Streamed() if any(cut.weight is not None for cut in cuts) else Compact()
 
 
 def _parameters(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> int:

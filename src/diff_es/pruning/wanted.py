@@ -1,0 +1,69 @@
+"""What calibration gathers, how much room that takes, and in which parts it fits a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..layers import Block, Layer
+from ..utils.errors import DiffESError
+
+Part: TypeAlias = Sequence[tuple[int, str]]
+"""Some of the statistics: stages, and names of layers or of blocks' streams."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The moments of the inputs of layers' output projections (of a convolution, one vector for each tap that looks at
+    a pixel, or at the padding), and of the inputs and residuals of blocks, for each of their streams.
+
+    Args:
+        squares: whether of layers' inputs the power of each is enough.
+    """
+
+    layers: Sequence[Layer] = ()
+    blocks: Sequence[Block] = ()
+    squares: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Of layers and streams."""
+        return [layer.name for layer in self.layers] + [name for block in self.blocks for name in block.streams]
+
+    @property
+    def powers(self) -> frozenset[str]:
+        """The names of what is gathered without the products of one input with another."""
+        return frozenset(layer.name for layer in self.layers if self.squares)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the sums of each layer and of each stream of a block."""
+        sizes = {layer.name: 4 * (layer.size if self.squares else layer.size**2) for layer in self.layers}
+        for block in self.blocks:
+            matrices = [shape for shape in block.shapes().values() if len(shape) == 2]  # (outputs, inputs) of a stream
+            sizes |= {name: 4 * sum(shape) ** 2 for name, shape in zip(block.streams, matrices, strict=True)}
+        return sizes
+
+
+def parts_within(memory: int | None, stages: int, sizes: Mapping[str, int]) -> list[Part]:
+    """All statistics, stage by stage, in parts that take no more than so many bytes at a time.
+
+    Raises:
+        DiffESError: one of them alone takes more.
+    """
+    whole = [(stage, name) for stage in range(stages) for name in sizes]
+    if memory is None or stages * sum(sizes.values()) <= memory:
+        return [whole]
+    largest = max(sizes, key=lambda name: sizes[name])
+    if sizes[largest] > memory:
+        expected, found = f"at least {sizes[largest] / 1e9:.3f} GB, for {largest}", f"{memory / 1e9:.3f} GB"
+        remedy = "Give more, or search steps alone (`--levers steps`), for which nothing is calibrated."
+        raise DiffESError("memory", expected=expected, found=found, remedy=remedy)
+    parts, room = list[list[tuple[int, str]]](), 0
+    for stage, name in whole:
+        if not parts or sizes[name] > room:
+            parts.append([])
+            room = memory
+        parts[-1].append((stage, name))
+        room -= sizes[name]
+    return list(parts)
