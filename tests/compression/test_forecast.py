@@ -10,13 +10,18 @@ import pytest
 from tests.helpers.tiny import CALL, EIGHT, assert_same, joint, settings, snapshot, tiny
 
 from diff_es import DiffESError, Forecast, Levers, Run, Settings, compress, forecast
+from diff_es.compression.evaluator import Evaluator
+from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.simulation import simulate
-from diff_es.compression.study import wanted_of
+from diff_es.compression.study import study, wanted_of
 from diff_es.compression.survey import survey
 from diff_es.pipelines.probes import make_probes
 from diff_es.pruning.budget import Budget
 from diff_es.pruning.calibration import calibrate
+from diff_es.routing.switch import Content
 from diff_es.scoring import fitness
+from diff_es.scoring.journal import Journal
+from diff_es.scoring.weight_cache import WeightCache
 from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
@@ -76,6 +81,24 @@ def test_the_table_is_foretold_to_the_call(ran: Ran) -> None:
         assert simulate(surveyed, table=True).sensitivity.calls == 0
         assert work.calibration.calls == (0 if chosen.levers is Levers.STEPS else chosen.calibration_samples * 6)
         assert work.reference.calls == (6 if chosen.levers is Levers.PRUNE else 12)
+
+
+@pytest.mark.parametrize("room", [20_000, 1_000_000])
+def test_the_weights_that_a_table_lays_out_are_foretold(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little of them is kept; the same but for biases that dense layers have not."""
+    made, sizes = WeightCache._made, list[int]()
+
+    def noted(self: WeightCache, *key: int) -> tuple[Content, int]:
+        sizes.append(made(self, *key)[1])
+        return made(self, *key)
+
+    monkeypatch.setattr(WeightCache, "_made", noted)
+    surveyed = survey(tiny(), SEARCHES["levels"], QUIET, Budget.of(0.7))
+    ready = study(surveyed, QUIET, room)
+    with Evaluator(ready, Journal(None, {}, resume=False)) as evaluator:
+        sensitivity(ready, evaluator, QUIET)
+    assert sizes
+    assert simulate(surveyed, room).sensitivity.laid_out == pytest.approx(sum(sizes), rel=0.02)
 
 
 def test_parts_of_statistics_repeat_calibration() -> None:

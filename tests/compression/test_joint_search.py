@@ -36,7 +36,7 @@ from diff_es.compression.study import Study, prepare
 from diff_es.evaluation.evaluate import contenders
 from diff_es.layers import Weights
 from diff_es.pipelines.probes import Probe, make_probes
-from diff_es.routing.placements import parameter_bytes
+from diff_es.routing.placements import Resident, parameter_bytes
 from diff_es.routing.realise import realise
 from diff_es.routing.routing import routed
 from diff_es.scoring.fidelity import ImageSSIM, LatentSNR
@@ -116,7 +116,7 @@ def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study)
         with stepped(pipe, *steps), routed(pipe.transformer, study.stages, stores):
             found = latents_of(pipe, probes)
         assert fitness(candidate) == pytest.approx(decibels(reference, found), rel=1e-6)
-        assert fitness.of_plans(plans, candidate) == pytest.approx(fitness(candidate), rel=1e-6)
+        assert fitness.of_plans(plans, Resident(), candidate) == pytest.approx(fitness(candidate), rel=1e-6)
     assert fitness(study.finest) == EXACT_DB
     assert study.fresh_to_own.plain(study.own) == EXACT_DB
 

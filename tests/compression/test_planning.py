@@ -58,7 +58,7 @@ def test_a_size_that_is_none_cannot_be_kept() -> None:
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which every call takes a second."""
     module = sys.modules[within_hours.__module__]
-    monkeypatch.setattr(module, "machine_of", lambda surveyed: Machine(Speed(1.0, 0.0, 1.0, 0.0), 0.0, 0.0))
+    monkeypatch.setattr(module, "machine_of", lambda surveyed: Machine(Speed(1.0, 0.0, 1.0, 0.0, 0.0), 0.0, 0.0))
 
 
 def test_a_search_is_as_large_as_the_hours_allow(slow: None) -> None:
@@ -84,9 +84,9 @@ def test_a_resumed_search_keeps_its_sizes(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- table
 
 
-@pytest.fixture(scope="module")
-def blocks() -> Study:
-    method = Method(Width(8, dense=()), granularity=Granularity.BLOCK)
+@pytest.fixture(scope="module", params=[Ridge(), None])
+def blocks(request: pytest.FixtureRequest) -> Study:
+    method = Method(Width(8, dense=()), granularity=Granularity.BLOCK, compensation=request.param)
     return prepare(tiny(layers=3, heads=8), settings(method=method))
 
 
@@ -137,13 +137,12 @@ def test_the_noise_of_an_entry_is_halved_and_what_all_say_stays(blocks: Study) -
     assert found == pytest.approx(exact * 4 ** ((1 + regressed) / 2), rel=1e-6)
 
 
-@pytest.mark.parametrize("ridge", [None, Ridge()])
-def test_more_levels_are_measured_where_asked_or_where_nothing_is_known_of_the_others(ridge: Ridge | None) -> None:
-    method = Method(Width(8, dense=()), granularity=Granularity.BLOCK, compensation=ridge)
-    ready = prepare(tiny(), settings(method=method, sensitivity_levels=1 if ridge is None else 3))
+def test_more_levels_are_measured_where_asked() -> None:
+    method = Method(Width(8, dense=()), granularity=Granularity.BLOCK)
+    ready = prepare(tiny(), settings(method=method, sensitivity_levels=3))
     scored: Any = Scored(ready, lambda stage, unit, level: 1e-4 * level**2)
     table = sensitivity(ready, scored, QUIET)
-    assert {level for _, _, level in scored.asked} == ({1, 7} if ridge is None else {1, 4, 7})
+    assert {level for _, _, level in scored.asked} == {1, 4, 7}
     for row in table.levels:
         for unit in row:
             assert unit == pytest.approx([1e-4 * level**2 for level in range(8)])

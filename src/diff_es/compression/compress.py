@@ -50,7 +50,7 @@ def compacted(ready: Study, found: Found, placement: Compact, reporter: Reporter
         for stage, levels in enumerate(found.candidate.levels):
             plans.append(compaction.plan(stage, levels))
             task.advance()
-    return tuple(plans), ready.fresh.of_plans(plans, found.candidate, corrected=found.corrected)
+    return tuple(plans), ready.fresh.of_plans(plans, placement, found.candidate, corrected=found.corrected)
 
 
 def result_of(

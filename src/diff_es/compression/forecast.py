@@ -103,18 +103,23 @@ def _check(where: str, needed: int, free: int, remedy: str) -> None:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was timed of a model here: its calls; seconds to rank and solve all layers once, and to add up what they
-    receive in a call of one sample."""
+    """What was measured of a model here: its calls; seconds to rank and solve all layers once, and to add up what they
+    receive in a call of one sample; bytes that a call takes beside the weights, as far as it can be seen."""
 
     speed: Speed
     solving: float
     summing: float
+    working: int = 0
 
 
 def machine_of(surveyed: Survey) -> Machine:
     """Time a few calls, and the algebra of each shape of layer once."""
+    device = device_of(denoiser_of(surveyed.pipe))
+    held, before = held_memory(device), peak_memory(device)
     speed = measured_speed(surveyed.pipe, surveyed.counter, surveyed.units, surveyed.settings.sampling)
-    return Machine(speed, *_algebra(surveyed))
+    peak = peak_memory(device)
+    slim = sum(surveyed.counter.slim_bytes(unit, len(unit.options) // 2) for unit in surveyed.units)
+    return Machine(speed, *_algebra(surveyed), working=max(0, peak - held - slim) if peak > before else 0)
 
 
 def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *, table: bool = False) -> Forecast:
@@ -150,7 +155,7 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
     return Forecast(
         phases,
         tasks,
-        memory=before + max(peak, searching),
+        memory=before + machine.working + max(peak, searching),
         disk=(statistics if spilled else 0) + max(0, levels - weights),
         result=_result(surveyed),
         passes=work.passes,

@@ -102,7 +102,8 @@ def evolved(
     budgets = [space.budget for space in spaces]
     search = front_search(spaces[-1], budgets, evolution, first)
     peers = tier(spaces[-1].cost, budgets) if settings.rung_noises else None
-    run_search(search, evaluator, reporter, purpose, settings.population * generations, peers)
+    total = max(settings.population, len(set(first))) + settings.population * (generations - 1)
+    run_search(search, evaluator, reporter, purpose, total, peers)
     return search
 
 

@@ -53,7 +53,7 @@ class Settings:
             them, 0: all at once.
         sensitivity_noises: so many of them measure the sensitivities, None: by the number of stages and units; ...
         sensitivity_levels: ... of so many levels of a unit that thin, where there are several units. Of one, the others
-            follow from what compensation leaves, known without a run; of more, they lie between them.
+            follow from what its layers lose, known without a run; of more, they lie between them.
         finalists: best candidates of a search that are judged again, beside others (``final``) ...
         held_out_noises: ... on so many noises that the search never saw, or more; the winner on so many fresh ones.
         population: candidates per generation.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from ..pipelines.probes import Probe
@@ -15,14 +16,14 @@ from ..pruning.statistics import Statistics
 from ..pruning.wanted import Part, parts_within
 from ..scoring.fidelity import LatentSNR
 from ..scoring.fitness import Comparison, Fitness
-from ..scoring.imagined import Imagined, Tally
+from ..scoring.imagined import Imagined, ImaginedWeights, Tally
 from ..scoring.journal import Journal
 from ..utils.progress import Reporter, Task
 from .evaluator import Evaluator
 from .evolve import evolve
 from .sensitivity import sensitivity
 from .settings import Levers
-from .study import Study, room_for, wanted_of
+from .study import Study, room_for, wanted_of, weights_of
 from .survey import Survey
 
 
@@ -51,6 +52,14 @@ class _Imagination(Study):
     """A study without statistics whose scores are made up and whose calls are counted."""
 
     tally: Tally
+    weight_bytes: int  # of weights that are laid out
+
+    @cached_property
+    def _weights(self) -> ImaginedWeights:
+        def size(unit: int, level: int) -> int:
+            return self.counter.slim_bytes(self.units[unit], level)
+
+        return ImaginedWeights(self.pipe, self.library, self.weight_bytes, self.tally, size)
 
     def left(self, stage: int, unit: int, level: int) -> float:
         """Made up, as the scores are."""
@@ -60,12 +69,14 @@ class _Imagination(Study):
         settings, each = self.settings, 1 if self.path is None else self.trace.calls
         corrections = settings.corrections if self.corrected else 0
         comparison = replace(comparison, corrections=corrections, known=self._known)
-        own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure, comparison)
+        own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
 
         def macs(levels: Sequence[int]) -> int:
             return self.macs.call(levels) // each
 
-        return Imagined(*own, tally=self.tally, trace=self.trace, macs=macs, own=self.costs.steps)
+        return Imagined(
+            *own, comparison, self._weights, tally=self.tally, trace=self.trace, macs=macs, own=self.costs.steps
+        )
 
 
 class _Titles(Reporter):
@@ -87,7 +98,7 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
     """Count what a search would run, by going through it with made-up scores.
 
     Args:
-        memory: bytes that statistics may take while they are wanted_of; None: as many as there are.
+        memory: bytes that statistics may take while they are gathered; None: as many as there are.
         table: whether the sensitivities are known.
     """
     tally, settings = Tally(), surveyed.settings
@@ -96,8 +107,15 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
     library = Library(denoiser_of(surveyed.pipe), surveyed.anatomy, nothing, settings.method, quiet, ())
     library.units = surveyed.units
     facts = {**vars(surveyed), "settings": replace(settings, measure=LatentSNR())}
-    known = room_for(surveyed.pipe, memory) // 4
-    ready = _Imagination(**facts, statistics=nothing, library=library, known_bytes=known, tally=tally)
+    room = room_for(surveyed.pipe, memory)
+    ready = _Imagination(
+        **facts,
+        statistics=nothing,
+        library=library,
+        known_bytes=room // 4,
+        tally=tally,
+        weight_bytes=weights_of(room),
+    )
     counts, front = [Tally()], [share for share in settings.front if ready.costs.attainable(share)]
     with Evaluator(ready, Journal(None, {}, resume=False)) as evaluator:
         errors = sensitivity(ready, evaluator, quiet)

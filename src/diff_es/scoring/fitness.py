@@ -20,7 +20,7 @@ from ..pipelines.own_sampler import OwnSampler, OwnStepping
 from ..pipelines.probes import Probe
 from ..pipelines.sampling import denoiser_of, of_class, sample, settled
 from ..pruning.library import Library
-from ..routing.placements import Resident
+from ..routing.placements import Placement
 from ..routing.routing import Routing, attached, routed
 from ..routing.stage_hook import stage_at
 from ..search import Candidate
@@ -158,11 +158,14 @@ class Fitness:
             self._run(self._fitting, candidate)
         return self._fitted[candidate]
 
-    def of_plans(self, plans: Sequence[Plan], candidate: Candidate, *, corrected: bool = True) -> float:
+    def of_plans(
+        self, plans: Sequence[Plan], placement: Placement, candidate: Candidate, *, corrected: bool = True
+    ) -> float:
         """The score of plans that are not the library's own, such as factored ones, with the steps of ``candidate``."""
         denoiser = denoiser_of(self._pipe)
-        opened, scores = partial(Resident().open, denoiser, self._library.anatomy, plans), list[Tensor]()
+        opened, scores = partial(placement.open, denoiser, self._library.anatomy, plans), list[Tensor]()
         correct = fixed(self.corrections(candidate)) if corrected else None
+        self._weights.forget()
         with routed(denoiser, self._stages, opened), self._stepped(candidate, correct):
             for i in range(self._judged):
                 result = self._measure.view(self._pipe, self._sample(self._chunks[i]))

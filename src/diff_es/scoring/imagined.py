@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pipelines.families import Pipeline
 from ..pipelines.tracing import Trace
+from ..pruning.library import Library
+from ..routing.switch import Content
 from ..search import Candidate
 from ..solvers.prefix_cache import After, Result
 from ..trajectory.corrections import Correct, Corrections, Recording
 from ..trajectory.timesteps import Timesteps
 from .fitness import Fitness, timesteps_of
+from .weight_cache import WeightCache
 
 _STEPS, _LEVELS, _NOISE = 0.02, 0.01, 0.5
 """Of made-up scores: the error of a stage's steps and of a unit's level relative to the signal, and dB by chance."""
@@ -27,12 +31,14 @@ _STEPS, _LEVELS, _NOISE = 0.02, 0.01, 0.5
 class Tally:
     """What was run, or would have been.
 
-    ``batches`` are denoiser calls, of ``calls`` samples in all, which compute ``macs`` at their levels.
+    ``batches`` are denoiser calls, of ``calls`` samples in all, which compute ``macs`` at their levels, with weights of
+    which ``laid_out`` bytes had to be copied for it.
     """
 
     calls: int = 0
     batches: int = 0
     macs: int = 0
+    laid_out: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         own, others = vars(self), vars(other)
@@ -41,6 +47,25 @@ class Tally:
     def __sub__(self, other: Tally) -> Tally:
         own, others = vars(self), vars(other)
         return Tally(**{name: own[name] - others[name] for name in own})
+
+
+class ImaginedWeights(WeightCache):
+    """Counts the bytes that would be laid out, of which ``sizes`` tells those of a unit's level."""
+
+    def __init__(
+        self, pipe: Pipeline, library: Library, limit: int, tally: Tally, sizes: Callable[[int, int], int]
+    ) -> None:
+        super().__init__(pipe, library, limit)
+        self._tally, self._sizes = tally, cache(sizes)
+
+    def to(self, stage: int) -> None:
+        if stage != self._stage:
+            self._stage, self._content = stage, self._laid_out(stage)
+
+    def _made(self, source: int, unit: int, level: int) -> tuple[Content, int]:
+        size = self._sizes(unit, level)
+        self._tally.laid_out += size
+        return {}, size
 
 
 class Imagined(Fitness):
@@ -114,8 +139,11 @@ class Imagined(Fitness):
         for step, timestep in enumerate(times):
             reached = max(reached, self._stages.index(timestep))
             keys.append((self._name, chunk, correct is not None, times[: step + 1], rows[: reached + 1]))
+        self._weights.choose(rows)
         for step in range(self._resumed(keys, times), len(times)):
-            known, levels = self.cache.enter(keys[step]), rows[self._stages.index(times[step])]
+            stage = self._stages.index(times[step])
+            self._weights.to(stage)
+            known, levels = self.cache.enter(keys[step]), rows[stage]
             if not known.outputs:
                 calls, macs = calls + each, macs + each * self._macs(levels)
                 known.outputs.append(self._like_latents(chunk))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..layers import Bypass, Cut, Plan
+from ..layers import Bypass, Cut, Plan, Weights
 from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline, Sampling
 from ..pipelines.probes import make_probes
@@ -32,19 +32,20 @@ class Speed:
     """Of a pipeline on its device, in seconds.
 
     A dense denoiser call takes ``call`` and ``sample`` for each of its samples; ``fixed`` is the share of both that
-    pruning leaves. A step of the pipeline takes ``step`` besides.
+    pruning leaves. A step of the pipeline takes ``step`` besides, and a byte of weights that is laid out ``byte``.
     """
 
     call: float
     sample: float
     fixed: float
     step: float
+    byte: float
 
     def seconds(self, work: Tally, dense: int) -> float:
         """How long some work takes, where a dense call of one sample computes ``dense`` MACs."""
         spent = work.macs / max(1, work.calls * dense)
         calls = self.call * work.batches + self.sample * work.calls
-        return calls * (self.fixed + (1 - self.fixed) * spent) + self.step * work.batches
+        return calls * (self.fixed + (1 - self.fixed) * spent) + self.step * work.batches + self.byte * work.laid_out
 
 
 @torch.no_grad()
@@ -62,9 +63,10 @@ def measured_speed(pipe: Pipeline, counter: MacCounter, units: Sequence[Unit], s
         plan = bare(counter.anatomy, [unit], level)
         cuts, bypasses = {**cuts, **plan.cuts}, {**bypasses, **plan.bypasses}
         saved += counter.dense() - counter.option(unit, level)
-    switch, seen = Switch(denoiser), list[float]()
-    slim = switch.prepare(realise(denoiser, counter.anatomy, Plan(cuts, bypasses)))
+    switch, seen, laid_out = Switch(denoiser), list[float](), list[Weights]()
     with closing(Kept(device)):
+        laying = nanoseconds(device, lambda: laid_out.append(realise(denoiser, counter.anatomy, Plan(cuts, bypasses))))
+        slim = switch.prepare(laid_out[0])
         answer = denoiser(*args, **kwargs)
 
         def dense() -> float:
@@ -102,4 +104,5 @@ def measured_speed(pipe: Pipeline, counter: MacCounter, units: Sequence[Unit], s
     each = whole / sampling.batch
     if sampling.batch > 1:
         each = min(each, (whole - alone) / (sampling.batch - 1))  # more than that were noise
-    return Speed(whole - each * sampling.batch, each, fixed, idle / 1e9 / (steps / _ROUNDS))
+    byte = laying / 1e9 / max(1, laid_out[0].bytes)
+    return Speed(whole - each * sampling.batch, each, fixed, idle / 1e9 / (steps / _ROUNDS), byte)

@@ -43,12 +43,16 @@ class WeightCache:
         for key in used:
             if key not in self._parts:
                 self._make_room(key[1], set(used))
-                weights = realise(self._denoiser, self._library.anatomy, self._library.part(*key))
-                self._parts[key] = (self._switch.prepare(weights), weights.bytes)
-                self._held += weights.bytes
+                self._parts[key] = self._made(*key)
+                self._held += self._parts[key][1]
             self._parts.move_to_end(key)
             content |= self._parts[key][0]
         return content
+
+    def _made(self, source: int, unit: int, level: int) -> tuple[Content, int]:
+        """The weights, and their bytes."""
+        weights = realise(self._denoiser, self._library.anatomy, self._library.part(source, unit, level))
+        return self._switch.prepare(weights), weights.bytes
 
     def _make_room(self, unit: int, used: Set[tuple[int, int, int]]) -> None:
         """For weights of a unit, which take no more than its dense ones."""
@@ -67,6 +71,11 @@ class WeightCache:
                 owned |= owned_by(self._denoiser, layer)
             sizes.append(sum(owned.values()))
         return sizes
+
+    def forget(self) -> None:
+        """Let go of all of them; what is needed again is laid out again."""
+        self._parts.clear()
+        self._held, self._stage, self._content = 0, -1, {}
 
     @property
     def weight_bytes(self) -> int:
