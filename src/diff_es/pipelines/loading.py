@@ -174,11 +174,11 @@ def reopen(origin: Origin, model: str | None = None, device: str | None = None) 
         raise UnsupportedModel("base model", expected="a place to load it from", found="none", remedy=remedy)
     dtype = getattr(torch, origin.dtype)
     pipe = load(model or origin.model, dtype=dtype, device=device, config=origin.config)
-    name = origin.scheduler["_class_name"]
+    name = str(origin.scheduler["_class_name"])
     kind: Any = vars(diffusers.schedulers).get(name)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         remedy = "Use it from Python: load the pipeline with its own scheduler."
-        raise UnsupportedModel("scheduler", expected="a class of diffusers", found=str(name), remedy=remedy)
+        raise UnsupportedModel("scheduler", expected="a class of diffusers", found=name, remedy=remedy)
     make = partial(getattr(diffusers, name).from_config, origin.scheduler)
     pipe.scheduler = attempted("scheduler", f"settings of a {name}", "Compress again.", make)
     return pipe

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic import JsonValue
 
 
 @dataclass(frozen=True)
@@ -13,5 +14,5 @@ class Origin:
 
     model: str  # a name, a folder or a hub id; "" where it was made in memory
     dtype: str  # of the denoiser, such as "float32"
-    scheduler: Mapping[str, Any]  # its class as ``_class_name`` and its settings, as diffusers writes them
+    scheduler: Mapping[str, JsonValue]  # its class as ``_class_name`` and its settings, as diffusers writes them
     config: str | None = None  # the folder of configurations, of a single file
