@@ -33,7 +33,6 @@ from diff_es import Granularity, Levers, Method, Run, Sampling, Settings, Wanda,
 from diff_es.pipelines.bundled import MODELS
 from diff_es.pipelines.loading import load
 from diff_es.utils.memory import peak_memory
-from diff_es.utils.progress import Reporter
 
 SETTINGS: dict[str, tuple[dict[str, Any], float | None]] = {
     "pruning": ({"levers": Levers.PRUNE}, None),
@@ -103,7 +102,7 @@ def measured(asked: Options) -> dict[str, float]:
         generations=asked.generations,
         timestep_generations=2,
     )
-    pipe, settings, run = load(model), replace(small, **changes), Run(reporter=Reporter(), memory=memory)
+    pipe, settings, run = load(model), replace(small, **changes), Run(memory=memory)
     foretold = forecast(pipe, 0.7, settings, run)
     began = time.monotonic()
     compress(pipe, 0.7, settings, run)

@@ -149,8 +149,8 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
     held = 0 if spilled else statistics
     weights = weights_of(room)
     peak = max(room if spilled else statistics, held + min(levels, weights) + largest)
-    in_use, laid_out = _laid_out(surveyed)
-    running = max(in_use, min(laid_out, weights))
+    laid_out = sum(phase.laid_out for phase in (work.sensitivity, work.search, work.final))
+    running = max(_in_use(surveyed), min(laid_out, weights))
     searching = held + min(levels, weights) + running + min(room // 4, _kept(surveyed, work))
     return Forecast(
         phases,
@@ -222,12 +222,11 @@ def _sizes(surveyed: Survey) -> tuple[int, int, int]:
     return statistics, levels, largest
 
 
-def _laid_out(surveyed: Survey) -> tuple[int, int]:
-    """Bytes of weights that are laid out to run: the most of one stage, and of all that there are to choose from."""
-    counter, method = surveyed.counter, surveyed.settings.method
+def _in_use(surveyed: Survey) -> int:
+    """Bytes of the weights that are laid out to run, the most of one stage."""
+    counter = surveyed.counter
     sizes = [[counter.slim_bytes(unit, level) for level in range(1, len(unit.options))] for unit in surveyed.units]
-    stages = len(surveyed.stages) if method.stagewise else 1
-    return sum(max(row, default=0) for row in sizes), stages * sum(map(sum, sizes))
+    return sum(max(row, default=0) for row in sizes)
 
 
 def _result(surveyed: Survey) -> int:
