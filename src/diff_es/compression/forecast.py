@@ -68,7 +68,7 @@ class Forecast:
         }
         return {
             f"time, most of it to {longest}": remedies.get(longest, "--steps"),
-            "memory": "--memory, which lets statistics and weights of levels wait on disk",
+            "memory": "--memory (statistics and weights of levels wait on disk), --ranking wanda --no-compensate",
             "disk": "--stages, --shared-order, or a TMPDIR with room",
             "result": "--stages, --placement compact",
         }

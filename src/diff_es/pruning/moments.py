@@ -54,7 +54,10 @@ class Moments:
         return 64 * torch.finfo(self.second.dtype).eps * spread[:inputs].mean()
 
     def hessian(self, *, centred: bool) -> Tensor:
-        """(D, D) float64: E[x x^T], or the covariance where an intercept takes care of the mean; of all products."""
+        """(D, D) float64: E[x x^T], or the covariance where an intercept takes care of the mean.
+
+        Of sums of all products, not of squares alone.
+        """
         covariance, mean = self._covariance(), self.mean()
         return covariance if centred else covariance + torch.outer(mean, mean)
 

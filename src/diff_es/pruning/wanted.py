@@ -57,7 +57,10 @@ def parts_within(memory: int | None, stages: int, sizes: Mapping[str, int]) -> l
     largest = max(sizes, key=lambda name: sizes[name])
     if sizes[largest] > memory:
         expected, found = f"at least {sizes[largest] / 1e9:.3f} GB, for {largest}", f"{memory / 1e9:.3f} GB"
-        remedy = "Give more, or search steps alone (`--levers steps`), for which nothing is calibrated."
+        remedy = (
+            "Give more, take a method without matrices (`--ranking wanda --no-compensate`), or search steps alone "
+            "(`--levers steps`)."
+        )
         raise DiffESError("memory", expected=expected, found=found, remedy=remedy)
     parts, room = list[list[tuple[int, str]]](), 0
     for stage, name in whole:

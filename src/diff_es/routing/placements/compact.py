@@ -24,7 +24,7 @@ class Compact:
     """The rows that feed a layer are the dense ones, put in the order of the stage, so that those which stay are a
     prefix; the output projection is the dense slice plus its low-rank correction, merged at the switch.
 
-    Needs plans whose corrections are factored (``compress(..., placement=Compact(...))``).
+    Needs plans whose corrections are factored (``compress(..., placement=Compact(...))``), or that have none.
 
     Args:
         tolerance: what leaving out the rest of a correction may add to the squared error that pruning leaves in a
