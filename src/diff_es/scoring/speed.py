@@ -94,19 +94,26 @@ def measured_speed(pipe: Pipeline, counter: MacCounter, units: Sequence[Unit], s
             denoiser(*args, **kwargs)
             paired(dense, dense, _ROUNDS, _SECONDS)
             alone = min(whole, statistics.median(seen) / 1e9)
-        probes, steps = make_probes(pipe, sampling.batch, 0, "timing"), 0
-
-        def at_once(*args: object, **kwargs: object) -> object:
-            nonlocal steps
-            steps += 1
-            return answer
-
-        with intercepted(denoiser, lambda _: at_once):
-            idle = min(nanoseconds(device, lambda: sample(pipe, probes, sampling)) for _ in range(_ROUNDS))
+        step = _idle(pipe, sampling, answer)
     share = saved / counter.dense()
     fixed = 1.0 if not saved else min(1.0, max(0.0, 1 - (1 - ratio) / share))
     each = whole / sampling.batch
     if sampling.batch > 1:
         each = min(each, (whole - alone) / (sampling.batch - 1))  # more than that were noise
     byte = laying / 1e9 / max(1, laid_out[0].bytes)
-    return Speed(whole - each * sampling.batch, each, fixed, idle / 1e9 / (steps / _ROUNDS), byte)
+    return Speed(whole - each * sampling.batch, each, fixed, step, byte)
+
+
+def _idle(pipe: Pipeline, sampling: Sampling, answer: object) -> float:
+    """Seconds of a step whose denoiser call gives ``answer`` at once."""
+    denoiser, steps = denoiser_of(pipe), 0
+    probes, device = make_probes(pipe, sampling.batch, 0, "timing"), device_of(denoiser)
+
+    def at_once(*args: object, **kwargs: object) -> object:
+        nonlocal steps
+        steps += 1
+        return answer
+
+    with intercepted(denoiser, lambda _: at_once):
+        idle = min(nanoseconds(device, lambda: sample(pipe, probes, sampling)) for _ in range(_ROUNDS))
+    return idle / 1e9 / (steps / _ROUNDS)
