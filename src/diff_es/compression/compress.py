@@ -199,7 +199,7 @@ def compress(
 def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -> Compressed:
     """:func:`compress`, while nobody else works on the journal."""
     reporter, journal, resume, table = run.reporter or Reporter(quiet=True), run.journal, run.resume, run.table
-    began, header = time.monotonic(), None
+    header = None
     reporter.follow(None)  # whatever it followed before
     if run.workers > 1 and isinstance(pipe, OwnSampler):
         check_portable(pipe)
@@ -218,6 +218,7 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
     foretold = (
         None if reporter.quiet or header else announced(surveyed, reporter, run.bytes, table=run.table is not None)
     )
+    began = time.monotonic()
     ready = study(surveyed, reporter, run.bytes)
     front = [share for share in ready.settings.front if ready.costs.attainable(share)]
     if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
