@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -54,7 +56,7 @@ def options(kind: type[Options], description: str | None) -> Options:
     hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):  # type: ignore[arg-type]
         hint, text, *offered = get_args(hints[field.name])
-        flag, default = f"--{field.name.replace('_', '-')}", field.default
+        flag, default = _flag(field.name), field.default
         if hint is bool:
             parser.add_argument(flag, action="store_true", help=text)
             continue
@@ -65,6 +67,21 @@ def options(kind: type[Options], description: str | None) -> Options:
         parser.add_argument(flag, type=inner, nargs=count, choices=choices, default=default, help=text)
     told = vars(parser.parse_args())
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+
+
+def in_its_own_process(script: str, asked: object) -> str:
+    """What a script prints for these options, an object as :func:`options` makes."""
+    command = [sys.executable, script]
+    for name, value in vars(asked).items():
+        if isinstance(value, bool) or value is None:
+            command += [_flag(name)] if value else []
+        else:
+            command += [_flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def header(*columns: str) -> None:

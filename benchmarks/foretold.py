@@ -7,13 +7,10 @@ The searches are small; their phases and settings are those of large ones.
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
@@ -21,11 +18,11 @@ from common import (
     CalibrationSamples,
     Generations,
     Guidance,
-    Results,
     SearchNoises,
     StageCount,
     Steps,
     header,
+    in_its_own_process,
     options,
     row,
 )
@@ -61,33 +58,22 @@ class Options:
     calibration_samples: CalibrationSamples = 16
     search_noises: SearchNoises = 8
     generations: Generations = 2
-    alone: Annotated[Path | None, "file that the one search's figures go to, as a process of its own does"] = None
+    alone: Annotated[bool, "print the figures of the one search, as a process of its own does"] = False
 
 
 def main(asked: Options) -> None:
-    if asked.alone is not None:
-        Results(asked.alone).add([measured(asked)])
+    if asked.alone:
+        print(json.dumps(measured(asked)))
         return
     header("model, search", "foretold", "took", "off by", "memory foretold", "held", "off by")
     for model in asked.model:
         for name in asked.settings:
-            found = in_its_own_process(asked, model, name)
+            one = replace(asked, model=(model,), settings=(name,), alone=True)
+            found = json.loads(in_its_own_process(__file__, one))
             times = [f"{found[key]:.0f} s" for key in ("foretold", "took")]
             sizes = [f"{found[key]:.2f} GB" for key in ("memory", "held")]
-            off = [f"{found[one] / found[other] - 1:+.0%}" for one, other in (("foretold", "took"), ("memory", "held"))]
+            off = [f"{found[a] / found[b] - 1:+.0%}" for a, b in (("foretold", "took"), ("memory", "held"))]
             row(f"{model}, {name}", *times, off[0], *sizes, off[1])
-
-
-def in_its_own_process(asked: Options, model: str, name: str) -> dict[str, float]:
-    """What :func:`measured` finds of one search."""
-    sizes = ("steps", "guidance", "stages", "calibration_samples", "search_noises", "generations")
-    given = [f"--{size.replace('_', '-')}={getattr(asked, size)}" for size in sizes]
-    with TemporaryDirectory() as folder:
-        to = Path(folder) / "figures.jsonl"
-        own = [f"--model={model}", f"--settings={name}", f"--alone={to}"]
-        subprocess.run([sys.executable, __file__, *own, *given], check=True)
-        (found,) = Results(to).rows()
-    return found
 
 
 def measured(asked: Options) -> dict[str, float]:

@@ -8,15 +8,16 @@ groups there are, whether the MACs of the units add up to the dense model's, and
 
 from __future__ import annotations
 
-import resource
 import time
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from common import options
 from published_sizes import sdxl, sdxl_pipeline
 
 from diff_es.evaluation.inspection import inspect
+from diff_es.utils.memory import peak_memory
 from diff_es.utils.progress import Reporter
 
 
@@ -31,19 +32,15 @@ def main() -> None:
     unet = sdxl(asked.channels, asked.blocks)
     weights = sum(parameter.nbytes for parameter in unet.parameters())
     pipe = sdxl_pipeline(unet)
-    before, began = _peak(), time.perf_counter()
+    cpu, began = torch.device("cpu"), time.perf_counter()
+    before = peak_memory(cpu)
     found = inspect(pipe, 8, Reporter())
     seconds, layers, units = time.perf_counter() - began, found["layers"], found["units"]
     print(f"{len(layers)} layers and blocks in {len(units)} units, {seconds:.0f} s")
     total = found["macs_of_no_level"] + sum(unit["macs_by_level"][0] for unit in units)
     print(f"MACs of a call {found['macs']:,}, of the units and the rest {total:,}")
-    sizes = [f"{size / 1e9:.2f} GB" for size in (weights, before, _peak())]
+    sizes = [f"{size / 1e9:.2f} GB" for size in (weights, before, peak_memory(cpu))]
     print("weights {}, most memory before {}, with inspect {}".format(*sizes))
-
-
-def _peak() -> int:
-    """Bytes of the most memory that the process has held."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

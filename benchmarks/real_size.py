@@ -13,16 +13,14 @@ own bytes.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import torch
-from common import Results, Seed, StageCount, Steps, header, options, row
+from common import Results, Seed, StageCount, Steps, header, in_its_own_process, options, row
 from diffusers import DiTPipeline, FluxPipeline, StableDiffusionXLPipeline
 from published_sizes import dit, flux_pipeline, sdxl, sdxl_pipeline, weighted
 
@@ -128,9 +126,7 @@ def main(asked: Options) -> None:
     with TemporaryDirectory() as folder:
         fast.save(folder)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e9
-        own = {name: value for name, value in asdict(asked).items() if name not in ("results", "load")}
-        again = [sys.executable, __file__, f"--load={folder}", *(f"--{name}={value}" for name, value in own.items())]
-        loaded = float(subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        loaded = float(in_its_own_process(__file__, replace(asked, load=Path(folder), results=None)))
     dense = parameter_bytes(denoiser_of(pipe)) / 1e9
     header("", "limit GB", "minutes", "peak GB of the search", "result GB", "peak GB of a run")
     row("measured", *(f"{value:.2f}" for value in (asked.memory, seconds / 60, searched, size, loaded)))
@@ -138,6 +134,7 @@ def main(asked: Options) -> None:
     row("foretold", f"{asked.memory:.2f}", f"{foretold.seconds / 60:.2f}", *sizes, "")
     row("dense", "", "", f"{dense:.2f}", "", "")
     if asked.results is not None:
+        own = {name: value for name, value in asdict(asked).items() if name not in ("results", "load")}
         measured = {"seconds": seconds, "peak": searched, "result": size, "loaded": loaded, "dense": dense}
         Results(asked.results).add([{**own, **measured, "foretold": foretold.to_json()}])
 

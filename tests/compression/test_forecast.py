@@ -89,8 +89,9 @@ def test_the_weights_that_a_table_lays_out_are_foretold(room: int, monkeypatch: 
     made, sizes = WeightCache._made, list[int]()
 
     def noted(self: WeightCache, *key: int) -> tuple[Content, int]:
-        sizes.append(made(self, *key)[1])
-        return made(self, *key)
+        content, size = made(self, *key)
+        sizes.append(size)
+        return content, size
 
     monkeypatch.setattr(WeightCache, "_made", noted)
     surveyed = survey(tiny(), SEARCHES["levels"], QUIET, Budget.of(0.7))

@@ -12,7 +12,7 @@ from tests.helpers.pipelines import ddim, made
 from tests.helpers.tiny import settings, tiny
 from torch import Tensor
 
-from diff_es import DiffESError, Granularity, Method, Obs, Ridge, Run, Sampling, Width, compress
+from diff_es import Depth, DiffESError, Granularity, Method, Obs, Ridge, Run, Sampling, Width, compress
 from diff_es.compression.study import wanted_of
 from diff_es.compression.survey import survey
 from diff_es.pipelines.probes import make_probes
@@ -61,6 +61,18 @@ def test_only_rankings_and_compensation_that_invert_gather_products() -> None:
     surveyed = survey(tiny(), settings(method=bare(Wanda())), QUIET)
     sizes, layers = wanted_of(surveyed).sizes(), surveyed.anatomy.layers
     assert sizes == {layer.name: 4 * layer.size for layer in layers}
+
+
+def test_only_what_a_ladder_needs_is_gathered() -> None:
+    for ladder, thins, skips in (
+        (Width(4, dense=()), True, False),
+        (Depth(), False, True),
+        (Width(4, dense=(), depth=Depth()), True, True),
+    ):
+        surveyed = survey(tiny(), settings(method=Method(ladder)), QUIET)
+        wanted, anatomy = wanted_of(surveyed), surveyed.anatomy
+        assert wanted.layers == (anatomy.layers if thins else ())
+        assert wanted.blocks == (anatomy.blocks if skips else ())
 
 
 def test_what_is_lost_is_known_where_inputs_are_independent() -> None:

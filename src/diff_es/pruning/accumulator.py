@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layers import Convolution, often_seen
-from .moments import Moments
+from .moments import Moments, squares_of
 
 
 class Accumulator:
@@ -69,9 +69,7 @@ class Accumulator:
     @property
     def finite(self) -> bool:
         """Whether no square overflowed; then no product did."""
-        if self._sums is None:
-            return False
-        return bool(torch.isfinite(self._sums[0] if self._squares else self._sums[0].diagonal()).all())
+        return self._sums is not None and bool(torch.isfinite(squares_of(self._sums[0])).all())
 
     def moments(self) -> Moments:
         assert self._sums is not None

@@ -13,7 +13,6 @@ from typing import Annotated
 import torch
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
-from ..layers import Anatomy, Cut, Plan
 from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline, Sampling
 from ..pipelines.probes import make_probes
@@ -23,12 +22,11 @@ from ..routing.realise import realise
 from ..routing.switch import Content, Switch
 from ..utils import limits
 from ..utils.arguments import checked
-from ..utils.calls import Kwargs
 from ..utils.errors import BudgetOutOfReach, DiffESError
 from ..utils.malloc import Kept
 from ..utils.progress import Reporter
 from .costs import Costs
-from .granularity import Thin, Unit
+from .granularity import Unit, bare
 from .latency import nanoseconds, paired
 from .macs import MacCounter
 
@@ -259,22 +257,6 @@ def measured_prices(
     costs = Costs.tabled(table, counted.steps, counted.choices)
     costs = replace(costs, fixed=costs.fixed + round(rest / steps))
     return Prices(costs, statistics.median(decoding[1:]))
-
-
-def bare(anatomy: Anatomy, units: Sequence[Unit], level: int) -> Plan:
-    """A plan of the shapes of units at a level, whose weights mean nothing."""
-    blocks, cuts, bypasses = {block.name: block for block in anatomy.blocks}, dict[str, Cut](), Kwargs()
-    for unit in units:
-        option = unit.options[level]
-        if isinstance(option, Thin):
-            pairs = zip(unit.layers, option.kept, strict=True)
-            cuts |= {layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups}
-        else:
-            names = option.blocks
-            if isinstance(names, int):
-                names = tuple(block.name for block in anatomy.blocks[:names])
-            bypasses |= {name: blocks[name].blank() for name in names}
-    return Plan(cuts, bypasses)
 
 
 def within_memory(costs: Costs, counter: MacCounter, units: Sequence[Unit], limit: float) -> Costs:

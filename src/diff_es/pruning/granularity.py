@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from ..layers import Anatomy, Layer
+import torch
+
+from ..layers import Anatomy, Cut, Layer, Plan
 from ..utils.arguments import LISTED, Text, checked
+from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError
 from ..utils.limits import Level, Levels, Multiple
 
@@ -145,6 +148,22 @@ def units_of(anatomy: Anatomy, ladder: Ladder, granularity: Granularity) -> tupl
 def undivided(anatomy: Anatomy) -> tuple[Unit, ...]:
     """The one unit of a denoiser of which nothing is pruned: it stays at level 0."""
     return (Unit("denoiser", anatomy.layers, (Thin(tuple(layer.groups for layer in anatomy.layers)),)),)
+
+
+def bare(anatomy: Anatomy, units: Sequence[Unit], level: int) -> Plan:
+    """A plan of the shapes of units at a level, whose weights mean nothing."""
+    blocks, cuts, bypasses = {block.name: block for block in anatomy.blocks}, dict[str, Cut](), Kwargs()
+    for unit in units:
+        option = unit.options[level]
+        if isinstance(option, Thin):
+            pairs = zip(unit.layers, option.kept, strict=True)
+            cuts |= {layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups}
+        else:
+            names = option.blocks
+            if isinstance(names, int):
+                names = tuple(block.name for block in anatomy.blocks[:names])
+            bypasses |= {name: blocks[name].blank() for name in names}
+    return Plan(cuts, bypasses)
 
 
 def never_thinned(layers: Sequence[Layer], ladder: Width) -> list[str]:

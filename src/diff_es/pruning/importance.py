@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..utils.arguments import checked
 from ..utils.limits import Damping, Rounds
-from .moments import Moments, damped
+from .moments import Moments, damped, where_doubles_are
 
 
 @checked()
@@ -177,7 +177,7 @@ def column_squares(weight: Tensor) -> Tensor:
 
 def _summed(rows: Tensor) -> Tensor:
     """float64 (D,): the sums of the columns of (O, D), without a copy of it; on the CPU where the device has none."""
-    return (rows.cpu() if rows.device.type == "mps" else rows).sum(0, dtype=torch.float64)
+    return where_doubles_are(rows).sum(0, dtype=torch.float64)
 
 
 def grouped(scores: Tensor, width: int) -> Tensor:

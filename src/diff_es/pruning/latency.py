@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,12 +137,21 @@ def _ratios(denoiser: nn.Module, anatomy: Anatomy, layer: Layer, count: int, cal
 
 
 def paired(dense: Callable[[], float], slim: Callable[[], float], rounds: int, seconds: float) -> list[float]:
-    """Slim times over dense ones, timed in turn: of so many pairs, and up to five times as many within the seconds."""
-    ratios, began = list[float](), time.perf_counter()
-    while len(ratios) < rounds or (time.perf_counter() - began < seconds and len(ratios) < 5 * rounds):
+    """Slim times over dense ones, timed in turn: of as many pairs as :func:`rounds_within` says."""
+    ratios = list[float]()
+    for _ in rounds_within(rounds, seconds):
         before = dense()
         ratios.append(slim() / before)
     return ratios
+
+
+def rounds_within(rounds: int, seconds: float) -> Iterator[int]:
+    """So many, and up to five times as many within the seconds."""
+    began = time.perf_counter()
+    for done in range(5 * rounds):
+        if done >= rounds and time.perf_counter() - began >= seconds:
+            return
+        yield done
 
 
 def nanoseconds(device: torch.device, run: Callable[[], object]) -> float:

@@ -17,12 +17,12 @@ from ..layers import Anatomy, Block, Bypass, Cut, Layer, Plan, Weights, channel_
 from ..pipelines.denoiser import device_of, dtype_of, meta_twin
 from ..pipelines.families import Denoiser
 from ..pipelines.tracing import Trace
-from ..routing.realise import owned_by, realise
+from ..routing.realise import owned_bytes, realise
 from ..routing.switch import Switch
 from ..utils.calls import Args, Kwargs
 from ..utils.progress import Reporter
 from .equal_costs import alike
-from .granularity import Thin, Unit
+from .granularity import Thin, Unit, bare
 
 Call: TypeAlias = tuple[Args, Kwargs]  # the arguments that a module receives
 
@@ -45,6 +45,7 @@ class MacCounter:
         # received, and its MACs; empty until they are asked for
         self._changes = dict[Hashable, int]()  # by what the price of a module's layers depends on
         self._alike = dict[str, Hashable]()  # by module
+        self._sizes = dict[tuple[Unit, int], int]()  # bytes of the weights of a level
 
     def dense(self) -> int:
         return self._of_dense("")
@@ -116,28 +117,28 @@ class MacCounter:
             stand_ins = [self._stand_in(block) for block in self.anatomy.blocks]
             sizes = [sum(t.nbytes for t in one.tensors().values()) for one in stand_ins if one is not None]
             return dense + count * (max(sizes, default=0) - self._least_block())
-        slim = self._slim(unit, option)
-        gone = {name for layer in unit.layers for name in owned_by(self._twin, layer)}
-        kept = [tensor for name, tensor in self._twin.named_parameters() if name not in gone or name not in slim]
+        slim = self._slim(unit, level)
+        kept = [tensor for name, tensor in self._twin.named_parameters() if name not in slim]
         return int(sum(tensor.nbytes for tensor in [*kept, *slim.values()]))
 
     def slim_bytes(self, unit: Unit, level: int) -> int:
         """Bytes of the weights that a level which thins puts in the place of a unit's own; of others 0."""
-        option = unit.options[level]
-        return sum(x.nbytes for x in self._slim(unit, option).values()) if isinstance(option, Thin) else 0
+        if not isinstance(unit.options[level], Thin):
+            return 0
+        if (unit, level) not in self._sizes:
+            self._sizes[unit, level] = sum(tensor.nbytes for tensor in self._slim(unit, level).values())
+        return self._sizes[unit, level]
 
-    def _slim(self, unit: Unit, option: Thin) -> Mapping[str, Tensor]:
-        pairs = zip(unit.layers, option.kept, strict=True)
-        cuts = {layer.name: Cut(torch.arange(count)) for layer, count in pairs if count < layer.groups}
-        return realise(self._twin, self.anatomy, Plan(cuts)).tensors
+    def _slim(self, unit: Unit, level: int) -> Mapping[str, Tensor]:
+        """The weights that a level puts in the place of a unit's own."""
+        return realise(self._twin, self.anatomy, bare(self.anatomy, [unit], level)).tensors
 
     def _least_block(self) -> int:
         """Bytes of the prunable layers of a block, of the smallest; the rest of a skipped block stays in place."""
         sizes = list[int]()
         for block in self.anatomy.blocks:
             layers = [layer for layer in self.anatomy.layers if layer.name.startswith(f"{block.name}.")]
-            owned = {name for layer in layers for name in owned_by(self._twin, layer)}
-            sizes.append(int(sum(self._twin.get_parameter(name).nbytes for name in owned)))
+            sizes.append(owned_bytes(self._twin, layers))
         return min(sizes)
 
     def table(self, units: Sequence[Unit], reporter: Reporter) -> tuple[tuple[int, ...], ...]:

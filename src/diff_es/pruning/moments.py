@@ -44,9 +44,8 @@ class Moments:
 
     def power(self) -> Tensor:
         """(D,) float64: the mean square of each input."""
-        offset, second = double(self.first) / self.count, self.second
-        squares = second if second.dim() == 1 else second.diagonal()
-        return double(squares) / self.count - offset.square() + self.mean().square()
+        offset = double(self.first) / self.count
+        return double(squares_of(self.second)) / self.count - offset.square() + self.mean().square()
 
     def rounding(self, inputs: int | None = None) -> Tensor:
         """What rounding of the sums may leave of a covariance that is really zero."""
@@ -66,9 +65,19 @@ class Moments:
         return double(self.second) / self.count - torch.outer(offset, offset)
 
 
+def squares_of(second: Tensor) -> Tensor:
+    """(D,): the sums of squares, of sums of all products or of these alone."""
+    return second if second.dim() == 1 else second.diagonal()
+
+
 def double(tensor: Tensor) -> Tensor:
     """float64; on the CPU where the device has none."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    return where_doubles_are(tensor).double()
+
+
+def where_doubles_are(tensor: Tensor) -> Tensor:
+    """On its device, or on the CPU where that has no float64."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def damped(hessian: Tensor, damping: float, floor: float | Tensor = 0.0) -> Tensor:

@@ -56,6 +56,14 @@ def owned_by(denoiser: nn.Module, layer: Layer) -> dict[str, int]:
     return own
 
 
+def owned_bytes(denoiser: nn.Module, layers: Sequence[Layer]) -> int:
+    """Of all parameters that pruning these layers replaces; layers may share an output."""
+    owned = dict[str, int]()
+    for layer in layers:
+        owned |= owned_by(denoiser, layer)
+    return sum(owned.values())
+
+
 def row_picks(layer: Layer, rows: Rows, groups: Tensor) -> Tensor:
     """int64: the rows of ``rows`` that belong to these groups, chunk by chunk."""
     width = rows.width or layer.width

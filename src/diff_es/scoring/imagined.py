@@ -56,11 +56,7 @@ class ImaginedWeights(WeightCache):
         self, pipe: Pipeline, library: Library, limit: int, tally: Tally, sizes: Callable[[int, int], int]
     ) -> None:
         super().__init__(pipe, library, limit)
-        self._tally, self._sizes = tally, cache(sizes)
-
-    def to(self, stage: int) -> None:
-        if stage != self._stage:
-            self._stage, self._content = stage, self._laid_out(stage)
+        self._tally, self._sizes = tally, sizes
 
     def _made(self, source: int, unit: int, level: int) -> tuple[Content, int]:
         size = self._sizes(unit, level)

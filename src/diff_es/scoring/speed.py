@@ -15,9 +15,8 @@ from ..pipelines.families import Pipeline, Sampling
 from ..pipelines.probes import make_probes
 from ..pipelines.sampling import denoiser_of, intercepted, sample
 from ..pipelines.tracing import first_call
-from ..pruning.budget import bare
-from ..pruning.granularity import Unit
-from ..pruning.latency import nanoseconds, paired
+from ..pruning.granularity import Unit, bare
+from ..pruning.latency import nanoseconds, paired, rounds_within
 from ..pruning.macs import MacCounter
 from ..routing.realise import realise
 from ..routing.switch import Switch
@@ -86,13 +85,12 @@ def measured_speed(pipe: Pipeline, counter: MacCounter, units: Sequence[Unit], s
         finally:
             switch.put({})
         if not seen:
-            paired(dense, dense, _ROUNDS, _SECONDS)
+            seen = [dense() for _ in rounds_within(_ROUNDS, _SECONDS)]
         whole = alone = statistics.median(seen) / 1e9
         if sampling.batch > 1:
             args, kwargs = first_call(pipe, replace(sampling, batch=1))
-            seen = list[float]()
             denoiser(*args, **kwargs)
-            paired(dense, dense, _ROUNDS, _SECONDS)
+            seen = [dense() for _ in rounds_within(_ROUNDS, _SECONDS)]
             alone = min(whole, statistics.median(seen) / 1e9)
         step = _idle(pipe, sampling, answer)
     share = saved / counter.dense()

@@ -10,7 +10,7 @@ from ..pipelines.families import Pipeline
 from ..pipelines.sampling import denoiser_of
 from ..pruning.library import Library
 from ..routing.placements import parameter_bytes
-from ..routing.realise import owned_by, realise
+from ..routing.realise import owned_bytes, realise
 from ..routing.switch import Content, Entry, Switch
 
 
@@ -39,10 +39,10 @@ class WeightCache:
     def _laid_out(self, stage: int) -> dict[str, Entry]:
         """The weights of a stage; those that have not run for the longest time make room for them."""
         content, source = dict[str, Entry](), self._library.source(stage)
-        used = [(source, unit, level) for unit, level in enumerate(self._rows[stage]) if level]
+        used = dict.fromkeys((source, unit, level) for unit, level in enumerate(self._rows[stage]) if level)
         for key in used:
             if key not in self._parts:
-                self._make_room(key[1], set(used))
+                self._make_room(key[1], used.keys())
                 self._parts[key] = self._made(*key)
                 self._held += self._parts[key][1]
             self._parts.move_to_end(key)
@@ -64,13 +64,7 @@ class WeightCache:
     @cached_property
     def _dense(self) -> list[int]:
         """Bytes of the parameters that each unit replaces."""
-        sizes = list[int]()
-        for unit in self._library.units:
-            owned = dict[str, int]()  # layers may share an output
-            for layer in unit.layers:
-                owned |= owned_by(self._denoiser, layer)
-            sizes.append(sum(owned.values()))
-        return sizes
+        return [owned_bytes(self._denoiser, unit.layers) for unit in self._library.units]
 
     def forget(self) -> None:
         """Let go of all of them; what is needed again is laid out again."""
