@@ -1,10 +1,14 @@
-"""What more work buys: the same search at several efforts, judged on noises that chose nothing.
+"""What more work buys: searches at several efforts, judged on noises that chose nothing.
 
     python benchmarks/effort.py --model bundled-unet --seeds 0 1 2 --results effort.jsonl
 
 Work is counted, in dense images of the user's own setting: each call of the denoiser by its MACs, prefixes that are
-known left out (``compression/simulation.py``, which goes through the same search). One run yields the results for all
-budgets. Results are appended to a file; those that it holds are passed over; the table shows all.
+known left out (``compression/simulation.py``, which goes through the same search). One run of ours yields the results
+for all budgets. The paper's search (20 candidates a generation from random ones, a level for the whole denoiser, eight
+noises) and random search are run once for each budget, pruning alone, where they get an equal part of the work that
+ours does at that effort, calibration aside; a call of theirs counts as much as the budget says. ``measured`` is ours as
+its default was once: three levels of each unit measured on ten noises, at every effort. Results are appended to a file;
+those that it holds are passed over; the table shows all.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,19 +38,37 @@ from common import (
     row,
     searched,
 )
+from search import paper, random, run
 
 from diff_es import Levers, Method, Sampling, Settings, Width, with_effort
 from diff_es.compression.simulation import simulate
-from diff_es.compression.study import prepare
+from diff_es.compression.study import Study, prepare
 from diff_es.compression.survey import survey
+from diff_es.evaluation.evaluate import Contender, scheduled
 from diff_es.pipelines.loading import load
 from diff_es.pruning.budget import Budget
+from diff_es.pruning.granularity import Granularity
 from diff_es.utils.progress import Reporter
+
+
+class Kind(StrEnum):
+    """Who searches."""
+
+    OURS = "ours"
+    MEASURED = "measured"  # ours, with three levels of each unit measured on ten noises
+    PAPER = "paper"
+    RANDOM = "random"
+
+
+_MADE = {Kind.PAPER: paper, Kind.RANDOM: random}
+_NOISES = 8
+"""That the paper's search and random search judge a candidate on."""
 
 
 @dataclass(frozen=True)
 class Options:
     model: Model = "bundled"
+    searches: Annotated[tuple[Kind, ...], "; ".join(Kind)] = tuple(Kind)
     levers: Annotated[tuple[Levers, ...], "; ".join(Levers)] = (Levers.PRUNE, Levers.BOTH)
     efforts: Annotated[tuple[float, ...], "shares of the thorough search's work"] = (0.03, 0.1, 0.33, 1.0)
     budgets: Budgets = (0.75, 0.5)
@@ -57,46 +81,64 @@ class Options:
 
 def main(asked: Options) -> None:
     pipe, reporter, results = load(asked.model, dtype=torch.float32), Reporter(), Results(asked.results)
-    for seed in asked.seeds:
-        for levers in asked.levers:
-            for effort in asked.efforts:
-                key = {"model": asked.model, "steps": asked.steps, "levers": levers, "effort": effort, "seed": seed}
-                if results.holds(key):
-                    continue
-                plain = Settings(
-                    sampling=Sampling(asked.steps, asked.guidance),
-                    levers=levers,
-                    method=Method(Width(dense=())),
-                    seed=seed,
-                )
-                settings = with_effort(plain, effort)
-                work = images(pipe, settings, asked.budgets)
-                ready = prepare(pipe, settings, reporter)
-                closeness = Closeness(ready, asked.noises, reporter)
-                found = searched(ready, asked.budgets, reporter)
-                snr = {f"{one.limit:g}": closeness(by_study(ready, one)) for one in found}
-                results.add([{**key, "work": work, "snr": snr}])
+    for seed, levers, effort, kind in product(asked.seeds, asked.levers, asked.efforts, asked.searches):
+        key = {"model": asked.model, "steps": asked.steps, "levers": levers, "search": kind, "effort": effort}
+        key |= {"seed": seed}
+        if results.holds(key) or (kind in _MADE and levers is not Levers.PRUNE):
+            continue
+        settings = with_effort(settings_of(asked, levers, seed), effort)
+        if kind is Kind.MEASURED:
+            settings = replace(settings, sensitivity_levels=3, sensitivity_noises=10)
+        work, calibration = images(pipe, settings, asked.budgets)
+        if kind in _MADE:
+            method = replace(settings.method, granularity=Granularity.WHOLE)
+            settings = replace(settings, method=method)
+        ready = prepare(pipe, settings, reporter)
+        closeness = Closeness(ready, asked.noises, reporter)
+        if kind in _MADE:
+            each = (work - calibration) / len(asked.budgets)
+            snr = {f"{budget:g}": closeness(rival(ready, kind, budget, each)) for budget in asked.budgets}
+        else:
+            found = searched(ready, asked.budgets, reporter)
+            snr = {f"{one.limit:g}": closeness(by_study(ready, one)) for one in found}
+        results.add([{**key, "work": work, "snr": snr}])
     show(results.rows())
 
 
-def images(pipe: Any, settings: Settings, budgets: tuple[float, ...]) -> float:
-    """The denoiser work of a search for all of these budgets, calibration included, in dense images."""
+def settings_of(asked: Options, levers: Levers, seed: int) -> Settings:
+    return Settings(
+        sampling=Sampling(asked.steps, asked.guidance), levers=levers, method=Method(Width(dense=())), seed=seed
+    )
+
+
+def rival(ready: Study, kind: Kind, budget: float, work: float) -> Contender:
+    """The best that another search finds within a budget by so much work, in dense images."""
+    space, fitness = ready.costs.space(budget), ready.fitness("search", _NOISES)
+    calls = work * len(ready.trace.timesteps) / budget
+    _, best, _ = run(_MADE[kind](space, (), ready.settings.seed), fitness, False, calls, None)
+    return scheduled(ready, kind, budget, best, None)
+
+
+def images(pipe: Any, settings: Settings, budgets: tuple[float, ...]) -> tuple[float, float]:
+    """The denoiser work of a search for all of these budgets, calibration included, and that of calibration alone, in
+    dense images."""
     several = replace(settings, front=budgets)
     surveyed = survey(pipe, several, Reporter(quiet=True), Budget.of(max(budgets)))
     work = simulate(surveyed)
-    return work.macs / (surveyed.counter.dense() * len(surveyed.trace.timesteps))
+    image = surveyed.counter.dense() * len(surveyed.trace.timesteps)
+    return work.macs / image, work.calibration.macs / image
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    kept: dict[tuple[str, str, str, float], list[Mapping[str, Any]]] = {}
+    kept: dict[tuple[str, str, str, float, str], list[Mapping[str, Any]]] = {}
     for one in rows:
         for cost in one["snr"]:
-            kept.setdefault((one["model"], one["levers"], cost, one["effort"]), []).append(one)
-    header("model", "levers", "cost", "effort", "dense images", "SNR (dB) by seed", "mean")
-    for (model, levers, cost, effort), runs in sorted(kept.items()):
+            kept.setdefault((one["model"], one["levers"], cost, one["effort"], one["search"]), []).append(one)
+    header("model", "levers", "cost", "effort", "search", "dense images", "SNR (dB) by seed", "mean")
+    for (model, levers, cost, effort, search), runs in sorted(kept.items()):
         scores = [one["snr"][cost] for one in sorted(runs, key=lambda one: int(one["seed"]))]
         work, shown = statistics.mean(one["work"] for one in runs), ", ".join(f"{score:.1f}" for score in scores)
-        row(model, levers, cost, f"{effort:g}", f"{work:,.0f}", shown, f"{statistics.mean(scores):.2f}")
+        row(model, levers, cost, f"{effort:g}", search, f"{work:,.0f}", shown, f"{statistics.mean(scores):.2f}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_the_table_is_foretold_to_the_call(ran: Ran) -> None:
         work, again = simulate(surveyed), simulate(surveyed)
         assert work == again
         assert simulate(surveyed, table=True).sensitivity.calls == 0
-        assert work.calibration.calls == (0 if chosen.levers is Levers.STEPS else chosen.calibration_samples * 6)
+        assert work.calibration.calls == (0 if chosen.levers is Levers.STEPS else surveyed.calibration_samples * 6)
         assert work.reference.calls == (6 if chosen.levers is Levers.PRUNE else 12)
 
 
@@ -114,7 +114,7 @@ def test_parts_of_statistics_repeat_calibration() -> None:
         calls += CALL.batch
 
     pipe.transformer.register_forward_hook(count)
-    probes = make_probes(pipe, settings().calibration_samples, 0, "calibration")
+    probes = make_probes(pipe, surveyed.calibration_samples, 0, "calibration")
     calibrate(pipe, probes, CALL, surveyed.stages, wanted_of(surveyed), QUIET, 20_000)
     assert often.calibration.calls == calls, "passes end where their stages do"
     assert often.search.calls > once.search.calls  # known steps keep to the limit too

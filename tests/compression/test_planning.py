@@ -50,7 +50,7 @@ def test_an_effort_of_no_sense_is_refused(effort: Any) -> None:
 
 
 def test_a_size_that_is_none_cannot_be_kept() -> None:
-    with pytest.raises(DiffESError, match=r"keep: expected some of calibration_samples, .* found seed"):
+    with pytest.raises(DiffESError, match=r"keep: expected some of search_noises, .* found seed"):
         with_effort(Settings(), 0.5, keep=["seed"])
 
 

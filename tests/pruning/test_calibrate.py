@@ -154,3 +154,14 @@ def test_the_pipeline_is_left_as_it_was(fails: bool) -> None:
     assert_same(decoder, snapshot(pipe.vae))
     assert vars(pipe).keys() == attributes
     assert torch.equal(images(pipe), dense)
+
+
+@pytest.mark.parametrize(("stages", "patch", "samples"), [(3, 2, 64), (6, 4, 128)])
+def test_as_many_samples_as_the_columns_of_the_layers_ask_for(stages: int, patch: int, samples: int) -> None:
+    ready = prepare(tiny(patch=patch), settings(stages=stages, calibration_samples=None))
+    assert ready.calibration_samples == samples
+    for layer in ready.anatomy.layers:
+        counts = [moments[layer.name].count for moments in ready.statistics.stages]
+        assert min(counts) >= 16 * layer.size
+    asked = prepare(tiny(patch=patch), settings(stages=stages, calibration_samples=3))
+    assert asked.calibration_samples == 3

@@ -81,6 +81,7 @@ def settings_of(
     """As the library takes them; without flags its defaults."""
     return Settings(
         **sizes_of(search.effort or Effort.STANDARD) | given_sizes(search, pruning),
+        calibration_samples=pruning.calibration_samples,
         sensitivity_noises=search.sensitivity_noises,
         sensitivity_levels=search.sensitivity_levels,
         sampling=sampling.setting(),

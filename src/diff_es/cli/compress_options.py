@@ -129,7 +129,9 @@ class PruningOptions:
         int | None, typer.Option(help="Channels that stay come in multiples of it; default as the device likes.")
     ] = None
     ranking: Annotated[RankingName, typer.Option(help="How groups are ranked.")] = RankingName.OBS
-    calibration_samples: Annotated[int | None, typer.Option(help="Samples that calibration runs; default 64.")] = None
+    calibration_samples: Annotated[
+        int | None, typer.Option(help="Samples that calibration runs; default by the size of layers, 64 to 256.")
+    ] = None
     compensate: Annotated[bool, typer.Option(help="Whether the weights that stay are solved anew.")] = True
     damping: Annotated[float, typer.Option(help="Damping of the Hessian, relative to its mean diagonal.")] = 0.01
     stagewise: Annotated[bool, typer.Option(help="Whether each stage has statistics of its own.")] = True

@@ -33,7 +33,6 @@ class Effort(StrEnum):
 _SHARES = {Effort.QUICK: 0.03, Effort.STANDARD: 0.1, Effort.THOROUGH: 1.0}
 _SHARE = TypeAdapter[float](Share)
 SIZES = {
-    "calibration_samples": (128, 0.3, 16),
     "search_noises": (32, 0.3, 4),
     "finalists": (5, 0.2, 2),
     "held_out_noises": (32, 0.5, 8),

@@ -45,7 +45,8 @@ class Settings:
         levers: what a schedule may change from stage to stage.
         method: how levels are made.
         measure: of closeness to the dense model.
-        calibration_samples: that calibration runs.
+        calibration_samples: that calibration runs; None: as many as it takes to see 16 vectors for each column of every
+            layer, 64 to 256.
         reference_multiple: where steps are a choice, results are compared with a run of so many times the user's own.
         corrections: the most directions along which each step is corrected (``trajectory.corrections``); 0: none.
         search_noises: that candidates are judged on.
@@ -76,7 +77,7 @@ class Settings:
     levers: Annotated[Levers, named(Levers)] = Levers.BOTH
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
-    calibration_samples: Count = 64
+    calibration_samples: Count | None = None
     reference_multiple: Finer = 4
     corrections: Directions = 4
     search_noises: Count = 16

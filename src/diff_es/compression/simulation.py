@@ -131,7 +131,7 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
     return Work(
         reference=_dense(ready, 1, len(ready.reference or ready.trace.timesteps)),
         calibration=sum(
-            (_dense(ready, settings.calibration_samples, calls) for calls in _calls(surveyed, parts)), Tally()
+            (_dense(ready, surveyed.calibration_samples, calls) for calls in _calls(surveyed, parts)), Tally()
         ),
         sensitivity=Tally() if table else sensed,
         search=searched,

@@ -147,7 +147,7 @@ def study(surveyed: Survey, reporter: Reporter, memory: int | None = None) -> St
         statistics = Statistics(({},) * stages, (0.0,) * stages)
         library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
         return Study(**vars(surveyed), statistics=statistics, library=library, known_bytes=room // 4)
-    probes = make_probes(pipe, settings.calibration_samples, settings.seed, "calibration", settings.prompts)
+    probes = make_probes(pipe, surveyed.calibration_samples, settings.seed, "calibration", settings.prompts)
     statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, wanted_of(surveyed), reporter, room)
     library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units, weights_of(room))
     return Study(**vars(surveyed), statistics=statistics, library=library, known_bytes=room // 4)

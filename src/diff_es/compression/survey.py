@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -36,9 +37,11 @@ from .settings import Levers, Settings
 _WORTH_IT = 1.05
 """A gain below which the user is told before the search."""
 
-_TABLE, _NOISES = 600, (2, 10)
+_TABLE, _NOISES = 600, (2, 8)
 """Runs of single noises that measure the levels of all units and stages, where so many noises as that takes are no
 fewer and no more than these: the more entries there are, the more each says of the others."""
+_VECTORS, _SAMPLES = 16, (64, 256)
+"""Vectors that calibration is to see of a layer in a stage, for each entry of one; and its fewest and most samples."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class Survey:
         vars(self).update(state)
         if self.declared is not None:
             remember(denoiser_of(self.pipe), self.declared)
+
+    @property
+    def calibration_samples(self) -> int:
+        """That calibration runs."""
+        samples = self.settings.calibration_samples
+        assert samples is not None  # since `surveyed`
+        return samples
 
     @property
     def placement(self) -> Streamed | None:
@@ -142,6 +152,8 @@ def surveyed(
         choices = step_choices(stages.steps(path.timesteps), settings.reference_multiple, path.room(stages))
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
     table, own, each = counter.table(units, reporter), stages.steps(traced.timesteps), 1
+    if settings.calibration_samples is None:
+        settings = replace(settings, calibration_samples=_samples(counter, min(filter(None, own))))
     if path is not None:  # steps are counted, not calls
         own, each = stages.steps(path.timesteps), traced.calls
     macs = Costs.tabled([[each * cost for cost in row] for row in table], own, choices)
@@ -161,6 +173,13 @@ def surveyed(
     return Survey(
         pipe, settings, traced, stages, anatomy, counter, macs, costs, limit, prices, units, path, known, budget
     )
+
+
+def _samples(counter: MacCounter, calls: int) -> int:
+    """That calibrate a stage of so many calls."""
+    fewest, most = _SAMPLES
+    shares = [layer.size / (n * calls) for layer in counter.anatomy.layers if (n := counter.vectors(layer))]
+    return min(most, max(fewest, math.ceil(_VECTORS * max(shares, default=0.0))))
 
 
 def _of_pipeline(pipe: Pipeline, settings: Settings) -> Settings:

@@ -154,11 +154,11 @@ class MacCounter:
         return tuple(table)
 
     def vectors(self, layer: Layer) -> int:
-        """How many vectors the output projection of a layer receives in a call of one sample."""
+        """How many vectors the output projection of a layer receives in a call of one sample; 0 where it never runs."""
         self._record()
         return sum(
             next(x.numel() // x.shape[channel_dimension(self._twin.get_submodule(layer.output), x)] for x in tensors)
-            for call in self._calls[layer.output]
+            for call in self._calls.get(layer.output, ())
             if (tensors := [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)])
         )
 
