@@ -83,6 +83,13 @@ def test_effort(bench: Bench, tmp_path: Path) -> None:
     assert len(results.read_text().splitlines()) == len(searches)
 
 
+def test_calibration(bench: Bench) -> None:
+    options = ("--steps", 10, "--noises", 2, "--effort", 0.00001, "--budgets", 0.75, "--samples", 2, 4)
+    few, more = rows(bench("calibration", *options))
+    assert [few[1:3], more[1:3]] == [["2", "1.0"], ["4", "2.0"]]
+    assert few[3] != more[3]
+
+
 def test_hours(bench: Bench) -> None:
     ((model, units, *_, images, hours),) = rows(
         bench("hours", "--models", "PixArt-Sigma", "--effort", 0.00001, "--stages", 2, model=False)
