@@ -45,8 +45,8 @@ class Settings:
         levers: what a schedule may change from stage to stage.
         method: how levels are made.
         measure: of closeness to the dense model.
-        calibration_samples: that calibration runs; None: as many as it takes to see 16 vectors for each column of every
-            layer, 64 to 256.
+        calibration_samples: that calibration runs; None: as many as it takes to see 16 vectors for each column of most
+            layers, 64 to 256.
         reference_multiple: where steps are a choice, results are compared with a run of so many times the user's own.
         corrections: the most directions along which each step is corrected (``trajectory.corrections``); 0: none.
         search_noises: that candidates are judged on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import accumulate
 
 from torch import nn
 
@@ -41,7 +42,7 @@ _TABLE, _NOISES = 600, (2, 8)
 """Runs of single noises that measure the levels of all units and stages, where so many noises as that takes are no
 fewer and no more than these: the more entries there are, the more each says of the others."""
 _VECTORS, _SAMPLES = 16, (64, 256)
-"""Vectors that calibration is to see of a layer in a stage, for each entry of one; and its fewest and most samples."""
+"""Vectors that calibration is to see of most layers in a stage, for each entry of one; its fewest and most samples."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +177,15 @@ def surveyed(
 
 
 def _samples(counter: MacCounter, calls: int) -> int:
-    """That calibrate a stage of so many calls."""
+    """That calibrate a stage of so many calls, for layers that hold half of all columns; streams of few tokens, such as
+    those of a prompt, would ask for many."""
     fewest, most = _SAMPLES
-    shares = [layer.size / (n * calls) for layer in counter.anatomy.layers if (n := counter.vectors(layer))]
-    return min(most, max(fewest, math.ceil(_VECTORS * max(shares, default=0.0))))
+    seen = [(counter.vectors(layer) * calls, layer.size) for layer in counter.anatomy.layers]
+    asked = sorted((size / vectors, size) for vectors, size in seen if vectors)
+    reached = accumulate(size for _, size in asked)
+    enough = sum(size for _, size in asked) / 2
+    share = next((share for (share, _), columns in zip(asked, reached, strict=True) if columns >= enough), 0.0)
+    return min(most, max(fewest, math.ceil(_VECTORS * share)))
 
 
 def _of_pipeline(pipe: Pipeline, settings: Settings) -> Settings:

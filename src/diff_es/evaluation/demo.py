@@ -31,7 +31,6 @@ SETTINGS = Settings(
     sampling=Sampling(num_inference_steps=20, guidance_scale=2.0, batch=16),
     stages=5,
     method=Method(granularity=Granularity.KIND),
-    calibration_samples=64,
     search_noises=8,
     first_rung=3,
     sensitivity_noises=2,
