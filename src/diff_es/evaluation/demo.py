@@ -33,7 +33,7 @@ SETTINGS = Settings(
     method=Method(granularity=Granularity.KIND),
     search_noises=8,
     first_rung=3,
-    sensitivity_noises=2,
+    sensitivity_levels=3,
     finalists=1,
     held_out_noises=8,
     population=8,
