@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-from common import Budgets, Closeness, Model, Noises, Seed, Steps, by_study, header, options, row, searched
+from common import Budgets, Closeness, Model, Noises, Seed, Steps, by_study, header, options, row, searched, untimed
 
-from diff_es import Levers, Method, Sampling, Settings, Width, with_effort
+from diff_es import Levers, with_effort
 from diff_es.compression.study import Study, prepare
 from diff_es.pipelines.loading import load
 from diff_es.utils.progress import Reporter
@@ -34,10 +34,7 @@ class Options:
 
 def main(asked: Options) -> None:
     pipe, reporter = load(asked.model, dtype=torch.float32), Reporter()
-    plain = Settings(
-        sampling=Sampling(asked.steps, 2.0), levers=Levers.PRUNE, method=Method(Width(dense=())), seed=asked.seed
-    )
-    settings, found = with_effort(plain, asked.effort), None
+    settings, found = with_effort(untimed(asked.steps, 2.0, Levers.PRUNE, asked.seed), asked.effort), None
     header("model", "samples", "vectors a column", *(f"at {budget:g}" for budget in sorted(asked.budgets)))
     for samples in asked.samples:
         ready = prepare(pipe, replace(settings, calibration_samples=samples), reporter)

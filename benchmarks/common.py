@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin, get
 
 from torch import Tensor
 
+from diff_es import Levers, Method, Sampling, Settings, Width
 from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.evolve import evolve
 from diff_es.compression.final import Found
@@ -129,6 +130,11 @@ class Results:
         """All of a run, in one write: none is ever there in part."""
         with self.path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def untimed(steps: int, guidance: float, levers: Levers, seed: int) -> Settings:
+    """The defaults but for layers that are found slower when thinned: none is timed, so that runs compare."""
+    return Settings(sampling=Sampling(steps, guidance), levers=levers, method=Method(Width(dense=())), seed=seed)
 
 
 def searched(study: Study, budgets: Sequence[float], reporter: Reporter) -> tuple[Found, ...]:

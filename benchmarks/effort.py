@@ -37,10 +37,11 @@ from common import (
     options,
     row,
     searched,
+    untimed,
 )
 from search import paper, random, run
 
-from diff_es import Levers, Method, Sampling, Settings, Width, with_effort
+from diff_es import Levers, Settings, with_effort
 from diff_es.compression.simulation import simulate
 from diff_es.compression.study import Study, prepare
 from diff_es.compression.survey import survey
@@ -60,7 +61,7 @@ class Kind(StrEnum):
     RANDOM = "random"
 
 
-_MADE = {Kind.PAPER: paper, Kind.RANDOM: random}
+_RIVALS = {Kind.PAPER: paper, Kind.RANDOM: random}
 _NOISES = 8
 """That the paper's search and random search judge a candidate on."""
 
@@ -81,41 +82,35 @@ class Options:
 
 def main(asked: Options) -> None:
     pipe, reporter, results = load(asked.model, dtype=torch.float32), Reporter(), Results(asked.results)
-    for seed, levers, effort, kind in product(asked.seeds, asked.levers, asked.efforts, asked.searches):
-        key = {"model": asked.model, "steps": asked.steps, "levers": levers, "search": kind, "effort": effort}
-        key |= {"seed": seed}
-        if results.holds(key) or (kind in _MADE and levers is not Levers.PRUNE):
-            continue
-        settings = with_effort(settings_of(asked, levers, seed), effort)
-        if kind is Kind.MEASURED:
-            settings = replace(settings, sensitivity_levels=3, sensitivity_noises=10)
-        work, calibration = images(pipe, settings, asked.budgets)
-        if kind in _MADE:
-            method = replace(settings.method, granularity=Granularity.WHOLE)
-            settings = replace(settings, method=method)
-        ready = prepare(pipe, settings, reporter)
-        closeness = Closeness(ready, asked.noises, reporter)
-        if kind in _MADE:
-            each = (work - calibration) / len(asked.budgets)
-            snr = {f"{budget:g}": closeness(rival(ready, kind, budget, each)) for budget in asked.budgets}
-        else:
-            found = searched(ready, asked.budgets, reporter)
+    for seed, levers, effort in product(asked.seeds, asked.levers, asked.efforts):
+        key = {"model": asked.model, "steps": asked.steps, "levers": levers, "effort": effort, "seed": seed}
+        missing = [kind for kind in asked.searches if not results.holds({**key, "search": kind})]
+        settings = with_effort(untimed(asked.steps, asked.guidance, levers, seed), effort)
+        for kind in (one for one in missing if one not in _RIVALS):
+            measured = replace(settings, sensitivity_levels=3, sensitivity_noises=10)
+            chosen = measured if kind is Kind.MEASURED else settings
+            ready, (work, _) = prepare(pipe, chosen, reporter), images(pipe, chosen, asked.budgets)
+            closeness, found = Closeness(ready, asked.noises, reporter), searched(ready, asked.budgets, reporter)
             snr = {f"{one.limit:g}": closeness(by_study(ready, one)) for one in found}
-        results.add([{**key, "work": work, "snr": snr}])
+            results.add([{**key, "search": kind, "work": work, "snr": snr}])
+        rivals = [kind for kind in missing if kind in _RIVALS and levers is Levers.PRUNE]
+        if rivals:
+            work, calibration = images(pipe, settings, asked.budgets)
+            each = (work - calibration) / len(asked.budgets)
+            whole = replace(settings.method, granularity=Granularity.WHOLE)
+            ready = prepare(pipe, replace(settings, method=whole), reporter)
+            closeness = Closeness(ready, asked.noises, reporter)
+            for kind in rivals:
+                snr = {f"{budget:g}": closeness(rival(ready, kind, budget, each)) for budget in asked.budgets}
+                results.add([{**key, "search": kind, "work": work, "snr": snr}])
     show(results.rows())
-
-
-def settings_of(asked: Options, levers: Levers, seed: int) -> Settings:
-    return Settings(
-        sampling=Sampling(asked.steps, asked.guidance), levers=levers, method=Method(Width(dense=())), seed=seed
-    )
 
 
 def rival(ready: Study, kind: Kind, budget: float, work: float) -> Contender:
     """The best that another search finds within a budget by so much work, in dense images."""
     space, fitness = ready.costs.space(budget), ready.fitness("search", _NOISES)
     calls = work * len(ready.trace.timesteps) / budget
-    _, best, _ = run(_MADE[kind](space, (), ready.settings.seed), fitness, False, calls, None)
+    _, best, _ = run(_RIVALS[kind](space, (), ready.settings.seed), fitness, False, calls, None)
     return scheduled(ready, kind, budget, best, None)
 
 
