@@ -22,7 +22,8 @@ demo: $(STAMP)  ## compress the bundled model and write the report to demo/
 readme: demo  ## the demo, and its picture and tables into README.md and docs/
 	$(BIN)/python benchmarks/readme.py --demo demo
 
-test: lint docs  ## lint, types, documentation and every test, slow ones included
+test: $(STAMP)  ## lint, types, documentation and every test, slow ones included
+	$(MAKE) --no-print-directory --output-sync=target -j $(JOBS) lint docs
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing

@@ -159,14 +159,14 @@ def test_promise(bench: Bench, tmp_path: Path) -> None:
 
 def test_foretold(bench: Bench) -> None:
     small = ("--steps", 4, "--stages", 2, "--calibration-samples", 2, "--search-noises", 2, "--generations", 1)
-    chosen = ("--settings", "steps", "pruning whole, Wanda alone")
-    found = rows(bench("foretold", *small, *chosen))
-    assert [row[0].split(", ", 1)[1] for row in found] == ["steps", "pruning whole, Wanda alone"]
-    assert all(float(row[5].removesuffix(" GB")) > 0.2 for row in found)
+    (found,) = rows(bench("foretold", *small, "--settings", "pruning whole, Wanda alone"))
+    assert found[0].endswith(", pruning whole, Wanda alone")
+    assert float(found[5].removesuffix(" GB")) > 0.2
 
 
-@pytest.mark.parametrize(("model", "ranking"), [("dit", "obs"), ("sdxl", "wanda"), ("flux", "wanda")])
+@pytest.mark.parametrize(("model", "ranking"), [("dit", "obs"), ("flux", "wanda")])
 def test_real_size(bench: Bench, tmp_path: Path, model: str, ranking: str) -> None:
+    """That of SDXL is made in :func:`test_inspect_sdxl`."""
     small = ("--model", model, "--ranking", ranking, "--shrink", 8, "--stages", 2, "--steps", 2)
     found = rows(
         bench("real_size", *small, "--memory", 0.1, "--macs", 0.8, "--results", tmp_path / "rows.jsonl", model=False)

@@ -1,20 +1,20 @@
-"""Run as a script: prints as JSON how many MB of the 100 that a tensor had stay with this process when it is gone."""
+"""Run as a script: prints as JSON how many MB of the 100 that a tensor had stay with this process when it is gone.
+
+python -m tests.helpers.heaps held routed    # or one of the two
+"""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from tests.helpers.tiny import denoiser
 
-from diff_es.layers import DENSE, discover
-from diff_es.routing.placements import Resident
-from diff_es.routing.routing import routed
-from diff_es.trajectory.stages import Stages
 from diff_es.utils.malloc import Kept
 
 CPU = torch.device("cpu")
@@ -25,15 +25,7 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def main() -> None:
-    model, found = denoiser(), dict[str, float]()
-    route = partial(Resident().open, model, discover(model), (DENSE,))
-    before = resident()
-
-    def note(name: str) -> None:
-        torch.ones(25_000_000)
-        found[name] = resident() - before
-
+def held(note: Callable[[str], None]) -> None:
     note("never held")
     first, second = Kept(CPU), Kept(CPU)
     note("held twice")
@@ -42,17 +34,42 @@ def main() -> None:
     note("closed twice, one of two")
     second.close()
     note("closed both")
-    held = Kept(CPU)
+    third = Kept(CPU)
     note("held again")
-    del held
+    del third
     gc.collect()
     note("forgotten")
     other = Kept(torch.device("meta"))
     note("for another device")
     other.close()
-    with routed(model, Stages(()), route):
+
+
+def routed(note: Callable[[str], None]) -> None:
+    from tests.helpers.tiny import denoiser  # diffusers, with which a process takes three times as long to start
+
+    from diff_es.layers import DENSE, discover
+    from diff_es.routing import routing
+    from diff_es.routing.placements import Resident
+    from diff_es.trajectory.stages import Stages
+
+    model = denoiser()
+    with routing.routed(model, Stages(()), partial(Resident().open, model, discover(model), (DENSE,))):
         note("routed")
     note("routed no more")
+
+
+def main() -> None:
+    found = dict[str, float]()
+    for part in sys.argv[1:]:
+        before: float | None = None
+
+        def note(name: str) -> None:
+            nonlocal before
+            before = resident() if before is None else before
+            torch.ones(25_000_000)
+            found[name] = resident() - before
+
+        {"held": held, "routed": routed}[part](note)
     print(json.dumps(found))
 
 

@@ -41,8 +41,11 @@ def bare(plan: Plan) -> Plan:
     return Plan({name: replace(cut, weight=None, bias=None) for name, cut in plan.cuts.items()})
 
 
-@pytest.mark.parametrize("placement", [Resident(), Streamed(), Compact()])
-@families
+@pytest.mark.parametrize(
+    ("name", "placement"),
+    [(name, Resident()) for name in FAMILIES]
+    + [(name, placement) for name in ("DiT", "SDXL", "FLUX") for placement in (Streamed(), Compact())],
+)
 def test_a_copy_is_a_dense_pipeline_of_its_own(name: str, placement: Placed) -> None:
     pipe = made_of(name)
     fast = result_of(name, pipe)
