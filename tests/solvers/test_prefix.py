@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -42,6 +44,23 @@ SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
     "UniPC, third order": (UniPCMultistepScheduler, {"solver_order": 3}),
     "DDPM": (DDPMScheduler, {}),
 }
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_run_leaves_nothing_to_the_garbage_collector(name: str) -> None:
+    """Which comes rarely: the tensors of many runs would wait for it, beyond the limit of what is known."""
+    kind, options = SAMPLERS[name]
+    pipe, cache = tiny(scheduler=kind, options=options), PrefixCache(1 << 20)
+    replay = Replay(pipe, cache, lambda past, _: past)
+    gone = weakref.ref(replay)
+    gc.disable()
+    try:
+        with replay.attached():
+            sample(pipe, make_probes(pipe, CALL.batch, 0, "test"), CALL)
+        del replay
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def run(pipe: DiTPipeline, cache: PrefixCache, *, whole: bool = False) -> tuple[Tensor, int, int]:

@@ -25,6 +25,7 @@ from ..routing.realise import output_of, weight_of
 from ..scoring.speed import Speed, measured_speed
 from ..search import NoneFits
 from ..utils.errors import DiffESError
+from ..utils.malloc import give_back
 from ..utils.memory import free_memory, held_memory, peak_memory
 from ..utils.progress import Course, Reporter, duration
 from .settings import Levers
@@ -104,11 +105,13 @@ def _check(where: str, needed: int, free: int, remedy: str) -> None:
 @dataclass(frozen=True)
 class Machine:
     """What was measured of a model here: its calls; seconds to rank and solve all layers once, and to add up what they
-    receive in a call of one sample; bytes that a call takes beside the weights, as far as it can be seen."""
+    receive in a call of one sample; bytes that the process holds, and those that a call takes beside the weights,
+    as far as it can be seen."""
 
     speed: Speed
     solving: float
     summing: float
+    held: int = 0
     working: int = 0
 
 
@@ -116,10 +119,14 @@ def machine_of(surveyed: Survey) -> Machine:
     """Time a few calls, and the algebra of each shape of layer once."""
     device = device_of(denoiser_of(surveyed.pipe))
     held, before = held_memory(device), peak_memory(device)
-    speed = measured_speed(surveyed.pipe, surveyed.counter, surveyed.units, surveyed.settings.sampling)
+    chosen = None if surveyed.path is None else surveyed.trace.timesteps
+    own = surveyed.pipe, surveyed.counter, surveyed.units, surveyed.settings.sampling
+    speed = measured_speed(*own, surveyed.stages, chosen)
     peak = peak_memory(device)
-    slim = sum(surveyed.counter.slim_bytes(unit, len(unit.options) // 2) for unit in surveyed.units)
-    return Machine(speed, *_algebra(surveyed), working=max(0, peak - held - slim) if peak > before else 0)
+    slim = sum(surveyed.counter.slim_bytes(unit, len(unit.options) // 2)[0] for unit in surveyed.units)
+    working, algebra = max(0, peak - held - slim) if peak > before else 0, _algebra(surveyed)
+    give_back()
+    return Machine(speed, *algebra, held_memory(device), working)
 
 
 def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *, table: bool = False) -> Forecast:
@@ -130,8 +137,7 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
         table: whether the sensitivities are known.
     """
     pipe, settings, stages = surveyed.pipe, surveyed.settings, len(surveyed.stages)
-    device = device_of(denoiser_of(pipe))
-    room, before = room_for(pipe, memory), held_memory(device)
+    room = room_for(pipe, memory)
     work = simulate(surveyed, room, table=table)
     speed, solving, summing = machine.speed, machine.solving, machine.summing
     dense = surveyed.counter.dense()
@@ -151,11 +157,11 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
     peak = max(room if spilled else statistics, held + min(levels, weights) + largest)
     laid_out = sum(phase.laid_out for phase in (work.sensitivity, work.search, work.final))
     running = max(_in_use(surveyed), min(laid_out, weights))
-    searching = held + min(levels, weights) + running + min(room // 4, _kept(surveyed, work))
+    searching = held + min(levels, weights) + running + work.kept
     return Forecast(
         phases,
         tasks,
-        memory=before + machine.working + max(peak, searching),
+        memory=machine.held + machine.working + max(peak, searching),
         disk=(statistics if spilled else 0) + max(0, levels - weights),
         result=_result(surveyed),
         passes=work.passes,
@@ -191,12 +197,6 @@ def compared(found: Forecast, seconds: float, denoiser: nn.Module, reporter: Rep
     reporter.say(f"It took {duration(seconds)}, of {duration(found.seconds)} foretold{held}.")
 
 
-def _kept(surveyed: Survey, work: Work) -> int:
-    """Bytes of the known steps of a search, which its limit cuts."""
-    latents = next((leaf for leaf in surveyed.trace.args if isinstance(leaf, torch.Tensor)), None)
-    return 0 if latents is None else 2 * latents[0].nbytes * (work.search.calls + work.sensitivity.calls)
-
-
 def _counts(surveyed: Survey) -> Iterator[tuple[Layer, list[int]]]:
     """Each layer with the numbers of groups that its levels leave, most first."""
     counts = counts_by_layer(surveyed.units)
@@ -224,9 +224,11 @@ def _sizes(surveyed: Survey) -> tuple[int, int, int]:
 
 def _in_use(surveyed: Survey) -> int:
     """Bytes of the weights that are laid out to run, the most of one stage."""
-    counter = surveyed.counter
-    sizes = [[counter.slim_bytes(unit, level) for level in range(1, len(unit.options))] for unit in surveyed.units]
-    return sum(max(row, default=0) for row in sizes)
+    which = 0 if surveyed.settings.method.compensation is None else 1
+    return sum(
+        max((surveyed.counter.slim_bytes(unit, level)[which] for level in range(1, len(unit.options))), default=0)
+        for unit in surveyed.units
+    )
 
 
 def _result(surveyed: Survey) -> int:

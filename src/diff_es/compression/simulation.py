@@ -30,7 +30,7 @@ from .survey import Survey
 @dataclass(frozen=True)
 class Work:
     """What a search runs, by phase, and its part behind calibration by the names of its tasks as well; ``passes`` are
-    the times that calibration repeats its runs."""
+    the times that calibration repeats its runs, ``kept`` the bytes of known steps in the end."""
 
     reference: Tally  # of the one sample that is looked at before anything else
     calibration: Tally
@@ -38,6 +38,7 @@ class Work:
     search: Tally
     final: Tally
     passes: int
+    kept: int
     tasks: Mapping[str, Tally]
 
     @property
@@ -56,8 +57,11 @@ class _Imagination(Study):
 
     @cached_property
     def _weights(self) -> ImaginedWeights:
-        def size(unit: int, level: int) -> int:
-            return self.counter.slim_bytes(self.units[unit], level)
+        resolved = self.settings.method.compensation is not None
+
+        def size(unit: int, level: int) -> tuple[int, int]:
+            total, copied = self.counter.slim_bytes(self.units[unit], level)
+            return total, copied if resolved else total
 
         return ImaginedWeights(self.pipe, self.library, self.weight_bytes, self.tally, size)
 
@@ -68,7 +72,7 @@ class _Imagination(Study):
     def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
         settings, each = self.settings, 1 if self.path is None else self.trace.calls
         corrections = settings.corrections if self.corrected else 0
-        comparison = replace(comparison, corrections=corrections, known=self._known)
+        comparison = replace(comparison, corrections=corrections, known=self.known)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
 
         def macs(levels: Sequence[int]) -> int:
@@ -137,6 +141,7 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
         search=searched,
         final=finals,
         passes=len(parts),
+        kept=ready.known.held_bytes,
         tasks={name: one for name, one in quiet.found.items() if not (table and name == "measure sensitivity")},
     )
 

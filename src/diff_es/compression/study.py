@@ -100,13 +100,14 @@ class Study(Survey):
         return WeightCache(self.pipe, self.library)
 
     @cached_property
-    def _known(self) -> PrefixCache:
+    def known(self) -> PrefixCache:
+        """Steps that need not be run again."""
         return PrefixCache(self.known_bytes)
 
     def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
         settings = self.settings
         corrections = settings.corrections if self.corrected else 0
-        comparison = replace(comparison, corrections=corrections, known=self._known)
+        comparison = replace(comparison, corrections=corrections, known=self.known)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
         return Fitness(*own, comparison, self._weights)
 

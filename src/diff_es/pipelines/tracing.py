@@ -27,7 +27,8 @@ class Trace:
 
     ``timesteps`` are the scheduler's, one for every denoiser call. ``args`` and ``kwargs`` are those of the first call,
     on the meta device, unless ``real``, where the denoiser may need its weights. ``calls`` is how often each of the
-    scheduler's timesteps calls the denoiser: twice where guidance runs in calls of its own.
+    scheduler's timesteps calls the denoiser: twice where guidance runs in calls of its own. ``output_bytes`` are those
+    of what a call of one sample gives.
     """
 
     timesteps: tuple[float, ...]
@@ -35,6 +36,7 @@ class Trace:
     kwargs: Kwargs
     calls: int = 1
     real: bool = False
+    output_bytes: int = 0
 
 
 class _Caught(Exception):
@@ -100,16 +102,20 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
     finally:
         handle.remove()
     if isinstance(pipe, OwnSampler):
-        return _own_trace(pipe, sampling, heard, calls)
+        return _own_trace(pipe, sampling, heard, calls, _bytes(outputs))
     own = [float(t) for t in pipe.scheduler.timesteps.tolist()]  # what is heard may be rounded
     if not own or not heard:
         raise _no_trajectory(pipe, sampling, "no call of the denoiser")
     each = len(heard) // len(own)
-    return Trace(tuple(t for t in own for _ in range(each)), *calls[0], each, real)
+    return Trace(tuple(t for t in own for _ in range(each)), *calls[0], each, real, _bytes(outputs))
+
+
+def _bytes(outputs: Sequence[Any]) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(list(outputs)) if isinstance(leaf, Tensor))
 
 
 def _own_trace(
-    own: OwnSampler, sampling: Sampling, heard: Sequence[float], calls: Sequence[tuple[Args, Kwargs]]
+    own: OwnSampler, sampling: Sampling, heard: Sequence[float], calls: Sequence[tuple[Args, Kwargs]], output_bytes: int
 ) -> Trace:
     """What was heard of a loop of the user's own."""
     if not heard:
@@ -120,4 +126,4 @@ def _own_trace(
     each = len(heard) // len(steps)
     timesteps = tuple(told[t] for t in heard)
     alike = timesteps == tuple(t for t in steps for _ in range(each))
-    return Trace(timesteps, *calls[0], each if alike else 1, real=True)
+    return Trace(timesteps, *calls[0], each if alike else 1, real=True, output_bytes=output_bytes)

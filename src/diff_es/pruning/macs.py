@@ -45,7 +45,7 @@ class MacCounter:
         # received, and its MACs; empty until they are asked for
         self._changes = dict[Hashable, int]()  # by what the price of a module's layers depends on
         self._alike = dict[str, Hashable]()  # by module
-        self._sizes = dict[tuple[Unit, int], int]()  # bytes of the weights of a level
+        self._sizes = dict[tuple[Unit, int], tuple[int, int]]()  # bytes of the weights of a level
 
     def dense(self) -> int:
         return self._of_dense("")
@@ -121,12 +121,17 @@ class MacCounter:
         kept = [tensor for name, tensor in self._twin.named_parameters() if name not in slim]
         return int(sum(tensor.nbytes for tensor in [*kept, *slim.values()]))
 
-    def slim_bytes(self, unit: Unit, level: int) -> int:
-        """Bytes of the weights that a level which thins puts in the place of a unit's own; of others 0."""
+    def slim_bytes(self, unit: Unit, level: int) -> tuple[int, int]:
+        """Bytes of the weights that a level which thins puts in the place of a unit's own, and those of them that are
+        copied where output projections are re-solved: not the whole of a projection, which runs as it is held. Of
+        other levels 0."""
         if not isinstance(unit.options[level], Thin):
-            return 0
+            return 0, 0
         if (unit, level) not in self._sizes:
-            self._sizes[unit, level] = sum(tensor.nbytes for tensor in self._slim(unit, level).values())
+            sizes = {name: tensor.nbytes for name, tensor in self._slim(unit, level).items()}
+            whole = (f"{layers[0].output}.weight" for layers in self.anatomy.sharing() if len(layers) == 1)
+            total = sum(sizes.values())
+            self._sizes[unit, level] = total, total - sum(sizes.get(name, 0) for name in whole)
         return self._sizes[unit, level]
 
     def _slim(self, unit: Unit, level: int) -> Mapping[str, Tensor]:

@@ -32,7 +32,7 @@ class Tally:
     """What was run, or would have been.
 
     ``batches`` are denoiser calls, of ``calls`` samples in all, which compute ``macs`` at their levels, with weights of
-    which ``laid_out`` bytes had to be copied for it.
+    which ``laid_out`` bytes had to be copied for it; what is re-solved runs as the library holds it.
     """
 
     calls: int = 0
@@ -50,17 +50,17 @@ class Tally:
 
 
 class ImaginedWeights(WeightCache):
-    """Counts the bytes that would be laid out, of which ``sizes`` tells those of a unit's level."""
+    """Counts the bytes that would be copied; ``sizes`` tells those of a unit's level, in all and copied."""
 
     def __init__(
-        self, pipe: Pipeline, library: Library, limit: int, tally: Tally, sizes: Callable[[int, int], int]
+        self, pipe: Pipeline, library: Library, limit: int, tally: Tally, sizes: Callable[[int, int], tuple[int, int]]
     ) -> None:
         super().__init__(pipe, library, limit)
         self._tally, self._sizes = tally, sizes
 
     def _made(self, source: int, unit: int, level: int) -> tuple[Content, int]:
-        size = self._sizes(unit, level)
-        self._tally.laid_out += size
+        size, copied = self._sizes(unit, level)
+        self._tally.laid_out += copied
         return {}, size
 
 
@@ -142,7 +142,7 @@ class Imagined(Fitness):
             known, levels = self.cache.enter(keys[step]), rows[stage]
             if not known.outputs:
                 calls, macs = calls + each, macs + each * self._macs(levels)
-                known.outputs.append(self._like_latents(chunk))
+                known.outputs.append(self._like_outputs(chunk, each))
                 self.cache.hold(keys[step], known.outputs[-1])
             after = After(Result(self._like_latents(chunk)), {})
             known.after[_next(times, step)] = after
@@ -159,6 +159,12 @@ class Imagined(Fitness):
                     self.cache.touch(key)
                 return step + 1
         return 0
+
+    def _like_outputs(self, chunk: int, calls: int) -> Tensor:
+        """Of the size of what so many denoiser calls give, without any memory."""
+        return torch.empty(
+            len(self._chunks[chunk]) * calls * self._trace.output_bytes, dtype=torch.uint8, device="meta"
+        )
 
     def _like_latents(self, chunk: int) -> Tensor:
         """Of the latents' size, without any memory."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from ..layers import Plan, Weights
 from ..pipelines.denoiser import device_of
-from ..pipelines.families import Pipeline, Sampling
+from ..pipelines.encodings import Encodings, encoded_once
+from ..pipelines.families import Denoiser, Pipeline, Sampling
 from ..pipelines.probes import make_probes
 from ..pipelines.sampling import denoiser_of, intercepted, sample
 from ..pipelines.tracing import first_call
@@ -19,7 +21,12 @@ from ..pruning.granularity import Unit, bare
 from ..pruning.latency import nanoseconds, paired, rounds_within
 from ..pruning.macs import MacCounter
 from ..routing.realise import realise
-from ..routing.switch import Switch
+from ..routing.routing import Routing, attached
+from ..routing.switch import Content, Switch
+from ..solvers.custom_timesteps import stepped
+from ..trajectory.stages import Stages
+from ..trajectory.timesteps import Timesteps
+from ..utils.calls import Args, Kwargs
 from ..utils.malloc import Kept
 from .imagined import Tally
 
@@ -31,80 +38,106 @@ _ROUNDS, _SECONDS = 3, 1.0
 class Speed:
     """Of a pipeline on its device, in seconds.
 
-    A dense denoiser call takes ``call`` and ``sample`` for each of its samples; ``fixed`` is the share of both that
-    pruning leaves. A step of the pipeline takes ``step`` besides, and a byte of weights that is laid out ``byte``.
+    A dense denoiser call takes ``call`` and ``sample`` for each of its samples, of which pruning leaves ``fixed_call``
+    and ``fixed_sample`` at the least, were no MACs left. A step of the routed pipeline takes ``step`` besides, and a
+    byte of weights that is laid out ``byte``.
     """
 
     call: float
     sample: float
-    fixed: float
+    fixed_call: float
+    fixed_sample: float
     step: float
     byte: float
 
     def seconds(self, work: Tally, dense: int) -> float:
         """How long some work takes, where a dense call of one sample computes ``dense`` MACs."""
         spent = work.macs / max(1, work.calls * dense)
-        calls = self.call * work.batches + self.sample * work.calls
-        return calls * (self.fixed + (1 - self.fixed) * spent) + self.step * work.batches + self.byte * work.laid_out
+        dense_calls = self.call * work.batches + self.sample * work.calls
+        fixed = self.fixed_call * work.batches + self.fixed_sample * work.calls
+        calls = fixed + (dense_calls - fixed) * spent
+        return calls + self.step * work.batches + self.byte * work.laid_out
 
 
 @torch.no_grad()
-def measured_speed(pipe: Pipeline, counter: MacCounter, units: Sequence[Unit], sampling: Sampling) -> Speed:
-    """Time a dense call and one with all units at their middle levels, in turn, a call of one sample, and a run whose
-    calls answer at once.
+def measured_speed(
+    pipe: Pipeline,
+    counter: MacCounter,
+    units: Sequence[Unit],
+    sampling: Sampling,
+    stages: Stages,
+    chosen: Timesteps | None = None,
+) -> Speed:
+    """Time a dense call and one with all units at their middle levels, in turn, of a batch and of one sample, and a run
+    as a search makes it whose calls answer at once: routed, and with timesteps of its own where these are ``chosen``.
 
     The pipeline is as it was afterwards.
     """
     denoiser, device = denoiser_of(pipe), device_of(denoiser_of(pipe))
-    args, kwargs = first_call(pipe, sampling)
     plan, saved = Plan(), 0
     for unit in units:
         level = len(unit.options) // 2
         own = bare(counter.anatomy, [unit], level)
         plan = Plan({**plan.cuts, **own.cuts}, {**plan.bypasses, **own.bypasses})
         saved += counter.dense() - counter.option(unit, level)
-    switch, seen, laid_out = Switch(denoiser), list[float](), list[Weights]()
+    switch, laid_out = Switch(denoiser), list[Weights]()
     with closing(Kept(device)):
         for _ in range(2):  # the first time memory is new, as it is only once in a search
             laid_out.clear()
             laying = nanoseconds(device, lambda: laid_out.append(realise(denoiser, counter.anatomy, plan)))
-        slim = switch.prepare(laid_out[0])
-        answer = denoiser(*args, **kwargs)
-
-        def dense() -> float:
-            switch.put({})
-            seen.append(nanoseconds(device, lambda: denoiser(*args, **kwargs)))
-            return seen[-1]
-
-        def pruned() -> float:
-            switch.put(slim)
-            return nanoseconds(device, lambda: denoiser(*args, **kwargs))
-
-        try:
-            ratio = statistics.median(paired(dense, pruned, _ROUNDS, _SECONDS)) if saved else 1.0
-        finally:
-            switch.put({})
-        if not seen:
-            seen = [dense() for _ in rounds_within(_ROUNDS, _SECONDS)]
-        whole = alone = statistics.median(seen) / 1e9
+        slim, (args, kwargs) = switch.prepare(laid_out[0]), first_call(pipe, sampling)
+        timed, answer = partial(_timed, denoiser, switch, slim if saved else None), denoiser(*args, **kwargs)
+        whole = alone = timed(args, kwargs)
         if sampling.batch > 1:
-            args, kwargs = first_call(pipe, replace(sampling, batch=1))
-            denoiser(*args, **kwargs)
-            seen = [dense() for _ in rounds_within(_ROUNDS, _SECONDS)]
-            alone = min(whole, statistics.median(seen) / 1e9)
-        step = _idle(pipe, sampling, answer)
+            alone = timed(*first_call(pipe, replace(sampling, batch=1)))
+        step = _idle(pipe, sampling, answer, Routing(denoiser, stages, lambda: _Laid(switch, slim)), chosen)
     share = saved / counter.dense()
-    fixed = 1.0 if not saved else min(1.0, max(0.0, 1 - (1 - ratio) / share))
-    each = whole / sampling.batch
-    if sampling.batch > 1:
-        each = min(each, (whole - alone) / (sampling.batch - 1))  # more than that were noise
+    dense, pruned = (_parts(many, one, sampling.batch) for many, one in zip(whole, alone, strict=True))
+    fixed_call, fixed_sample = (_fixed(own, left, share) for own, left in zip(dense, pruned, strict=True))
     byte = laying / 1e9 / max(1, laid_out[0].bytes)
-    return Speed(whole - each * sampling.batch, each, fixed, step, byte)
+    return Speed(*dense, fixed_call, fixed_sample, step, byte)
 
 
-def _idle(pipe: Pipeline, sampling: Sampling, answer: object) -> float:
+def _timed(denoiser: Denoiser, switch: Switch, slim: Content | None, args: Args, kwargs: Kwargs) -> tuple[float, float]:
+    """Seconds of a call, dense and with slim weights if there are any."""
+    device, seen = device_of(denoiser), list[float]()
+    denoiser(*args, **kwargs)
+
+    def dense() -> float:
+        switch.put({})
+        seen.append(nanoseconds(device, lambda: denoiser(*args, **kwargs)))
+        return seen[-1]
+
+    def pruned() -> float:
+        switch.put(slim or {})
+        return nanoseconds(device, lambda: denoiser(*args, **kwargs))
+
+    try:
+        ratio = 1.0 if slim is None else statistics.median(paired(dense, pruned, _ROUNDS, _SECONDS))
+    finally:
+        switch.put({})
+    if not seen:
+        seen = [dense() for _ in rounds_within(_ROUNDS, _SECONDS)]
+    own = statistics.median(seen) / 1e9
+    return own, own * ratio
+
+
+def _fixed(own: float, left: float, share: float) -> float:
+    """What stays of some time were all MACs gone, if ``left`` stays where a share of them is."""
+    return max(0.0, own - (own - left) / share) if left < own else own
+
+
+def _parts(many: float, one: float, batch: int) -> tuple[float, float]:
+    """What calls of a batch and of one sample take, as a part of each call and one of each of its samples."""
+    each = many / batch
+    if batch > 1:
+        each = min(each, (many - min(many, one)) / (batch - 1))  # more than that were noise
+    return many - each * batch, each
+
+
+def _idle(pipe: Pipeline, sampling: Sampling, answer: object, routing: Routing, chosen: Timesteps | None) -> float:
     """Seconds of a step whose denoiser call gives ``answer`` at once."""
-    denoiser, steps = denoiser_of(pipe), 0
+    denoiser, steps, encodings = denoiser_of(pipe), 0, Encodings()
     probes, device = make_probes(pipe, sampling.batch, 0, "timing"), device_of(denoiser)
 
     def at_once(*args: object, **kwargs: object) -> object:
@@ -112,6 +145,36 @@ def _idle(pipe: Pipeline, sampling: Sampling, answer: object) -> float:
         steps += 1
         return answer
 
-    with intercepted(denoiser, lambda _: at_once):
-        idle = min(nanoseconds(device, lambda: sample(pipe, probes, sampling)) for _ in range(_ROUNDS))
+    def run() -> None:
+        with ExitStack() as stack:
+            if chosen is not None:
+                stack.enter_context(stepped(pipe, chosen, sampling.steps))
+            stack.enter_context(attached(routing))
+            stack.enter_context(intercepted(denoiser, lambda _: at_once))
+            stack.enter_context(encoded_once(pipe, encodings))
+            sample(pipe, probes, sampling)
+
+    idle = min(nanoseconds(device, run) for _ in range(_ROUNDS))
     return idle / 1e9 / (steps / _ROUNDS)
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Weights that are laid out, of all stages alike, as a store."""
+
+    switch: Switch
+    slim: Content
+    weight_bytes: int = 0
+    peak_bytes: int = 0
+
+    def to(self, stage: int) -> None:
+        self.switch.put(self.slim)
+
+    def rest(self) -> None:
+        self.switch.put({})
+
+    def settle(self) -> None:
+        """They have never been elsewhere."""
+
+    def close(self) -> None:
+        self.rest()

@@ -58,6 +58,11 @@ class PrefixCache:
         self._names = 0
         self.hits = 0  # steps that were known when a run came to them
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the tensors that are held now."""
+        return self._bytes
+
     def name(self) -> int:
         """One that nobody else has: a part of the keys of one of several that share it."""
         self._names += 1
@@ -137,7 +142,10 @@ class Replay:
             exchanged(scheduler, "step", step),
             intercepted(self._denoiser, self._called),
         ):
-            yield
+            try:
+                yield
+            finally:  # it holds what stood in for the scheduler's methods, and those hold this: all would wait together
+                self._before, self._known, self._from = {}, Known(), None  # for the garbage collector, tensors too
 
     def _set_timesteps(self, original: Callable[..., None]) -> Callable[..., None]:
         @wraps(original)
