@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from tests.helpers.tiny import CALL, EIGHT, assert_same, joint, settings, snapshot, tiny
+from torch import nn
 
 from diff_es import DiffESError, Forecast, Levers, Run, Settings, compress, forecast
 from diff_es.compression.evaluator import Evaluator
@@ -15,13 +16,13 @@ from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.simulation import simulate
 from diff_es.compression.study import study, wanted_of
 from diff_es.compression.survey import survey
+from diff_es.layers import Anatomy, Plan, Weights
 from diff_es.pipelines.probes import make_probes
 from diff_es.pruning.budget import Budget
 from diff_es.pruning.calibration import calibrate
-from diff_es.routing.switch import Content
+from diff_es.routing.realise import realise
 from diff_es.scoring import fitness
 from diff_es.scoring.journal import Journal
-from diff_es.scoring.weight_cache import WeightCache
 from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
@@ -85,15 +86,17 @@ def test_the_table_is_foretold_to_the_call(ran: Ran) -> None:
 
 @pytest.mark.parametrize("room", [20_000, 1_000_000])
 def test_the_weights_that_a_table_lays_out_are_foretold(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However little of them is kept; the same but for biases that dense layers have not."""
-    made, sizes = WeightCache._made, list[int]()
+    """However little of them is kept; what is re-solved is not copied."""
+    sizes = list[int]()
 
-    def noted(self: WeightCache, *key: int) -> tuple[Content, int]:
-        content, size = made(self, *key)
-        sizes.append(size)
-        return content, size
+    def noted(denoiser: nn.Module, anatomy: Anatomy, plan: Plan) -> Weights:
+        weights, solved = realise(denoiser, anatomy, plan), set[int]()
+        for cut in plan.cuts.values():
+            solved |= {tensor.data_ptr() for tensor in (cut.weight, cut.bias) if tensor is not None}
+        sizes.append(sum(t.nbytes for t in weights.tensors.values() if t.data_ptr() not in solved))
+        return weights
 
-    monkeypatch.setattr(WeightCache, "_made", noted)
+    monkeypatch.setattr("diff_es.scoring.weight_cache.realise", noted)
     surveyed = survey(tiny(), SEARCHES["levels"], QUIET, Budget.of(0.7))
     ready = study(surveyed, QUIET, room)
     with Evaluator(ready, Journal(None, {}, resume=False)) as evaluator:
