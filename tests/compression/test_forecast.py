@@ -7,6 +7,8 @@ import sys
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from tests.helpers.pipelines import CASES, made
 from tests.helpers.tiny import CALL, EIGHT, assert_same, joint, settings, snapshot, tiny
 from torch import nn
 
@@ -18,6 +20,7 @@ from diff_es.compression.study import study, wanted_of
 from diff_es.compression.survey import survey
 from diff_es.layers import Anatomy, Plan, Weights
 from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.pruning.budget import Budget
 from diff_es.pruning.calibration import calibrate
 from diff_es.routing.realise import realise
@@ -103,6 +106,20 @@ def test_the_weights_that_a_table_lays_out_are_foretold(room: int, monkeypatch: 
         sensitivity(ready, evaluator, QUIET)
     assert sizes
     assert simulate(surveyed, room).sensitivity.laid_out == pytest.approx(sum(sizes), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["SD", "Wan"])
+def test_a_search_among_steps_is_foretold_and_leaves_its_pipeline_alone(name: str) -> None:
+    """Guidance in calls of its own, as Wan has it, makes two denoiser calls of each timestep."""
+    case = CASES[name]
+    pipe, chosen = made(case.make), joint(levers=Levers.STEPS, sampling=case.sampling, prompts=("a fox", "a hat"))
+    probes = make_probes(pipe, 2, 0, "test", chosen.prompts)
+    dense = sample(pipe, probes, case.sampling)  # models remember things from their first call on
+    scheduler, before = pipe.scheduler, snapshot(denoiser_of(pipe))
+    assert forecast(pipe, 0.7, chosen).seconds > 0
+    assert pipe.scheduler is scheduler
+    assert_same(before, snapshot(denoiser_of(pipe)))
+    assert torch.equal(sample(pipe, probes, case.sampling), dense)
 
 
 def test_parts_of_statistics_repeat_calibration() -> None:

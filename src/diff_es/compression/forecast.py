@@ -119,7 +119,7 @@ def machine_of(surveyed: Survey) -> Machine:
     """Time a few calls, and the algebra of each shape of layer once."""
     device = device_of(denoiser_of(surveyed.pipe))
     held, before = held_memory(device), peak_memory(device)
-    chosen = None if surveyed.path is None else surveyed.trace.timesteps
+    chosen = None if surveyed.path is None else tuple(dict.fromkeys(surveyed.trace.timesteps))
     own = surveyed.pipe, surveyed.counter, surveyed.units, surveyed.settings.sampling
     speed = measured_speed(*own, surveyed.stages, chosen)
     peak = peak_memory(device)
