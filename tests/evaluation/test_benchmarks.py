@@ -164,9 +164,8 @@ def test_foretold(bench: Bench) -> None:
     assert float(found[5].removesuffix(" GB")) > 0.2
 
 
-@pytest.mark.parametrize(("model", "ranking"), [("dit", "obs"), ("flux", "wanda")])
+@pytest.mark.parametrize(("model", "ranking"), [("dit", "obs"), ("sdxl", "wanda"), ("flux", "wanda")])
 def test_real_size(bench: Bench, tmp_path: Path, model: str, ranking: str) -> None:
-    """That of SDXL is made in :func:`test_inspect_sdxl`."""
     small = ("--model", model, "--ranking", ranking, "--shrink", 8, "--stages", 2, "--steps", 2)
     found = rows(
         bench("real_size", *small, "--memory", 0.1, "--macs", 0.8, "--results", tmp_path / "rows.jsonl", model=False)

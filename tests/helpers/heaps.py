@@ -25,7 +25,19 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def held(note: Callable[[str], None]) -> None:
+def noting(found: dict[str, float]) -> Callable[[str], None]:
+    """Notes by a name what stays beyond what is there now."""
+    before = resident()
+
+    def note(name: str) -> None:
+        torch.ones(25_000_000)
+        found[name] = resident() - before
+
+    return note
+
+
+def held(found: dict[str, float]) -> None:
+    note = noting(found)
     note("never held")
     first, second = Kept(CPU), Kept(CPU)
     note("held twice")
@@ -44,7 +56,7 @@ def held(note: Callable[[str], None]) -> None:
     other.close()
 
 
-def routed(note: Callable[[str], None]) -> None:
+def routed(found: dict[str, float]) -> None:
     from tests.helpers.tiny import denoiser  # diffusers, with which a process takes three times as long to start
 
     from diff_es.layers import DENSE, discover
@@ -52,7 +64,7 @@ def routed(note: Callable[[str], None]) -> None:
     from diff_es.routing.placements import Resident
     from diff_es.trajectory.stages import Stages
 
-    model = denoiser()
+    model, note = denoiser(), noting(found)
     with routing.routed(model, Stages(()), partial(Resident().open, model, discover(model), (DENSE,))):
         note("routed")
     note("routed no more")
@@ -61,15 +73,7 @@ def routed(note: Callable[[str], None]) -> None:
 def main() -> None:
     found = dict[str, float]()
     for part in sys.argv[1:]:
-        before: float | None = None
-
-        def note(name: str) -> None:
-            nonlocal before
-            before = resident() if before is None else before
-            torch.ones(25_000_000)
-            found[name] = resident() - before
-
-        {"held": held, "routed": routed}[part](note)
+        {"held": held, "routed": routed}[part](found)
     print(json.dumps(found))
 
 

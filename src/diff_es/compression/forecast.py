@@ -119,7 +119,7 @@ def machine_of(surveyed: Survey) -> Machine:
     """Time a few calls, and the algebra of each shape of layer once."""
     device = device_of(denoiser_of(surveyed.pipe))
     held, before = held_memory(device), peak_memory(device)
-    chosen = None if surveyed.path is None else tuple(dict.fromkeys(surveyed.trace.timesteps))
+    chosen = None if surveyed.path is None else surveyed.path.timesteps
     own = surveyed.pipe, surveyed.counter, surveyed.units, surveyed.settings.sampling
     speed = measured_speed(*own, surveyed.stages, chosen)
     peak = peak_memory(device)
@@ -224,11 +224,8 @@ def _sizes(surveyed: Survey) -> tuple[int, int, int]:
 
 def _in_use(surveyed: Survey) -> int:
     """Bytes of the weights that are laid out to run, the most of one stage."""
-    which = 0 if surveyed.settings.method.compensation is None else 1
-    return sum(
-        max((surveyed.counter.slim_bytes(unit, level)[which] for level in range(1, len(unit.options))), default=0)
-        for unit in surveyed.units
-    )
+    sizes = [[surveyed.copied_bytes(unit, level) for level in range(1, len(unit.options))] for unit in surveyed.units]
+    return sum(max(row, default=0) for row in sizes)
 
 
 def _result(surveyed: Survey) -> int:

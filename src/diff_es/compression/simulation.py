@@ -57,11 +57,9 @@ class _Imagination(Study):
 
     @cached_property
     def _weights(self) -> ImaginedWeights:
-        resolved = self.settings.method.compensation is not None
-
         def size(unit: int, level: int) -> tuple[int, int]:
-            total, copied = self.counter.slim_bytes(self.units[unit], level)
-            return total, copied if resolved else total
+            total, _ = self.counter.slim_bytes(self.units[unit], level)
+            return total, self.copied_bytes(self.units[unit], level)
 
         return ImaginedWeights(self.pipe, self.library, self.weight_bytes, self.tally, size)
 

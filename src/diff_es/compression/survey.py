@@ -83,6 +83,11 @@ class Survey:
         memory = self.budget.memory
         return None if memory is None else Streamed(memory.bytes / parameter_bytes(denoiser_of(self.pipe)))
 
+    def copied_bytes(self, unit: Unit, level: int) -> int:
+        """Of the weights that are laid out for a level: what is re-solved runs as the library holds it."""
+        total, copied = self.counter.slim_bytes(unit, level)
+        return total if self.settings.method.compensation is None else copied
+
     @property
     def reference(self) -> tuple[float, ...] | None:
         """The timesteps of the dense run that results are compared with: the finest that a schedule may take, where

@@ -20,6 +20,7 @@ from ..pipelines.tracing import first_call
 from ..pruning.granularity import Unit, bare
 from ..pruning.latency import nanoseconds, paired, rounds_within
 from ..pruning.macs import MacCounter
+from ..routing.placements import ResidentStore
 from ..routing.realise import realise
 from ..routing.routing import Routing, attached
 from ..routing.switch import Content, Switch
@@ -90,7 +91,8 @@ def measured_speed(
         whole = alone = timed(args, kwargs)
         if sampling.batch > 1:
             alone = timed(*first_call(pipe, replace(sampling, batch=1)))
-        step = _idle(pipe, sampling, answer, Routing(denoiser, stages, lambda: _Laid(switch, slim)), chosen)
+        store = ResidentStore(denoiser, laid_out * len(stages))
+        step = _idle(pipe, sampling, answer, Routing(denoiser, stages, lambda: store), chosen)
     share = saved / counter.dense()
     dense, pruned = (_parts(many, one, sampling.batch) for many, one in zip(whole, alone, strict=True))
     fixed_call, fixed_sample = (_fixed(own, left, share) for own, left in zip(dense, pruned, strict=True))
@@ -156,25 +158,3 @@ def _idle(pipe: Pipeline, sampling: Sampling, answer: object, routing: Routing, 
 
     idle = min(nanoseconds(device, run) for _ in range(_ROUNDS))
     return idle / 1e9 / (steps / _ROUNDS)
-
-
-@dataclass(frozen=True)
-class _Laid:
-    """Weights that are laid out, of all stages alike, as a store."""
-
-    switch: Switch
-    slim: Content
-    weight_bytes: int = 0
-    peak_bytes: int = 0
-
-    def to(self, stage: int) -> None:
-        self.switch.put(self.slim)
-
-    def rest(self) -> None:
-        self.switch.put({})
-
-    def settle(self) -> None:
-        """They have never been elsewhere."""
-
-    def close(self) -> None:
-        self.rest()
