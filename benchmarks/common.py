@@ -132,7 +132,7 @@ class Results:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def untimed(steps: int, guidance: float, levers: Levers, seed: int) -> Settings:
+def untimed(steps: int, guidance: float, levers: Levers | None, seed: int) -> Settings:
     """The defaults but for layers that are found slower when thinned: none is timed, so that runs compare."""
     return Settings(sampling=Sampling(steps, guidance), levers=levers, method=Method(Width(dense=())), seed=seed)
 

@@ -109,7 +109,7 @@ def field(study: Study, results: Sequence[Found]) -> Iterator[Entry]:
     """Everything that is judged; rivals and rules of hand where both levers are searched."""
     own = Contender("own", 1.0, 1.0, Runner("own", study.settings.sampling))
     yield Entry("user's own setting", own, {})
-    levers = study.settings.levers
+    levers = study.settings.levers or Levers.BOTH
     for found in results:
         yield Entry(NAMES[levers], by_study(study, found), {"candidate": found.candidate.to_json()})
         if levers is not Levers.BOTH:

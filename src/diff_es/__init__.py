@@ -41,13 +41,14 @@ if TYPE_CHECKING:
         declare,
     )
     from .routing import Compact, Resident, Streamed
-    from .scoring import ImagePSNR, ImageSSIM, LatentSNR
+    from .scoring import BandSNR, ImagePSNR, ImageSSIM, LatentSNR
     from .utils.errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
     from .utils.progress import Reporter
 
 __all__ = [
     "Activation",
     "ArtefactError",
+    "BandSNR",
     "Budget",
     "BudgetOutOfReach",
     "Channels",
@@ -134,7 +135,7 @@ _HOMES = {
         "declare",
     ),
     "routing": ("Compact", "Resident", "Streamed"),
-    "scoring": ("ImagePSNR", "ImageSSIM", "LatentSNR"),
+    "scoring": ("BandSNR", "ImagePSNR", "ImageSSIM", "LatentSNR"),
     "utils.errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
     "utils.progress": ("Reporter",),
 }

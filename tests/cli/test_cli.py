@@ -299,7 +299,10 @@ def test_bad_models_are_one_message_and_nothing_is_written(run: Run, model_folde
     out = tmp_path / "out"
     for model, told in (
         (empty, "expected a diffusers pipeline, found a folder without a model_index.json. "),
-        (empty, "Give 'bundled' or 'bundled-unet', a folder with a model_index.json, a .safetensors file"),
+        (
+            empty,
+            "Give 'bundled', 'bundled-turbo' or 'bundled-unet', a folder with a model_index.json, a",
+        ),
         (other, ", DDIMPipeline, found KandinskyPipeline. Convert the model to one of them"),
         (torn, "transformer: expected diffusion_pytorch_model.safetensors, in safetensors, found SafetensorError"),
         ("no-one/nothing-here", "no-one/nothing-here: expected a diffusers pipeline, found "),

@@ -105,7 +105,7 @@ def decibels(reference: Tensor, result: Tensor) -> float:
 
 def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study) -> None:
     pipe, probes, fitness = study.pipe, make_probes(study.pipe, 3, 0, "search"), study.fitness("search", 3)
-    assert len(study.reference or ()) == study.settings.reference_multiple * CALL.steps
+    assert len(study.reference or ()) == 2 * CALL.steps
     with stepped(pipe, study.reference or (), CALL.steps):
         reference = latents_of(pipe, probes)
     assert fitness.plain(study.own) == pytest.approx(decibels(reference, latents_of(pipe, probes)), rel=1e-6)
@@ -133,7 +133,7 @@ def test_a_stage_without_room_for_more_steps_takes_no_more() -> None:
     ready = prepare(tiny(), joint(sampling=Sampling(3, CALL.guidance, CALL.batch)))
     assert ready.path is not None
     assert ready.path.timesteps[-1] == 0
-    assert [counts[-1] for counts in ready.costs.choices or ()] == [ready.settings.reference_multiple] * 2 + [1]
+    assert [counts[-1] for counts in ready.costs.choices or ()] == [2] * 2 + [1]
     assert ready.base.steps == (2, 2, 1)
     evaluator, quiet = Evaluator(ready, Journal(None, {}, resume=False)), Reporter(quiet=True)
     found = evolve(ready, (0.7,), evaluator, sensitivity(ready, evaluator, quiet), quiet)[0]

@@ -379,7 +379,7 @@ NO_TIMES: dict[str, Any] = {"sample": fixed, "times": None, "corrects": False}
 )
 def test_what_a_loop_does_not_take_is_refused(changes: dict[str, Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(DiffESError, match=message):
-        compress(own(**changes), 0.6, replace(WORK, **settings))
+        compress(own(**changes), 0.6, replace(WORK, **{"levers": Levers.BOTH, **settings}))
 
 
 @pytest.mark.parametrize(

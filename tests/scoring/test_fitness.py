@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DiTPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
 from tests.helpers.tiny import CALL, assert_same, calls_of, opened, settings, snapshot, tiny
 from torch import Tensor
 
@@ -25,6 +32,9 @@ KINDS = {
     "DPM": {"scheduler": DPMSolverMultistepScheduler, "activation": "geglu"},
     "Euler": {"scheduler": EulerDiscreteScheduler, "sigma": True},
     "bfloat16": {"dtype": torch.bfloat16},
+    "LCM": {"scheduler": LCMScheduler},
+    "TCD": {"scheduler": TCDScheduler},
+    "Euler, ancestral": {"scheduler": EulerAncestralDiscreteScheduler},
 }
 
 

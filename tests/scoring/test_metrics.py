@@ -2,11 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
 
-from diff_es.scoring.metrics import EXACT_DB, frechet_distance, moments, psnr_db, snr_db, ssim
+from diff_es.scoring.metrics import (
+    EXACT_DB,
+    band_snr_db,
+    frechet_distance,
+    kernel_distance,
+    moments,
+    psnr_db,
+    snr_db,
+    ssim,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -47,7 +58,7 @@ def test_an_exact_result_counts_as_exact_for_a_reference_of_zeros_too() -> None:
     assert snr_db(torch.zeros(1, 4), torch.zeros(1, 4)).tolist() == [EXACT_DB]
 
 
-@pytest.mark.parametrize("metric", [snr_db, psnr_db, ssim])
+@pytest.mark.parametrize("metric", [snr_db, band_snr_db, psnr_db, ssim])
 def test_a_sample_does_not_see_its_neighbours(metric) -> None:
     x, y = torch.rand(4, 3, 24, 24, generator=generator(1)), torch.rand(4, 3, 24, 24, generator=generator(2))
     y[2] = x[2]
@@ -115,3 +126,53 @@ def test_frechet_against_the_eigenvalues_of_the_product_and_symmetric() -> None:
     assert frechet_distance(*a, *b) == pytest.approx(expected)
     assert frechet_distance(*b, *a) == pytest.approx(expected)
     assert expected > 5.1
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (2, 1, 5, 12), (2, 3, 1, 1), (2, 3, 4, 6, 6)])
+def test_bands_by_the_whole_transform(shape: tuple[int, ...]) -> None:
+    """Recomputed frequency by frequency; octaves end at half a cycle, a quarter, and so on, to one in the image."""
+    reference, result = torch.randn(shape, generator=generator(1)), torch.randn(shape, generator=generator(2))
+    power, error = (np.abs(np.fft.fft2(x.double().numpy())) ** 2 for x in (reference, result - reference))
+    bands = dict[int, list[tuple[int, int]]]()
+    for i, f in enumerate(np.fft.fftfreq(shape[-2])):
+        for j, g in enumerate(np.fft.fftfreq(shape[-1])):
+            radius = min(max(math.hypot(f, g), 1 / min(shape[-2:])), 0.5)
+            bands.setdefault(math.floor(math.log2(0.5 / radius) + 1e-9), []).append((i, j))
+    expected = [
+        np.mean([10 * math.log10(_within(power[n], one) / _within(error[n], one)) for one in bands.values()])
+        for n in range(len(reference))
+    ]
+    assert band_snr_db(reference, result).tolist() == pytest.approx(expected)
+
+
+def _within(spectrum: np.ndarray, band: list[tuple[int, int]]) -> float:
+    return float(sum(spectrum[..., i, j].sum() for i, j in band))
+
+
+def test_noise_that_the_whole_hides_shows_in_its_band() -> None:
+    smooth = torch.linspace(-1, 1, 32).repeat(1, 1, 32, 1) + 0.01 * torch.randn(1, 1, 32, 32, generator=generator())
+    checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(1, 1, 16, 16)
+    noisy, darker = smooth + 0.05 * checks, smooth - 0.05
+    assert float(snr_db(smooth, noisy)) == pytest.approx(float(snr_db(smooth, darker)), abs=1e-3)
+    assert float(band_snr_db(smooth, darker)) > 80, "all octaves but one are exact"
+    lost = EXACT_DB - float(band_snr_db(smooth, noisy))
+    assert lost > EXACT_DB - float(band_snr_db(smooth, darker)), "there is less to hide it"
+
+
+def test_without_space_there_is_one_band() -> None:
+    x, y = torch.randn(3, 24, generator=generator(1)), torch.randn(3, 24, generator=generator(2))
+    assert torch.equal(band_snr_db(x, y), snr_db(x, y))
+
+
+def test_the_kernel_distance_is_that_of_torchmetrics() -> None:
+    x, y = torch.randn(40, 6, generator=generator(1)), torch.randn(40, 6, generator=generator(2)) * 1.5 + 0.2
+    assert kernel_distance(x, y) == pytest.approx(float(poly_mmd(x.double(), y.double())), rel=1e-6)
+
+
+def test_the_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
+    """Of few samples too: it has no bias, unlike the Fréchet distance."""
+    sets = [torch.randn(8, 3, generator=generator(seed)) for seed in range(400)]
+    distances = [kernel_distance(one, other[:5]) for one, other in zip(sets[::2], sets[1::2], strict=True)]
+    error = np.std(distances) / math.sqrt(len(distances))
+    assert abs(np.mean(distances)) < 3 * error
+    assert min(distances) < 0

@@ -16,6 +16,8 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from hypothesis import given
@@ -43,6 +45,8 @@ SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
     "UniPC": (UniPCMultistepScheduler, {}),
     "UniPC, third order": (UniPCMultistepScheduler, {"solver_order": 3}),
     "DDPM": (DDPMScheduler, {}),
+    "LCM": (LCMScheduler, {}),
+    "TCD": (TCDScheduler, {}),
 }
 
 
@@ -94,7 +98,7 @@ def test_a_run_that_is_known_is_not_run(name: str) -> None:
     assert set(vars(pipe.scheduler)) == before
 
 
-STEPPED = [name for name in SAMPLERS if name != "DDPM"]
+STEPPED = [name for name, (kind, _) in SAMPLERS.items() if kind in STEPPABLE]
 CORRECTED = ["DDIM", "DPM", "DPM, third order", "Euler", "UniPC", "UniPC, third order"]
 
 

@@ -65,8 +65,14 @@ class SearchOptions:
     hours: Annotated[
         float | None, typer.Option(help="In its place, the hours that it may take here, by the forecast.")
     ] = None
-    levers: Annotated[Levers, typer.Option(help="What may change from stage to stage.")] = Levers.BOTH
-    stages: Annotated[int, typer.Option(help="Stages that the trajectory is cut into.")] = 10
+    levers: Annotated[
+        Levers | None,
+        typer.Option(help="What may change from stage to stage; default both, or prune where the sampler draws noise."),
+    ] = None
+    stages: Annotated[
+        int | None,
+        typer.Option(help="Stages that the trajectory is cut into; default 10, or one for each step."),
+    ] = None
     measure: Annotated[MeasureName, typer.Option(help="What closeness to the dense model means.")] = MeasureName.SNR
     search_noises: Annotated[int | None, typer.Option(help="Noises that candidates are judged on; default 16.")] = None
     first_rung: Annotated[
@@ -100,8 +106,12 @@ class SearchOptions:
         typer.Option(help="Noises that they are judged on, up to four times as many where they are close; default 10."),
     ] = None
     reference_multiple: Annotated[
-        int, typer.Option(help="Times the user's own steps that the run takes which results are compared with.")
-    ] = 4
+        int | None,
+        typer.Option(
+            help="Times the user's own steps that the run takes which results are compared with; default 4, or 1 for "
+            "fewer than ten steps."
+        ),
+    ] = None
     corrections: Annotated[
         int, typer.Option(help="The most directions along which chosen steps are corrected; 0: none.")
     ] = 4

@@ -12,7 +12,7 @@ import typer
 from ..pipelines.families import Sampling
 from ..pruning.importance import Activation, Magnitude, Obs, Ranking, Wanda
 from ..routing.placements import Compact, Resident, Saved, Streamed
-from ..scoring.fidelity import ImagePSNR, ImageSSIM, LatentSNR, Measure
+from ..scoring.fidelity import BandSNR, ImagePSNR, ImageSSIM, LatentSNR, Measure
 from ..utils.arguments import checked
 from ..utils.limits import Batch, Count, Guidance, Rounds, Seed, Steps
 
@@ -31,7 +31,10 @@ class Scheduler(StrEnum):
     DDIM = "DDIMScheduler"
     DPM = "DPMSolverMultistepScheduler"
     EULER = "EulerDiscreteScheduler"
+    ANCESTRAL = "EulerAncestralDiscreteScheduler"
+    LCM = "LCMScheduler"
     PNDM = "PNDMScheduler"
+    TCD = "TCDScheduler"
     UNIPC = "UniPCMultistepScheduler"
 
 
@@ -48,6 +51,7 @@ class MeasureName(StrEnum):
     """How close a result is to the dense one."""
 
     SNR = "snr"
+    BANDS = "bands"
     PSNR = "psnr"
     SSIM = "ssim"
 
@@ -78,6 +82,7 @@ RANKINGS: dict[RankingName, Ranking] = {
 
 MEASURES: dict[MeasureName, Measure] = {
     MeasureName.SNR: LatentSNR(),
+    MeasureName.BANDS: BandSNR(),
     MeasureName.PSNR: ImagePSNR(),
     MeasureName.SSIM: ImageSSIM(),
 }
@@ -119,7 +124,8 @@ class Trials:
 Model = Annotated[
     str,
     typer.Argument(
-        help="'bundled', 'bundled-unet', a folder in diffusers format, a .safetensors file of SD or SDXL, or a hub id"
+        help="'bundled', 'bundled-turbo', 'bundled-unet', a folder in diffusers format, a .safetensors file of SD or "
+        "SDXL, or a hub id"
     ),
 ]
 Config = Annotated[str | None, typer.Option("--config", help="Folder with the configurations of a .safetensors file.")]

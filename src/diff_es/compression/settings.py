@@ -15,7 +15,7 @@ from ..pruning.granularity import Depth, Granularity, Width
 from ..pruning.importance import Activation, Magnitude, Obs, Wanda
 from ..pruning.library import Method
 from ..routing.placements import Compact, Resident, Streamed
-from ..scoring.fidelity import ImagePSNR, ImageSSIM, LatentSNR, Measure
+from ..scoring.fidelity import BandSNR, ImagePSNR, ImageSSIM, LatentSNR, Measure
 from ..utils.arguments import LISTED, Text, checked, named
 from ..utils.checking import shown
 from ..utils.errors import DiffESError
@@ -41,13 +41,15 @@ class Settings:
 
     Args:
         sampling: as the user samples.
-        stages: that the trajectory is cut into.
-        levers: what a schedule may change from stage to stage.
+        stages: that the trajectory is cut into; None: ten, or one for each step where there are fewer.
+        levers: what a schedule may change from stage to stage; None: levels and steps, but levels alone where the
+            sampler draws noise on the way or takes no timesteps.
         method: how levels are made.
         measure: of closeness to the dense model.
         calibration_samples: that calibration runs; None: as many as it takes to see 16 vectors for each column of most
             layers, 64 to 256.
-        reference_multiple: where steps are a choice, results are compared with a run of so many times the user's own.
+        reference_multiple: where steps are a choice, results are compared with a run of so many times the user's own;
+            None: 4, but 1 for fewer than ten steps, as models take that were distilled to them.
         corrections: the most directions along which each step is corrected (``trajectory.corrections``); 0: none.
         search_noises: that candidates are judged on.
         first_rung: so many of them first, after which the worse half drops out (successive halving); None: half of
@@ -73,12 +75,12 @@ class Settings:
     """
 
     sampling: Sampling = field(default_factory=Sampling)
-    stages: Steps = 10
-    levers: Annotated[Levers, named(Levers)] = Levers.BOTH
+    stages: Steps | None = None
+    levers: Annotated[Levers, named(Levers)] | None = None
     method: Method = field(default_factory=Method)
     measure: Measure = field(default_factory=LatentSNR)
     calibration_samples: Count | None = None
-    reference_multiple: Finer = 4
+    reference_multiple: Finer | None = None
     corrections: Directions = 4
     search_noises: Count = 16
     first_rung: CountOrNone | None = None
@@ -116,7 +118,7 @@ class Settings:
         )
 
 
-_RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, ImagePSNR, ImageSSIM)
+_RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, BandSNR, ImagePSNR, ImageSSIM)
 _PLACEMENTS = (Resident, Streamed, Compact)
 _CHOICES: dict[str, type] = {
     kind.__name__: kind

@@ -13,7 +13,6 @@ from ..layers import Anatomy, Declared, anatomy_of, declared, fingerprint, remem
 from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline
 from ..pipelines.loading import origin_of
-from ..pipelines.own_sampler import OwnSampler
 from ..pipelines.probes import conditions_of
 from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pipelines.supported import check
@@ -32,7 +31,7 @@ from ..trajectory.stages import Stages
 from ..trajectory.timesteps import Trajectory, placed, step_choices
 from ..utils.errors import DiffESError, UnsupportedModel
 from ..utils.progress import Reporter
-from .own_settings import own_settings
+from .defaults import of_pipeline, of_trajectory
 from .settings import Levers, Settings
 
 _WORTH_IT = 1.05
@@ -140,22 +139,22 @@ def surveyed(
 ) -> Survey:
     """:func:`survey` of a pipeline that is known to be one that Diff-ES can drive; its weights are looked at only where
     calls are timed."""
-    denoiser, levers = denoiser_of(pipe), settings.levers
-    settings = _of_pipeline(pipe, settings)
+    denoiser, settings = denoiser_of(pipe), of_pipeline(pipe, settings, reporter)
     conditions_of(pipe, settings.prompts)
     anatomy = _anatomy(denoiser, settings)
     settings = _settled(pipe, anatomy, settings, budget, reporter)
     method, traced = settings.method, trace(pipe, settings.sampling)
-    stages, path, choices = Stages.split(traced.timesteps, settings.stages), None, None
+    settings, count, finer = of_trajectory(settings, traced)
+    stages, path, choices = Stages.split(traced.timesteps, count), None, None
     units = _units(anatomy, settings, reporter)
     if settings.sensitivity_noises is None:
         fewest, most = _NOISES
-        wanted = round(_TABLE / (settings.stages * len(units)))
+        wanted = round(_TABLE / (count * len(units)))
         settings = replace(settings, sensitivity_noises=min(most, max(fewest, wanted)))
-    if levers is not Levers.PRUNE:
+    if settings.levers is not Levers.PRUNE:
         path = own_path(pipe, traced.timesteps, traced.calls)
-        stages = path.stages(settings.stages)
-        choices = step_choices(stages.steps(path.timesteps), settings.reference_multiple, path.room(stages))
+        stages = path.stages(count)
+        choices = step_choices(stages.steps(path.timesteps), finer, path.room(stages))
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
     table, own, each = counter.table(units, reporter), stages.steps(traced.timesteps), 1
     if settings.calibration_samples is None:
@@ -191,13 +190,6 @@ def _samples(counter: MacCounter, calls: int) -> int:
     enough = sum(size for _, size in asked) / 2
     share = next((share for (share, _), columns in zip(asked, reached, strict=True) if columns >= enough), 0.0)
     return min(most, max(fewest, math.ceil(_VECTORS * share)))
-
-
-def _of_pipeline(pipe: Pipeline, settings: Settings) -> Settings:
-    """With what the pipeline says itself, where the user does not."""
-    if isinstance(pipe, OwnSampler):
-        return own_settings(pipe, settings)
-    return replace(settings, sampling=settings.sampling.of(pipe))
 
 
 def _units(anatomy: Anatomy, settings: Settings, reporter: Reporter) -> tuple[Unit, ...]:

@@ -61,7 +61,7 @@ def hub_out_of_reach() -> str | None:
 
 _SECONDS = 4.0
 PLACES = (
-    "Give 'bundled' or 'bundled-unet', a folder with a model_index.json, a .safetensors file of Stable Diffusion or "
-    "SDXL (offline with --config, a folder that holds its configurations), or the id of a hub repository (and check "
-    "the network)."
+    "Give 'bundled', 'bundled-turbo' or 'bundled-unet', a folder with a model_index.json, a .safetensors file of "
+    "Stable Diffusion or SDXL (offline with --config, a folder that holds its configurations), or the id of a hub "
+    "repository (and check the network)."
 )

@@ -16,14 +16,18 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     SchedulerMixin,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
 from ..utils.errors import DiffESError, UnsupportedModel
 from .bundled import MODELS as BUNDLED
+from .bundled import SHARED
 from .checkpoint import bounded, check_filled, check_folder, load_part
 from .denoiser import dtype_of
 from .families import FAMILIES, Asked, Pipeline
@@ -39,8 +43,11 @@ from .supported import check, check_class
 SCHEDULERS = (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -62,7 +69,8 @@ def load(
     """A pipeline of ours, from a folder, a single ``.safetensors`` file of Stable Diffusion or SDXL, or a hub id.
 
     Args:
-        model: what to load; ``"bundled"`` is our transformer, ``"bundled-unet"`` our U-Net.
+        model: what to load; ``"bundled"`` is our transformer, ``"bundled-turbo"`` the same in four steps,
+            ``"bundled-unet"`` our U-Net.
         dtype: default float32 on the CPU, bfloat16 elsewhere.
         device: default CUDA, then MPS, then the CPU.
         scheduler: class name of one of ``SCHEDULERS`` to sample with; default the model's own.
@@ -103,9 +111,11 @@ def _from_folder(model: str, source: str, dtype: torch.dtype) -> Pipeline:
         raise UnsupportedModel(model, expected=expected, found=found, remedy=PLACES)
     index = read_json(folder / INDEX, model, expected)
     parts = _parts(model, str(index.get("_class_name")), index)
-    check_folder(folder, list(parts), model)
+    shared, lender = SHARED.get(model, ("", folder))
+    check_folder(folder, [name for name in parts if name != shared], model)
     kinds = {name: class_of(*part, f"{model}, {name}") for name, part in parts.items()}
-    made = {name: load_part(folder / name, kind, dtype, f"{model}, {name}") for name, kind in kinds.items() if kind}
+    places = {name: (lender if name == shared else folder) / name for name in kinds}
+    made = {name: load_part(places[name], kind, dtype, f"{model}, {name}") for name, kind in kinds.items() if kind}
     assemble = partial(diffusers.DiffusionPipeline.from_pretrained, str(folder), dtype=dtype, **made)
     pipe: Pipeline = attempted(model, expected, AGAIN, assemble)
     return pipe

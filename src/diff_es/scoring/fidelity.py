@@ -34,6 +34,21 @@ class LatentSNR:
 
 @checked()
 @dataclass(frozen=True)
+class BandSNR:
+    """The same within each octave of spatial frequency, averaged: noise that the whole hides shows in some of them."""
+
+    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
+        return latents
+
+    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
+        return metrics.band_snr_db(reference, result)
+
+    def error(self, closeness: float) -> float:
+        return _power(closeness)
+
+
+@checked()
+@dataclass(frozen=True)
 class ImagePSNR:
     """Peak signal-to-noise ratio of the image, in dB."""
 
@@ -65,7 +80,7 @@ class ImageSSIM:
         return 1 - closeness
 
 
-Measure: TypeAlias = LatentSNR | ImagePSNR | ImageSSIM
+Measure: TypeAlias = LatentSNR | BandSNR | ImagePSNR | ImageSSIM
 """A closeness of two sets of final latents that settings can be saved with."""
 
 

@@ -20,6 +20,40 @@ def snr_db(reference: Tensor, result: Tensor) -> Tensor:
     return _decibel(reference.square().sum(1), (result - reference).square().sum(1))
 
 
+def band_snr_db(reference: Tensor, result: Tensor) -> Tensor:
+    """Signal-to-noise ratio in dB within each octave of spatial frequency, averaged over them: (N, ..., H, W) to (N,).
+
+    Natural images have most of their power at low frequencies, where :func:`snr_db` sees nearly all that it sees: noise
+    that is faint beside the whole drowns what there is at high ones. Here all octaves count alike. The lowest holds the
+    mean; where there is no room for an octave, or no space at all, there is one band.
+    """
+    if reference.dim() < 4:
+        return snr_db(reference, result)
+    spectra = [torch.fft.rfft2(x.cpu().double()).abs().square() for x in (reference, result - reference)]
+    height, width = reference.shape[-2:]
+    octaves, doubled = _octaves(height, width), _both_halves(width)
+    ratios = list[Tensor]()
+    for octave in octaves.unique():
+        inside = (octaves == octave) * doubled
+        power, error = ((spectrum * inside).flatten(1).sum(1) for spectrum in spectra)
+        ratios.append(_decibel(power, error))
+    return torch.stack(ratios).mean(0)
+
+
+def _octaves(height: int, width: int) -> Tensor:
+    """Of each entry of a real Fourier transform, counted from the highest frequencies down: (H, W // 2 + 1)."""
+    least = 1 / min(height, width)  # cycles in a pixel
+    rows, columns = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+    radius = (rows[:, None].square() + columns.square()).sqrt().clamp_min(least)
+    return torch.log2(0.5 / radius.clamp(max=0.5)).floor()
+
+
+def _both_halves(width: int) -> Tensor:
+    """How often each column of a real Fourier transform is in the whole one: (W // 2 + 1,)."""
+    columns = torch.arange(width // 2 + 1)
+    return torch.where((columns == 0) | (2 * columns == width), 1.0, 2.0).double()
+
+
 def psnr_db(reference: Tensor, result: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [0, 1], (N, C, H, W) to (N,)."""
     error = (result.cpu().double() - reference.cpu().double()).flatten(1).square().mean(1)
@@ -46,3 +80,23 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     cross = torch.linalg.eigvalsh(root_a @ cov_b.double() @ root_a).clamp_min(0).sqrt().sum()
     trace = cov_a.double().trace() + cov_b.double().trace() - 2 * cross
     return float((mean_a - mean_b).double().square().sum() + trace)
+
+
+def kernel_distance(features: Tensor, others: Tensor) -> float:
+    """Squared maximum mean discrepancy of two sets of features, (N, D) and (M, D), under the cubic kernel
+    (x . y / D + 1)^3 (Binkowski et al. 2018, arXiv 1801.01401).
+
+    Free of bias for any size, so sets of one distribution come out around zero, below it too. A Fréchet distance of few
+    samples is too large; of those of one size, all too large by about as much.
+    """
+    own, theirs = (_apart(_cubic(x, x)) for x in (features.double(), others.double()))
+    return float(own + theirs - 2 * _cubic(features.double(), others.double()).mean())
+
+
+def _cubic(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _apart(kernel: Tensor) -> Tensor:
+    """The mean over pairs of different samples."""
+    return (kernel.sum() - kernel.diagonal().sum()) / (len(kernel) * (len(kernel) - 1))

@@ -13,7 +13,9 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     SchedulerMixin,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -71,6 +73,15 @@ def check_scheduler(scheduler: Scheduler) -> None:
         raise DiffESError(name, expected=f"its own {replaced[0]}", found="one that was put in place", remedy=_REMEDY)
 
 
+def takes_timesteps(scheduler: Scheduler) -> bool:
+    """Whether a scheduler can run other timesteps than its own, and calls the denoiser once at each."""
+    try:
+        check_scheduler(scheduler)
+    except DiffESError:
+        return False
+    return bool(scheduler.order == 1)
+
+
 def check_settings(scheduler: Scheduler) -> None:
     """Whether a scheduler of ``STEPPABLE`` has settings under which timesteps can be exchanged; raises as
     :func:`check_scheduler` does."""
@@ -88,7 +99,7 @@ def is_deterministic(scheduler: Scheduler) -> bool:
         return not scheduler.config.algorithm_type.startswith("sde")
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return not scheduler.config.stochastic_sampling
-    return not isinstance(scheduler, EulerAncestralDiscreteScheduler)
+    return not isinstance(scheduler, EulerAncestralDiscreteScheduler | LCMScheduler | TCDScheduler)
 
 
 def is_flow(scheduler: Scheduler) -> bool:

@@ -1,0 +1,128 @@
+"""Pruning a model of few steps, of which none can be spared: what is found, beside its rivals at equal cost.
+
+    python benchmarks/few_steps.py --seeds 0 1 2 --results few-steps.jsonl
+    python benchmarks/few_steps.py --scheduler LCMScheduler --seeds 0 1 2 --results few-steps-lcm.jsonl
+
+For every seed one search yields the results for all budgets. All contenders are judged on noises that no search has
+seen: by mean SNR (dB) to the dense model's own steps, and by the Fréchet distance of their images to the real tiles.
+Random search is judged by the same noises and finalists and scores as many candidates. Results are appended to a file;
+seeds that it holds are passed over; the table shows all.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import torch
+from common import (
+    Budgets,
+    Closeness,
+    Guidance,
+    Model,
+    Noises,
+    Results,
+    ResultsFile,
+    Seeds,
+    Steps,
+    half_range,
+    header,
+    options,
+    row,
+    searched,
+    untimed,
+)
+from torch import Tensor
+
+from diff_es.cli.options import MEASURES, MeasureName
+from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.study import prepare
+from diff_es.evaluation.evaluate import Contender, contenders, random_rival
+from diff_es.evaluation.tiles_reference import load_reference
+from diff_es.pipelines.families import Pipeline
+from diff_es.pipelines.loading import load
+from diff_es.pruning.budget import Budget, MacsRatio
+from diff_es.scoring.timing import Runner
+from diff_es.utils.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Options:
+    model: Model = "bundled-turbo"
+    scheduler: Annotated[str | None, "class of the sampler; the model's own by default"] = None
+    steps: Steps = 4
+    guidance: Guidance = 1.0
+    levers: Annotated[Levers | None, "; ".join(Levers), tuple(Levers)] = None
+    measure: Annotated[MeasureName, "of a search; ".join(MeasureName), tuple(MeasureName)] = MeasureName.SNR
+    budgets: Budgets = (0.75, 0.6, 0.5)
+    seeds: Seeds = (0, 1, 2)
+    noises: Noises = 512
+    results: ResultsFile = Path("few-steps.jsonl")
+
+
+class Data(Protocol):
+    """What images are to be like."""
+
+    def distance(self, images: Tensor) -> float:
+        """Fréchet distance of images in [0, 1], (N, C, H, W)."""
+
+
+def main() -> None:
+    asked = options(Options, __doc__)
+    pipe = load(asked.model, scheduler=asked.scheduler, dtype=torch.float32)
+    real, reporter, results = load_reference(), Reporter(), Results(asked.results)
+    for seed in asked.seeds:
+        told = {name: getattr(asked, name) for name in ("model", "scheduler", "levers", "measure")}
+        key = {**told, "seed": seed}
+        if not results.holds(key):
+            settings = untimed(asked.steps, asked.guidance, asked.levers, seed)
+            settings = replace(settings, measure=MEASURES[asked.measure])
+            rows = judged(pipe, settings, asked.budgets, real, asked.noises, reporter)
+            results.add([key | one for one in rows])
+    show(results.rows())
+
+
+def judged(
+    pipe: Pipeline, settings: Settings, budgets: Sequence[float], real: Data, noises: int, reporter: Reporter
+) -> Iterator[dict[str, object]]:
+    """A search, what it found, and how close everyone comes within each budget."""
+    study = prepare(pipe, settings, reporter, Budget(MacsRatio(min(budgets))))
+    closeness = Closeness(study, noises, reporter)
+    field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
+    for found in searched(study, budgets, reporter):
+        random = random_rival(study, found.limit, found.evaluations, None, reporter)
+        field += contenders(study, found, random)
+        yield {"name": "schedule", "cost": found.limit, "candidate": found.candidate.to_json()}
+    for one in field:
+        snr, images = closeness.seen(one)
+        told = {"snr": snr, "distance": real.distance(images), "macs": one.macs_ratio}
+        yield {"name": one.name, "cost": one.budget, **told}
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """A Markdown table, the best of each cost first: means over seeds, with half the range."""
+    kept = dict[tuple[str, str, str, float, str], list[dict[str, Any]]]()
+    for one in rows:
+        if one["name"] != "schedule":
+            told = one["model"], one["scheduler"] or "its own", one["measure"]
+            kept.setdefault((*told, one["cost"], one["name"]), []).append(one)
+    header("model", "sampler", "measure", "cost", "contender", "seeds", "SNR (dB)", "Fréchet distance")
+    for (model, sampler, measure, cost, name), runs in sorted(kept.items(), key=_order):
+        shown = (f"{statistics.mean(values):.2f} ± {half_range(values):.2f}" for values in _columns(runs))
+        row(model, sampler, measure, f"{cost:g}", name, str(len(runs)), *shown)
+
+
+def _order(kind: tuple[tuple[str, str, str, float, str], object]) -> tuple[object, ...]:
+    (model, sampler, measure, cost, _), _ = kind
+    return model, sampler, measure, -cost
+
+
+def _columns(runs: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    return [one["snr"] for one in runs], [one["distance"] for one in runs]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What is set where the user says nothing, by how the pipeline samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..pipelines.families import Pipeline
+from ..pipelines.own_sampler import OwnSampler
+from ..pipelines.sampling import sampler_name
+from ..pipelines.tracing import Trace
+from ..solvers.custom_timesteps import correctable
+from ..solvers.samplers import takes_timesteps
+from ..utils.progress import Reporter
+from .own_settings import own_settings
+from .settings import Levers, Settings
+
+STAGES = 10
+"""Of a trajectory of so many steps or more; of a shorter one, each step is a stage."""
+_FINER = 4
+"""Times the user's own steps that results are compared with, where these are no fewer than stages by default. Fewer are
+what a model was distilled to, and more of them lead it elsewhere."""
+
+
+def of_pipeline(pipe: Pipeline, settings: Settings, reporter: Reporter) -> Settings:
+    """With the sampling that the pipeline has by itself, and levers that its sampler can take."""
+    if settings.levers is None:
+        settings = replace(settings, levers=_levers(pipe, reporter))
+    if isinstance(pipe, OwnSampler):
+        return own_settings(pipe, settings)
+    return replace(settings, sampling=settings.sampling.of(pipe))
+
+
+def of_trajectory(settings: Settings, traced: Trace) -> tuple[Settings, int, int]:
+    """With stages and a reference that suit the number of steps, which are given, too."""
+    steps = len(set(traced.timesteps))
+    stages = min(STAGES, steps) if settings.stages is None else settings.stages
+    finer = settings.reference_multiple or (1 if steps < STAGES else _FINER)
+    return replace(settings, stages=stages, reference_multiple=finer), stages, finer
+
+
+def _levers(pipe: Pipeline, reporter: Reporter) -> Levers:
+    takes = pipe.times is not None if isinstance(pipe, OwnSampler) else takes_timesteps(pipe.scheduler)
+    draws = not isinstance(pipe, OwnSampler) and not correctable(pipe)
+    if takes and not draws:
+        return Levers.BOTH
+    why = "draws noise on the way" if draws else "takes no timesteps but its own"
+    reporter.say(f"{sampler_name(pipe)} {why}: levels alone are searched.")
+    return Levers.PRUNE
