@@ -57,6 +57,7 @@ class Options:
     guidance: Guidance = 1.0
     levers: Annotated[Levers | None, "; ".join(Levers), tuple(Levers)] = None
     measure: Annotated[MeasureName, "of a search; ".join(MeasureName), tuple(MeasureName)] = MeasureName.SNR
+    corrections: Annotated[int | None, "of steps, with levels alone too; the library's default otherwise"] = None
     budgets: Budgets = (0.75, 0.6, 0.5)
     seeds: Seeds = (0, 1, 2)
     noises: Noises = 512
@@ -75,11 +76,11 @@ def main() -> None:
     pipe = load(asked.model, scheduler=asked.scheduler, dtype=torch.float32)
     real, reporter, results = load_reference(), Reporter(), Results(asked.results)
     for seed in asked.seeds:
-        told = {name: getattr(asked, name) for name in ("model", "scheduler", "levers", "measure")}
+        told = {name: getattr(asked, name) for name in ("model", "scheduler", "levers", "measure", "corrections")}
         key = {**told, "seed": seed}
         if not results.holds(key):
             settings = untimed(asked.steps, asked.guidance, asked.levers, seed)
-            settings = replace(settings, measure=MEASURES[asked.measure])
+            settings = replace(settings, measure=MEASURES[asked.measure], corrections=asked.corrections)
             rows = judged(pipe, settings, asked.budgets, real, asked.noises, reporter)
             results.add([key | one for one in rows])
     show(results.rows())

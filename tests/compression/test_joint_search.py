@@ -122,7 +122,7 @@ def test_scores_are_those_of_the_users_calls_against_the_fine_list(study: Study)
 
 
 def fitness_of(study: Study, count: int = 3, **changes: Any) -> Fitness:
-    probes, corrections = make_probes(study.pipe, count, 0, "search"), study.settings.corrections
+    probes, corrections = make_probes(study.pipe, count, 0, "search"), study.settings.corrections or 0
     sampling, weights = changes.pop("sampling", CALL), changes.pop("weights", None)
     terms = replace(Comparison(study.path, study.reference, corrections=corrections), **changes)
     return Fitness(study.pipe, study.library, study.stages, probes, sampling, LatentSNR(), terms, weights)

@@ -113,8 +113,9 @@ class SearchOptions:
         ),
     ] = None
     corrections: Annotated[
-        int, typer.Option(help="The most directions along which chosen steps are corrected; 0: none.")
-    ] = 4
+        int | None,
+        typer.Option(help="The most directions along which steps are corrected; default 4 where they are a choice."),
+    ] = None
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0
     table: Annotated[
         Path | None, typer.Option(help="Earlier result of the same settings, whose sensitivities are used again.")

@@ -10,6 +10,7 @@ from ..pipelines.sampling import sampler_name
 from ..pipelines.tracing import Trace
 from ..solvers.custom_timesteps import correctable
 from ..solvers.samplers import takes_timesteps
+from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
 from .own_settings import own_settings
 from .settings import Levers, Settings
@@ -19,12 +20,19 @@ STAGES = 10
 _FINER = 4
 """Times the user's own steps that results are compared with, where these are no fewer than stages by default. Fewer are
 what a model was distilled to, and more of them lead it elsewhere."""
+_CORRECTIONS = 4
+"""Directions along which chosen steps are corrected."""
 
 
 def of_pipeline(pipe: Pipeline, settings: Settings, reporter: Reporter) -> Settings:
     """With the sampling that the pipeline has by itself, and levers that its sampler can take."""
     if settings.levers is None:
         settings = replace(settings, levers=_levers(pipe, reporter))
+    if settings.corrections is None:
+        settings = replace(settings, corrections=0 if settings.levers is Levers.PRUNE else _CORRECTIONS)
+    if settings.levers is Levers.PRUNE and settings.corrections and (why := _steps_stay(pipe)):
+        found, remedy = f"{settings.corrections} for one that {why}", "Leave them out."
+        raise DiffESError("corrections", expected="none for this sampler", found=found, remedy=remedy)
     if isinstance(pipe, OwnSampler):
         return own_settings(pipe, settings)
     return replace(settings, sampling=settings.sampling.of(pipe))
@@ -39,10 +47,15 @@ def of_trajectory(settings: Settings, traced: Trace) -> tuple[Settings, int, int
 
 
 def _levers(pipe: Pipeline, reporter: Reporter) -> Levers:
-    takes = pipe.times is not None if isinstance(pipe, OwnSampler) else takes_timesteps(pipe.scheduler)
-    draws = not isinstance(pipe, OwnSampler) and not correctable(pipe)
-    if takes and not draws:
+    if not (why := _steps_stay(pipe)):
         return Levers.BOTH
-    why = "draws noise on the way" if draws else "takes no timesteps but its own"
     reporter.say(f"{sampler_name(pipe)} {why}: levels alone are searched.")
     return Levers.PRUNE
+
+
+def _steps_stay(pipe: Pipeline) -> str:
+    """Why the steps of a sampler had better stay as they are; empty where they need not."""
+    if not isinstance(pipe, OwnSampler) and not correctable(pipe):
+        return "draws noise on the way"
+    takes = pipe.times is not None if isinstance(pipe, OwnSampler) else takes_timesteps(pipe.scheduler)
+    return "" if takes else "takes no timesteps but its own"

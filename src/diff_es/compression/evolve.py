@@ -52,7 +52,7 @@ def evolve(
     for (budget, space), knapsack in zip(by_budget.items(), explored.knapsacks, strict=True):
         best, placed = _searched(ready, budget, space, explored, evaluator, reporter)
         lucky, drawn = _by_chance(ready, budget, space, evaluator, reporter)
-        first = [knapsack] if ready.path is None else []
+        first = [knapsack] if ready.costs.choices is None else []
         finalists = [*map(Finalist, [*best, *first, *lucky]), *_by_hand(ready, budget, space, evaluator), *smaller]
         ran = {*explored.scores, *changed(ready), *placed, *drawn, *(one.candidate for one in finalists)}
         found = select(ready, budget, finalists, evaluator, explored.history, len(ran), reporter)
@@ -67,7 +67,7 @@ def _searched(
     """The finalists of a budget's search, best first, and all candidates whose timesteps were moved on the way."""
     most = ready.settings.finalists
     best = [one for one in ranked(explored.scores) if space.feasible(one)]
-    if ready.path is None:
+    if ready.costs.choices is None:
         return best[:most], {}
     narrow = space.dense()
     alone = [one for one in ranked(explored.alone) if narrow is not None and narrow.feasible(one)]
@@ -92,7 +92,7 @@ def _by_chance(
 ) -> tuple[list[Candidate], Mapping[Candidate, float]]:
     """The best of some random schedules, the first that random search would come to, and all of them; where steps and
     levels are both a choice, half of them are of steps alone."""
-    count, narrow = ready.settings.population, None if ready.path is None else space.dense()
+    count, narrow = ready.settings.population, None if ready.costs.choices is None else space.dense()
     if ready.settings.levers is not Levers.BOTH or narrow is None:
         drawn = dict(by_chance(ready, space, f"random schedules at {budget:g}", count, evaluator, reporter).ranking())
         return list(ranked(drawn))[: _few(ready)], drawn
@@ -153,7 +153,7 @@ def _explore(
 
 def _dense(ready: Study, spaces: Sequence[Space]) -> list[Space]:
     """Schedules of steps alone within the budgets, where steps are a choice and the dense model may run."""
-    if ready.path is None or 0 in ready.costs.barred:
+    if ready.costs.choices is None or 0 in ready.costs.barred:
         return []
     return [narrow for space in spaces if (narrow := space.dense()) is not None]
 

@@ -257,7 +257,7 @@ def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[C
     for space in spaces:
         found.append(space.repair(table.best(space), rng))
     for space in spaces:
-        if ready.path is None:
+        if ready.costs.choices is None:
             found += [*space.starts(rng), space.repair(mosaic(space, ready.statistics.change), rng)]
             continue
         found += [space.repair(table.best(space, coherent=True), rng), *space.starts(rng)]
@@ -278,7 +278,7 @@ def by_rule(ready: Study, share: float) -> tuple[Candidate, ...]:
     them, and where they were published for the model; with timesteps."""
     path, dense = ready.path, ready.own.levels
     total, found = math.floor(share * sum(ready.costs.steps) + 1e-9), list[Candidate]()
-    if path is None or 0 in ready.costs.barred or not total:
+    if path is None or ready.costs.choices is None or 0 in ready.costs.barred or not total:
         return ()
     for timesteps in [*by_hand(path, total), *filter(None, [published(ready.pipe, path, total)])]:
         found.append(Candidate.of(dense, ready.stages.steps(timesteps), timesteps))

@@ -50,7 +50,9 @@ class Settings:
             layers, 64 to 256.
         reference_multiple: where steps are a choice, results are compared with a run of so many times the user's own;
             None: 4, but 1 for fewer than ten steps, as models take that were distilled to them.
-        corrections: the most directions along which each step is corrected (``trajectory.corrections``); 0: none.
+        corrections: the most directions along which each step is corrected (``trajectory.corrections``); 0: none;
+            None: 4 where steps are a choice. With levels alone they are fitted to the dense run of the same steps, and
+            a step makes up for what the pruned ones before it left.
         search_noises: that candidates are judged on.
         first_rung: so many of them first, after which the worse half drops out (successive halving); None: half of
             them, 0: all at once.
@@ -81,7 +83,7 @@ class Settings:
     measure: Measure = field(default_factory=LatentSNR)
     calibration_samples: Count | None = None
     reference_multiple: Finer | None = None
-    corrections: Directions = 4
+    corrections: Directions | None = None
     search_noises: Count = 16
     first_rung: CountOrNone | None = None
     sensitivity_noises: Count | None = None

@@ -25,7 +25,6 @@ from ..scoring.weight_cache import WeightCache
 from ..search import Candidate
 from ..solvers.custom_timesteps import correctable, stepped
 from ..solvers.prefix_cache import PrefixCache
-from ..trajectory.timesteps import placed
 from ..utils.memory import free_memory
 from ..utils.progress import Reporter
 from .settings import Levers, Settings
@@ -83,13 +82,13 @@ class Study(Survey):
 
     @property
     def corrected(self) -> bool:
-        """Whether steps are corrected: where they are a choice, and the sampler adds no noise of its own."""
-        return self.path is not None and self.settings.corrections > 0 and correctable(self.pipe)
+        """Whether steps are corrected: where that was asked for, and the sampler adds no noise of its own."""
+        return self.path is not None and bool(self.settings.corrections) and correctable(self.pipe)
 
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""
-        reference = None if self.path is None else placed(self.path, self.stages, self.base.steps)
-        return self._fitness(self._probes("search", self.settings.sensed_noises), Comparison(self.path, reference))
+        probes, reference = self._probes("search", self.settings.sensed_noises), self.timesteps(self.base)
+        return self._fitness(probes, Comparison(self.path, reference))
 
     def left(self, stage: int, unit: int, level: int) -> float:
         """As :meth:`Library.left`."""
@@ -106,7 +105,7 @@ class Study(Survey):
 
     def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
         settings = self.settings
-        corrections = settings.corrections if self.corrected else 0
+        corrections = (settings.corrections or 0) if self.corrected else 0
         comparison = replace(comparison, corrections=corrections, known=self.known)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
         return Fitness(*own, comparison, self._weights)
@@ -120,7 +119,7 @@ class Study(Survey):
 
     def steps(self, candidate: Candidate) -> tuple[int, ...]:
         """Sampler steps of each stage under a schedule."""
-        return self.costs.steps if self.path is None else candidate.steps
+        return candidate.steps if candidate.chooses_steps else self.costs.steps
 
     @property
     def base(self) -> Candidate:

@@ -25,10 +25,11 @@ from ..pruning.library import Method
 from ..pruning.macs import MacCounter
 from ..routing.placements import Streamed, parameter_bytes
 from ..routing.routing import routing_of
+from ..scoring.fitness import timesteps_of
 from ..search import Candidate
 from ..solvers.custom_timesteps import own_path
 from ..trajectory.stages import Stages
-from ..trajectory.timesteps import Trajectory, placed, step_choices
+from ..trajectory.timesteps import Trajectory, step_choices
 from ..utils.errors import DiffESError, UnsupportedModel
 from ..utils.progress import Reporter
 from .defaults import of_pipeline, of_trajectory
@@ -97,7 +98,7 @@ class Survey:
         """
         if self.path is None:
             return None
-        return placed(self.path, self.stages, self.finest.steps)
+        return timesteps_of(self.path, self.stages, self.finest)
 
     @property
     def finest(self) -> Candidate:
@@ -110,7 +111,7 @@ class Survey:
     def own(self) -> Candidate:
         """The schedule that is the user's own setting."""
         dense = ((0,) * len(self.units),) * len(self.stages)
-        return Candidate.of(dense, None if self.path is None else self.costs.steps)
+        return Candidate.of(dense, None if self.costs.choices is None else self.costs.steps)
 
 
 def survey(
@@ -151,9 +152,10 @@ def surveyed(
         fewest, most = _NOISES
         wanted = round(_TABLE / (count * len(units)))
         settings = replace(settings, sensitivity_noises=min(most, max(fewest, wanted)))
-    if settings.levers is not Levers.PRUNE:
+    if settings.levers is not Levers.PRUNE or settings.corrections:
         path = own_path(pipe, traced.timesteps, traced.calls)
         stages = path.stages(count)
+    if path is not None and settings.levers is not Levers.PRUNE:
         choices = step_choices(stages.steps(path.timesteps), finer, path.room(stages))
     counter = MacCounter(denoiser, anatomy, traced, bypass=method.depth is None or method.depth.bypass)
     table, own, each = counter.table(units, reporter), stages.steps(traced.timesteps), 1

@@ -87,7 +87,7 @@ def say_first(pipe: Pipeline, settings: Settings, reporter: Reporter) -> None:
 
 def levels_alone(ready: Study, journal: Path, reporter: Reporter) -> Alone:
     """The paper's search, which leaves the steps as they are, with the same statistics and library of levels."""
-    settings = replace(ready.settings, levers=Levers.PRUNE)
+    settings = replace(ready.settings, levers=Levers.PRUNE, corrections=0)
     surveyed = survey(ready.pipe, settings, reporter, ready.budget)
     study = Study(**vars(surveyed), statistics=ready.statistics, library=ready.library, known_bytes=ready.known_bytes)
     evaluator = Evaluator(study, open_journal(study, journal, reporter, resume=True))

@@ -40,7 +40,7 @@ class Comparison:
     """What candidates are compared with, and how.
 
     Args:
-        path: the user's own trajectory, where candidates choose their steps; None: the sampler takes its own.
+        path: the user's own trajectory, where candidates choose or correct its steps; None: the sampler runs by itself.
         reference: timesteps of the dense run that results are compared with; None: the user's own.
         rung: noises of the first rung of a race, which are a part of their own; 0: no race.
         corrections: the most directions that a step is corrected along (``trajectory.corrections``); 0: none.
@@ -246,7 +246,9 @@ class Fitness:
 
 
 def timesteps_of(path: Trajectory, stages: Stages, candidate: Candidate) -> tuple[float, ...]:
-    """The timesteps of a schedule that chooses its steps: its own, or those where the numbers put them."""
+    """The timesteps of a schedule: its own, or those where the numbers put them; the user's where it chooses none."""
+    if not candidate.chooses_steps:
+        return path.timesteps
     return candidate.timesteps or placed(path, stages, candidate.steps)
 
 

@@ -104,7 +104,7 @@ class Imagined(Fitness):
 
     def _scores(self, chunk: int, candidate: Candidate, *, corrected: bool = True) -> Tensor:
         self._run(chunk, candidate, corrected=corrected)
-        steps = self._own if self._path is None else candidate.steps
+        steps = candidate.steps if candidate.chooses_steps else self._own
         error = 1e-6
         for stage, (count, levels) in enumerate(zip(steps, candidate.levels, strict=True)):
             error += self._of_steps(stage, count) + count * sum(

@@ -83,6 +83,11 @@ class Candidate:
         return found
 
     @property
+    def chooses_steps(self) -> bool:
+        """Whether it says how many steps each stage takes."""
+        return self.stages[0].steps is not None
+
+    @property
     def pruned(self) -> bool:
         """Whether any unit is not dense."""
         return any(any(one.levels) for one in self.stages)
@@ -102,7 +107,7 @@ class Candidate:
 
     def to_json(self) -> dict[str, object]:
         """JSON values: levels by `[stage][unit]`, and where there are any, steps by `[stage]` and timesteps."""
-        chosen = {} if self.stages[0].steps is None else {"steps": list(self.steps)}
+        chosen = {"steps": list(self.steps)} if self.chooses_steps else {}
         moved = {"timesteps": list(self.timesteps)} if self.timesteps else {}
         return {**chosen, "levels": [list(row) for row in self.levels], **moved}
 
