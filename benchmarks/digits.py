@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from diff_es.cli.options import MEASURES, MeasureName
 from diff_es.compression.settings import Levers
 from diff_es.pipelines.loading import load
-from diff_es.scoring.metrics import frechet_distance, moments
+from diff_es.scoring.metrics import frechet_distance, kernel_distance, moments
 from diff_es.utils.progress import Reporter
 
 
@@ -86,6 +86,10 @@ class Digits:
     def distance(self, images: Tensor) -> float:
         """Fréchet distance of images in [0, 1], (N, 3 or 1, 8, 8)."""
         return frechet_distance(*moments(self._features(images[:, :1] * 2 - 1)), *self._real)
+
+    def between(self, images: Tensor, others: Tensor) -> float:
+        """Kernel distance of two sets of such images."""
+        return kernel_distance(*(self._features(one[:, :1] * 2 - 1) for one in (images, others)))
 
 
 def train(work: Path, minutes: float) -> None:

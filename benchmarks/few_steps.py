@@ -4,9 +4,10 @@
     python benchmarks/few_steps.py --scheduler LCMScheduler --seeds 0 1 2 --results few-steps-lcm.jsonl
 
 For every seed one search yields the results for all budgets. All contenders are judged on noises that no search has
-seen: by mean SNR (dB) to the dense model's own steps, and by the Fréchet distance of their images to the real tiles.
-Random search is judged by the same noises and finalists and scores as many candidates. Results are appended to a file;
-seeds that it holds are passed over; the table shows all.
+seen: by mean SNR (dB) to the dense model's own steps, by the Fréchet distance of their images to the real tiles, and by
+the kernel distance to the dense model's images of the same noises, in features of the same classifier. Random search is
+judged by the same noises and finalists and scores as many candidates. Results are appended to a file; seeds that it
+holds are passed over; the table shows all.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ class Data(Protocol):
     def distance(self, images: Tensor) -> float:
         """Fréchet distance of images in [0, 1], (N, C, H, W)."""
 
+    def between(self, images: Tensor, others: Tensor) -> float:
+        """Kernel distance of two sets of such images."""
+
 
 def main() -> None:
     asked = options(Options, __doc__)
@@ -99,7 +103,8 @@ def judged(
         yield {"name": "schedule", "cost": found.limit, "candidate": found.candidate.to_json()}
     for one in field:
         snr, images = closeness.seen(one)
-        told = {"snr": snr, "distance": real.distance(images), "macs": one.macs_ratio}
+        far = {"distance": real.distance(images), "kernel": real.between(closeness.images, images)}
+        told = {"snr": snr, **far, "macs": one.macs_ratio}
         yield {"name": one.name, "cost": one.budget, **told}
 
 
@@ -110,7 +115,9 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         if one["name"] != "schedule":
             told = one["model"], one["scheduler"] or "its own", one["measure"]
             kept.setdefault((*told, one["cost"], one["name"]), []).append(one)
-    header("model", "sampler", "measure", "cost", "contender", "seeds", "SNR (dB)", "Fréchet distance")
+    header(
+        "model", "sampler", "measure", "cost", "contender", "seeds", "SNR (dB)", "Fréchet distance", "kernel distance"
+    )
     for (model, sampler, measure, cost, name), runs in sorted(kept.items(), key=_order):
         shown = (f"{statistics.mean(values):.2f} ± {half_range(values):.2f}" for values in _columns(runs))
         row(model, sampler, measure, f"{cost:g}", name, str(len(runs)), *shown)
@@ -121,8 +128,9 @@ def _order(kind: tuple[tuple[str, str, str, float, str], object]) -> tuple[objec
     return model, sampler, measure, -cost
 
 
-def _columns(runs: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    return [one["snr"] for one in runs], [one["distance"] for one in runs]
+def _columns(runs: Sequence[dict[str, Any]]) -> Iterator[list[float]]:
+    for column in ("snr", "distance", "kernel"):
+        yield [one[column] for one in runs]
 
 
 if __name__ == "__main__":

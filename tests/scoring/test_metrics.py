@@ -164,15 +164,21 @@ def test_without_space_there_is_one_band() -> None:
     assert torch.equal(band_snr_db(x, y), snr_db(x, y))
 
 
-def test_the_kernel_distance_is_that_of_torchmetrics() -> None:
+def test_the_kernel_distance_is_that_of_torchmetrics_but_for_pairs_of_one_index() -> None:
     x, y = torch.randn(40, 6, generator=generator(1)), torch.randn(40, 6, generator=generator(2)) * 1.5 + 0.2
-    assert kernel_distance(x, y) == pytest.approx(float(poly_mmd(x.double(), y.double())), rel=1e-6)
+    same = (((x * y).sum(1) / 6 + 1) ** 3).double().mean()
+    across = (((x @ y.T) / 6 + 1) ** 3).double().mean()
+    theirs = float(poly_mmd(x.double(), y.double()))
+    assert kernel_distance(x, y) == pytest.approx(theirs + float(2 * (same - across) / 39), rel=1e-5)
 
 
-def test_the_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
-    """Of few samples too: it has no bias, unlike the Fréchet distance."""
-    sets = [torch.randn(8, 3, generator=generator(seed)) for seed in range(400)]
-    distances = [kernel_distance(one, other[:5]) for one, other in zip(sets[::2], sets[1::2], strict=True)]
+@pytest.mark.parametrize("classes", [1, 4])
+def test_the_kernel_distance_of_one_distribution_is_zero_on_average(classes: int) -> None:
+    """Of few samples, too, also where classes are dealt to them in turn."""
+    centres = torch.randn(classes, 3, generator=generator(-1)) * 2
+    dealt = centres[torch.arange(8) % classes]
+    sets = [dealt + torch.randn(8, 3, generator=generator(seed)) for seed in range(400)]
+    distances = [kernel_distance(one, other) for one, other in zip(sets[::2], sets[1::2], strict=True)]
     error = np.std(distances) / math.sqrt(len(distances))
     assert abs(np.mean(distances)) < 3 * error
     assert min(distances) < 0

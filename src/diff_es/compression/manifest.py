@@ -79,12 +79,13 @@ class Point(Entry):
             _check_levels(report, f"schedule.levels[{i}]", row)
         for i, finalist in enumerate(report.finalists):
             self._check_candidate(report, f"report.finalists[{i}]", finalist.candidate)
-        table, chosen = report.sensitivity, self.timesteps is not None
+        table = report.sensitivity
         _same("report.sensitivity.levels", stages, len(table.levels))
         for i, stage in enumerate(table.levels):
             sizes = f"report.sensitivity.levels[{i}]"
             _same(sizes, [len(options) for options in report.macs_by_level], [len(row) for row in stage])
-        _same("report.sensitivity.steps", stages if chosen else None, None if table.steps is None else len(table.steps))
+        if table.steps is not None:
+            _same("report.sensitivity.steps", stages if self.timesteps else None, len(table.steps))
 
     @property
     def _trained(self) -> int | None:
@@ -104,9 +105,9 @@ class Point(Entry):
     def _check_candidate(self, report: ReportJson, where: str, candidate: CandidateJson) -> None:
         """Levels for each stage, and steps where they are a choice."""
         _same(where, len(self.stages), len(candidate.levels))
-        if (candidate.steps is None) != (self.timesteps is None):
+        if (candidate.steps is None) != (report.sensitivity.steps is None):
             found = "none" if candidate.steps is None else "some"
-            raise _unfit(where, "steps where the result has timesteps, and only there", found)
+            raise _unfit(where, "steps where the table of sensitivities has them, and only there", found)
         for levels in candidate.levels:
             _check_levels(report, where, levels)
         _descend(where, candidate.timesteps or (), self._trained)

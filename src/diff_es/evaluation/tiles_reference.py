@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..pipelines.bundled import FOLDER
-from ..scoring.metrics import frechet_distance, moments
+from ..scoring.metrics import frechet_distance, kernel_distance, moments
 
 CLASSES = ("floor", "wall", "feature", "monster", "weapon", "armour", "trinket", "icon")
 
@@ -49,8 +49,15 @@ class Reference:
     @torch.no_grad()
     def distance(self, images: Tensor) -> float:
         """Fréchet distance of images in [0, 1], (N, 3, 32, 32), to the real tiles."""
-        features = torch.cat([self.classifier.features(part * 2 - 1) for part in images.split(256)])
-        return frechet_distance(*moments(features), self.mean, self.covariance)
+        return frechet_distance(*moments(self._features(images)), self.mean, self.covariance)
+
+    @torch.no_grad()
+    def between(self, images: Tensor, others: Tensor) -> float:
+        """Kernel distance of two sets of images in [0, 1], (N, 3, 32, 32) each, whose classes are dealt alike."""
+        return kernel_distance(self._features(images), self._features(others))
+
+    def _features(self, images: Tensor) -> Tensor:
+        return torch.cat([self.classifier.features(part * 2 - 1) for part in images.split(256)])
 
 
 def load_reference() -> Reference:

@@ -83,14 +83,16 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
 
 def kernel_distance(features: Tensor, others: Tensor) -> float:
-    """Squared maximum mean discrepancy of two sets of features, (N, D) and (M, D), under the cubic kernel
-    (x . y / D + 1)^3 (Binkowski et al. 2018, arXiv 1801.01401).
+    """Squared maximum mean discrepancy of two sets of features, (N, D) each, under the cubic kernel (x . y / D + 1)^3
+    (Binkowski et al. 2018, arXiv 1801.01401).
 
-    Free of bias for any size, so sets of one distribution come out around zero, below it too. A Fréchet distance of few
-    samples is too large; of those of one size, all too large by about as much.
+    Free of bias for any N, so sets of one distribution come out around zero, below it too; the Fréchet distance of few
+    samples is too large. Sample i of both may have been asked for the same, such as its class: pairs of it are left out
+    of the terms between the sets as they are within them, or classes that are dealt in turn would meet themselves more
+    often across than within.
     """
-    own, theirs = (_apart(_cubic(x, x)) for x in (features.double(), others.double()))
-    return float(own + theirs - 2 * _cubic(features.double(), others.double()).mean())
+    x, y = features.double(), others.double()
+    return float(_apart(_cubic(x, x)) + _apart(_cubic(y, y)) - 2 * _apart(_cubic(x, y)))
 
 
 def _cubic(x: Tensor, y: Tensor) -> Tensor:
