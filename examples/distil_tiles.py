@@ -28,6 +28,7 @@ from train_tiles import DEVICE, NULL_CLASS, averaged, grid, sample, train
 
 from diff_es.evaluation.tiles_reference import CLASSES, load_reference
 from diff_es.pipelines.bundled import FOLDER
+from diff_es.pipelines.loading import load
 
 STEPS = 4  # of the student
 FINE = 5  # steps of the teacher for one of them
@@ -155,11 +156,17 @@ def student_pipeline(work: Path) -> DiTPipeline:
 
 
 def sheet(work: Path, out: Path) -> None:
-    """A contact sheet, one class a row, and the Fréchet distance of 2,048 samples to the real tiles."""
-    pipe = student_pipeline(work)
-    grid(sample(pipe, per_class=20, steps=STEPS, guidance=1.0), columns=20).save(out)
-    images = sample(pipe, per_class=256, steps=STEPS, guidance=1.0)
-    print(f"Fréchet distance to the real tiles: {load_reference().distance(images / 2 + 0.5):.2f}; saved {out}")
+    """A contact sheet, one class a row; and Fréchet distances of 1,024 samples to the real tiles, the teacher's too."""
+    student, teacher, real = student_pipeline(work), load("bundled"), load_reference()
+    teacher.set_progress_bar_config(disable=True)
+    grid(sample(student, per_class=20, steps=STEPS, guidance=1.0), columns=20).save(out)
+    print(f"saved {out}", flush=True)
+    for name, pipe, steps, guidance in (
+        ("student", student, STEPS, 1.0),
+        *(("teacher", teacher, steps, GUIDANCE) for steps in (4, 8, 20)),
+    ):
+        images = sample(pipe, per_class=128, steps=steps, guidance=guidance)
+        print(f"{name}, {steps} steps: Fréchet distance {real.distance(images / 2 + 0.5):.2f}", flush=True)
 
 
 def export(work: Path, out: Path) -> None:

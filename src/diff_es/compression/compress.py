@@ -67,7 +67,7 @@ def result_of(
     compact = own = to_own = None
     if isinstance(placement, Compact):
         plans, compact = compacted(ready, found, placement, reporter)
-    if ready.path is not None:
+    if not ready.refers_to_own:
         own = ready.fresh.plain(ready.own)
         to_own = fmean(ready.fresh_to_own.each(candidate, corrected=found.corrected))
     report = SearchReport(

@@ -124,7 +124,7 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
         counts.append(copy(ready.tally))
         found = evolve(ready, (ready.limit, *front), evaluator, errors, quiet)
         counts.append(copy(ready.tally))
-    for one in found if ready.path is not None else ():
+    for one in () if ready.refers_to_own else found:
         ready.fresh.plain(ready.own)
         ready.fresh_to_own.each(one.candidate, corrected=one.corrected)
     counts.append(copy(ready.tally))

@@ -101,6 +101,11 @@ class Survey:
         return timesteps_of(self.path, self.stages, self.finest)
 
     @property
+    def refers_to_own(self) -> bool:
+        """Whether results are compared with the user's own setting, not with a finer run."""
+        return self.path is None or self.reference == self.path.timesteps
+
+    @property
     def finest(self) -> Candidate:
         """The schedule of the most steps, all of them dense."""
         if self.costs.choices is None:

@@ -206,12 +206,12 @@ def evaluate(
     with encoded_once(study.pipe, Encodings()):
         results = [sampled(study, contender, count, reporter) for contender in field]
         (own, _), (goal, goal_images) = results[0], results[0]
-        if study.path is not None:
+        if not study.refers_to_own:
             finest = Runner("reference", study.settings.sampling, timesteps=study.reference)
             reference = Contender("reference", 1.0, 1.0, finest)
             goal, goal_images = sampled(study, reference, n, reporter)
     for contender, timing, seen in zip(field, timings, results, strict=True):
-        is_goal = contender.name == "dense" and study.path is None
+        is_goal = contender.name == "dense" and study.refers_to_own
         snr, to_own = (float(metrics.snr_db(truth[:n], seen[0][:n]).mean()) for truth in (goal, own))
         psnr = float(metrics.psnr_db(goal_images[:n], seen[1][:n]).mean()) if shows and not is_goal else None
         rows.append(
