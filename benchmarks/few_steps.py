@@ -38,6 +38,7 @@ from common import (
 )
 from torch import Tensor
 
+from diff_es import Effort, with_effort
 from diff_es.cli.options import MEASURES, MeasureName
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import prepare
@@ -59,6 +60,7 @@ class Options:
     levers: Annotated[Levers | None, "; ".join(Levers), tuple(Levers)] = None
     measure: Annotated[MeasureName, "of a search; ".join(MeasureName), tuple(MeasureName)] = MeasureName.SNR
     corrections: Annotated[int | None, "of steps, with levels alone too; the library's default otherwise"] = None
+    effort: Annotated[float, "share of the thorough search's work"] = Effort.STANDARD.share
     budgets: Budgets = (0.75, 0.6, 0.5)
     seeds: Seeds = (0, 1, 2)
     noises: Noises = 512
@@ -83,7 +85,7 @@ def main() -> None:
         told = {name: getattr(asked, name) for name in ("model", "scheduler", "levers", "measure", "corrections")}
         key = {**told, "seed": seed}
         if not results.holds(key):
-            settings = untimed(asked.steps, asked.guidance, asked.levers, seed)
+            settings = with_effort(untimed(asked.steps, asked.guidance, asked.levers, seed), asked.effort)
             settings = replace(settings, measure=MEASURES[asked.measure], corrections=asked.corrections)
             rows = judged(pipe, settings, asked.budgets, real, asked.noises, reporter)
             results.add([key | one for one in rows])

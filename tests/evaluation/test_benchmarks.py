@@ -113,6 +113,17 @@ def test_inspect_sdxl(bench: Bench) -> None:
     assert counted[1] == counted[2]
 
 
+def test_few_steps(bench: Bench, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    small = ("--steps", 3, "--effort", 0.0001, "--budgets", 0.6, "--seeds", 0, "--noises", 4, "--results", results)
+    found = rows(bench("few_steps", *small, "--scheduler", "LCMScheduler"))
+    rivals = ["fewer-steps", "uniform", "mosaicdiff", "random", "diff-es"]
+    assert [(cells[3], cells[4]) for cells in found] == [("1", "dense"), *(("0.6", name) for name in rivals)]
+    before = results.read_bytes()
+    assert rows(bench("few_steps", *small, "--scheduler", "LCMScheduler")) == found
+    assert results.read_bytes() == before, "a seed that is there is passed over"
+
+
 @pytest.mark.slow
 def test_joint(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "joint.jsonl"
