@@ -208,6 +208,8 @@ def test_bench_times_dense_routed_and_pruned(run: Run, made: Path) -> None:
 
 
 JOINT = [
+    "--reference-multiple",
+    "4",
     "--levers",
     "prune,steps",
     "--units",
