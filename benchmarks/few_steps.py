@@ -121,7 +121,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         "model", "sampler", "measure", "cost", "contender", "seeds", "SNR (dB)", "Fréchet distance", "kernel distance"
     )
     for (model, sampler, measure, cost, name), runs in sorted(kept.items(), key=_order):
-        shown = (f"{statistics.mean(values):.2f} ± {half_range(values):.2f}" for values in _columns(runs))
+        shown = (_with_range([one[column] for one in runs], digits) for column, digits in _SHOWN.items())
         row(model, sampler, measure, f"{cost:g}", name, str(len(runs)), *shown)
 
 
@@ -130,9 +130,12 @@ def _order(kind: tuple[tuple[str, str, str, float, str], object]) -> tuple[objec
     return model, sampler, measure, -cost
 
 
-def _columns(runs: Sequence[dict[str, Any]]) -> Iterator[list[float]]:
-    for column in ("snr", "distance", "kernel"):
-        yield [one[column] for one in runs]
+_SHOWN = {"snr": 2, "distance": 2, "kernel": 4}
+"""Columns of figures, and their digits."""
+
+
+def _with_range(values: Sequence[float], digits: int) -> str:
+    return f"{statistics.mean(values):.{digits}f} ± {half_range(values):.{digits}f}"
 
 
 if __name__ == "__main__":
