@@ -14,7 +14,7 @@ import torch
 import typer
 
 from ..compression.export import check_new, export
-from ..compression.reopening import asked_again, found_again, settings_again
+from ..compression.reopening import asked_again, found_again
 from ..compression.study import prepare
 from ..evaluation import inspection
 from ..evaluation.assemble import PUBLISHED, contact_sheet, picture, publish, tell
@@ -189,7 +189,7 @@ def evaluate_command(
     check_outputs(target, *PUBLISHED)
     fast, pipe = reopened(folder, model, device, point)
     fast.check(pipe)
-    ready, found = prepare(pipe, settings_again(fast), reporter, *asked_again(fast, pipe)), (found_again(fast.report),)
+    ready, found = prepare(pipe, fast.report.settings, reporter, *asked_again(fast, pipe)), (found_again(fast.report),)
     name = model or (fast.origin.model if fast.origin else "")
     reference = load_reference() if name in MODELS else None
     evaluation = evaluate(ready, found, reference, extent, target, reporter, fast)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pruning.budget import Budget, MacsRatio, MeasuredPrices, Speedup, WeightMemory
@@ -12,7 +11,6 @@ from ..utils.errors import DiffESError
 from .final import Found
 from .report import SearchReport
 from .result import Compressed
-from .settings import Settings
 
 
 def found_again(report: SearchReport) -> Found:
@@ -29,12 +27,6 @@ def found_again(report: SearchReport) -> Found:
         math.inf if error is None else error,
         winner.corrected,
     )
-
-
-def settings_again(fast: Compressed) -> Settings:
-    """What it was searched with. Earlier versions told of corrections of levels alone, and made none."""
-    settings = fast.report.settings
-    return replace(settings, corrections=0) if fast.timesteps is None else settings
 
 
 def asked_again(fast: Compressed, pipe: AnyPipeline) -> tuple[Budget, MeasuredPrices | None]:

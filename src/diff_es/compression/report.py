@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AllowInfNan, BaseModel, ConfigDict, Field, Strict
@@ -164,7 +164,10 @@ class Facts(Entry):
         """The report, with what the formats say otherwise."""
         facts = {name: getattr(self, name) for name in Facts.model_fields}
         facts["history"] = tuple(Generation(**dict(one)) for one in self.history)
-        facts |= {"sensitivity": self.sensitivity.made(), "settings": restore(self.settings)}
+        settings = restore(self.settings)
+        if self.reference_timesteps is None:  # earlier versions told of corrections of levels alone, and made none
+            settings = replace(settings, corrections=0)
+        facts |= {"sensitivity": self.sensitivity.made(), "settings": settings}
         return SearchReport(budget=budget, limit=limit, finalists=finalists, **facts)
 
 

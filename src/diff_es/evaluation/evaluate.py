@@ -14,7 +14,7 @@ from torch import Tensor
 from ..compression.compress import open_journal
 from ..compression.evaluator import Evaluator
 from ..compression.final import Finalist, Found, select
-from ..compression.reopening import asked_again, found_again, settings_again
+from ..compression.reopening import asked_again, found_again
 from ..compression.result import Compressed
 from ..compression.search_loop import by_chance, ranked
 from ..compression.sensitivity import by_rule
@@ -264,7 +264,7 @@ def evaluated(
     """
     fast.check(pipe)
     report, place, reporter = fast.report, None if folder is None else Path(folder), reporter or Reporter(quiet=True)
-    ready = prepare(pipe, settings_again(fast), reporter, *asked_again(fast, pipe))
+    ready = prepare(pipe, report.settings, reporter, *asked_again(fast, pipe))
     return evaluate(ready, (found_again(report),), None, extent or Extent(), place, reporter, fast)
 
 
