@@ -113,6 +113,11 @@ def half_range(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / 2
 
 
+def with_range(values: Sequence[float], digits: int) -> str:
+    """A mean, with half the range."""
+    return f"{statistics.mean(values):.{digits}f} ± {half_range(values):.{digits}f}"
+
+
 @dataclass(frozen=True)
 class Results:
     """Results in a file of JSON lines, to which runs add, one after the other or side by side."""

@@ -12,11 +12,10 @@ holds are passed over; the table shows all.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from common import (
@@ -29,21 +28,20 @@ from common import (
     ResultsFile,
     Seeds,
     Steps,
-    half_range,
     header,
     options,
     row,
     searched,
     untimed,
+    with_range,
 )
-from torch import Tensor
 
 from diff_es import Effort, with_effort
 from diff_es.cli.options import MEASURES, MeasureName
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import prepare
 from diff_es.evaluation.evaluate import Contender, contenders, random_rival
-from diff_es.evaluation.tiles_reference import load_reference
+from diff_es.evaluation.tiles_reference import Reference, load_reference
 from diff_es.pipelines.families import Pipeline
 from diff_es.pipelines.loading import load
 from diff_es.pruning.budget import Budget, MacsRatio
@@ -67,16 +65,6 @@ class Options:
     results: ResultsFile = Path("few-steps.jsonl")
 
 
-class Data(Protocol):
-    """What images are to be like."""
-
-    def distance(self, images: Tensor) -> float:
-        """Fréchet distance of images in [0, 1], (N, C, H, W)."""
-
-    def between(self, images: Tensor, others: Tensor) -> float:
-        """Kernel distance of two sets of such images."""
-
-
 def main() -> None:
     asked = options(Options, __doc__)
     pipe = load(asked.model, scheduler=asked.scheduler, dtype=torch.float32)
@@ -93,7 +81,7 @@ def main() -> None:
 
 
 def judged(
-    pipe: Pipeline, settings: Settings, budgets: Sequence[float], real: Data, noises: int, reporter: Reporter
+    pipe: Pipeline, settings: Settings, budgets: Sequence[float], real: Reference, noises: int, reporter: Reporter
 ) -> Iterator[dict[str, object]]:
     """A search, what it found, and how close everyone comes within each budget."""
     study = prepare(pipe, settings, reporter, Budget(MacsRatio(min(budgets))))
@@ -121,7 +109,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         "model", "sampler", "measure", "cost", "contender", "seeds", "SNR (dB)", "Fréchet distance", "kernel distance"
     )
     for (model, sampler, measure, cost, name), runs in sorted(kept.items(), key=_order):
-        shown = (_with_range([one[column] for one in runs], digits) for column, digits in _SHOWN.items())
+        shown = (with_range([one[column] for one in runs], digits) for column, digits in _SHOWN.items())
         row(model, sampler, measure, f"{cost:g}", name, str(len(runs)), *shown)
 
 
@@ -132,10 +120,6 @@ def _order(kind: tuple[tuple[str, str, str, float, str], object]) -> tuple[objec
 
 _SHOWN = {"snr": 2, "distance": 2, "kernel": 4}
 """Columns of figures, and their digits."""
-
-
-def _with_range(values: Sequence[float], digits: int) -> str:
-    return f"{statistics.mean(values):.{digits}f} ± {half_range(values):.{digits}f}"
 
 
 if __name__ == "__main__":

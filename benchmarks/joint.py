@@ -32,11 +32,11 @@ from common import (
     StageCount,
     Steps,
     by_study,
-    half_range,
     header,
     options,
     row,
     searched,
+    with_range,
 )
 
 from diff_es.compression.final import Found
@@ -153,8 +153,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         header("cost", "contender", *(f"seed {seed}" for seed in sorted(seeds)), "mean")
         for (cost, name), values in sorted(found.items(), key=lambda item: (-item[0][0], -_mean(item[1]))):
             cells = [f"{values[s][0]:.1f} ({values[s][1]:.2f})" if s in values else "" for s in sorted(seeds)]
-            spread = half_range([snr for snr, _ in values.values()])
-            row(f"{cost:g}", name, *cells, f"{_mean(values):.1f} ± {spread:.1f}")
+            row(f"{cost:g}", name, *cells, with_range([snr for snr, _ in values.values()], 1))
 
 
 def _mean(values: Mapping[int, tuple[float, float]]) -> float:

@@ -1,6 +1,6 @@
 """Distil the bundled transformer to four steps, with guidance baked in: ``bundled-turbo``.
 
-Beside the recipe of its teacher, in two commands that share a working folder:
+Beside the recipe of its teacher, in three commands that share a working folder:
 
     python examples/distil_tiles.py student --work runs/turbo --minutes 90
     python examples/distil_tiles.py export  --work runs/turbo --out src/diff_es/bundled
@@ -15,16 +15,16 @@ where it really is. No data are needed but the teacher. Run it at guidance 1: no
 from __future__ import annotations
 
 import argparse
-import json
+import shutil
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import DDIMScheduler, DiTPipeline
 from torch import Tensor, nn
-from train_tiles import DEVICE, NULL_CLASS, averaged, grid, sample, train
+from train_tiles import DEVICE, NULL_CLASS, averaged, grid, new_transformer, sample, train
 
 from diff_es.evaluation.tiles_reference import CLASSES, load_reference
 from diff_es.pipelines.bundled import FOLDER
@@ -33,15 +33,19 @@ from diff_es.pipelines.loading import load
 STEPS = 4  # of the student
 FINE = 5  # steps of the teacher for one of them
 GUIDANCE = 2.0
-TRAJECTORIES = 64  # that run at a time, for sixteen updates
+TRAJECTORIES = 64  # that run at a time ...
+UPDATES = 16  # ... for so many updates; as many times before the first
 KEPT = 32768  # pairs of a state and where the teacher goes from it
 BATCH = 128
 
 
-def teacher_parts() -> tuple[DiTTransformer2DModel, DDIMScheduler]:
-    folder = FOLDER / "tiles-dit"
-    model = DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
-    return model.to(DEVICE).eval(), DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+TEACHER = FOLDER / "tiles-dit"
+
+
+def teacher_pipeline() -> DiTPipeline:
+    pipe = load("bundled", dtype=torch.float32, device=DEVICE)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 class Trajectory:
@@ -79,7 +83,7 @@ def guided(model: nn.Module, x: Tensor, t: int, labels: Tensor) -> Tensor:
 
 
 class Pairs:
-    """States, and the velocities that take the student from them to where the teacher goes; the newest of each step."""
+    """States, and the velocities that take the student from them to where the teacher goes; the newest ones."""
 
     def __init__(self, teacher: nn.Module, path: Trajectory) -> None:
         self.teacher, self.path = teacher, path
@@ -115,50 +119,48 @@ class Pairs:
 
 
 def train_student(work: Path, minutes: float) -> None:
-    teacher, scheduler = teacher_parts()
-    student, _ = teacher_parts()
+    pipe, student = teacher_pipeline(), new_transformer().eval()
+    teacher, path = pipe.transformer, Trajectory(pipe.scheduler)
+    student.load_state_dict(teacher.state_dict())
     torch.manual_seed(int(time.time()))  # a resumed run draws new noise
-    path = Trajectory(scheduler)
     pairs = Pairs(teacher, path)
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        for _ in range(16):
+        for _ in range(UPDATES):
             pairs.make(student)
 
     def loss_of(step: int) -> Tensor:
-        if step % 16 == 0:
+        if step % UPDATES == 0:
             pairs.make(student)
         x, t, labels, velocity = pairs.batch()
         return F.mse_loss(student(x, timestep=t, class_labels=labels).sample.float(), velocity)
 
-    @torch.no_grad()
-    def distance(model: nn.Module) -> float:
-        generator = torch.Generator().manual_seed(3)
-        x = y = torch.randn(TRAJECTORIES, 16, 8, 8, generator=generator).to(DEVICE)
-        labels = torch.arange(TRAJECTORIES, device=DEVICE) % len(CLASSES)
-        for t, s in pairwise(path.times[::FINE]):
-            x = path.step(x, predicted(model, x, t, labels), t, s)
+    noise = torch.randn(TRAJECTORIES, 16, 8, 8, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    asked, goal = torch.arange(TRAJECTORIES, device=DEVICE) % len(CLASSES), noise
+    with torch.no_grad():
         for t, s in pairwise(path.times):
-            y = path.step(y, guided(teacher, y, t, labels), t, s)
-        return float(10 * (y.square().mean() / (x - y).square().mean()).log10())
+            goal = path.step(goal, guided(teacher, goal, t, asked), t, s)
 
-    train(work / "student.safetensors", student, loss_of, minutes=minutes, rate=3e-4, decay=0.999, evaluate=distance)
+    @torch.no_grad()
+    def closeness(model: nn.Module) -> float:
+        """SNR in dB of the student's four steps to all of the teacher's."""
+        x = noise
+        for t, s in pairwise(path.times[::FINE]):
+            x = path.step(x, predicted(model, x, t, asked), t, s)
+        return float(10 * (goal.square().mean() / (x - goal).square().mean()).log10())
+
+    train(work / "student.safetensors", student, loss_of, minutes=minutes, rate=3e-4, decay=0.999, evaluate=closeness)
 
 
 def student_pipeline(work: Path) -> DiTPipeline:
     """The student as a stock pipeline, with its teacher's autoencoder and scheduler."""
-    transformer, scheduler = teacher_parts()
-    vae = AutoencoderDC.from_pretrained(FOLDER / "tiles-dit", subfolder="vae", torch_dtype=torch.float32).to(DEVICE)
-    labels = {str(i): name for i, name in enumerate(CLASSES)}
-    student = averaged(work / "student.safetensors", transformer)
-    pipe = DiTPipeline(transformer=student, vae=vae, scheduler=scheduler, id2label=labels)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = teacher_pipeline()
+    pipe.transformer = averaged(work / "student.safetensors", new_transformer())
     return pipe
 
 
 def sheet(work: Path, out: Path) -> None:
     """A contact sheet, one class a row; and Fréchet distances of 1,024 samples to the real tiles, the teacher's too."""
-    student, teacher, real = student_pipeline(work), load("bundled"), load_reference()
-    teacher.set_progress_bar_config(disable=True)
+    student, teacher, real = student_pipeline(work), teacher_pipeline(), load_reference()
     grid(sample(student, per_class=20, steps=STEPS, guidance=1.0), columns=20).save(out)
     print(f"saved {out}", flush=True)
     for name, pipe, steps, guidance in (
@@ -170,12 +172,10 @@ def sheet(work: Path, out: Path) -> None:
 
 
 def export(work: Path, out: Path) -> None:
-    """Write the student in half precision; the autoencoder stays with the teacher."""
-    pipe, folder = student_pipeline(work), out / "tiles-turbo"
-    pipe.transformer.to(torch.float16).save_pretrained(folder / "transformer", safe_serialization=True)
-    pipe.scheduler.save_pretrained(folder / "scheduler")
-    index = json.loads((FOLDER / "tiles-dit" / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    """Write the student in half precision; all else is the teacher's, with whom the autoencoder stays."""
+    student, folder = averaged(work / "student.safetensors", new_transformer()), out / "tiles-turbo"
+    shutil.copytree(TEACHER, folder, ignore=shutil.ignore_patterns("vae", "transformer"), dirs_exist_ok=True)
+    student.to(torch.float16).save_pretrained(folder / "transformer", safe_serialization=True)
     print(f"saved {folder}")
 
 

@@ -38,6 +38,7 @@ def shown(pipe: Any, count: int, purpose: str = "test", sampling: Sampling = SAM
 def test_it_is_a_stock_pipeline_whose_autoencoder_is_its_teachers(pipe: Any) -> None:
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 23e6
     assert not (FOLDER / "vae").exists()
+    assert "_name_or_path" not in (FOLDER / "transformer" / "config.json").read_text(), "a folder of whoever made it"
     vae = AutoencoderDC.from_pretrained(MODELS["bundled"], subfolder="vae", dtype=torch.float32)
     stock = DiTPipeline.from_pretrained(FOLDER, vae=vae, dtype=torch.float32)
     stock.set_progress_bar_config(disable=True)

@@ -8,8 +8,7 @@ from ..pipelines.families import Pipeline
 from ..pipelines.own_sampler import OwnSampler
 from ..pipelines.sampling import sampler_name
 from ..pipelines.tracing import Trace
-from ..solvers.custom_timesteps import correctable
-from ..solvers.samplers import takes_timesteps
+from ..solvers.samplers import is_deterministic, takes_timesteps
 from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
 from .own_settings import own_settings
@@ -55,7 +54,10 @@ def _levers(pipe: Pipeline, reporter: Reporter) -> Levers:
 
 def _steps_stay(pipe: Pipeline) -> str:
     """Why the steps of a sampler had better stay as they are; empty where they need not."""
-    if not isinstance(pipe, OwnSampler) and not correctable(pipe):
+    if isinstance(pipe, OwnSampler):
+        takes = pipe.times is not None
+    elif not is_deterministic(pipe.scheduler):
         return "draws noise on the way"
-    takes = pipe.times is not None if isinstance(pipe, OwnSampler) else takes_timesteps(pipe.scheduler)
+    else:
+        takes = takes_timesteps(pipe.scheduler)
     return "" if takes else "takes no timesteps but its own"

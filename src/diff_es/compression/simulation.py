@@ -69,8 +69,7 @@ class _Imagination(Study):
 
     def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
         settings, each = self.settings, 1 if self.path is None else self.trace.calls
-        corrections = (settings.corrections or 0) if self.corrected else 0
-        comparison = replace(comparison, corrections=corrections, known=self.known)
+        comparison = replace(comparison, corrections=self.directions, known=self.known)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
 
         def macs(levels: Sequence[int]) -> int:

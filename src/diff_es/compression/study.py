@@ -81,9 +81,15 @@ class Study(Survey):
         return {}
 
     @property
+    def directions(self) -> int:
+        """The most along which steps are corrected: where that was asked for, and the sampler adds no noise of its
+        own; else 0."""
+        return (self.settings.corrections or 0) if self.path is not None and correctable(self.pipe) else 0
+
+    @property
     def corrected(self) -> bool:
-        """Whether steps are corrected: where that was asked for, and the sampler adds no noise of its own."""
-        return self.path is not None and bool(self.settings.corrections) and correctable(self.pipe)
+        """Whether steps are corrected."""
+        return self.directions > 0
 
     def fitness_alone(self) -> Fitness:
         """Closeness to the base of sensitivities, on the first of the search's probes."""
@@ -105,8 +111,7 @@ class Study(Survey):
 
     def _fitness(self, probes: Sequence[Probe], comparison: Comparison) -> Fitness:
         settings = self.settings
-        corrections = (settings.corrections or 0) if self.corrected else 0
-        comparison = replace(comparison, corrections=corrections, known=self.known)
+        comparison = replace(comparison, corrections=self.directions, known=self.known)
         own = (self.pipe, self.library, self.stages, probes, settings.sampling, settings.measure)
         return Fitness(*own, comparison, self._weights)
 

@@ -30,7 +30,7 @@ from ..trajectory.timesteps import Trajectory
 from ..utils.errors import ArtefactError, DiffESError, several
 from .arithmetic import PLACING, changed, denoiser_input, settings_that_differ
 from .chosen import Chosen
-from .samplers import OTHERWISE, Scheduler, check_scheduler, is_deterministic, is_flow, trajectory
+from .samplers import OTHERWISE, Scheduler, check_calls, check_scheduler, is_deterministic, is_flow, trajectory
 
 
 class Stepping:
@@ -190,10 +190,7 @@ def own_path(pipe: Pipeline, timesteps: Sequence[float], calls: int) -> Trajecto
             expected = "the times as the denoiser receives them, one after the other: the loop converts them to its own"
             raise DiffESError("OwnSampler.times", expected=expected, found=f"calls at {shown}, ...", remedy=remedy)
         return pipe.path
-    if pipe.scheduler.order != 1:
-        remedy = "Search levels alone (--levers prune), or sample with a scheduler that calls the denoiser once."
-        found = f"{type(pipe.scheduler).__name__}, which calls it {pipe.scheduler.order} times"
-        raise DiffESError("scheduler", expected="one denoiser call a step", found=found, remedy=remedy)
+    check_calls(pipe.scheduler)
     return trajectory(pipe.scheduler, timesteps)
 
 

@@ -73,13 +73,26 @@ def check_scheduler(scheduler: Scheduler) -> None:
         raise DiffESError(name, expected=f"its own {replaced[0]}", found="one that was put in place", remedy=_REMEDY)
 
 
+def check_calls(scheduler: Scheduler) -> None:
+    """Whether a scheduler calls the denoiser once a step.
+
+    Raises:
+        DiffESError: it does not.
+    """
+    if scheduler.order != 1:
+        remedy = "Search levels alone (--levers prune), or sample with a scheduler that calls the denoiser once."
+        found = f"{type(scheduler).__name__}, which calls it {scheduler.order} times"
+        raise DiffESError("scheduler", expected="one denoiser call a step", found=found, remedy=remedy)
+
+
 def takes_timesteps(scheduler: Scheduler) -> bool:
     """Whether a scheduler can run other timesteps than its own, and calls the denoiser once at each."""
     try:
+        check_calls(scheduler)
         check_scheduler(scheduler)
     except DiffESError:
         return False
-    return bool(scheduler.order == 1)
+    return True
 
 
 def check_settings(scheduler: Scheduler) -> None:
