@@ -1,13 +1,13 @@
 """Pruning a model of few steps, of which none can be spared: what is found, beside its rivals at equal cost.
 
-    python benchmarks/few_steps.py --seeds 0 1 2 --results few-steps.jsonl
-    python benchmarks/few_steps.py --scheduler LCMScheduler --seeds 0 1 2 --results few-steps-lcm.jsonl
+    python benchmarks/few_steps.py --random --seeds 0 1 2 --results few-steps.jsonl
+    python benchmarks/few_steps.py --scheduler LCMScheduler --random --seeds 0 1 2 --results few-steps-lcm.jsonl
 
 For every seed one search yields the results for all budgets. All contenders are judged on noises that no search has
 seen: by mean SNR (dB) to the dense model's own steps, by the Fréchet distance of their images to the real tiles, and by
-the kernel distance to the dense model's images of the same noises, in features of the same classifier. Random search is
-judged by the same noises and finalists and scores as many candidates. Results are appended to a file; seeds that it
-holds are passed over; the table shows all.
+the kernel distance to the dense model's images of the same noises, in features of the same classifier. Beside it, with
+``--random``, is a random search that scores as many candidates on the same noises. Results are appended to a file;
+seeds that it holds are passed over; the table shows all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from common import (
@@ -35,13 +35,14 @@ from common import (
     untimed,
     with_range,
 )
+from torch import Tensor
 
 from diff_es import Effort, with_effort
 from diff_es.cli.options import MEASURES, MeasureName
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import prepare
 from diff_es.evaluation.evaluate import Contender, contenders, random_rival
-from diff_es.evaluation.tiles_reference import Reference, load_reference
+from diff_es.evaluation.tiles_reference import load_reference
 from diff_es.pipelines.families import Pipeline
 from diff_es.pipelines.loading import load
 from diff_es.pruning.budget import Budget, MacsRatio
@@ -58,6 +59,7 @@ class Options:
     levers: Annotated[Levers | None, "; ".join(Levers), tuple(Levers)] = None
     measure: Annotated[MeasureName, "of a search; ".join(MeasureName), tuple(MeasureName)] = MeasureName.SNR
     corrections: Annotated[int | None, "of steps, with levels alone too; the library's default otherwise"] = None
+    random: Annotated[bool, "beside a random search of as many candidates, too"] = False
     effort: Annotated[float, "share of the thorough search's work"] = Effort.STANDARD.share
     budgets: Budgets = (0.75, 0.6, 0.5)
     seeds: Seeds = (0, 1, 2)
@@ -75,20 +77,36 @@ def main() -> None:
         if not results.holds(key):
             settings = with_effort(untimed(asked.steps, asked.guidance, asked.levers, seed), asked.effort)
             settings = replace(settings, measure=MEASURES[asked.measure], corrections=asked.corrections)
-            rows = judged(pipe, settings, asked.budgets, real, asked.noises, reporter)
+            rows = judged(pipe, settings, asked.budgets, real, asked.noises, asked.random, reporter)
             results.add([key | one for one in rows])
     show(results.rows())
 
 
+class Real(Protocol):
+    """Real images, by features of their own."""
+
+    def distance(self, images: Tensor) -> float:
+        """Fréchet distance of images in [0, 1], (N, 3, H, W), to them."""
+
+    def between(self, images: Tensor, others: Tensor) -> float:
+        """Kernel distance of two sets of images in [0, 1], (N, 3, H, W) each."""
+
+
 def judged(
-    pipe: Pipeline, settings: Settings, budgets: Sequence[float], real: Reference, noises: int, reporter: Reporter
+    pipe: Pipeline,
+    settings: Settings,
+    budgets: Sequence[float],
+    real: Real,
+    noises: int,
+    with_random: bool,
+    reporter: Reporter,
 ) -> Iterator[dict[str, object]]:
     """A search, what it found, and how close everyone comes within each budget."""
     study = prepare(pipe, settings, reporter, Budget(MacsRatio(min(budgets))))
     closeness = Closeness(study, noises, reporter)
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for found in searched(study, budgets, reporter):
-        random = random_rival(study, found.limit, found.evaluations, None, reporter)
+        random = random_rival(study, found.limit, found.evaluations, None, reporter) if with_random else None
         field += contenders(study, found, random)
         yield {"name": "schedule", "cost": found.limit, "candidate": found.candidate.to_json()}
     for one in field:

@@ -114,7 +114,7 @@ def field(study: Study, results: Sequence[Found]) -> Iterator[Entry]:
         yield Entry(NAMES[levers], by_study(study, found), {"candidate": found.candidate.to_json()})
         if levers is not Levers.BOTH:
             continue
-        for rival in contenders(study, found, found):
+        for rival in contenders(study, found):
             if rival.name in RIVALS:
                 yield Entry(RIVALS[rival.name], rival, {})
         ruled = by_rule(study, found.limit)

@@ -102,7 +102,7 @@ def field(study: Study, budget: float, reporter: Reporter) -> Iterator[tuple[str
     """What a search finds, and its rivals; fewer steps are the same without compensation, and are left out there."""
     note = "" if study.settings.method.compensation else ", no compensation"
     (found,) = searched(study, (budget,), reporter)
-    rivals = {rival.name: rival for rival in contenders(study, found, found)}
+    rivals = {rival.name: rival for rival in contenders(study, found)}
     for key, name in NAMES.items():
         if not (note and key == "fewer-steps"):
             yield f"{name}{note}", rivals[key]

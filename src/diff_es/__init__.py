@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         declare,
     )
     from .routing import Compact, Resident, Streamed
-    from .scoring import BandSNR, ImagePSNR, ImageSSIM, LatentSNR
+    from .scoring import BandSNR, Blend, Distribution, ImagePSNR, ImageSSIM, LatentSNR
     from .utils.errors import ArtefactError, BudgetOutOfReach, DiffESError, StorageError, UnsupportedModel
     from .utils.progress import Reporter
 
@@ -49,6 +49,7 @@ __all__ = [
     "Activation",
     "ArtefactError",
     "BandSNR",
+    "Blend",
     "Budget",
     "BudgetOutOfReach",
     "Channels",
@@ -56,6 +57,7 @@ __all__ = [
     "Compressed",
     "Depth",
     "DiffESError",
+    "Distribution",
     "Effort",
     "Exported",
     "Forecast",
@@ -135,7 +137,7 @@ _HOMES = {
         "declare",
     ),
     "routing": ("Compact", "Resident", "Streamed"),
-    "scoring": ("BandSNR", "ImagePSNR", "ImageSSIM", "LatentSNR"),
+    "scoring": ("BandSNR", "Blend", "Distribution", "ImagePSNR", "ImageSSIM", "LatentSNR"),
     "utils.errors": ("ArtefactError", "BudgetOutOfReach", "DiffESError", "StorageError", "UnsupportedModel"),
     "utils.progress": ("Reporter",),
 }

@@ -151,7 +151,7 @@ def test_evolved_beats_uniform_and_compensation_helps(pipe: Any) -> None:
         assert contender.macs_ratio <= 0.7
         return float(snr_db(goal, sampled(ready, contender, 16, QUIET)[0]).mean())
 
-    _, _, uniform, *_, evolved = contenders(ready, found, found, fast)
-    _, _, uncompensated, *_ = contenders(bare, found, found)
+    _, _, uniform, *_, evolved = contenders(ready, found, saved=fast)
+    _, _, uncompensated, *_ = contenders(bare, found)
     assert snr(evolved) >= snr(uniform)
     assert snr(uniform) > snr(uncompensated) + 1

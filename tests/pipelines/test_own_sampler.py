@@ -21,6 +21,7 @@ from tests.helpers.tiny import assert_same, snapshot
 from torch import Tensor, nn
 
 from diff_es import (
+    Blend,
     Compressed,
     DiffESError,
     ImagePSNR,
@@ -363,6 +364,7 @@ NO_TIMES: dict[str, Any] = {"sample": fixed, "times": None, "corrects": False}
         ({"sample": forgetful}, {}, r"correct: expected \d+ calls, one a step, found 0"),
         ({"sample": in_place}, {}, r"correct: expected a step's start and its result, found one tensor"),
         ({}, {"measure": ImagePSNR()}, r"measure: expected one of latents, for there are no images, found ImagePSNR"),
+        ({}, {"measure": Blend("tests.helpers.features:colours")}, r"measure: expected one of latents, .* found Blend"),
         (
             {},
             {"sampling": Sampling(num_inference_steps=7)},

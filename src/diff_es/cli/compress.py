@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from ..compression.settings import Settings
 from ..compression.store import check_target
 from ..pipelines.families import Pipeline
 from ..pipelines.probes import read_prompts
+from ..scoring.distribution import OfSets
+from ..scoring.fidelity import Measure
 from ..utils.errors import DiffESError
 from ..utils.locks import held_folder
 from ..utils.progress import Reporter
@@ -88,7 +91,7 @@ def settings_of(
         stages=search.stages,
         levers=search.levers,
         method=pruning.method(),
-        measure=MEASURES[search.measure],
+        measure=_measure(search),
         reference_multiple=search.reference_multiple,
         corrections=search.corrections,
         first_rung=search.first_rung,
@@ -100,6 +103,16 @@ def settings_of(
         seed=search.seed,
         prompts=None if sampling.prompts is None else read_prompts(sampling.prompts),
     )
+
+
+def _measure(search: SearchOptions) -> Measure:
+    measure = MEASURES[search.measure]
+    if search.features is None:
+        return measure
+    if not isinstance(measure, OfSets):
+        remedy = "Add --measure blend or distribution, or leave it out."
+        raise DiffESError("--features", expected="a measure of features", found=str(search.measure), remedy=remedy)
+    return replace(measure, features=search.features)
 
 
 def given_sizes(search: SearchOptions, pruning: PruningOptions) -> dict[str, int]:

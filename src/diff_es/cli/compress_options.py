@@ -74,6 +74,13 @@ class SearchOptions:
         typer.Option(help="Stages that the trajectory is cut into; default 10, or one for each step."),
     ] = None
     measure: Annotated[MeasureName, typer.Option(help="What closeness to the dense model means.")] = MeasureName.SNR
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --measure distribution or blend: module:attribute of a torch.nn.Module that describes images in "
+            "[0, 1]; default the power of latents by octave."
+        ),
+    ] = None
     search_noises: Annotated[int | None, typer.Option(help="Noises that candidates are judged on; default 16.")] = None
     first_rung: Annotated[
         int | None,

@@ -12,6 +12,7 @@ import typer
 from ..pipelines.families import Sampling
 from ..pruning.importance import Activation, Magnitude, Obs, Ranking, Wanda
 from ..routing.placements import Compact, Resident, Saved, Streamed
+from ..scoring.distribution import Blend, Distribution
 from ..scoring.fidelity import BandSNR, ImagePSNR, ImageSSIM, LatentSNR, Measure
 from ..utils.arguments import checked
 from ..utils.limits import Batch, Count, Guidance, Rounds, Seed, Steps
@@ -54,6 +55,8 @@ class MeasureName(StrEnum):
     BANDS = "bands"
     PSNR = "psnr"
     SSIM = "ssim"
+    DISTRIBUTION = "distribution"
+    BLEND = "blend"
 
 
 class Prune(StrEnum):
@@ -85,6 +88,8 @@ MEASURES: dict[MeasureName, Measure] = {
     MeasureName.BANDS: BandSNR(),
     MeasureName.PSNR: ImagePSNR(),
     MeasureName.SSIM: ImageSSIM(),
+    MeasureName.DISTRIBUTION: Distribution(),
+    MeasureName.BLEND: Blend(),
 }
 
 PLACEMENTS: dict[PlacementName, Saved | None] = {

@@ -7,7 +7,6 @@ from dataclasses import replace
 from ..pipelines.families import Sampling
 from ..pipelines.own_sampler import OwnSampler
 from ..pipelines.tracing import trace
-from ..scoring.fidelity import ImagePSNR, ImageSSIM
 from ..utils.errors import DiffESError
 from .settings import Levers, Settings
 
@@ -20,7 +19,7 @@ def own_settings(own: OwnSampler, settings: Settings) -> Settings:
     """
     if settings.levers is not Levers.PRUNE and own.times is None:
         raise own.without_times("a loop whose steps are a choice")
-    if own.decode is None and isinstance(settings.measure, ImagePSNR | ImageSSIM):
+    if own.decode is None and settings.measure.of_images:
         found, remedy = type(settings.measure).__name__, "Give OwnSampler decode=..., or compare latents: LatentSNR()."
         raise DiffESError("measure", expected="one of latents, for there are no images", found=found, remedy=remedy)
     return replace(settings, sampling=own_sampling(own, settings.sampling))

@@ -15,6 +15,7 @@ from ..pruning.granularity import Depth, Granularity, Width
 from ..pruning.importance import Activation, Magnitude, Obs, Wanda
 from ..pruning.library import Method
 from ..routing.placements import Compact, Resident, Streamed
+from ..scoring.distribution import Blend, Distribution
 from ..scoring.fidelity import BandSNR, ImagePSNR, ImageSSIM, LatentSNR, Measure
 from ..utils.arguments import LISTED, Text, checked, named
 from ..utils.checking import shown
@@ -120,7 +121,8 @@ class Settings:
         )
 
 
-_RANKINGS, _MEASURES = (Obs, Wanda, Magnitude, Activation), (LatentSNR, BandSNR, ImagePSNR, ImageSSIM)
+_RANKINGS = (Obs, Wanda, Magnitude, Activation)
+_MEASURES = (LatentSNR, BandSNR, ImagePSNR, ImageSSIM, Distribution, Blend)
 _PLACEMENTS = (Resident, Streamed, Compact)
 _CHOICES: dict[str, type] = {
     kind.__name__: kind

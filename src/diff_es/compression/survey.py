@@ -25,6 +25,7 @@ from ..pruning.library import Method
 from ..pruning.macs import MacCounter
 from ..routing.placements import Streamed, parameter_bytes
 from ..routing.routing import routing_of
+from ..scoring.distribution import OfSets, feature_network
 from ..scoring.fitness import timesteps_of
 from ..search import Candidate
 from ..solvers.custom_timesteps import own_path
@@ -154,9 +155,10 @@ def surveyed(
     stages, path, choices = Stages.split(traced.timesteps, count), None, None
     units = _units(anatomy, settings, reporter)
     if settings.sensitivity_noises is None:
-        fewest, most = _NOISES
+        fewest, most = _NOISES if settings.measure.least == 1 else (_NOISES[1], _NOISES[1])
         wanted = round(_TABLE / (count * len(units)))
         settings = replace(settings, sensitivity_noises=min(most, max(fewest, wanted)))
+    _check_sets(settings)
     if settings.levers is not Levers.PRUNE or settings.corrections:
         path = own_path(pipe, traced.timesteps, traced.calls)
         stages = path.stages(count)
@@ -185,6 +187,29 @@ def surveyed(
     return Survey(
         pipe, settings, traced, stages, anatomy, counter, macs, costs, limit, prices, units, path, known, budget
     )
+
+
+def _check_sets(settings: Settings) -> None:
+    """Whether as many samples run at once as a measure compares, and its features are there.
+
+    Raises:
+        DiffESError: a number of them is too small, or as :func:`feature_network` says.
+    """
+    if isinstance(settings.measure, OfSets) and settings.measure.features is not None:
+        feature_network(settings.measure.features)
+    first, least = settings.rung_noises, settings.measure.least
+    counts = {
+        "batch": (settings.sampling.batch, 2 * least - 1),  # so that what is left over makes a set, too
+        "first_rung": (first or least, least),
+        "search_noises": (settings.search_noises - first, least),
+        "sensitivity_noises": (settings.sensed_noises, least),
+        "held_out_noises": (settings.held_out_noises, least),
+    }
+    for name, (count, fewest) in counts.items():
+        if count < fewest:
+            expected = f"at least {fewest} samples at once for {type(settings.measure).__name__}"
+            more = " that are not of the first rung" if name == "search_noises" else ""
+            raise DiffESError(name, expected=expected, found=f"{count}{more}", remedy="Raise it, or take LatentSNR().")
 
 
 def _samples(counter: MacCounter, calls: int) -> int:

@@ -144,13 +144,16 @@ def _shaped(study: Study, name: str, budget: float, purpose: str, shape: Callabl
     return scheduled(study, name, budget, space.repair(shape(space), rng), corrections=())
 
 
-def contenders(study: Study, found: Found, random: Found, saved: Compressed | None = None) -> tuple[Contender, ...]:
+def contenders(
+    study: Study, found: Found, random: Found | None = None, saved: Compressed | None = None
+) -> tuple[Contender, ...]:
     """All rivals at one budget, without those that cannot be made so cheap.
 
     None of them has its steps corrected, which is ours, but for random search, whose scores say what it would find, and
     for the row that says what corrections alone are worth.
 
-    ``saved`` is what was made of ``found``; None makes it anew from the study's own library.
+    ``random`` is what a random search found, if one was run. ``saved`` is what was made of ``found``; None makes it
+    anew from the study's own library.
     """
     sampling, rivals, budget = study.settings.sampling, list[Contender](), found.limit
     if 0 not in study.costs.barred and _takes_steps(study.pipe):  # else the dense model's weights are too large
@@ -161,7 +164,8 @@ def contenders(study: Study, found: Found, random: Found, saved: Compressed | No
     for pruned in (_uniform, _like_mosaic):
         with suppress(NoneFits):
             rivals.append(pruned(study, budget))
-    rivals.append(scheduled(study, "random", budget, random.candidate, None if random.corrected else ()))
+    if random is not None:
+        rivals.append(scheduled(study, "random", budget, random.candidate, None if random.corrected else ()))
     ours = scheduled(study, "diff-es", budget, found.candidate, () if saved or not found.corrected else None)
     rivals.append(ours if saved is None else replace(ours, runner=saved.runner("diff-es", sampling)))
     if study.placement is None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -12,12 +11,16 @@ from ..pipelines.families import Pipeline
 from ..pipelines.sampling import decode
 from ..utils.arguments import checked
 from . import metrics
+from .distribution import Blend, Distribution
 
 
 @checked()
 @dataclass(frozen=True)
 class LatentSNR:
     """Signal-to-noise ratio of the final latent against the dense one, in dB."""
+
+    least: ClassVar[int] = 1  # as of every measure: samples that are compared at once
+    of_images: ClassVar[bool] = False  # whether images are compared, or latents
 
     def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         """As of every measure: what is compared, the latents themselves or their images."""
@@ -29,13 +32,16 @@ class LatentSNR:
 
     def error(self, closeness: float) -> float:
         """A closeness as an error that adds up over independent causes, 0 being exact."""
-        return _power(closeness)
+        return metrics.noise_power(closeness)
 
 
 @checked()
 @dataclass(frozen=True)
 class BandSNR:
     """The same within each octave of spatial frequency, averaged: noise that the whole hides shows in some of them."""
+
+    least: ClassVar[int] = 1
+    of_images: ClassVar[bool] = False
 
     def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         return latents
@@ -44,13 +50,16 @@ class BandSNR:
         return metrics.band_snr_db(reference, result)
 
     def error(self, closeness: float) -> float:
-        return _power(closeness)
+        return metrics.noise_power(closeness)
 
 
 @checked()
 @dataclass(frozen=True)
 class ImagePSNR:
     """Peak signal-to-noise ratio of the image, in dB."""
+
+    least: ClassVar[int] = 1
+    of_images: ClassVar[bool] = True
 
     def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         return decode(pipe, latents)
@@ -59,13 +68,16 @@ class ImagePSNR:
         return metrics.psnr_db(reference, result)
 
     def error(self, closeness: float) -> float:
-        return _power(closeness)
+        return metrics.noise_power(closeness)
 
 
 @checked()
 @dataclass(frozen=True)
 class ImageSSIM:
     """Structural similarity of the image, at most 1."""
+
+    least: ClassVar[int] = 1
+    of_images: ClassVar[bool] = True
 
     def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         return decode(pipe, latents)
@@ -80,10 +92,5 @@ class ImageSSIM:
         return 1 - closeness
 
 
-Measure: TypeAlias = LatentSNR | BandSNR | ImagePSNR | ImageSSIM
+Measure: TypeAlias = LatentSNR | BandSNR | ImagePSNR | ImageSSIM | Distribution | Blend
 """A closeness of two sets of final latents that settings can be saved with."""
-
-
-def _power(decibel: float) -> float:
-    """Noise power relative to the signal's."""
-    return float(10 ** (-decibel / 10)) if decibel > -3000 else math.inf

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -88,12 +89,11 @@ class Fitness:
         self._sampling, self._path = sampling, terms.path
         self._weights = WeightCache(pipe, library) if weights is None else weights
         self._routing = Routing(denoiser_of(pipe), stages, lambda: self._weights)
-        size = sampling.batch
-        self._chunks = [probes[i : min(i + size, terms.rung)] for i in range(0, terms.rung, size)]
+        self._chunks = _parts(probes[: terms.rung], sampling.batch, measure.least)
         self._first = len(self._chunks) or 1  # chunks of the first rung
-        self._chunks += [probes[i : i + size] for i in range(terms.rung, len(probes), size)]
+        self._chunks += _parts(probes[terms.rung :], sampling.batch, measure.least)
         self._judged = len(self._chunks)
-        self._chunks += [terms.fitting[:size]] if terms.fitting else []
+        self._chunks += [terms.fitting[: sampling.batch]] if terms.fitting else []
         self._fitting, self._elsewhere = self._judged if terms.fitting else 0, terms.fitted
         self._count, self._fitted = terms.corrections, dict[Candidate, Corrections]()
         self._goal: Recording | None = None  # what corrections are fitted to, where they are fitted here
@@ -250,6 +250,14 @@ def timesteps_of(path: Trajectory, stages: Stages, candidate: Candidate) -> tupl
     if not candidate.chooses_steps:
         return path.timesteps
     return candidate.timesteps or placed(path, stages, candidate.steps)
+
+
+def _parts(probes: Sequence[Probe], size: int, least: int) -> list[Sequence[Probe]]:
+    """So many at once, and no fewer than ``least`` where there are as many."""
+    starts = list(range(0, len(probes), size))
+    if len(starts) > 1:
+        starts[-1] = min(starts[-1], len(probes) - least)
+    return [probes[start:end] for start, end in pairwise([*starts, len(probes)])]
 
 
 def _finite(score: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -38,6 +40,44 @@ def band_snr_db(reference: Tensor, result: Tensor) -> Tensor:
         power, error = ((spectrum * inside).flatten(1).sum(1) for spectrum in spectra)
         ratios.append(_decibel(power, error))
     return torch.stack(ratios).mean(0)
+
+
+def log_power(latents: Tensor) -> Tensor:
+    """Logarithm of the power in each channel and octave of spatial frequency, (N, C, ..., H, W) to (N, C * octaves); of
+    what has no space, (N, ..., C), in each channel."""
+    values = latents.cpu().double()
+    if values.dim() < 4:
+        power = values.square().reshape(len(values), -1, values.shape[-1]).mean(1)
+    else:
+        height, width = values.shape[-2:]
+        octaves, doubled = _octaves(height, width), _both_halves(width)
+        spectrum = torch.fft.rfft2(values).abs().square().reshape(*values.shape[:2], -1, *octaves.shape).mean(2)
+        power = torch.stack([(spectrum * (octaves == one) * doubled).sum((-2, -1)) for one in octaves.unique()], -1)
+    return torch.log(power.flatten(1).clamp_min(torch.finfo(power.dtype).tiny))
+
+
+def energy_distances(reference: Tensor, result: Tensor) -> Tensor:
+    """What each sample adds to the energy distance of two sets of features (Szekely & Rizzo 2013), which is the kernel
+    distance under -|x - y|, relative to the mean distance within the reference: (N, D) twice, N > 1, to (N,).
+
+    The mean is free of bias for any N. Sample i of both belongs together, so pairs of it are left out, as in
+    :func:`kernel_distance`.
+    """
+    x, y = result.cpu().double(), reference.cpu().double()
+    within, across = _to_others(y, y), (_to_others(x, y) + _to_others(y, x)) / 2
+    spread = within.mean().clamp_min(torch.finfo(within.dtype).tiny)
+    return (2 * across - within - _to_others(x, x)) / spread
+
+
+def _to_others(x: Tensor, y: Tensor) -> Tensor:
+    """(N,): the mean distance of each of x to those of y, but for its own."""
+    distances: Tensor = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # exact where they meet
+    return (distances.sum(1) - distances.diagonal()) / (len(x) - 1)
+
+
+def noise_power(decibel: float) -> float:
+    """Relative to the signal's; infinite where a float cannot hold it."""
+    return float(10 ** (-decibel / 10)) if decibel > -3000 else math.inf
 
 
 def _octaves(height: int, width: int) -> Tensor:
