@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from diff_es import Budget, DiffESError, Effort, Settings, with_effort
+from diff_es import Budget, DiffESError, Distribution, Effort, Settings, with_effort
 from diff_es.cli.app import app, main
 from diff_es.cli.compress import settings_of
 from diff_es.cli.compress_options import BudgetOptions, MachineOptions, PruningOptions, SearchOptions, WeightOptions
@@ -38,6 +38,7 @@ CHANGES: dict[str, tuple[str, ...]] = {  # flags, and the fields that they chang
     "--levers prune": ("settings.levers",),
     "--stages 4": ("settings.stages",),
     "--measure psnr": ("settings.measure",),
+    "--features tests.helpers.features:colours --measure blend": ("settings.measure",),
     "--search-noises 21": ("settings.search_noises",),
     "--first-rung 0": ("settings.first_rung",),
     "--sensitivity-noises 7": ("settings.sensitivity_noises",),
@@ -124,6 +125,13 @@ def test_an_effort_sets_the_sizes_that_are_not_given() -> None:
     assert found == replace(with_effort(Settings(), Effort.THOROUGH), generations=7, first_rung=20)
     with pytest.raises(DiffESError, match="--hours: expected one of --effort and --hours, found both"):
         said("--effort", "quick", "--hours", "2")
+
+
+def test_features_are_of_the_measures_that_have_some() -> None:
+    named = "tests.helpers.features:colours"
+    assert said("--measure", "distribution", "--features", named).settings.measure == Distribution(named)
+    with pytest.raises(DiffESError, match="--features: expected a measure of features, found snr"):
+        said("--features", named)
 
 
 def test_the_help_says_what_sizes_are_without_an_effort() -> None:

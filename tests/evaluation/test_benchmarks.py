@@ -116,12 +116,33 @@ def test_inspect_sdxl(bench: Bench) -> None:
 def test_few_steps(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     small = ("--steps", 3, "--effort", 0.0001, "--budgets", 0.6, "--seeds", 0, "--noises", 4, "--results", results)
-    found = rows(bench("few_steps", *small, "--scheduler", "LCMScheduler"))
+    found = rows(bench("few_steps", *small, "--scheduler", "LCMScheduler", "--random"))
     rivals = ["fewer-steps", "uniform", "mosaicdiff", "random", "diff-es"]
     assert [(cells[3], cells[4]) for cells in found] == [("1", "dense"), *(("0.6", name) for name in rivals)]
     before = results.read_bytes()
     assert rows(bench("few_steps", *small, "--scheduler", "LCMScheduler")) == found
     assert results.read_bytes() == before, "a seed that is there is passed over"
+
+
+def test_ingredients(bench: Bench, tmp_path: Path) -> None:
+    tiny(layers=4, head_size=8).save_pretrained(tmp_path)
+    options = ("--model", tmp_path, "--steps", 2, "--calibration-samples", 4, "--noises", 2, "--levels", 2)
+    found = rows(bench("ingredients", *options, model=False))
+    told = {(cells[1], cells[2]): (float(cells[3]), float(cells[4])) for cells in found}
+    assert {name for name, _ in told} == {"effect", "received", "last", "run", "modulation", "narrow"}
+    exact = {("modulation", "rank 16"), ("modulation", "rank 64")}  # there are fewer classes
+    assert all(told.pop(kind)[1] > 90 for kind in exact)
+    assert all(without != changed for without, changed in told.values())
+
+
+@pytest.mark.slow
+def test_digits(bench: Bench, tmp_path: Path) -> None:
+    work, results = ("--work", tmp_path / "digits"), tmp_path / "results.jsonl"
+    bench("digits", *work, "--minutes", 0.01, model=False)
+    small = ("--steps", 3, "--effort", 0.0001, "--budgets", 0.7, "--seeds", 0, "--noises", 4, "--results", results)
+    found = rows(bench("digits", *work, *small, "--measures", "blend", model=False))
+    rivals = [("1", "dense"), *(("0.7", name) for name in ("fewer-steps", "uniform", "mosaicdiff", "diff-es"))]
+    assert [tuple(cells[2:5]) for cells in found] == [("blend", *one) for one in rivals]
 
 
 @pytest.mark.slow
