@@ -128,11 +128,8 @@ def test_ingredients(bench: Bench, tmp_path: Path) -> None:
     tiny(layers=4, head_size=8).save_pretrained(tmp_path)
     options = ("--model", tmp_path, "--steps", 2, "--calibration-samples", 4, "--noises", 2, "--levels", 2)
     found = rows(bench("ingredients", *options, model=False))
-    told = {(cells[1], cells[2]): (float(cells[3]), float(cells[4])) for cells in found}
-    assert {name for name, _ in told} == {"effect", "received", "last", "run", "modulation", "narrow"}
-    exact = {("modulation", "rank 16"), ("modulation", "rank 64")}  # there are fewer classes
-    assert all(told.pop(kind)[1] > 90 for kind in exact)
-    assert all(without != changed for without, changed in told.values())
+    assert {cells[1] for cells in found} == {"effect", "received", "last", "run", "modulation", "narrow"}
+    assert all(without != changed for *_, without, changed in found)
 
 
 @pytest.mark.slow
