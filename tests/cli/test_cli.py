@@ -109,7 +109,10 @@ def test_inspect_tells_what_can_be_pruned_and_what_it_costs(run: Run, model_fold
     assert {kind: kinds.count(kind) for kind in kinds} == {"attention": 2, "feedforward": 2, "block": 2}
     assert found["layers"][0]["kept_by_level"] == [4, 3, 2, 1]
     assert found["width_macs_ratio"][0] == found["depth_macs_ratio"][0] == 1
-    assert found["width_macs_ratio"] == sorted(found["width_macs_ratio"], reverse=True)
+    for name in ("width_macs_ratio", "width_weight_bytes", "depth_weight_bytes"):
+        assert found[name] == sorted(set(found[name]), reverse=True)
+    assert found["width_weight_bytes"][0] == found["depth_weight_bytes"][0] == 4 * found["parameters"]
+    assert (len(found["width_weight_bytes"]), found["width_seconds"]) == (4, [])
     assert found["refused"] == []
 
 

@@ -41,7 +41,8 @@ def inspection() -> dict[str, Any]:
     timed = [{"layers": [WHERE.format(9)], "ratios": [1, *[0.9, 0.5] * 3], "slower": [False, *[True, False] * 3]}]
     refused = [{"name": WHERE.format(8), "reason": "expected heads of one width, found 8 and 16"}]
     never = [WHERE.format(7)]
-    return {**found, "units": units, "timed": timed, "refused": refused, "never_thinned": never}
+    seconds = {"width_seconds": [12.3456] * 8}
+    return {**found, **seconds, "units": units, "timed": timed, "refused": refused, "never_thinned": never}
 
 
 def benchmark() -> dict[str, Any]:

@@ -89,6 +89,8 @@ def test_a_level_that_would_run_slower_than_dense_is_left_dense(slow_when_thin: 
             assert row["kept_by_level"] == [64, 56, 48, 40, 64, 64, 64, 8]
     widths = [found["width_macs_ratio"][level] for level in (3, 4)]
     assert widths[1] > widths[0], "a level whose feed-forward stays dense costs more, and its price says so"
+    assert [seconds > 0 for seconds in found["width_seconds"]] == [True] * 8
+    assert_same(before, snapshot(pipe.transformer))
 
 
 def test_what_was_measured_is_kept_and_a_resume_does_not_measure_again(slow_when_thin: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,7 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
         widths = sorted({layer["group_width"] for layer in layers})
         kinds.add_row(kind, str(len(layers)), ", ".join(map(str, groups)), ", ".join(map(str, widths)))
     console.print(kinds)
-    deepest = max(len(found["width_macs_ratio"]), len(found["depth_macs_ratio"]))
-    costs = _Table("MACs of a call, relative to dense", "Level", "Width", "Depth (blocks skipped)")
-    for level in range(deepest):
-        ratios = [found[name][level : level + 1] for name in ("width_macs_ratio", "depth_macs_ratio")]
-        costs.add_row(str(level), *(f"{ratio[0]:.3f}" if ratio else "–" for ratio in ratios))
-    console.print(costs)
+    _show_levels(console, found)
     each = _Table(
         "GMACs of each block, as far as levels decide about them", "Block", "Layers", "Level 0", "Deepest level"
     )
@@ -132,6 +128,23 @@ def show_inspection(console: Console, found: Mapping[str, Any]) -> None:
         left(refusal["name"], "–", f"refused: {refusal['reason']}")
     for table in rest.values():
         console.print(table)
+
+
+def _show_levels(console: Console, found: Mapping[str, Any]) -> None:
+    """What a call and the weights that it runs come to, where all blocks have the same level."""
+    columns = {
+        "Width: MACs": [f"{ratio:.3f}" for ratio in found["width_macs_ratio"]],
+        "GB": [f"{size / 1e9:.3f}" for size in found["width_weight_bytes"]],
+        "ms": [f"{seconds * 1e3:.1f}" for seconds in found["width_seconds"]],
+        "Blocks skipped: MACs": [f"{ratio:.3f}" for ratio in found["depth_macs_ratio"]],
+        "their GB": [f"{size / 1e9:.3f}" for size in found["depth_weight_bytes"]],
+    }
+    shown = {name: cells for name, cells in columns.items() if cells}
+    of_one = "; ms of a call for one sample" if found["width_seconds"] else ""
+    table = _Table(f"MACs relative to dense, and GB of weights that run{of_one}", "Level", *shown)
+    for level, cells in enumerate(zip_longest(*shown.values(), fillvalue="–")):
+        table.add_row(str(level), *cells)
+    console.print(table)
 
 
 def _show_times(console: Console, timed: Sequence[Mapping[str, Any]]) -> None:

@@ -17,8 +17,8 @@ from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pipelines.supported import check
 from ..pipelines.tracing import trace
 from ..pruning.costs import Costs
-from ..pruning.granularity import Depth, Granularity, Width, never_thinned, units_of
-from ..pruning.latency import LayerTime, hardware_multiple, slower_layers, time_layers
+from ..pruning.granularity import Depth, Granularity, Unit, Width, never_thinned, undivided, units_of
+from ..pruning.latency import LayerTime, hardware_multiple, slower_layers, time_calls, time_layers
 from ..pruning.macs import MacCounter
 from ..utils.arguments import checked
 from ..utils.limits import Levels
@@ -43,8 +43,8 @@ def inspect(
         levels: of the width ladder.
         reporter: shows progress; default silent.
         sampling: what the pipeline is asked for; by default images of its own size.
-        timed: whether every shape of layer is timed at every level, in calls of ``sampling.batch``. A level at which a
-            layer runs slower than dense leaves it dense.
+        timed: whether every shape of layer is timed at every level, in calls of ``sampling.batch``, and the denoiser at
+            every level for one sample. A level at which a layer runs slower than dense leaves it dense.
 
     Raises:
         UnsupportedModel: as for ``compress``, a pipeline that Diff-ES cannot drive, or no pipeline at all.
@@ -63,10 +63,11 @@ def inspect(
     counter = MacCounter(denoiser, anatomy, path)
     dense = counter.dense()
     blocks = units_of(anatomy, width, Granularity.BLOCK)
-    skipped: tuple[int, ...] = (dense,)
     costs = Costs.tabled(counter.table(blocks, reporter), (1,))
-    if anatomy.uniform:  # blocks that differ are not skipped by their number
-        (skipped,) = counter.table(units_of(anatomy, depth, Granularity.WHOLE), reporter)
+    (thinned,) = units_of(anatomy, width, Granularity.WHOLE)
+    # blocks that differ are not skipped by their number
+    (skipped,) = units_of(anatomy, depth, Granularity.WHOLE) if anatomy.uniform else undivided(anatomy)
+    taken = time_calls(pipe, anatomy, thinned, replace(sampling, batch=1), reporter) if timed else ()
     return {
         "denoiser": type(denoiser).__name__,
         "parameters": sum(p.numel() for p in denoiser.parameters()),
@@ -80,11 +81,19 @@ def inspect(
         "multiple": multiple,
         "timed": [asdict(shape) for shape in times],
         "width_macs_ratio": [costs.call([level] * len(blocks)) / dense for level in range(levels)],
-        "depth_macs_ratio": [macs / dense for macs in skipped],
+        "width_weight_bytes": _weights(counter, thinned),
+        "width_seconds": [nanoseconds / 1e9 for nanoseconds in taken],
+        "depth_macs_ratio": [macs / dense for macs in counter.table([skipped], reporter)[0]],
+        "depth_weight_bytes": _weights(counter, skipped),
         "never_thinned": never_thinned(anatomy.layers, width),
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],
         "left_dense": left_dense(denoiser, anatomy),
     }
+
+
+def _weights(counter: MacCounter, unit: Unit) -> list[int]:
+    """Bytes of all weights that run at each level."""
+    return [counter.weight_bytes(unit, level) for level in range(len(unit.options))]
 
 
 def _layers(anatomy: Anatomy, width: Width) -> list[dict[str, Any]]:

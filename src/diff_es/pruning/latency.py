@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..routing.switch import Content, Switch
 from ..utils.calls import Args, Kwargs
 from ..utils.malloc import Kept
 from ..utils.progress import Reporter
-from .granularity import Width
+from .granularity import Unit, Width, bare
 
 _SLOWER = 1.1
 """The median ratio to dense from which a pruned layer counts as slower; in three rounds of four it has to be."""
@@ -67,6 +68,34 @@ def time_layers(
             names = tuple(layer.name for layer in layers)
             times.append(LayerTime(names, tuple(kept), tuple(ratios), tuple(slower)))
     return tuple(times)
+
+
+@torch.no_grad()
+def time_calls(
+    pipe: Pipeline, anatomy: Anatomy, unit: Unit, sampling: Sampling, reporter: Reporter
+) -> tuple[float, ...]:
+    """Nanoseconds of a denoiser call of a batch at each level of a unit, interleaved with the dense one: the median of
+    its ratios to that, of the median of that. The denoiser is as it was afterwards."""
+    denoiser, switch = denoiser_of(pipe), Switch(denoiser_of(pipe))
+    args, kwargs = first_call(pipe, sampling)
+    dense, ratios, levels = list[float](), [1.0], len(unit.options)
+    with closing(Kept(device_of(denoiser))), reporter.task("time calls", levels - 1) as task:
+
+        def once(content: Content) -> float:
+            switch.put(content)
+            taken = nanoseconds(device_of(denoiser), lambda: denoiser(*args, **kwargs))
+            if not content:
+                dense.append(taken)
+            return taken
+
+        try:
+            for level in range(1, levels):
+                content = switch.prepare(realise(denoiser, anatomy, bare(anatomy, [unit], level)))
+                ratios.append(statistics.median(paired(partial(once, {}), partial(once, content), 7, 0.5)))
+                task.advance()
+        finally:
+            switch.put({})
+    return tuple(statistics.median(dense or [once({})]) * ratio for ratio in ratios)
 
 
 def slower_layers(times: Sequence[LayerTime]) -> tuple[tuple[str, int], ...]:
