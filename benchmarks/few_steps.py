@@ -117,25 +117,25 @@ def judged(
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """A Markdown table, the best of each cost first: means over seeds, with half the range."""
-    kept = dict[tuple[str, str, str, float, str], list[dict[str, Any]]]()
+    """A Markdown table by cost: means over seeds, with half the range."""
+    kept = dict[tuple[str, str, float, str], list[dict[str, Any]]]()
     for one in rows:
         if one["name"] != "schedule":
-            told = one["model"], one["scheduler"] or "its own", one["measure"]
-            kept.setdefault((*told, one["cost"], one["name"]), []).append(one)
-    header(
-        "model", "sampler", "measure", "cost", "contender", "seeds", "SNR (dB)", "Fréchet distance", "kernel distance"
-    )
-    for (model, sampler, measure, cost, name), runs in sorted(kept.items(), key=_order):
+            asked = [f"{name} {one[name]}" for name in _ASKED if one.get(name) is not None]
+            kept.setdefault((one["model"], ", ".join(asked), one["cost"], one["name"]), []).append(one)
+    header("model", "search", "cost", "contender", "seeds", "SNR (dB)", "Fréchet distance", "kernel distance")
+    for (model, asked_for, cost, name), runs in sorted(kept.items(), key=_order):
         shown = (with_range([one[column] for one in runs], digits) for column, digits in _SHOWN.items())
-        row(model, sampler, measure, f"{cost:g}", name, str(len(runs)), *shown)
+        row(model, asked_for, f"{cost:g}", name, str(len(runs)), *shown)
 
 
-def _order(kind: tuple[tuple[str, str, str, float, str], object]) -> tuple[object, ...]:
-    (model, sampler, measure, cost, _), _ = kind
-    return model, sampler, measure, -cost
+def _order(kind: tuple[tuple[str, str, float, str], object]) -> tuple[object, ...]:
+    (model, asked, cost, _), _ = kind
+    return model, asked, -cost
 
 
+_ASKED = ("scheduler", "levers", "measure", "corrections")
+"""What a search was asked for, where it was."""
 _SHOWN = {"snr": 2, "distance": 2, "kernel": 4}
 """Columns of figures, and their digits."""
 
