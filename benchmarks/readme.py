@@ -49,7 +49,7 @@ def first_screen(rows: list[Row]) -> str:
     for name, shown in SHOWN.items():
         found = [at.get((name, budget)) for budget in budgets]
         if any(found):
-            cells = ["–" if row is None else f"{decibels(row.snr_db)} dB, {row.speedup:.2f}x" for row in found]
+            cells = ["–" if row is None else f"{decibels(row.snr_db)} dB, {row.sped()}" for row in found]
             lines.append(line(shown, *([f"**{cell}**" for cell in cells] if name == "diff-es" else cells)))
     return "\n".join(lines)
 
@@ -59,7 +59,7 @@ def whole(rows: list[Row]) -> str:
     columns = ("contender", "budget", "steps", "MACs", "speed-up", "SNR dB", "to own", "PSNR dB", "Fréchet")
     lines = [header_of(*columns)]
     for row in rows:
-        spent = (f"{row.budget:g}", str(row.steps), f"{row.macs_ratio:.3f}", f"{row.speedup:.2f}x")
+        spent = (f"{row.budget:g}", str(row.steps), f"{row.macs_ratio:.3f}", row.sped())
         close = (decibels(row.snr_db), decibels(row.own_snr_db), decibels(row.psnr_db))
         distance = f"{row.frechet_distance:.2f}" if is_number(row.frechet_distance) else "–"
         lines.append(line(CONTENDERS[row.contender].name, *spent, *close, distance))

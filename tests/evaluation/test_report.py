@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 from diff_es.evaluation.report import Curve, Heat, Row, Story, Strip, findings, headline, render, svg
+from diff_es.evaluation.report.prose import figures
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 STEPPED = "fewer steps of the dense model"
 TIMES, DASH = "\u00d7", "\u2013"
 
 
-def row(contender: str, budget: float = 0.7, snr_db: float | None = 20.0, **changes: float | None) -> Row:
+def row(contender: str, budget: float = 0.7, snr_db: float | None = 20.0, **changes: float | str | None) -> Row:
     plain = Row(contender, budget, 20, 0.691, 298.76, 4.12, 1.379, 1.442, snr_db, 19.21, 27.13, 15.404, 99_100_000)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
@@ -215,6 +216,23 @@ def test_headline_takes_the_tightest_budget() -> None:
     rows = (row("uniform", 0.7, 10.0), row("diff-es", 0.7, 30.0), row("uniform", 0.5, 17.1), row("diff-es", 0.5, 16.0))
     said = "Diff-ES matches the reference to 16.0 dB, 1.1 dB below uniform pruning, and samples"
     assert headline(rows) == f"At 0.5 of the compute, {said} 1.38{TIMES} as fast as the dense model."
+
+
+def test_a_speed_up_that_is_not_to_be_believed_is_nowhere_to_be_seen() -> None:
+    why = "15.90 is more than its MACs can give, 2.00"
+    rows = (DENSE, row("uniform", 0.5), row("diff-es", 0.5, speedup=15.9, denoiser_speedup=17.3, doubt=why))
+    page = unescape(render(story(rows=rows, strips=(Strip("diff-es", 0.5, (Image.new("RGB", (8, 8)),)),))))
+    assert "17.3" not in page
+    assert page.count("15.9") == page.count(why) > 0
+    assert "<td>unreliable</td>" in page
+    assert headline(rows).endswith("and how much faster it samples could not be measured reliably.")
+    assert f"At 0.5 of the compute, how much faster Diff-ES runs could not be measured reliably: {why}." in findings(
+        rows
+    )
+    assert figures(rows)[-1] == (DASH, "", f"speed-up not measured reliably: {why}")
+    assert headline((replace(rows[-1], snr_db=None),)) == (
+        "At 0.5 of the compute, how much faster it samples could not be measured reliably."
+    )
 
 
 def test_rows_travel_through_json() -> None:

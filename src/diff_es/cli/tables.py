@@ -17,7 +17,7 @@ from rich.text import Text
 from ..compression.forecast import Forecast
 from ..compression.result import Compressed
 from ..compression.summary import levels_of
-from ..evaluation.report import Story, findings
+from ..evaluation.report import UNRELIABLE, Story, findings
 from ..pruning.budget import MacsRatio
 from ..routing.placements import Compact
 from ..utils.progress import duration
@@ -83,13 +83,15 @@ def show_rows(console: Console, story: Story) -> None:
             row.contender if row.budget == 1 else f"{row.contender} at {row.budget:g}",
             str(row.steps),
             f"{row.macs_ratio:.3f}",
-            f"{row.speedup:.2f}x",
+            row.sped(),
             _number(row.snr_db),
             _number(row.own_snr_db),
             _number(row.psnr_db),
             _number(row.frechet_distance, ".3f"),
         )
     console.print(table)
+    for row in (one for one in story.rows if one.doubt and one.contender != "diff-es"):  # findings tell of ours
+        console.print(f"The speed-up of {row.contender} at {row.budget:g} is unreliable: {row.doubt}.", highlight=False)
     for sentence in findings(story.rows):
         console.print(f"• {sentence}", highlight=False)
 
@@ -176,7 +178,10 @@ def show_compressed(console: Console, fast: Compressed, folder: Path, seconds: f
     asked = f" (asked: at most {report.limit:g})" if isinstance(report.budget.compute, MacsRatio) else ""
     console.print(f"MACs {report.macs_ratio:.4f} of dense{asked}; closeness {scores}.")
     if report.measured_speedup is not None:
-        console.print(f"Measured: {report.measured_speedup:.2f}x as fast (asked: {report.budget.compute}).")
+        if report.speedup_doubt:
+            console.print(f"The speed-up could not be measured reliably: {report.speedup_doubt}.")
+        else:
+            console.print(f"Measured: {report.measured_speedup:.2f}x as fast (asked: {report.budget.compute}).")
     if report.own_held_out_score is not None:
         own, to_own = report.own_held_out_score, report.held_out_score_to_own
         console.print(f"The user's own setting is at {own:.2f}; the result is at {to_own:.2f} from that.")
@@ -214,14 +219,17 @@ def show_bench(console: Console, result: Mapping[str, Any]) -> None:
             str(row["batch"]),
             f"{1 / row['macs_ratio']:.2f}x",
             f"{row['pipeline_ms']:.0f}",
-            f"{row['speedup']:.2f}x",
+            UNRELIABLE if row["doubt"] else f"{row['speedup']:.2f}x",
             f"{row['denoiser_ms']:.0f}",
-            f"{row['denoiser_speedup']:.2f}x",
+            "–" if row["doubt"] else f"{row['denoiser_speedup']:.2f}x",
             _number(row["switch_ms"], ".2f"),
             f"{row['weight_bytes'] / 1e6:.0f}",
         ]
         table.add_row(row["runner"], *cells, *([f"{row['peak_bytes'] / 1e6:.0f}"] if peaks else []))
     console.print(table)
+    for row in (one for one in result["rows"] if one["doubt"]):
+        told = f"{row['runner']}, batch {row['batch']}: {row['doubt']}"
+        console.print(f"Speed-up not measured reliably: {told}.", highlight=False)
 
 
 def show_forecast(console: Console, foretold: Forecast) -> None:

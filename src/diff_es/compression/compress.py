@@ -235,8 +235,10 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
         compared(foretold, time.monotonic() - began, denoiser_of(ready.pipe), reporter)
     if isinstance(budget.compute, Speedup):
         runner = result.runner("diff-es", result.sampling)
-        _, timing = measure(ready.pipe, [Runner("dense", result.sampling), runner], 7, reporter)
-        result = replace(result, searched=replace(result.report, measured_speedup=timing.speedup))
+        runners, macs = [Runner("dense", result.sampling), runner], [1.0, result.report.macs_ratio]
+        _, timing = measure(ready.pipe, runners, 7, reporter, macs)
+        told = replace(result.report, measured_speedup=timing.speedup, speedup_doubt=timing.doubt)
+        result = replace(result, searched=told)
     return replace(result, others=others)
 
 

@@ -48,6 +48,7 @@ class SearchReport:
     held_out_score_to_own: float | None = None  # of the result, compared with the user's own setting
     compact_held_out_score: float | None = None  # of the result, with factored corrections
     measured_speedup: float | None = None  # of the whole pipeline, on the device that searched
+    speedup_doubt: str = ""  # why that is not to be believed
 
 
 def report_to_json(report: SearchReport) -> dict[str, object]:
@@ -159,6 +160,7 @@ class Facts(Entry):
     held_out_score_to_own: Score | None = None
     compact_held_out_score: Score | None = None
     measured_speedup: Positive | None = None
+    speedup_doubt: Annotated[str, Strict()] = ""
 
     def report(self, budget: Budget, limit: float, finalists: tuple[Judged, ...]) -> SearchReport:
         """The report, with what the formats say otherwise."""

@@ -71,8 +71,13 @@ def _found(report: SearchReport, corrections: Corrections) -> list[tuple[str, st
     ]
     if report.own_held_out_score is not None:
         lines.append(("", f"{report.own_held_out_score:.2f} is the user's own setting at, compared with a finer run"))
-    speed = "not measured: diff-es bench" if report.measured_speedup is None else f"{report.measured_speedup:.2f}x"
-    return [*lines, ("Speed-up", f"{speed}" if report.measured_speedup is None else f"{speed}, measured")]
+    if report.measured_speedup is None:
+        speed = "not measured: diff-es bench"
+    elif report.speedup_doubt:
+        speed = f"not measured reliably: {report.speedup_doubt}"
+    else:
+        speed = f"{report.measured_speedup:.2f}x, measured"
+    return [*lines, ("Speed-up", speed)]
 
 
 def _starts(schedule: Schedule, report: SearchReport | None) -> list[str]:

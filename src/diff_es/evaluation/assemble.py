@@ -55,7 +55,8 @@ def side_by_side(evaluation: Evaluation) -> Image.Image:
     page = Image.new("RGB", (width, sum(sheet.height + height for sheet in sheets)), "white")
     pen, top = ImageDraw.Draw(page), 0
     for (row, _), sheet in zip(shown, sheets, strict=True):
-        spent = f"{row.macs_ratio:.2f} of the MACs, {row.speedup:.2f}x as fast, {row.steps} steps"
+        fast = "" if row.doubt else f"{row.sped()} as fast, "
+        spent = f"{row.macs_ratio:.2f} of the MACs, {fast}{row.steps} steps"
         name = f"dense, {row.steps} steps" if row.contender == "dense" else f"Diff-ES: {spent}"
         pen.text((4, top + 2), name, fill="black", font_size=_NAMES - 6)
         page.paste(sheet, (0, top + height))
@@ -103,7 +104,7 @@ def tell(
         ("Search", "; ".join(f"{one.evaluations} evaluations at {one.limit:g}" for one in found)),
         ("Probes", f"{settings.search_noises} to search, from {settings.held_out_noises} up to choose among finalists"),
         ("Calibration", f"{settings.calibration_samples} samples"),
-        ("Batch of the timings", f"{extent.batch}, {extent.rounds} rounds"),
+        ("Batch of the timings", f"{extent.batch}, {extent.rounds} rounds or more"),
         ("Seed", str(settings.seed)),
         ("Device", f"{_device(device)}, {dtype_of(denoiser_of(study.pipe))}, {torch.get_num_threads()} threads"),
         ("Versions", f"diff-es {version('diff-es')}, torch {torch.__version__}, diffusers {version('diffusers')}"),

@@ -62,8 +62,10 @@ def compare(
             Runner("routed at level 0", sampling, stages, (DENSE,) * len(stages)),
             *(fast.runner(f"diff-es, {name}", sampling, placement) for name, placement in places.items()),
         ]
-        for i, (runner, timing) in enumerate(zip(runners, measure(pipe, runners, rounds, reporter), strict=True)):
-            ratio, peak = 1.0 if i < 2 else fast.report.macs_ratio, _peak_bytes(pipe, runner)
+        ratios = [1.0, 1.0, *[fast.report.macs_ratio] * len(places)]
+        timings = measure(pipe, runners, rounds, reporter, ratios)
+        for runner, timing, ratio in zip(runners, timings, ratios, strict=True):
+            peak = _peak_bytes(pipe, runner)
             row = {"runner": runner.name, "batch": batch, "macs_ratio": ratio, **asdict(timing), "peak_bytes": peak}
             with runner.context(pipe) as routing:  # going through all stages shows the peak too
                 row["switch_ms"] = None if routing is None else switch_ms(routing, len(stages), device_of(denoiser))

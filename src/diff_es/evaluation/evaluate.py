@@ -48,7 +48,7 @@ class Extent:
 
     noises: Several = 64  # held-out noises for SNR and PSNR
     images: Count = 128  # images for the Fréchet distance
-    rounds: Rounds = 3  # timed rounds
+    rounds: Rounds = 5  # of timing, or more (scoring/timing.py)
     batch: Batch = 32  # samples per timed pipeline call; small batches time the overhead of small operations
     strip: Count = 8  # images shown of each contender
     random: Count | None = None  # candidates of the random search; None: as many as our own search ran
@@ -204,7 +204,7 @@ def evaluate(
         else [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
     )
     timed = [replace(c.runner, sampling=replace(c.runner.sampling, batch=extent.batch)) for c in field]
-    timings = measure(study.pipe, timed, extent.rounds, reporter)
+    timings = measure(study.pipe, timed, extent.rounds, reporter, [contender.macs_ratio for contender in field])
     count = max(extent.noises, extent.images if real else 0, extent.strip)
     n, rows, shows = extent.noises, list[Row](), _gives_images(study.pipe)
     with encoded_once(study.pipe, Encodings()):
@@ -241,7 +241,10 @@ def _row(study: Study, contender: Contender, timing: Timing) -> Row:
         latency_ms=timing.pipeline_ms,
         latency_spread=timing.pipeline_spread,
         speedup=timing.speedup,
+        speedup_low=timing.speedup_low,
+        speedup_high=timing.speedup_high,
         denoiser_speedup=timing.denoiser_speedup,
+        doubt=timing.doubt,
         snr_db=None,
         own_snr_db=None,
         psnr_db=None,

@@ -18,10 +18,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from diff_es.evaluation.report import svg
-from diff_es.evaluation.report.data import CONTENDERS, Curve, Heat, Row, Story, Strip, is_number, ordered
+from diff_es.evaluation.report.data import CONTENDERS, UNRELIABLE, Curve, Heat, Row, Story, Strip, is_number, ordered
 from diff_es.evaluation.report.prose import TIMES, at_budget, decibels, figures, findings, headline
 
-__all__ = ["Curve", "Heat", "Row", "Story", "Strip", "findings", "headline", "render"]
+__all__ = ["UNRELIABLE", "Curve", "Heat", "Row", "Story", "Strip", "findings", "headline", "render"]
 
 DASH = "\u2013"  # stands for what was not measured
 DOT = CONTENDERS["diff-es"].marker
@@ -45,7 +45,7 @@ def render(story: Story) -> str:
         plots=_plots(story.rows),
         columns=_COLUMNS,
         table=_table(story.rows),
-        missing=any(None in row.to_json().values() for row in story.rows),
+        missing=any(column.of(row) is None for column in _COLUMNS for row in story.rows),
     )
 
 
@@ -57,11 +57,12 @@ class _Column:
     decimals: int
     better: int = 0  # 1: more is better, -1: less is, 0: neither, so nothing is marked best
     spread: Callable[[Row], float] | None = None  # written as ± behind the value
+    absent: str = DASH  # where there is none
 
     def write(self, row: Row) -> str:
         value = self.of(row)
         if not is_number(value):
-            return DASH if value is None else "∞" if value == math.inf else "not a number"
+            return self.absent if value is None else "∞" if value == math.inf else "not a number"
         return f"{value:,.{self.decimals}f}"
 
     def write_spread(self, row: Row) -> str:
@@ -77,8 +78,8 @@ _COLUMNS = (
     _Column("Steps", "", lambda row: row.steps, 0),
     _Column("MACs ratio", "of dense", lambda row: row.macs_ratio, 3),
     _Column("Latency", "ms", lambda row: row.latency_ms, 1, better=-1, spread=lambda row: row.latency_spread),
-    _Column("Speed-up", TIMES, lambda row: row.speedup, 2, better=1),
-    _Column("Denoiser speed-up", TIMES, lambda row: row.denoiser_speedup, 2, better=1),
+    _Column("Speed-up", TIMES, lambda row: None if row.doubt else row.speedup, 2, better=1, absent=UNRELIABLE),
+    _Column("Denoiser speed-up", TIMES, lambda row: None if row.doubt else row.denoiser_speedup, 2, better=1),
     _Column("SNR", "dB", lambda row: row.snr_db, 1, better=1),
     _Column("SNR to own steps", "dB", lambda row: row.own_snr_db, 1, better=1),
     _Column("PSNR", "dB", lambda row: row.psnr_db, 1, better=1),
@@ -133,7 +134,7 @@ def _grid(story: Story) -> list[_Group]:
             row, name = rows.get((strip.contender, budget)), CONTENDERS[strip.contender].name
             aside = "the reference" if strip.contender == "dense" else ""
             if row is not None and is_number(row.snr_db):
-                aside = f"{decibels(row)}, {row.speedup:.2f}{TIMES}"
+                aside = f"{decibels(row)}, {row.sped(TIMES)}"
             alt = f"{name}, {at_budget(budget).lower()}, noise"
             images = tuple(_image(image, f"{alt} {i}") for i, image in enumerate(strip.images, start=1))
             lines.append(_Line(strip.contender, name, aside, images))
@@ -173,7 +174,7 @@ def _plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
     if not measured:
         return []
     by_cost = _series(measured, lambda row: row.macs_ratio)
-    by_speed = _series(measured, lambda row: row.speedup)
+    by_speed = _series([row for row in measured if not row.doubt], lambda row: row.speedup)
     titles = "Fidelity by nominal cost", "Fidelity by measured speed-up"
     fidelity, speed = "SNR to dense (dB)", f"measured speed-up ({TIMES})"
     return [
@@ -189,7 +190,7 @@ def _series(rows: Sequence[Row], across: Callable[[Row], float]) -> list[svg.Ser
         points = tuple((across(row), row.snr_db) for row in own if row.snr_db is not None)
         tips = tuple(
             f"{contender.name}, budget {row.budget:g}: {decibels(row)}, {row.macs_ratio:.3f} of the MACs, "
-            f"{row.speedup:.2f}{TIMES} as fast"
+            f"{row.sped(TIMES)} as fast"
             for row in own
         )
         series.append(svg.Series(contender.name, key, contender.marker, points, tips))

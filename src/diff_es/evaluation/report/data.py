@@ -27,6 +27,10 @@ CONTENDERS = {  # in the order of every table, grid and legend; the colours are 
 }
 
 
+UNRELIABLE = "unreliable"
+"""In the place of a speed-up that was not measured reliably."""
+
+
 @dataclass(frozen=True)
 class Row:
     contender: str  # a key of CONTENDERS
@@ -42,9 +46,16 @@ class Row:
     psnr_db: float | None  # final image against the reference
     frechet_distance: float | None  # to real data; None without reference statistics
     weight_bytes: int
+    speedup_low: float | None = None  # the interval of the speed-up; None: too few runs for one
+    speedup_high: float | None = None
+    doubt: str = ""  # why the speed-up was not measured reliably; empty where it was
 
     def __post_init__(self) -> None:
         _known(self.contender)
+
+    def sped(self, times: str = "x") -> str:
+        """The speed-up as it is shown."""
+        return UNRELIABLE if self.doubt else f"{self.speedup:.2f}{times}"
 
     def to_json(self) -> dict[str, str | int | float | None]:
         """Field names to plain values, ready for json.dump; Row(**d) is the way back."""

@@ -13,9 +13,11 @@ def headline(rows: Sequence[Row]) -> str:
     ours = _tightest(rows)
     if ours is None:
         return "No Diff-ES schedule was evaluated in this run."
-    at, speed = at_budget(ours.budget), f"samples {ours.speedup:.2f}{TIMES} as fast as the dense model"
+    at, speed = at_budget(ours.budget), f"samples {ours.sped(TIMES)} as fast as the dense model"
+    if ours.doubt:
+        speed = "how much faster it samples could not be measured reliably"
     if not is_number(ours.snr_db):
-        return f"{at}, Diff-ES {speed}."
+        return f"{at}, {speed}." if ours.doubt else f"{at}, Diff-ES {speed}."
     rivals = {row.contender: row for row in _comparable(rows, ours)}
     uniform = f", {_gap(ours, rivals['uniform'])} uniform pruning" if "uniform" in rivals else ""
     sentence = f"{at}, Diff-ES matches the reference to {decibels(ours)}{uniform}, and {speed}."
@@ -54,7 +56,9 @@ def _fidelity(ours: Row, rivals: Sequence[Row]) -> Iterator[str]:
 
 
 def _speed(ours: Row) -> Iterator[str]:
-    if ours.macs_ratio > 0:
+    if ours.doubt:
+        yield f"how much faster Diff-ES runs could not be measured reliably: {ours.doubt}."
+    elif ours.macs_ratio > 0:
         yield (
             f"Diff-ES runs {ours.speedup:.2f}{TIMES} as fast as the dense model (the denoiser alone "
             f"{ours.denoiser_speedup:.2f}{TIMES}), where its MACs ratio promises {1 / ours.macs_ratio:.2f}{TIMES}."
@@ -86,6 +90,8 @@ def figures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
         if name in rivals:
             gap = f"{_tenths(ours) - _tenths(rivals[name]):+.1f}".replace("-", MINUS)
             figures.append((gap, "dB", f"against {CONTENDERS[name].prose}"))
+    if ours.doubt:
+        return [*figures, ("–", "", f"speed-up not measured reliably: {ours.doubt}")]
     promise = f"measured; its MACs promise {1 / ours.macs_ratio:.2f}{TIMES}" if ours.macs_ratio > 0 else "measured"
     return [*figures, (f"{ours.speedup:.2f}", TIMES, f"as fast as the dense model, {promise}")]
 
