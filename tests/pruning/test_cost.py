@@ -263,17 +263,21 @@ def test_fewer_steps_are_as_many_as_fit(steps: int, thousandths: int) -> None:
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.91, 0.58])
-def test_uniform_width_takes_the_last_share_that_fits(fraction: float) -> None:
+def test_uniform_width_takes_the_last_share_that_fits_and_in_some_layers_the_one_before(fraction: float) -> None:
     model = denoiser()
     anatomy = discover(model)
     counter = MacCounter(model, anatomy, TRACE)
-    finest = 4 * HIDDEN
+    finest, budget = 4 * HIDDEN, fraction * counter.dense()
     shares = [tuple(max(1, layer.kept(n, finest)) for layer in anatomy.layers) for n in range(finest + 1)]
     kept = uniform_width(counter, anatomy, fraction)
-    position = shares.index(kept)
-    assert counter.thinned(kept) <= fraction * counter.dense()
-    assert position == 0 or counter.thinned(shares[position - 1]) > fraction * counter.dense()
-    assert (position == 0) == (fraction == 1)
+    last = next(position for position, share in enumerate(shares) if counter.thinned(share) <= budget)
+    assert (last == 0) == (fraction == 1)
+    before = shares[max(0, last - 1)]
+    assert all(count in pair for count, *pair in zip(kept, shares[last], before, strict=True))
+    assert counter.thinned(kept) <= budget
+    for layer, count in enumerate(before):  # no layer has room for more
+        fuller = (*kept[:layer], count, *kept[layer + 1 :])
+        assert fuller == kept or counter.thinned(fuller) > budget
     with pytest.raises(NoneFits, match=r"uniform_width: expected .* found 0.01; raise the budget"):
         uniform_width(counter, anatomy, 0.01)
 

@@ -17,8 +17,9 @@ def fewer_steps(steps: int, fraction: float) -> int:
 def uniform_width(counter: MacCounter, anatomy: Anatomy, fraction: float) -> tuple[int, ...]:
     """One share of groups removed from every layer in all stages, as little as the budget allows.
 
-    The share is not bound to the ladder's levels, so that uniform pruning gets the same compute as its rivals to
-    within one feed-forward channel.
+    The share is not bound to the ladder's levels. Where layers have few groups, one of each is much: then some layers,
+    spread over the network, keep what the next smaller share leaves them, as many as the budget allows. So uniform
+    pruning gets the same compute as its rivals to within a group or two of a layer.
 
     Raises:
         NoneFits: one group of each layer is above the budget.
@@ -38,4 +39,22 @@ def uniform_width(counter: MacCounter, anatomy: Anatomy, fraction: float) -> tup
     if counter.thinned(kept(high)) > fraction * dense:
         least = counter.thinned(kept(high)) / dense
         raise NoneFits(f"uniform_width: expected {least:g} of the cost or more, found {fraction:g}; raise the budget")
-    return kept(high)
+    return _filled(counter, anatomy, kept(high), kept(max(0, high - 1)), fraction * dense)
+
+
+def _filled(
+    counter: MacCounter, anatomy: Anatomy, kept: tuple[int, ...], more: tuple[int, ...], budget: float
+) -> tuple[int, ...]:
+    """With ``more`` groups in some layers, those that keep the same ones together, spread over the network."""
+    places = {layer.name: place for place, layer in enumerate(anatomy.layers)}
+    families = dict.fromkeys(frozenset(places[one.name] for one in anatomy.family(own)) for own in anatomy.layers)
+    spread = sorted(enumerate(families), key=lambda family: family[0] * _GOLDEN % 1)
+    for _, family in spread:
+        fuller = tuple(more[place] if place in family else count for place, count in enumerate(kept))
+        if counter.thinned(fuller) <= budget:
+            kept = fuller
+    return kept
+
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Multiples of it fill an interval evenly, however many there are (Weyl 1916)."""
