@@ -13,12 +13,16 @@ received: projections are fitted once more, layer by layer, from what they recei
 dense one gives (GPTAQ, arXiv 2504.02692), pulled towards what they were.
 last: the projection that the network ends with is fitted in the same way, each stage its own.
 run: a run of blocks is skipped with one linear map for all of it, in place of as many single ones with one each.
+recalled: what a skipped block adds is fitted from its input and from what it added a step before, where it ran; means
+over blocks and steps of the SNR of what it gives, not of images.
 modulation: the projections of timestep and class are replaced by ones of low rank, of a stage's own; nothing is pruned.
 narrow: the least of the dimensions of queries and keys go, by what each adds to their product; nothing else is pruned.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -50,7 +54,7 @@ class Options:
     steps: Steps = 4
     guidance: Guidance = 1.0
     levels: Annotated[tuple[int, ...], "of all stages"] = (2, 4)
-    ingredients: Annotated[tuple[str, ...], "the rows"] = ("effect", "received", "last", "run", "modulation", "narrow")
+    ingredients: Annotated[tuple[str, ...], "the rows; default all"] = ()
     calibration_samples: CalibrationSamples = 128
     noises: Noises = 48
     seed: Seed = 0
@@ -65,7 +69,7 @@ def main() -> None:
     shapes = {f"level {level}": [level] * count for level in asked.levels}
     shapes["uneven"] = [7] * half + [1] * (count - half)
     header("model", "ingredient", "schedule", "without (dB)", "with (dB)")
-    for name in asked.ingredients:
+    for name in asked.ingredients or INGREDIENTS:
         for told, before, after in INGREDIENTS[name](bench, shapes):
             row(asked.model, name, told, f"{before:.2f}", f"{after:.2f}")
 
@@ -217,6 +221,23 @@ def _skipping(bench: Bench, stage: int, first: int, length: int) -> tuple[Plan, 
     return Plan(bypasses={**dict.fromkeys(names), names[0]: bypass}), left / power
 
 
+def recalled(bench: Bench, shapes: Shapes) -> Rows:
+    length, found = len(set(bench.study.trace.timesteps)), (list[float](), list[float]())
+    for block in bench.study.anatomy.blocks:
+        for step in range(1, length):
+            sums, power = (Accumulator(), Accumulator()), 0.0
+            for start in range(step, len(bench.calls), length):
+                before, now = bench.calls[start - 1], bench.calls[start]
+                inputs, output = now.given[block.name], now.results[block.name]
+                added = before.results[block.name] - before.given[block.name]
+                sums[0].add(torch.cat([inputs, output - inputs], -1))
+                sums[1].add(torch.cat([inputs, added, output - inputs], -1))
+                power += float(output.square().sum(-1).mean()) * length / len(bench.calls)
+            for one, size, ratios in zip(sums, (inputs.shape[-1], 2 * inputs.shape[-1]), found, strict=True):
+                ratios.append(10 * math.log10(power / regress(one.moments(), size, Ridge().damping)[2]))
+    yield "one block", statistics.mean(found[0]), statistics.mean(found[1])
+
+
 def modulation(bench: Bench, shapes: Shapes) -> Rows:
     names = [name for name, _ in bench.denoiser.named_modules() if name.endswith(MODULATION)]
     dense = [Plan()] * len(bench.stages)
@@ -272,6 +293,7 @@ INGREDIENTS: dict[str, Callable[[Bench, Shapes], Rows]] = {
     "received": received,
     "last": last,
     "run": run,
+    "recalled": recalled,
     "modulation": modulation,
     "narrow": narrow,
 }

@@ -128,7 +128,15 @@ def test_ingredients(bench: Bench, tmp_path: Path) -> None:
     tiny(layers=4, head_size=8).save_pretrained(tmp_path)
     options = ("--model", tmp_path, "--steps", 2, "--calibration-samples", 4, "--noises", 2, "--levels", 2)
     found = rows(bench("ingredients", *options, model=False))
-    assert {cells[1] for cells in found} == {"effect", "received", "last", "run", "modulation", "narrow"}
+    assert {cells[1] for cells in found} == {
+        "effect",
+        "received",
+        "last",
+        "run",
+        "recalled",
+        "modulation",
+        "narrow",
+    }
     assert all(without != changed for *_, without, changed in found)
 
 
