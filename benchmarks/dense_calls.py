@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from diff_es import Levers, Method, Reporter, Sampling, Settings, Width
 from diff_es.compression.study import Study, prepare
@@ -53,8 +54,21 @@ class Bench:
     def of(self, stage: int) -> list[Call]:
         return [call for call in self.calls if call.stage == stage]
 
-    def score(self, plans: Sequence[Plan]) -> float:
-        return self.fitness.of_plans(plans, Resident(), self.study.own, corrected=False)
+    def score(
+        self, plans: Sequence[Plan], weights: Mapping[str, Sequence[tuple[Tensor, Tensor]]] | None = None
+    ) -> float:
+        """Mean SNR in dB; where said, linear modules have other weights and biases, of each stage."""
+        stage, hooks = [0], [on_stage(self.denoiser, self.study.stages, lambda now: stage.__setitem__(0, now))]
+        for name, of_stages in (weights or {}).items():
+
+            def other(module: nn.Module, args: tuple[Tensor, ...], result: Tensor, own: Any = of_stages) -> Tensor:
+                return linear(args[0], *own[stage[0]])
+
+            hooks.append(self.denoiser.get_submodule(name).register_forward_hook(other))
+        score = self.fitness.of_plans(plans, Resident(), self.study.own, corrected=False)
+        for hook in hooks:
+            hook.remove()
+        return score
 
     def evenly(self, levels: Sequence[int]) -> list[Plan]:
         """A level of each stage, the same in all blocks."""

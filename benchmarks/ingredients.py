@@ -34,8 +34,6 @@ from common import CalibrationSamples, Guidance, Model, Noises, Seed, Steps, hea
 from dense_calls import LAST, MODULATION, Bench, made
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from torch.nn.functional import linear
-from torch.utils.hooks import RemovableHandle
 
 from diff_es import Sampling
 from diff_es.layers import Bypass, Cut, Layer, Plan, as_matrix
@@ -44,7 +42,6 @@ from diff_es.pruning.compensation import Ridge, regress
 from diff_es.pruning.importance import Obs
 from diff_es.pruning.library import solved
 from diff_es.routing.realise import output_of, realise, weight_of
-from diff_es.routing.stage_hook import on_stage
 from diff_es.routing.switch import Switch
 
 
@@ -145,7 +142,7 @@ def last(bench: Bench, shapes: Shapes) -> Rows:
     for told, levels in shapes.items():
         plans = bench.evenly(levels)
         fitted = [_refitted(bench, stage, plan, LAST, module.weight.detach()) for stage, plan in enumerate(plans)]
-        yield told, bench.score(plans), _with(bench, plans, {LAST: fitted})
+        yield told, bench.score(plans), bench.score(plans, {LAST: fitted})
 
 
 def _refitted(bench: Bench, stage: int, plan: Plan, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,22 +172,6 @@ def _refitted(bench: Bench, stage: int, plan: Plan, name: str, weight: Tensor) -
     damped = hessian + pull * torch.eye(len(hessian), dtype=hessian.dtype)
     found = torch.linalg.solve(damped, (cross + pull * weight.double()).T).T
     return found.to(weight), (wanted - found @ mean).to(weight)
-
-
-def _with(bench: Bench, plans: Sequence[Plan], weights: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> float:
-    """The score where linear modules have other weights in each stage."""
-    stage, hooks = [0], list[RemovableHandle]()
-    hooks.append(on_stage(bench.denoiser, bench.study.stages, lambda now: stage.__setitem__(0, now)))
-    for name, of_stages in weights.items():
-
-        def other(module: nn.Module, args: tuple[Tensor, ...], result: Tensor, own: Any = of_stages) -> Tensor:
-            return linear(args[0], *own[stage[0]])
-
-        hooks.append(bench.denoiser.get_submodule(name).register_forward_hook(other))
-    score = bench.score(plans)
-    for hook in hooks:
-        hook.remove()
-    return score
 
 
 def run(bench: Bench, shapes: Shapes) -> Rows:
@@ -243,7 +224,7 @@ def modulation(bench: Bench, shapes: Shapes) -> Rows:
     dense = [Plan()] * len(bench.stages)
     for rank in (4, 16, 64):
         low = {name: [_of_rank(bench, stage, name, rank) for stage in bench.stages] for name in names}
-        yield f"rank {rank}", bench.score(dense), _with(bench, dense, low)
+        yield f"rank {rank}", bench.score(dense), bench.score(dense, low)
 
 
 def _of_rank(bench: Bench, stage: int, name: str, rank: int) -> tuple[Tensor, Tensor]:
