@@ -33,6 +33,7 @@ from common import (
     row,
     searched,
     untimed,
+    with_error,
     with_range,
 )
 from torch import Tensor
@@ -117,23 +118,40 @@ def judged(
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """A Markdown table by cost: means over seeds, with half the range."""
-    kept = dict[tuple[str, str, float, str], list[dict[str, Any]]]()
+    """Two Markdown tables: all contenders by cost, means over seeds with half the range; and how much farther from the
+    real images ours are than others', means over seeds with their error."""
+    kept = dict[tuple[str, str, float], dict[str, dict[int, dict[str, Any]]]]()
     for one in rows:
         if one["name"] != "schedule":
-            asked = [f"{name} {one[name]}" for name in _ASKED if one.get(name) is not None]
-            kept.setdefault((one["model"], ", ".join(asked), one["cost"], one["name"]), []).append(one)
+            asked = ", ".join(f"{name} {one[name]}" for name in _ASKED if one.get(name) is not None)
+            runs = kept.setdefault((one["model"], asked, one["cost"]), {}).setdefault(one["name"], {})
+            runs[one["seed"]] = one
+    kinds = sorted(kept, key=_order)
     header("model", "search", "cost", "contender", "seeds", "SNR (dB)", "Fréchet distance", "kernel distance")
-    for (model, asked_for, cost, name), runs in sorted(kept.items(), key=_order):
-        shown = (with_range([one[column] for one in runs], digits) for column, digits in _SHOWN.items())
-        row(model, asked_for, f"{cost:g}", name, str(len(runs)), *shown)
+    for model, asked, cost in kinds:
+        for name, of_seeds in kept[model, asked, cost].items():
+            each = list(of_seeds.values())
+            shown = (with_range([one[column] for one in each], digits) for column, digits in _SHOWN.items())
+            row(model, asked, f"{cost:g}", name, str(len(each)), *shown)
+    print()
+    header("model", "search", "cost", "seeds", *(f"than {name}" for name in _OTHERS))
+    for model, asked, cost in kinds:
+        found = kept[model, asked, cost] | kept.get((model, asked, 1.0), {})
+        if "diff-es" in found:
+            ours, cells = found["diff-es"], list[str]()
+            for name in _OTHERS:
+                seeds = ours.keys() & found.get(name, {}).keys()
+                farther = [ours[seed]["distance"] - found[name][seed]["distance"] for seed in sorted(seeds)]
+                cells.append(with_error(farther) if farther else "–")
+            row(model, asked, f"{cost:g}", str(len(ours)), *cells)
 
 
-def _order(kind: tuple[tuple[str, str, float, str], object]) -> tuple[object, ...]:
-    (model, asked, cost, _), _ = kind
+def _order(kind: tuple[str, str, float]) -> tuple[str, str, float]:
+    model, asked, cost = kind
     return model, asked, -cost
 
 
+_OTHERS = ("uniform", "mosaicdiff", "fewer-steps", "dense")
 _ASKED = ("scheduler", "levers", "measure", "corrections")
 """What a search was asked for, where it was."""
 _SHOWN = {"snr": 2, "distance": 2, "kernel": 4}

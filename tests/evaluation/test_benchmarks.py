@@ -116,11 +116,14 @@ def test_inspect_sdxl(bench: Bench) -> None:
 def test_few_steps(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     small = ("--steps", 3, "--effort", 0.0001, "--budgets", 0.6, "--seeds", 0, "--noises", 4, "--results", results)
-    found = rows(bench("few_steps", *small, "--scheduler", "LCMScheduler", "--random"))
+    *found, nearer = rows(bench("few_steps", *small, "--scheduler", "LCMScheduler", "--random"))
     rivals = ["fewer-steps", "uniform", "mosaicdiff", "random", "diff-es"]
     assert [(cells[2], cells[3]) for cells in found] == [("1", "dense"), *(("0.6", name) for name in rivals)]
     before = results.read_bytes()
-    assert rows(bench("few_steps", *small, "--scheduler", "LCMScheduler")) == found
+    distances = {cells[3]: float(cells[6].split(" ")[0]) for cells in found}
+    told = zip(("uniform", "mosaicdiff", "fewer-steps", "dense"), nearer[4:], strict=True)
+    assert all(abs(distances["diff-es"] - distances[name] - float(cell.split(" ")[0])) < 0.02 for name, cell in told)
+    assert rows(bench("few_steps", *small, "--scheduler", "LCMScheduler")) == [*found, nearer]
     assert results.read_bytes() == before, "a seed that is there is passed over"
 
 
@@ -145,7 +148,7 @@ def test_digits(bench: Bench, tmp_path: Path) -> None:
     work, results = ("--work", tmp_path / "digits"), tmp_path / "results.jsonl"
     bench("digits", *work, "--minutes", 0.01, model=False)
     small = ("--steps", 3, "--effort", 0.0001, "--budgets", 0.7, "--seeds", 0, "--noises", 4, "--results", results)
-    found = rows(bench("digits", *work, *small, "--measures", "blend", model=False))
+    *found, _ = rows(bench("digits", *work, *small, "--measures", "blend", model=False))
     rivals = [("1", "dense"), *(("0.7", name) for name in ("fewer-steps", "uniform", "mosaicdiff", "diff-es"))]
     searched = "levers prune, measure blend"
     assert [tuple(cells[1:4]) for cells in found] == [(searched, *one) for one in rivals]
