@@ -17,6 +17,7 @@ from torch import Tensor
 from diff_es import Blend, DiffESError, Distribution, Run, compress, load
 from diff_es.compression.settings import describe, restore
 from diff_es.compression.survey import survey
+from diff_es.evaluation.tiles_reference import load_reference
 from diff_es.scoring.distribution import feature_network
 from diff_es.scoring.fitness import _parts
 from diff_es.scoring.metrics import EXACT_DB, energy_distances, log_power, snr_db
@@ -115,6 +116,13 @@ def test_a_network_is_found_by_its_name_and_never_called_to_be_found() -> None:
             feature_network(name)
     with pytest.raises(DiffESError, match=r"whole: expected a row of features an image, found \(1, 3\)"):
         Distribution("tests.helpers.features:whole").apart(images, images)
+
+
+def test_the_bundled_classifier_has_a_name() -> None:
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(8))
+    features = load_reference().classifier.features(images * 2 - 1)
+    apart = Distribution("diff_es.evaluation.tile_features:network").apart(images, images.flip(0))
+    torch.testing.assert_close(apart, energy_distances(features, features.flip(0)))
 
 
 @pytest.mark.parametrize("measure", [Distribution(), Blend("tests.helpers.features:colours")])

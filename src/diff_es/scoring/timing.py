@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -171,7 +171,8 @@ def measure(
                 if turn:
                     pairs[index].append(pair)
     reference = [(dense, dense) for of_runner in pairs for dense, _ in of_runner]
-    return [_timing(of_runner, share) for of_runner, share in zip([reference, *pairs[1:]], shares, strict=True)]
+    others = [_timing(of_runner, share) for of_runner, share in zip(pairs[1:], shares[1:], strict=True)]
+    return [replace(_timing(reference, None), doubt=""), *others]
 
 
 _LEAST, _MORE, _SECONDS, _WIDE = 5, 3, 120.0, 0.1
