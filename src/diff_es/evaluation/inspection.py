@@ -56,7 +56,7 @@ def inspect(
         sampling = (sampling or Sampling(10)).of(pipe)
     anatomy, path = anatomy_of(denoiser), trace(pipe, sampling)
     multiple, times = hardware_multiple(device_of(denoiser), dtype_of(denoiser)), tuple[LayerTime, ...]()
-    width, depth = Width(levels, multiple, ()), Depth()
+    width = Width(levels, multiple, ())
     if timed:
         times = time_layers(pipe, anatomy, width, sampling, reporter)
         width = replace(width, dense=slower_layers(times))
@@ -65,8 +65,6 @@ def inspect(
     blocks = units_of(anatomy, width, Granularity.BLOCK)
     costs = Costs.tabled(counter.table(blocks, reporter), (1,))
     (thinned,) = units_of(anatomy, width, Granularity.WHOLE)
-    # blocks that differ are not skipped by their number
-    (skipped,) = units_of(anatomy, depth, Granularity.WHOLE) if anatomy.uniform else undivided(anatomy)
     taken = time_calls(pipe, anatomy, thinned, replace(sampling, batch=1), reporter) if timed else ()
     return {
         "denoiser": type(denoiser).__name__,
@@ -83,11 +81,21 @@ def inspect(
         "width_macs_ratio": [costs.call([level] * len(blocks)) / dense for level in range(levels)],
         "width_weight_bytes": _weights(counter, thinned),
         "width_seconds": [nanoseconds / 1e9 for nanoseconds in taken],
-        "depth_macs_ratio": [macs / dense for macs in counter.table([skipped], reporter)[0]],
-        "depth_weight_bytes": _weights(counter, skipped),
+        **_skipped(counter, reporter),
         "never_thinned": never_thinned(anatomy.layers, width),
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in anatomy.refusals],
         "left_dense": left_dense(denoiser, anatomy),
+    }
+
+
+def _skipped(counter: MacCounter, reporter: Reporter) -> dict[str, list[float]]:
+    """The same with so many blocks left out; blocks that differ are not skipped by their number."""
+    anatomy = counter.anatomy
+    (unit,) = units_of(anatomy, Depth(), Granularity.WHOLE) if anatomy.uniform else undivided(anatomy)
+    ((dense, *rest),) = counter.table([unit], reporter)
+    return {
+        "depth_macs_ratio": [macs / dense for macs in (dense, *rest)],
+        "depth_weight_bytes": [*_weights(counter, unit)],
     }
 
 
