@@ -12,6 +12,7 @@ seeds that it holds are passed over; the table shows all.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ from diff_es.evaluation.tiles_reference import load_reference
 from diff_es.pipelines.families import Pipeline
 from diff_es.pipelines.loading import load
 from diff_es.pruning.budget import Budget, MacsRatio
+from diff_es.scoring.metrics import EXACT_DB
 from diff_es.scoring.timing import Runner
 from diff_es.utils.progress import Reporter
 
@@ -118,8 +120,9 @@ def judged(
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """Two Markdown tables: all contenders by cost, means over seeds with half the range; and how much farther from the
-    real images ours are than others', means over seeds with their error."""
+    """Two Markdown tables of means over seeds: all of every contender, with half the range; and in short SNR (dB) and
+    Fréchet distance, with how much farther from the real images ours are than what others prune to, and the error of
+    that."""
     kept = dict[tuple[str, str, float], dict[str, dict[int, dict[str, Any]]]]()
     for one in rows:
         if one["name"] != "schedule":
@@ -134,16 +137,25 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             shown = (with_range([one[column] for one in each], digits) for column, digits in _SHOWN.items())
             row(model, asked, f"{cost:g}", name, str(len(each)), *shown)
     print()
-    header("model", "search", "cost", "seeds", *(f"than {name}" for name in _OTHERS))
+    header("model", "search", "cost", "seeds", *_SHORT, *(f"than {name}" for name in _PRUNED))
     for model, asked, cost in kinds:
         found = kept[model, asked, cost] | kept.get((model, asked, 1.0), {})
         if "diff-es" in found:
-            ours, cells = found["diff-es"], list[str]()
-            for name in _OTHERS:
-                seeds = ours.keys() & found.get(name, {}).keys()
-                farther = [ours[seed]["distance"] - found[name][seed]["distance"] for seed in sorted(seeds)]
-                cells.append(with_error(farther) if farther else "–")
-            row(model, asked, f"{cost:g}", str(len(ours)), *cells)
+            cells = [_short(list(found.get(name, {}).values())) for name in _SHORT]
+            farther = [_farther(found["diff-es"], found.get(name, {})) for name in _PRUNED]
+            row(model, asked, f"{cost:g}", str(len(found["diff-es"])), *cells, *farther)
+
+
+def _short(runs: Sequence[dict[str, Any]]) -> str:
+    if not runs:
+        return "–"
+    snr, distance = (statistics.mean(one[column] for one in runs) for column in ("snr", "distance"))
+    return f"{snr:.1f}, {distance:.2f}" if snr < EXACT_DB else f"{distance:.2f}"
+
+
+def _farther(ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> str:
+    seeds = sorted(ours.keys() & others.keys())
+    return with_error([ours[seed]["distance"] - others[seed]["distance"] for seed in seeds]) if seeds else "–"
 
 
 def _order(kind: tuple[str, str, float]) -> tuple[str, str, float]:
@@ -151,7 +163,8 @@ def _order(kind: tuple[str, str, float]) -> tuple[str, str, float]:
     return model, asked, -cost
 
 
-_OTHERS = ("uniform", "mosaicdiff", "fewer-steps", "dense")
+_SHORT, _PRUNED = ("diff-es", "uniform", "mosaicdiff", "fewer-steps", "dense"), ("uniform", "mosaicdiff")
+"""The contenders of the second table."""
 _ASKED = ("scheduler", "levers", "measure", "corrections")
 """What a search was asked for, where it was."""
 _SHOWN = {"snr": 2, "distance": 2, "kernel": 4}

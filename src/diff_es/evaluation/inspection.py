@@ -89,7 +89,7 @@ def inspect(
 
 
 def _skipped(counter: MacCounter, reporter: Reporter) -> dict[str, list[float]]:
-    """The same with so many blocks left out; blocks that differ are not skipped by their number."""
+    """MACs and weights by the number of blocks that are left out; those that differ are not skipped by their number."""
     anatomy = counter.anatomy
     (unit,) = units_of(anatomy, Depth(), Granularity.WHOLE) if anatomy.uniform else undivided(anatomy)
     ((dense, *rest),) = counter.table([unit], reporter)
