@@ -41,7 +41,7 @@ SETTINGS = Settings(
     timestep_generations=4,
     timestep_offspring=6,
 )
-EXTENT = Extent(noises=48, images=96, batch=16, random=32)
+EXTENT = Extent(noises=48, images=96, batch=8, random=32)
 PICTURE = "side-by-side.png"
 
 
