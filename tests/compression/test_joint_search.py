@@ -214,7 +214,7 @@ def test_rivals_that_cannot_be_made_so_cheap_are_left_out(study: Study) -> None:
     for budget, left_out in ((0.9, set[str]()), (0.4, None), (0.1, {"uniform", "mosaicdiff"})):
         cheapest = study.costs.space(budget).cheapest()
         found = Found(budget, cheapest, 0.0, 0.0, (), (), 0)
-        rivals = {rival.name: rival for rival in contenders(study, found)}
+        rivals = {rival.name: rival for rival in contenders(study, found, found)}
         assert {"fewer-steps", "random", "diff-es"} <= set(rivals)
         assert all(rival.macs_ratio <= budget for rival in rivals.values() if rival.name != "fewer-steps")
         assert left_out is None or {"uniform", "mosaicdiff"} - set(rivals) == left_out

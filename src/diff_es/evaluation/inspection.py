@@ -62,9 +62,8 @@ def inspect(
         width = replace(width, dense=slower_layers(times))
     counter = MacCounter(denoiser, anatomy, path)
     dense = counter.dense()
-    blocks = units_of(anatomy, width, Granularity.BLOCK)
+    blocks, (thinned,) = (units_of(anatomy, width, kind) for kind in (Granularity.BLOCK, Granularity.WHOLE))
     costs = Costs.tabled(counter.table(blocks, reporter), (1,))
-    (thinned,) = units_of(anatomy, width, Granularity.WHOLE)
     taken = time_calls(pipe, anatomy, thinned, replace(sampling, batch=1), reporter) if timed else ()
     return {
         "denoiser": type(denoiser).__name__,

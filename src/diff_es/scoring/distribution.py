@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..pipelines.families import Pipeline
 from ..pipelines.sampling import decode
-from ..utils.arguments import checked
+from ..utils.arguments import Text, checked
 from ..utils.errors import DiffESError
 from . import metrics
 
@@ -32,7 +32,7 @@ class Distribution:
             features each. None: the logarithm of the latents' power in each channel and octave of spatial frequency.
     """
 
-    features: str | None = None
+    features: Text | None = None
     least: ClassVar[int] = 2  # samples that are compared at once
 
     @property
@@ -76,7 +76,7 @@ class Blend:
         features: as of :class:`Distribution`; with them, images are compared, and latents without.
     """
 
-    features: str | None = None
+    features: Text | None = None
     least: ClassVar[int] = 2
 
     @property
