@@ -18,8 +18,6 @@ from ..pipelines.families import Pipeline, Sampling
 from ..pipelines.probes import make_probes
 from ..pipelines.sampling import decode, denoiser_of, intercepted, sample
 from ..pipelines.tracing import first_call
-from ..routing.realise import realise
-from ..routing.switch import Content, Switch
 from ..utils import limits
 from ..utils.arguments import checked
 from ..utils.errors import BudgetOutOfReach, DiffESError
@@ -27,7 +25,7 @@ from ..utils.malloc import Kept
 from ..utils.progress import Reporter
 from .costs import Costs
 from .granularity import Unit, bare
-from .latency import nanoseconds, paired
+from .latency import nanoseconds, plan_ratios
 from .macs import MacCounter
 
 _PATIENCE = 3.0
@@ -212,32 +210,24 @@ def measured_prices(
     less that of a run whose denoiser answers at once; what the rest of a step takes is that run's time less the
     decoder's. The weights' values do not matter, and the pipeline is as it was afterwards.
     """
-    denoiser, switch = denoiser_of(pipe), Switch(denoiser_of(pipe))
+    denoiser = denoiser_of(pipe)
     args, kwargs = first_call(pipe, sampling)
+    run = partial(denoiser, *args, **kwargs)
     rounds, ratios, alike = 7, list[list[float]](), counter.alike(units)
     timed = sum(len(units[index].options) - 1 for index in set(alike))
     with closing(Kept(device_of(denoiser))), torch.no_grad(), reporter.task("time levels", rounds + timed) as task:
-        answer = denoiser(*args, **kwargs)
-
-        def call(content: Content) -> float:
-            switch.put(content)
-            return nanoseconds(device_of(denoiser), lambda: denoiser(*args, **kwargs))
-
-        try:
-            for index, first in enumerate(alike):
-                if first < index:
-                    ratios.append(ratios[first])
-                    continue
-                same = [unit for unit, other in zip(units, alike, strict=True) if other == index]
-                ratios.append([1.0])
-                for level in range(1, len(same[0].options)):
-                    plan = bare(counter.anatomy, same, level)
-                    content = switch.prepare(realise(denoiser, counter.anatomy, plan))
-                    seen = paired(lambda: call({}), partial(call, content), rounds, _PATIENCE)
-                    ratios[-1].append(1 - (1 - statistics.median(seen)) / len(same))
-                    task.advance()
-        finally:
-            switch.put({})
+        answer = run()
+        for index, first in enumerate(alike):
+            if first < index:
+                ratios.append(ratios[first])
+                continue
+            same = [unit for unit, other in zip(units, alike, strict=True) if other == index]
+            ratios.append([1.0])
+            for level in range(1, len(same[0].options)):
+                plan = bare(counter.anatomy, same, level)
+                seen = plan_ratios(denoiser, counter.anatomy, plan, run, rounds, _PATIENCE)
+                ratios[-1].append(1 - (1 - statistics.median(seen)) / len(same))
+                task.advance()
         whole, idle, decoding = list[float](), list[float](), list[float]()
         probes, latents = make_probes(pipe, sampling.batch, 0, "timing"), torch.empty(0)
 

@@ -74,28 +74,19 @@ def time_layers(
 def time_calls(
     pipe: Pipeline, anatomy: Anatomy, unit: Unit, sampling: Sampling, reporter: Reporter
 ) -> tuple[float, ...]:
-    """Nanoseconds of a denoiser call of a batch at each level of a unit, interleaved with the dense one: the median of
-    its ratios to that, of the median of that. The denoiser is as it was afterwards."""
-    denoiser, switch = denoiser_of(pipe), Switch(denoiser_of(pipe))
+    """Nanoseconds of a denoiser call of a batch at each level of a unit: the median of its ratios to the dense one, of
+    the median of that. The denoiser is as it was afterwards."""
+    denoiser = denoiser_of(pipe)
     args, kwargs = first_call(pipe, sampling)
-    dense, ratios, levels = list[float](), [1.0], len(unit.options)
-    with closing(Kept(device_of(denoiser))), reporter.task("time calls", levels - 1) as task:
-
-        def once(content: Content) -> float:
-            switch.put(content)
-            taken = nanoseconds(device_of(denoiser), lambda: denoiser(*args, **kwargs))
-            if not content:
-                dense.append(taken)
-            return taken
-
-        try:
-            for level in range(1, levels):
-                content = switch.prepare(realise(denoiser, anatomy, bare(anatomy, [unit], level)))
-                ratios.append(statistics.median(paired(partial(once, {}), partial(once, content), 7, 0.5)))
-                task.advance()
-        finally:
-            switch.put({})
-    return tuple(statistics.median(dense or [once({})]) * ratio for ratio in ratios)
+    run, device = partial(denoiser, *args, **kwargs), device_of(denoiser)
+    ratios, levels = [1.0], range(1, len(unit.options))
+    with closing(Kept(device)), reporter.task("time calls", len(levels)) as task:
+        for level in levels:
+            plan = bare(anatomy, [unit], level)
+            ratios.append(statistics.median(plan_ratios(denoiser, anatomy, plan, run, 7, 0.5)))
+            task.advance()
+        dense = statistics.median(nanoseconds(device, run) for _ in range(7))
+    return tuple(dense * ratio for ratio in ratios)
 
 
 def slower_layers(times: Sequence[LayerTime]) -> tuple[tuple[str, int], ...]:
@@ -149,20 +140,27 @@ def _shape(call: tuple[Args, Kwargs]) -> tuple[torch.Size, ...]:
 @torch.no_grad()
 def _ratios(denoiser: nn.Module, anatomy: Anatomy, layer: Layer, count: int, call: tuple[Args, Kwargs]) -> list[float]:
     """Time with ``count`` groups over the dense time, round by round: the faster a layer, the more rounds."""
-    module, switch, args, kwargs = _home(denoiser, layer), Switch(denoiser), *call
-    cuts = {one.name: Cut(torch.arange(count)) for one in anatomy.family(layer)}
-    slim = switch.prepare(realise(denoiser, anatomy, Plan(cuts)))
-    device = next(denoiser.parameters()).device
+    plan = Plan({one.name: Cut(torch.arange(count)) for one in anatomy.family(layer)})
+    run = partial(_home(denoiser, layer), *call[0], **call[1])
+    return plan_ratios(denoiser, anatomy, plan, run, 10, 0.05)[2:]  # the first rounds warm up
+
+
+def plan_ratios(
+    denoiser: nn.Module, anatomy: Anatomy, plan: Plan, run: Callable[[], object], rounds: int, seconds: float
+) -> list[float]:
+    """How long ``run()`` takes with a plan in place over what it takes dense, timed in turn as :func:`paired` says; the
+    weights are as they were afterwards."""
+    switch, device = Switch(denoiser), device_of(denoiser)
+    slim = switch.prepare(realise(denoiser, anatomy, plan))
 
     def once(content: Content) -> float:
         switch.put(content)
-        return nanoseconds(device, lambda: module(*args, **kwargs))
+        return nanoseconds(device, run)
 
     try:
-        ratios = paired(lambda: once({}), lambda: once(slim), 10, 0.05)
+        return paired(lambda: once({}), lambda: once(slim), rounds, seconds)
     finally:
         switch.put({})
-    return ratios[2:]  # the first rounds warm up
 
 
 def paired(dense: Callable[[], float], slim: Callable[[], float], rounds: int, seconds: float) -> list[float]:
