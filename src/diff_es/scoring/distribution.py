@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,9 @@ from ..utils.errors import DiffESError
 from . import metrics
 
 
-@checked()
 @dataclass(frozen=True)
-class Distribution:
-    """How far two sets of features lie apart, relative to the spread of the reference's, with a minus: 0 is alike, and
-    what is above it is chance.
+class OfSets:
+    """What measures that compare sets of samples, not each by itself, have in common.
 
     Args:
         features: ``module:attribute`` of a ``torch.nn.Module`` that takes images in [0, 1], (N, 3, H, W), to one row of
@@ -40,13 +38,7 @@ class Distribution:
         return self.features is not None
 
     def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        return latents if self.features is None else decode(pipe, latents)
-
-    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
-        return -self.apart(reference, result)
-
-    def error(self, closeness: float) -> float:
-        return max(-closeness, 0.0)
+        return decode(pipe, latents) if self.of_images else latents
 
     def apart(self, reference: Tensor, result: Tensor) -> Tensor:
         """(N,): what each sample adds to the distance, which is their mean."""
@@ -68,35 +60,30 @@ class Distribution:
 
 @checked()
 @dataclass(frozen=True)
-class Blend:
-    """Signal-to-noise ratio in dB where what a set lacks of the reference's distribution is noise, too: no schedule
-    wins by results that are each near, and noisier all together.
+class Distribution(OfSets):
+    """How far two sets of features lie apart, relative to the spread of the reference's, with a minus: 0 is alike, and
+    what is above it is chance."""
 
-    Args:
-        features: as of :class:`Distribution`; with them, images are compared, and latents without.
-    """
+    def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
+        return -self.apart(reference, result)
 
-    features: Text | None = None
-    least: ClassVar[int] = 2
+    def error(self, closeness: float) -> float:
+        return max(-closeness, 0.0)
 
-    @property
-    def of_images(self) -> bool:
-        return self.features is not None
 
-    def view(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        return Distribution(self.features).view(pipe, latents)
+@checked()
+@dataclass(frozen=True)
+class Blend(OfSets):
+    """Signal-to-noise ratio in dB, of images where features are of images, in which what a set lacks of the reference's
+    distribution is noise, too: no schedule wins by results that are each near, and noisier all together."""
 
     def closeness(self, reference: Tensor, result: Tensor) -> Tensor:
         noise = 10 ** (-metrics.snr_db(reference, result) / 10)
-        apart = Distribution(self.features).apart(reference, result).mean().clamp_min(0)
+        apart = self.apart(reference, result).mean().clamp_min(0)
         return (-10 * torch.log10(noise + apart.to(noise))).clamp(max=metrics.EXACT_DB)
 
     def error(self, closeness: float) -> float:
         return metrics.noise_power(closeness)
-
-
-OfSets: TypeAlias = Distribution | Blend
-"""The measures that compare sets of samples, not each by itself."""
 
 
 @lru_cache(maxsize=1)

@@ -31,28 +31,18 @@ def band_snr_db(reference: Tensor, result: Tensor) -> Tensor:
     """
     if reference.dim() < 4:
         return snr_db(reference, result)
-    spectra = [torch.fft.rfft2(x.cpu().double()).abs().square() for x in (reference, result - reference)]
-    height, width = reference.shape[-2:]
-    octaves, doubled = _octaves(height, width), _both_halves(width)
-    ratios = list[Tensor]()
-    for octave in octaves.unique():
-        inside = (octaves == octave) * doubled
-        power, error = ((spectrum * inside).flatten(1).sum(1) for spectrum in spectra)
-        ratios.append(_decibel(power, error))
-    return torch.stack(ratios).mean(0)
+    power, error = (_octave_powers(one).flatten(1, -2).sum(1) for one in (reference, result - reference))
+    return _decibel(power, error).mean(1)
 
 
 def log_power(latents: Tensor) -> Tensor:
     """Logarithm of the power in each channel and octave of spatial frequency, (N, C, ..., H, W) to (N, C * octaves); of
     what has no space, (N, ..., C), in each channel."""
-    values = latents.cpu().double()
-    if values.dim() < 4:
-        power = values.square().reshape(len(values), -1, values.shape[-1]).mean(1)
+    if latents.dim() < 4:
+        power = latents.cpu().double().square().reshape(len(latents), -1, latents.shape[-1]).mean(1)
     else:
-        height, width = values.shape[-2:]
-        octaves, doubled = _octaves(height, width), _both_halves(width)
-        spectrum = torch.fft.rfft2(values).abs().square().reshape(*values.shape[:2], -1, *octaves.shape).mean(2)
-        power = torch.stack([(spectrum * (octaves == one) * doubled).sum((-2, -1)) for one in octaves.unique()], -1)
+        powers = _octave_powers(latents)
+        power = powers.reshape(*latents.shape[:2], -1, powers.shape[-1]).mean(2)
     return torch.log(power.flatten(1).clamp_min(torch.finfo(power.dtype).tiny))
 
 
@@ -78,6 +68,14 @@ def _to_others(x: Tensor, y: Tensor) -> Tensor:
 def noise_power(decibel: float) -> float:
     """Relative to the signal's; infinite where a float cannot hold it."""
     return float(10 ** (-decibel / 10)) if decibel > -3000 else math.inf
+
+
+def _octave_powers(values: Tensor) -> Tensor:
+    """Of (..., H, W), in each octave of spatial frequency: float64 (..., octaves)."""
+    height, width = values.shape[-2:]
+    spectrum = torch.fft.rfft2(values.cpu().double()).abs().square() * _both_halves(width)
+    octaves = _octaves(height, width)
+    return torch.stack([(spectrum * (octaves == one)).sum((-2, -1)) for one in octaves.unique()], -1)
 
 
 def _octaves(height: int, width: int) -> Tensor:
