@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from tests.helpers.tiny import CALL, tiny
 
-from diff_es.scoring.timing import Pair, Runner, Spent, _timing, interval, measure
+from diff_es.scoring.pairs import Pair, Spent, interval
+from diff_es.scoring.timing import Runner, _timing, measure
 from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)

@@ -41,7 +41,8 @@ _WORTH_IT = 1.05
 
 _TABLE, _NOISES = 600, (2, 8)
 """Runs of single noises that measure the levels of all units and stages, where so many noises as that takes are no
-fewer and no more than these: the more entries there are, the more each says of the others."""
+fewer and no more than these: the more entries there are, the more each says of the others. Where sets are compared, it
+is the most at once."""
 _VECTORS, _SAMPLES = 16, (64, 256)
 """Vectors that calibration is to see of most layers in a stage, for each entry of one; its fewest and most samples."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections import deque
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +26,7 @@ from ..trajectory.corrections import Corrections, fixed
 from ..trajectory.stages import Stages
 from ..utils.malloc import Kept
 from ..utils.progress import Reporter
+from .pairs import LEAST, Pair, SpeedupOf, Spent
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,6 @@ class Timing:
     doubt: str
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What one run took."""
-
-    pipeline: float  # ms
-    denoiser: float  # ms
-    processor: float  # ms of processors, of all threads of the process
-
-    @property
-    def busy(self) -> float:
-        """Processors at a time."""
-        return self.processor / self.pipeline
-
-
 class _Stopwatch:
     """Seconds of all forwards of a module, hooks that run after it included; on CUDA by events, without waiting."""
 
@@ -128,10 +114,6 @@ class _Stopwatch:
             handle.remove()
         pairs = zip(self._marks[::2], self._marks[1::2], strict=True)
         return float(sum(a.elapsed_time(b) / 1000 if self._cuda else b - a for a, b in pairs))
-
-
-Pair: TypeAlias = tuple[Spent, Spent]
-"""A run of the reference, and one of a runner right before or after it."""
 
 
 def once(pipe: Pipeline, runner: Runner) -> Spent:
@@ -161,11 +143,13 @@ def measure(
     """
     shares: Sequence[float | None] = macs or [None] * len(runners)
     heap, began, pairs = Kept(device_of(denoiser_of(pipe))), time.monotonic(), [list[Pair]() for _ in runners]
-    most = rounds * _MORE if rounds >= _LEAST else rounds
+    most = rounds * _MORE if rounds >= LEAST else rounds
     runs = len(runners) + len(runners) // 2  # in a round
     with closing(heap), reporter.task("measure latency", (rounds + 1) * runs) as task:
         for turn in range(most + 1):
-            if turn > rounds and (time.monotonic() - began > _SECONDS or all(map(_narrow, pairs[1:]))):
+            if turn > rounds and (
+                time.monotonic() - began > _SECONDS or all(SpeedupOf(one).narrow for one in pairs[1:])
+            ):
                 break
             for index, pair in _round(pipe, runners, turn, task.advance):
                 if turn:
@@ -175,11 +159,8 @@ def measure(
     return [replace(_timing(reference, None), doubt=""), *others]
 
 
-_LEAST, _MORE, _SECONDS, _WIDE = 5, 3, 120.0, 0.1
-"""Pairs that an interval takes; times the rounds that there may be of them; how long for; how far a speed-up may be
-off, relative to itself."""
-_DISTURBED = 1.25
-"""Times by which a run has fewer processors than others of its kind where something else is at work."""
+_MORE, _SECONDS = 3, 120.0
+"""Times the rounds that there may be of them, and how long for."""
 
 
 def _round(
@@ -205,61 +186,22 @@ def _round(
             yield second, (dense, own)
 
 
-def _undisturbed(pairs: Sequence[Pair]) -> list[Pair]:
-    """Those of which neither run had fewer processors than others of its kind."""
-    most = [max(one.busy for one in kind) for kind in zip(*pairs, strict=True)]
-    return [pair for pair in pairs if all(one.busy * _DISTURBED >= best for one, best in zip(pair, most, strict=True))]
-
-
-def _ratios(pairs: Sequence[Pair]) -> list[float]:
-    return sorted(dense.pipeline / own.pipeline for dense, own in pairs)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """What holds the median of what values are drawn from, in nine of ten cases: from one of them, sorted, to another,
-    by the binomial distribution of how many lie below it. Of fewer than five there is none."""
-    count, outside, missed = len(values), -1, 0.0
-    while (missed := missed + 2 * math.comb(count, outside + 1) / 2**count) <= 0.1:
-        outside += 1
-    return None if outside < 0 else (values[outside], values[-1 - outside])
-
-
-def _narrow(pairs: Sequence[Pair]) -> bool:
-    found = interval(ratios := _ratios(_undisturbed(pairs)))
-    return found is not None and found[1] - found[0] <= _WIDE * statistics.median(ratios)
-
-
 def _timing(pairs: Sequence[Pair], macs: float | None) -> Timing:
-    clean = _undisturbed(pairs)
-    used = clean if len(clean) >= _LEAST else pairs
-    ratios = _ratios(used)
-    middle, found = statistics.median(ratios), interval(ratios)
+    found = SpeedupOf(pairs)
+    low, high = found.interval or (None, None)
+    pipeline, denoiser = [own.pipeline for _, own in found.pairs], [own.denoiser for _, own in found.pairs]
     return Timing(
-        pipeline_ms=statistics.median(own.pipeline for _, own in used),
-        pipeline_spread=_spread([own.pipeline for _, own in used]),
-        denoiser_ms=statistics.median(own.denoiser for _, own in used),
-        denoiser_spread=_spread([own.denoiser for _, own in used]),
-        speedup=middle,
-        speedup_low=None if found is None else found[0],
-        speedup_high=None if found is None else found[1],
-        denoiser_speedup=statistics.median(dense.denoiser / own.denoiser for dense, own in used),
-        pairs=len(used),
-        doubt="; ".join(_doubts(pairs, clean, macs)),
+        pipeline_ms=statistics.median(pipeline),
+        pipeline_spread=_spread(pipeline),
+        denoiser_ms=statistics.median(denoiser),
+        denoiser_spread=_spread(denoiser),
+        speedup=found.middle,
+        speedup_low=low,
+        speedup_high=high,
+        denoiser_speedup=statistics.median(dense.denoiser / own.denoiser for dense, own in found.pairs),
+        pairs=len(found.pairs),
+        doubt="; ".join(found.doubts(macs)),
     )
-
-
-def _doubts(pairs: Sequence[Pair], clean: Sequence[Pair], macs: float | None) -> Iterator[str]:
-    """Why a speed-up is not to be believed."""
-    if len(clean) < _LEAST <= len(pairs):
-        yield f"in {len(pairs) - len(clean)} of {len(pairs)} pairs of runs something else used the processors"
-    ratios = _ratios(clean if len(clean) >= _LEAST else pairs)
-    middle, found = statistics.median(ratios), interval(ratios)
-    if found is None:
-        yield f"{len(ratios)} pairs of runs are too few"
-    elif found[1] - found[0] > _WIDE * middle:
-        yield f"it lies anywhere from {found[0]:.2f} to {found[1]:.2f}"
-    if macs and middle > (1 + _WIDE) / macs:
-        yield f"{middle:.2f} is more than its MACs can give, {1 / macs:.2f}"
 
 
 def _spread(values: Sequence[float]) -> float:
