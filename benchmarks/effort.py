@@ -45,7 +45,7 @@ from diff_es import Levers, Settings, with_effort
 from diff_es.compression.simulation import simulate
 from diff_es.compression.study import Study, prepare
 from diff_es.compression.survey import survey
-from diff_es.evaluation.evaluate import Contender, scheduled
+from diff_es.evaluation.rivals import Contender, scheduled
 from diff_es.pipelines.loading import load
 from diff_es.pruning.budget import Budget
 from diff_es.pruning.granularity import Granularity

@@ -43,7 +43,7 @@ from diff_es import Effort, with_effort
 from diff_es.cli.options import MEASURES, MeasureName
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import prepare
-from diff_es.evaluation.evaluate import Contender, contenders, random_rival
+from diff_es.evaluation.rivals import Contender, contenders, random_rival
 from diff_es.evaluation.tiles_reference import load_reference
 from diff_es.pipelines.families import Pipeline
 from diff_es.pipelines.loading import load

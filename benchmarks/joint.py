@@ -43,7 +43,7 @@ from diff_es.compression.final import Found
 from diff_es.compression.sensitivity import by_rule
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import Study, prepare
-from diff_es.evaluation.evaluate import Contender, contenders, scheduled
+from diff_es.evaluation.rivals import Contender, contenders, scheduled
 from diff_es.evaluation.tiles_reference import load_reference
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load

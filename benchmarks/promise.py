@@ -37,7 +37,7 @@ from common import (
 
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import prepare
-from diff_es.evaluation.evaluate import random_rival
+from diff_es.evaluation.rivals import random_rival
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
 from diff_es.pruning.granularity import Width

@@ -34,7 +34,7 @@ from common import (
 
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import prepare
-from diff_es.evaluation.evaluate import contenders, random_rival
+from diff_es.evaluation.rivals import contenders, random_rival
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
 from diff_es.pruning.granularity import Granularity

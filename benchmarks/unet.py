@@ -36,7 +36,7 @@ from common import (
 
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import Study, prepare
-from diff_es.evaluation.evaluate import Contender, contenders
+from diff_es.evaluation.rivals import Contender, contenders
 from diff_es.evaluation.tiles_reference import load_reference
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load

@@ -33,7 +33,7 @@ from diff_es.compression.search_loop import widened
 from diff_es.compression.sensitivity import Sensitivity, _filled, sensitivity, with_timesteps
 from diff_es.compression.settings import Levers
 from diff_es.compression.study import Study, prepare
-from diff_es.evaluation.evaluate import contenders
+from diff_es.evaluation.rivals import contenders
 from diff_es.layers import Weights
 from diff_es.pipelines.probes import Probe, make_probes
 from diff_es.routing.placements import Resident, parameter_bytes

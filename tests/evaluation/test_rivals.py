@@ -12,14 +12,14 @@ import pytest
 from diffusers import DiTPipeline
 from tests.helpers.tiny import CALL, EIGHT, settings, tiny
 
-import diff_es.evaluation.evaluate
 from diff_es import Compressed, DiffESError, Run, Streamed, compress, load
 from diff_es.cli.app import main
 from diff_es.compression.reopening import asked_again
-from diff_es.evaluation.evaluate import Contender
+from diff_es.evaluation.rivals import Contender, contenders
 from diff_es.pruning.budget import Budget, MacsRatio, Prices, Speedup, WeightMemory
 from diff_es.pruning.costs import Costs
 from diff_es.routing.placements import parameter_bytes
+from diff_es.scoring.timing import Runner
 
 SPEEDUP, LIMIT = 1.2, 0.75
 SAVED = 0.06  # the share of a step's time that each of eight levels saves, far less than of its MACs
@@ -56,13 +56,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture
 def rivals(monkeypatch: pytest.MonkeyPatch) -> list[Contender]:
     """Whom ``evaluate`` compares a result with, itself included."""
-    found, contenders = list[Contender](), diff_es.evaluation.evaluate.contenders
+    found = list[Contender]()
 
     def noted(*arguments: Any) -> tuple[Contender, ...]:
         found.extend(contenders(*arguments))
         return tuple(found)
 
-    monkeypatch.setattr(diff_es.evaluation.evaluate, "contenders", noted)
+    monkeypatch.setattr("diff_es.evaluation.evaluate.contenders", noted)
     return found
 
 
@@ -82,6 +82,7 @@ def earlier(fast: Compressed) -> Compressed:
 
 def spent(rival: Contender) -> float:
     """The share of the dense steps' time, by what the prices were made from."""
+    assert isinstance(rival.runner, Runner)
     if rival.runner.plans is None or rival.runner.stages is None:
         return rival.runner.steps / CALL.steps
     shares = list[float]()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.helpers.tiny import HEADS, HIDDEN, SIZE, denoiser
 from torch import Tensor, nn
 
-from diff_es.evaluation.baselines import fewer_steps, uniform_width
+from diff_es.evaluation.rivals.baselines import fewer_steps, uniform_width
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, Weights, discover
 from diff_es.pipelines.tracing import Trace
 from diff_es.pruning.costs import Costs

@@ -6,10 +6,10 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -29,6 +29,29 @@ from ..utils.progress import Reporter
 from .pairs import LEAST, Pair, SpeedupOf, Spent
 
 
+class Way(Protocol):
+    """A way to sample: what is timed, and judged by its images, beside others."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sampling(self) -> Sampling: ...
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps that it takes."""
+
+    def of_batch(self, batch: int) -> Way:
+        """The same for batches of another size."""
+
+    def context(self, pipe: Pipeline) -> AbstractContextManager[object]:
+        """Where the pipeline samples this way; as it was, afterwards."""
+
+    def weight_bytes(self, pipe: Pipeline) -> int:
+        """The most bytes of weights on the device during a trajectory."""
+
+
 @dataclass(frozen=True)
 class Runner:
     """One way to sample: a setting, and the plan of each stage (None: the dense model without any routing)."""
@@ -45,6 +68,10 @@ class Runner:
     def steps(self) -> int:
         """Sampler steps that it takes."""
         return self.sampling.steps if self.timesteps is None else len(self.timesteps)
+
+    def of_batch(self, batch: int) -> Runner:
+        """The same for batches of another size."""
+        return replace(self, sampling=replace(self.sampling, batch=batch))
 
     @contextmanager
     def context(self, pipe: Pipeline) -> Iterator[Routing | None]:
@@ -116,7 +143,7 @@ class _Stopwatch:
         return float(sum(a.elapsed_time(b) / 1000 if self._cuda else b - a for a, b in pairs))
 
 
-def once(pipe: Pipeline, runner: Runner) -> Spent:
+def once(pipe: Pipeline, runner: Way) -> Spent:
     """A run of the whole pipeline, decoder included, and of its denoiser calls, weight switches included."""
     denoiser = denoiser_of(pipe)
     probes = make_probes(pipe, runner.sampling.batch, 0, "timing")
@@ -129,7 +156,7 @@ def once(pipe: Pipeline, runner: Runner) -> Spent:
 
 
 def measure(
-    pipe: Pipeline, runners: Sequence[Runner], rounds: int, reporter: Reporter, macs: Sequence[float] | None = None
+    pipe: Pipeline, runners: Sequence[Way], rounds: int, reporter: Reporter, macs: Sequence[float] | None = None
 ) -> list[Timing]:
     """Time runners side by side, after one round of warming up; the first one is the reference.
 
@@ -164,7 +191,7 @@ _MORE, _SECONDS = 3, 120.0
 
 
 def _round(
-    pipe: Pipeline, runners: Sequence[Runner], turn: int, advance: Callable[[str], None]
+    pipe: Pipeline, runners: Sequence[Way], turn: int, advance: Callable[[str], None]
 ) -> Iterator[tuple[int, Pair]]:
     """The number of each runner but the first, once, with the reference's run next to its own, and that."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ..layers import Anatomy
-from ..pruning.macs import MacCounter
-from ..search import NoneFits
+from ...layers import Anatomy
+from ...pruning.macs import MacCounter
+from ...search import NoneFits
 
 
 def fewer_steps(steps: int, fraction: float) -> int:
