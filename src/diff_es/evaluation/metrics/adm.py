@@ -26,7 +26,7 @@ def reference_moments(path: Path) -> Gaussian:
         DiffESError: there is no such file, or it holds no such arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             mean, covariance = (torch.from_numpy(np.asarray(file[name], np.float64)) for name in ("mu", "sigma"))
     except (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise _foreign(path, "a mean `mu` and a covariance `sigma`", said(error)) from error

@@ -202,8 +202,8 @@ class InceptionFeatures:
     """
 
     def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu") -> None:
-        network = Inception()
-        WEIGHTS.fill(network, WEIGHTS.read(weights), weights)
+        tensors, network = WEIGHTS.read(weights), Inception()
+        WEIGHTS.fill(network, tensors, weights)
         self._network, self._device = network.eval().requires_grad_(False).to(device), device
 
     def __call__(self, images: Tensor) -> Tensor:
