@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tests.helpers.pipelines import clip_tokenizer
 from tests.helpers.weights import pictures
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from diff_es import DiffESError
 from diff_es.evaluation.metrics import MetricName, metric
 from diff_es.evaluation.metrics.names import CLIP_MODEL, PICK_MODEL
 
 PROMPTS = ["a fox", "two hats", "a long prompt " * 30]
+MEAN, DEVIATION = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SCALE = 3.0  # of the logarithm
 
 
@@ -35,21 +38,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(8)  # cosines of both signs
     CLIPModel(config).save_pretrained(place)
     tokenizer.save_pretrained(place)
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPImageProcessorPil(**size).save_pretrained(place)
+    published = {
+        "crop_size": 32,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "resample": 3,
+        "size": 32,
+    }
+    published |= {"feature_extractor_type": "CLIPFeatureExtractor", "image_mean": MEAN, "image_std": DEVIATION}
+    (place / "preprocessor_config.json").write_text(json.dumps(published), encoding="utf-8")
     return place
 
 
 def cosines_by_hand(folder: Path, shown: torch.Tensor) -> list[float]:
-    """From the model's own embeddings, one image and one prompt at a time, as its makers show: by way of PIL."""
+    """From the model's own embeddings, one image and one prompt at a time; pixels by PIL, as its makers have them."""
     model = CLIPModel.from_pretrained(folder)
-    processor, tokenizer = CLIPImageProcessorPil.from_pretrained(folder), clip_tokenizer()
+    mean, deviation = (torch.tensor(one)[:, None, None] for one in (MEAN, DEVIATION))
+    tokenizer = clip_tokenizer()
     found = list[float]()
     for image, prompt in zip(shown, PROMPTS, strict=True):
         picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+        scale = 32 / min(picture.size)
+        wide, high = (int(side * scale) for side in picture.size)
+        left, top = (wide - 32) // 2, (high - 32) // 2
+        cut = picture.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + 32, top + 32))
+        pixels = (torch.from_numpy(np.array(cut)).permute(2, 0, 1) / 255 - mean) / deviation
         tokens = tokenizer(prompt, truncation=True, max_length=77, return_tensors="pt")
         with torch.no_grad():
-            seen = model.vision_model(**processor(images=picture, return_tensors="pt")).pooler_output
+            seen = model.vision_model(pixels[None]).pooler_output
             read = model.text_model(**tokens).pooler_output
             a, b = model.visual_projection(seen)[0], model.text_projection(read)[0]
         found.append(float(a @ b / (a.norm() * b.norm())))

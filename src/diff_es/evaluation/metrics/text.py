@@ -22,8 +22,8 @@ class Clip:
     """A CLIP model with what prepares its inputs; :func:`clip` makes one."""
 
     model: Any  # CLIPModel
-    images: Any  # CLIPImageProcessorPil
-    texts: Any  # CLIPTokenizer
+    images: Any  # its image processor, by way of PIL
+    texts: Any  # its tokenizer
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(N, 3, H, W) in [0, 1] and N prompts to (N,). Images are rounded to 8 bits first, as they are in files;
@@ -58,11 +58,12 @@ def clip(place: str, device: torch.device | str = "cpu") -> Clip:
     expected = "a CLIP model of transformers with its tokenizer and image processor"
     if find_spec("transformers") is None:
         raise DiffESError("transformers", expected="it for CLIP", found="none", remedy="pip install diff-es[text]")
-    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     try:
         model = CLIPModel.from_pretrained(place, dtype=torch.float32)
-        images, texts = CLIPImageProcessorPil.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+        images = AutoImageProcessor.from_pretrained(place, backend="pil")  # the published one, torchvision or not
+        texts = AutoTokenizer.from_pretrained(place)
     except FOREIGN as error:
         remedy = f"Run `hf download {place}` where the hub is in reach, or give a folder with its files as the weights."
         raise DiffESError(place, expected=expected, found=said(error), remedy=remedy) from error
