@@ -38,15 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(8)  # cosines of both signs
     CLIPModel(config).save_pretrained(place)
     tokenizer.save_pretrained(place)
-    published = {
-        "crop_size": 32,
-        "do_center_crop": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "resample": 3,
-        "size": 32,
-    }
-    published |= {"feature_extractor_type": "CLIPFeatureExtractor", "image_mean": MEAN, "image_std": DEVIATION}
+    steps = {f"do_{step}": True for step in ("resize", "center_crop", "normalize")}
+    sizes = {"size": 32, "crop_size": 32, "resample": 3, "image_mean": MEAN, "image_std": DEVIATION}
+    published = {**steps, **sizes, "feature_extractor_type": "CLIPFeatureExtractor"}
     (place / "preprocessor_config.json").write_text(json.dumps(published), encoding="utf-8")
     return place
 

@@ -63,7 +63,7 @@ _LAYOUTS = {
 }
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
 _EPSILON = 1e-10
-_BATCH = 16
+_BATCH = 4  # of 1024 pixels, whose first features alone take a gigabyte
 
 
 class Lpips:
@@ -87,11 +87,8 @@ class Lpips:
         network = layout.make()
         layout.published.fill(network, convolutions, weights)
         self.name = f"LPIPS ({trunk})"
-        self._trunk, self._taps, self._least = (
-            network.eval().requires_grad_(False).to(device),
-            layout.taps,
-            layout.least,
-        )
+        self._trunk = network.eval().requires_grad_(False).to(device)
+        self._taps, self._least = layout.taps, layout.least
         self._heads = [head.to(device) for head in heads(trunk)]
 
     def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
@@ -102,9 +99,8 @@ class Lpips:
     def _distance(self, images: Tensor, reference: Tensor) -> Tensor:
         """(N,): over the taps, the sum of the means over places of the weighted squares."""
         parts = zip(self._heads, self._seen(images), self._seen(reference), strict=True)
-        return torch.stack(
-            [torch.einsum("c,nchw->nhw", head, (a - b).square()).mean((1, 2)) for head, a, b in parts]
-        ).sum(0)
+        squares = [torch.einsum("c,nchw->nhw", head, (a - b).square()) for head, a, b in parts]
+        return torch.stack([one.mean((1, 2)) for one in squares]).sum(0)
 
     def _seen(self, images: Tensor) -> list[Tensor]:
         """At each tap (N, C, H, W), every place of unit length."""
