@@ -106,26 +106,40 @@ def blurred(images: Tensor) -> Tensor:
     return both
 
 
+def maps(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast with structure around each pixel, by equations 6 and 13 of Wang et al. 2004."""
+    mean_x, mean_y = blurred(x), blurred(y)
+    var_x, var_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
+    contrast = (2 * (blurred(x * y) - mean_x * mean_y) + 0.03**2) / (var_x + var_y + 0.03**2)
+    return (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2), contrast
+
+
 def by_scales(x: Tensor, y: Tensor) -> Tensor:
-    """The definition of Wang et al. 2003, equation 7, in float64; contrasts where the window fits, the last map
-    whole."""
-    x, y, product = x.double(), y.double(), torch.ones(len(x), dtype=torch.float64)
+    """By equation 7 of Wang et al. 2003: contrasts where the window fits, the last octave's map whole."""
+    product = torch.ones(len(x), dtype=torch.float64)
     for octave, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
-        mean_x, mean_y = blurred(x), blurred(y)
-        var_x, var_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
-        contrast = (2 * (blurred(x * y) - mean_x * mean_y) + 0.03**2) / (var_x + var_y + 0.03**2)
-        luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
-        inner = contrast[..., 5:-5, 5:-5]
-        product *= (contrast * luminance if octave == 4 else inner).flatten(1).mean(1) ** weight
+        luminance, contrast = maps(x, y)
+        seen = contrast * luminance if octave == 4 else contrast[..., 5:-5, 5:-5]
+        product *= seen.flatten(1).mean(1) ** weight
         x, y = (one.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)) for one in (x, y))
     return product
 
 
+def test_ssim_by_its_definition() -> None:
+    # in float64; to 2e-5
+    reference = pictures(2, 40, 50, seed=1)
+    images = noisy(reference, 0.2)
+    luminance, contrast = maps(images.double(), reference.double())
+    found = made(MetricName.SSIM)(images, reference).double()
+    torch.testing.assert_close(found, (luminance * contrast).flatten(1).mean(1), atol=2e-5, rtol=0)
+
+
 def test_ms_ssim_by_its_definition() -> None:
+    # in float64; to 2e-5
     reference = pictures(2, 192, 224, seed=1)
     images = noisy(reference, 0.2)
     found = made(MetricName.MS_SSIM)(images, reference).double()
-    torch.testing.assert_close(found, by_scales(images, reference), atol=2e-5, rtol=0)
+    torch.testing.assert_close(found, by_scales(images.double(), reference.double()), atol=2e-5, rtol=0)
 
 
 def test_ms_ssim_beside_pytorch_msssim() -> None:
