@@ -53,8 +53,13 @@ def test_it_is_found_again_by_its_name(pipe: Any) -> None:
     assert fingerprint(reopen(origin).transformer) == fingerprint(pipe.transformer)
 
 
-def test_four_of_its_steps_are_nearer_to_the_tiles_than_four_of_its_teacher(pipe: Any) -> None:
-    real, images = load_reference(), shown(pipe, 256)
+@pytest.fixture(scope="module")
+def dense(pipe: Any) -> Tensor:
+    return shown(pipe, 256)
+
+
+def test_four_of_its_steps_are_nearer_to_the_tiles_than_four_of_its_teacher(pipe: Any, dense: Tensor) -> None:
+    real, images = load_reference(), dense
     teacher = shown(load("bundled", device="cpu"), 256, sampling=Sampling(4, 2.0, 32))
     assert real.distance(images) < 0.8 * real.distance(teacher)
     with torch.no_grad():
@@ -69,15 +74,15 @@ def study(pipe: Any) -> Study:
     return prepare(pipe, settings)
 
 
-def test_the_kernel_distance_tells_pruning_from_other_noises(pipe: Any, study: Study) -> None:
+def test_the_kernel_distance_tells_pruning_from_other_noises(pipe: Any, dense: Tensor, study: Study) -> None:
     """Near zero of the dense model to itself, and the further, the more of it is pruned."""
-    real, dense = load_reference(), shown(pipe, 256)
+    real = load_reference()
     itself = abs(real.between(dense, shown(pipe, 256, "others")))
     distances = list[float]()
     for level in range(1, 4):
         plans = [study.library.plan(stage, (level,)) for stage in range(len(study.stages))]
         with routed(pipe.transformer, study.stages, opened(pipe, plans)):
-            distances.append(real.between(dense, shown(pipe, 256, "others")))
+            distances.append(real.between(dense, shown(pipe, 128, "others")))
     assert distances == sorted(distances)
     assert distances[-1] > 10 * itself
 

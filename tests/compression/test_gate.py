@@ -1,4 +1,5 @@
-"""What searches find is what they found before the code was laid out anew, for each lever and two budgets."""
+"""What searches find is what they found before the code was laid out anew, for two budgets and each lever,
+or all together."""
 
 from __future__ import annotations
 

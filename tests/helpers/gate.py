@@ -2,7 +2,7 @@
 
     python -m tests.helpers.gate tests/data/gate.json    # writes the record anew
 
-For each lever, and for two budgets in one search: the journal, the schedules, hashes of the plans' tensors and of the
+For each lever on the tiny models, for all together on the bundled ones, and for two budgets in one search: the journal, the schedules, hashes of the plans' tensors and of the
 images. Candidates are written as rows: of each stage the number of steps, where it is a choice, and the levels; then
 the timesteps, where they were moved.
 """
@@ -39,6 +39,7 @@ class Model:
     settings: Callable[[Levers], Settings]
     call: dict[str, Any]  # of the pipeline
     sampling: Sampling
+    levers: tuple[Levers, ...] = tuple(Levers)
 
 
 def _small(levers: Levers) -> Settings:
@@ -75,8 +76,10 @@ CLASSES: dict[str, Any] = {"class_labels": [1, 2], "guidance_scale": 2.0}
 MODELS = {
     "tiny DiT": Model(tiny, _small, CLASSES, Sampling(6)),
     "tiny U-Net": Model(lambda: made(CASES["SD"].make), _unet, {"prompt": ["a fox", "a hat"]}, CASES["SD"].sampling),
-    "bundled": Model(lambda: load("bundled"), _bundled, CLASSES, Sampling(4)),
-    "bundled-unet": Model(lambda: load("bundled-unet"), _bundled, {"prompt": ["a monster", "a floor"]}, Sampling(4)),
+    "bundled": Model(lambda: load("bundled"), _bundled, CLASSES, Sampling(4), (Levers.BOTH,)),
+    "bundled-unet": Model(
+        lambda: load("bundled-unet"), _bundled, {"prompt": ["a monster", "a floor"]}, Sampling(4), (Levers.BOTH,)
+    ),
 }
 
 
@@ -91,7 +94,7 @@ def of_model(name: str) -> dict[str, Any]:
         return pipe(**model.call, num_inference_steps=steps, generator=noises(2), output_type="pt").images
 
     dense = images()
-    for levers in Levers:
+    for levers in model.levers:
         with TemporaryDirectory() as folder:
             journal = Path(folder) / "journal.jsonl"
             fast = compress(
