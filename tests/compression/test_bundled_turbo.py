@@ -82,7 +82,7 @@ def test_the_kernel_distance_tells_pruning_from_other_noises(pipe: Any, dense: T
     for level in range(1, 4):
         plans = [study.library.plan(stage, (level,)) for stage in range(len(study.stages))]
         with routed(pipe.transformer, study.stages, opened(pipe, plans)):
-            distances.append(real.between(dense, shown(pipe, 128, "others")))
+            distances.append(real.between(dense, shown(pipe, 256, "others")))
     assert distances == sorted(distances)
     assert distances[-1] > 10 * itself
 
