@@ -126,3 +126,12 @@ def _gap(ours: Row, rival: Row) -> str:
 
 def _and(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def sped_between(row: Row) -> str:
+    """How fast, with the interval, or why that is not known."""
+    if row.doubt:
+        return f"speed not measured reliably: {row.doubt}"
+    known = is_number(row.speedup_low) and is_number(row.speedup_high) and row.contender != "dense"
+    between = f" (from {row.speedup_low:.2f} to {row.speedup_high:.2f})" if known else ""
+    return f"{row.speedup:.2f}{TIMES} as fast as dense{between}"
