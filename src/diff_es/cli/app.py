@@ -39,6 +39,7 @@ from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .ending import Ending
 from .grouped import Sections, grouped
 from .options import Artefact, AsJson, Config, Images, InDtype, Model, Moved, OnDevice, Point, SizeOptions, Trials
+from .play import play_command
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
 
@@ -52,6 +53,7 @@ def _version(asked: bool) -> None:
 
 
 app.command("compress", cls=Sections)(compress_command)
+app.command("play", cls=Sections)(play_command)
 
 
 @app.callback(help=_HELP)

@@ -85,11 +85,8 @@ def evaluate(
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for one, rival in zip(found, random, strict=True):
         field += contenders(study, one, rival, saved)
-    field += (
-        []
-        if alone is None
-        else [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
-    )
+    if alone is not None:
+        field += [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
     timed = [contender.runner.of_batch(extent.batch) for contender in field]
     timings = measure(study.pipe, timed, extent.rounds, reporter, [contender.macs_ratio for contender in field])
     count = max(extent.noises, extent.images if real else 0)
