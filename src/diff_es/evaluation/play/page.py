@@ -76,7 +76,7 @@ class _Page:
     def build(self) -> None:
         ui.add_css(resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8"))
         ui.colors(primary="#0072b2")
-        with ui.element("main"):
+        with ui.element("div").classes("play"):
             with ui.element("header"):
                 ui.html("<h1>Diff-ES play</h1>", sanitize=False)
                 ui.label(self._studio.origin).classes("soft")
