@@ -37,6 +37,8 @@ from diff_es.utils.errors import DiffESError
 from diff_es.utils.progress import Reporter
 from diff_es.utils.seeds import derive_seed
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*reduce_op:FutureWarning")  # as in `serve`
+
 QUIET = Reporter(quiet=True)
 COMMAND = "diff-es evaluate 'my result' --noises 6"
 FLAGS = (
@@ -93,9 +95,9 @@ def result() -> Compressed:
 def report(result: Compressed, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of the report on both points."""
     study, extent = prepare(tiny(), result.report.settings), Extent(noises=6, images=6, rounds=2, batch=2, random=3)
-    found = [found_again(point.report) for point in result.front.points]
-    evaluation = evaluate(study, found, None, extent, None, QUIET)
-    made = Made(1.0, COMMAND, result.report.sensitivity.table)
+    found, others = (found_again(result.report),), tuple(found_again(other.report) for other in result.others)
+    evaluation = evaluate(study, found, None, extent, None, QUIET, saved=result)
+    made = Made(1.0, COMMAND, result.report.sensitivity.table, front=others)
     folder = tmp_path_factory.mktemp("report")
     publish(folder, tell(study, "tiny", found, evaluation, extent, made))
     return (folder / "report.html").as_uri()

@@ -198,7 +198,8 @@ def evaluate_command(
     evaluation = evaluate(ready, found, reference, extent, target, reporter, fast)
     notes = () if reference else ("No Fréchet distance: there are no reference statistics for this model.",)
     command, table = shlex.join(["diff-es", *sys.argv[1:]]), fast.report.sensitivity.table
-    made = Made(time.monotonic() - start, command, table, notes)
+    front = tuple(found_again(other.report) for other in fast.others)
+    made = Made(time.monotonic() - start, command, table, notes, front)
     story = tell(ready, name, found, evaluation, extent, made)
     result = publish(target, story)
     tables.show_rows(out, story)

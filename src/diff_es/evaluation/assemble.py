@@ -93,6 +93,7 @@ class Made:
     command: str  # that can be given again
     table: Sensitivity | None = None  # that the search was led by
     notes: tuple[str, ...] = ()
+    front: tuple[Found, ...] = ()  # what the same search found for other budgets
 
 
 def tell(
@@ -136,7 +137,7 @@ def tell(
         rows=evaluation.rows,
         strips=tuple(strips),
         cases=evaluation.cases,
-        heats=tuple(_heat(study, one) for one in found),
+        heats=tuple(_heat(study, one) for one in (*found, *made.front)),
         curves=tuple(curves),
         notes=made.notes,
         sensed=None if made.table is None else sensed(made.table, tuple(unit.name for unit in study.units)),

@@ -76,7 +76,7 @@ def evaluate(
         found: the search's results.
         real: statistics of real data for the Fréchet distance; None leaves it out.
         journals: where the random search keeps its scores, if anywhere.
-        saved: a result, which is then judged as it was saved.
+        saved: a result, which is then judged as it was saved; the other points of its front too, without rivals.
         alone: what pruning alone comes to, for rows of its own.
     """
     random = tuple(
@@ -85,6 +85,7 @@ def evaluate(
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for one, rival in zip(found, random, strict=True):
         field += contenders(study, one, rival, saved)
+    field += [] if saved is None else _other_points(study, saved)
     if alone is not None:
         field += [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
     timed = [contender.runner.of_batch(extent.batch) for contender in field]
@@ -118,6 +119,17 @@ def evaluate(
         () if row.snr_db is None else tuple(snr[numbers].tolist()) for row, snr in zip(rows, each, strict=True)
     )
     return Evaluation(tuple(rows), tuple(images[numbers] for _, images in results), cases, closeness, random)
+
+
+def _other_points(study: Study, saved: Compressed) -> list[Contender]:
+    """The results of the same search for other budgets."""
+    sampling = study.settings.sampling
+    runners = [other.runner("diff-es", sampling, study.placement) for other in saved.others]
+    reports = [other.report for other in saved.others]
+    return [
+        Contender("diff-es", report.limit, report.macs_ratio, runner, report.cost_ratio)
+        for report, runner in zip(reports, runners, strict=True)
+    ]
 
 
 def _cases(study: Study, snr_db: Tensor, count: int) -> tuple[Case, ...]:

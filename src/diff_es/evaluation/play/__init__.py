@@ -9,6 +9,7 @@ scripts and fonts along: tests/evaluation/test_pages.py holds that no request le
 from __future__ import annotations
 
 import socket
+import warnings
 
 from ...utils.errors import DiffESError
 from .studio import Studio
@@ -27,7 +28,9 @@ def serve(studio: Studio, listening: socket.socket) -> None:
     except ModuleNotFoundError as error:
         expected, remedy = "what the extra `play` installs", "Install it: pip install 'diff-es[play]'."
         raise DiffESError("diff-es play", expected=expected, found=f"no {error.name}", remedy=remedy) from error
-    server(studio, HOST).run(sockets=[listening])
+    with warnings.catch_warnings():  # to find its server NiceGUI looks at every object, PyTorch's deprecated ones too
+        warnings.filterwarnings("ignore", ".*reduce_op", FutureWarning)
+        server(studio, HOST).run(sockets=[listening])
 
 
 def listen(port: int) -> socket.socket:

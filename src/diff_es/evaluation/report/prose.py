@@ -105,7 +105,10 @@ def decibels(row: Row) -> str:
 
 
 def _tightest(rows: Sequence[Row]) -> Row | None:
-    return min((row for row in rows if row.contender == "diff-es"), key=lambda row: row.budget, default=None)
+    """Of the budgets that there are rivals at, if there are any."""
+    ours = [row for row in rows if row.contender == "diff-es"]
+    contested = {row.budget for row in rows if row.contender not in ("dense", "diff-es")}
+    return min(ours, key=lambda row: (row.budget not in contested, row.budget), default=None)
 
 
 def _comparable(rows: Sequence[Row], ours: Row) -> list[Row]:
