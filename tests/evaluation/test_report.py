@@ -199,7 +199,7 @@ def test_a_schedule_says_what_it_means(
 def test_sensitivities_are_shares_of_a_whole_and_say_where_it_hurts() -> None:
     sensed = Sensed(((0.05, 0.01), (0.25, 0.69)), ("attention", "feedforward"))
     told = meaning.of_sensitivities(sensed)
-    assert told.startswith("Stage 1 makes 94% of the error, stage 0 6%; by unit, feedforward makes most, 70%.")
+    assert told.startswith("Stage 1 makes 94% of the error and stage 0 only 6%; by unit, feedforward makes most, 70%.")
     assert told in Reader(render(story(sensed=sensed))).text
     written = [element.text for element in assert_drawn(heats.share_map("t", sensed.shares, sensed.units)).iter("text")]
     assert [entry for entry in written if entry in ("5", "25", "69")] == ["5", "25", "69"]

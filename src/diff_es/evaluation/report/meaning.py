@@ -23,7 +23,7 @@ def of_sensitivities(sensed: Sensed) -> str:
     stages = [sum(stage) for stage in sensed.shares]
     most, least = (pick(range(len(stages)), key=stages.__getitem__) for pick in (max, min))
     told = f"Stage {most} makes {percent(stages[most])}% of the error"
-    told += f", stage {least} {percent(stages[least])}%" if len(stages) > 1 else ""
+    told += f" and stage {least} only {percent(stages[least])}%" if len(stages) > 1 else ""
     if len(sensed.units) > 1:
         columns = [sum(column) for column in zip(*sensed.shares, strict=True)]
         unit = max(range(len(columns)), key=columns.__getitem__)
