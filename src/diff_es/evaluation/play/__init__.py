@@ -1,9 +1,9 @@
 """A local page on which to play with a saved result: dense and fast side by side, with their times.
 
 The page is served to this machine alone, and made with NiceGUI, the extra ``play``. Gradio, the other candidate, cannot
-be installed beside a Pillow of today (6.31 asks for one below 13) and weighs more: 342 MB in a folder of its own with
-what it needs, pandas among it, where NiceGUI 3.18 adds about 75 MB to what Diff-ES needs anyway. NiceGUI brings its
-scripts and fonts along: tests/evaluation/test_pages.py holds that no request leaves the machine.
+be installed beside a Pillow of today (6.31 asks for one below 13), and adds 130 MB to what Diff-ES needs anyway, pandas
+among it, where NiceGUI 3.18 adds 72 MB. NiceGUI brings its scripts and fonts along: tests/evaluation/test_pages.py
+holds that no request leaves the machine.
 """
 
 from __future__ import annotations

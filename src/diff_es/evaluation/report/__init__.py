@@ -63,6 +63,7 @@ def render(story: Story) -> str:
         figures=figures(story.rows),
         findings=findings(story.rows),
         grid=gallery.grid(story),
+        compared=story.cases and any(strip.contender == "dense" for strip in story.strips),
         cases=[(case.kind.value, gallery.described(case)) for case in story.cases],
         choices=gallery.choices(story.rows),
         points=_points(story),
