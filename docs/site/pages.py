@@ -25,6 +25,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav = [
         {"Diff-ES": "index.md"},
         {"Method": "method.md"},
+        {"Report and play": "report.md"},
         {"Decisions": "decisions.md"},
         {"Metrics": "metrics.md"},
         {"Benchmarks": ["benchmarks.md", {"Tables": TABLES}]},

@@ -32,7 +32,7 @@ SMALL = {  # so that what is not refused takes a moment
 LAST = {"compress": "", "bench": "1", "evaluate": "1"}
 LONG = {"speedup", "workers", "random", "images"}
 """What is only drawn so that it is refused, since it takes its time; and what is not drawn at all."""
-FIXED = {("demo", "out_folder"), ("evaluate", "model"), ("bench", "compiled"), ("inspect", "timed")}
+FIXED = {("demo", "out_folder"), ("evaluate", "model"), ("play", "model"), ("bench", "compiled"), ("inspect", "timed")}
 FORMAT3 = Path(__file__).parents[1] / "data" / "format3" / "levels"
 HANG = 10.0  # seconds, in which what is refused has to be
 
@@ -68,12 +68,13 @@ def enums(command: str, parameter: Any) -> Iterator[type[Enum]]:
 def base(command: str, places: dict[str, str], out: Path, result: str) -> list[str]:
     """A command line that works, on a result of today's format or of format 3."""
     line = [command, places["model"] if command in ("compress", "inspect") else places[result]]
-    if command in ("sample", "evaluate", "bench", "export"):  # an evaluation takes long: it ends at a model of no place
-        line += ["--model", places["nowhere" if command == "evaluate" else "model"]]
+    if command in ("sample", "evaluate", "bench", "export", "play"):
+        endless = command in ("evaluate", "play")  # an evaluation takes long: it ends at a model of no place
+        line += ["--model", places["nowhere" if endless else "model"]]
     if command == "demo":  # so does this: nothing that can be drawn may make it run
         return [command, "--out", places["file"]]
     small = [*SMALL.get(command, "").split(), *([LAST[command]] if command in LAST else [])]
-    return [*line, *small, *([] if command in ("inspect", "bench") else ["--out", str(out)])]
+    return [*line, *small, *([] if command in ("inspect", "bench", "play") else ["--out", str(out)])]
 
 
 def drawn(draw: random.Random, places: dict[str, str], out: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -17,7 +18,7 @@ from ..compression.export import check_new, export
 from ..compression.reopening import asked_again, found_again
 from ..compression.study import prepare
 from ..evaluation import inspection
-from ..evaluation.assemble import PUBLISHED, contact_sheet, picture, publish, tell
+from ..evaluation.assemble import PUBLISHED, Made, contact_sheet, picture, publish, tell
 from ..evaluation.benchmark import compare
 from ..evaluation.demo import SETTINGS, run_demo
 from ..evaluation.evaluate import Extent, evaluate
@@ -38,6 +39,7 @@ from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .ending import Ending
 from .grouped import Sections, grouped
 from .options import Artefact, AsJson, Config, Images, InDtype, Model, Moved, OnDevice, Point, SizeOptions, Trials
+from .play import play_command
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
 
@@ -51,6 +53,7 @@ def _version(asked: bool) -> None:
 
 
 app.command("compress", cls=Sections)(compress_command)
+app.command("play", cls=Sections)(play_command)
 
 
 @app.callback(help=_HELP)
@@ -193,8 +196,11 @@ def evaluate_command(
     name = model or (fast.origin.model if fast.origin else "")
     reference = load_reference() if name in MODELS else None
     evaluation = evaluate(ready, found, reference, extent, target, reporter, fast)
-    notes = [] if reference else ["No Fréchet distance: there are no reference statistics for this model."]
-    story = tell(ready, name, found, evaluation, extent, time.monotonic() - start, notes)
+    notes = () if reference else ("No Fréchet distance: there are no reference statistics for this model.",)
+    command, table = shlex.join(["diff-es", *sys.argv[1:]]), fast.report.sensitivity.table
+    front = tuple(found_again(other.report) for other in fast.others)
+    made = Made(time.monotonic() - start, command, table, notes, front)
+    story = tell(ready, name, found, evaluation, extent, made)
     result = publish(target, story)
     tables.show_rows(out, story)
     out.print(f"\nLook at {target / 'report.html'}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..compression.final import Found
+from ..compression.sensitivity import Sensitivity
 from ..compression.study import Study
 from ..pipelines.denoiser import device_of, dtype_of
 from ..pipelines.own_sampler import OwnSampler
@@ -20,7 +22,7 @@ from ..pipelines.sampling import denoiser_of, sampler_name
 from ..search import Generation
 from ..utils.files import write_text
 from .evaluate import Evaluation, Extent
-from .report import Curve, Heat, Story, Strip, render
+from .report import Curve, Heat, Sensed, Story, Strip, render
 
 PUBLISHED = ("result.json", "report.html")
 _NAMES = 22
@@ -78,7 +80,20 @@ def _heat(study: Study, found: Found) -> Heat:
     spent = "compute" if study.prices is None else "time"
     title, names = f"Diff-ES at {found.limit:g} of the {spent}", tuple(unit.name for unit in study.units)
     most = max(len(unit.options) for unit in study.units) - 1
-    return Heat(title, found.candidate.levels, most, study.steps(found.candidate), tuple(ends), names)
+    return Heat(
+        "diff-es", found.limit, title, found.candidate.levels, most, study.steps(found.candidate), tuple(ends), names
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """How an evaluation came about, apart from what it found."""
+
+    seconds: float
+    command: str  # that can be given again
+    table: Sensitivity | None = None  # that the search was led by
+    notes: tuple[str, ...] = ()
+    front: tuple[Found, ...] = ()  # what the same search found for other budgets
 
 
 def tell(
@@ -87,8 +102,7 @@ def tell(
     found: Sequence[Found],
     evaluation: Evaluation,
     extent: Extent,
-    seconds: float,
-    notes: Sequence[str],
+    made: Made,
 ) -> Story:
     """The page's contents."""
     settings, device = study.settings, device_of(denoiser_of(study.pipe))
@@ -108,11 +122,11 @@ def tell(
         ("Seed", str(settings.seed)),
         ("Device", f"{_device(device)}, {dtype_of(denoiser_of(study.pipe))}, {torch.get_num_threads()} threads"),
         ("Versions", f"diff-es {version('diff-es')}, torch {torch.__version__}, diffusers {version('diffusers')}"),
-        ("Time taken", f"{seconds / 60:.1f} minutes"),
+        ("Time taken", f"{made.seconds / 60:.1f} minutes"),
     )
     strips = [
-        Strip(row.contender, row.budget, tuple(picture(image) for image in images))
-        for row, images in zip(evaluation.rows, evaluation.images, strict=True)
+        Strip(row.contender, row.budget, tuple(picture(image) for image in images), snr_db)
+        for row, images, snr_db in zip(evaluation.rows, evaluation.images, evaluation.snr_db, strict=True)
     ]
     curves = [_curve(f"Diff-ES at {one.limit:g}", one.history) for one in found]
     curves += [_curve(f"Random at {one.limit:g}", one.history) for one in evaluation.random]
@@ -122,10 +136,20 @@ def tell(
         facts=facts,
         rows=evaluation.rows,
         strips=tuple(strips),
-        heats=tuple(_heat(study, one) for one in found),
+        cases=evaluation.cases,
+        heats=tuple(_heat(study, one) for one in (*found, *made.front)),
         curves=tuple(curves),
-        notes=tuple(notes),
+        notes=made.notes,
+        sensed=None if made.table is None else sensed(made.table, tuple(unit.name for unit in study.units)),
+        command=made.command,
     )
+
+
+def sensed(table: Sensitivity, units: Sequence[str]) -> Sensed | None:
+    """The shares of error of the last level of each unit, in each stage; None where nothing adds any."""
+    last = [[levels[-1] for levels in stage] for stage in table.levels]
+    total = sum(map(sum, last))
+    return Sensed(tuple(tuple(error / total for error in stage) for stage in last), tuple(units)) if total else None
 
 
 def _device(device: torch.device) -> str:

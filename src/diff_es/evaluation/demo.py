@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ..pruning.granularity import Granularity
 from ..pruning.library import Method
 from ..utils.locks import held_folder
 from ..utils.progress import Reporter
-from .assemble import publish, side_by_side, tell
+from .assemble import Made, publish, side_by_side, tell
 from .evaluate import Alone, Extent, evaluate
 from .report import Story
 from .tiles_reference import load_reference
@@ -67,7 +68,9 @@ def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, obje
         result_of(ready, one, table).save(folder / f"macs-{one.limit:g}")
     alone = levels_alone(ready, journals / f"levels-{seed}.jsonl", reporter)
     evaluation = evaluate(ready, found, load_reference(), EXTENT, journals, reporter, alone=alone)
-    story = tell(ready, "bundled tiles DiT", found, evaluation, EXTENT, time.monotonic() - start, [])
+    command = shlex.join(["diff-es", "demo", "--out", str(folder), "--seed", str(seed)])
+    made = Made(time.monotonic() - start, command, table)
+    story = tell(ready, "bundled tiles DiT", found, evaluation, EXTENT, made)
     side_by_side(evaluation).save(folder / PICTURE)
     return publish(folder, story), story
 

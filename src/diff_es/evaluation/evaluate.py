@@ -15,14 +15,15 @@ from ..compression.result import Compressed
 from ..compression.study import Study, prepare
 from ..pipelines.encodings import Encodings, encoded_once
 from ..pipelines.own_sampler import OwnSampler
-from ..pipelines.probes import make_probes
+from ..pipelines.probes import Probe, make_probes, name_of
 from ..pipelines.sampling import AnyPipeline, decode, sample
 from ..scoring import metrics
 from ..scoring.timing import Runner, Timing, measure
 from ..utils.arguments import checked
 from ..utils.limits import Batch, Count, Rounds, Several
 from ..utils.progress import Reporter
-from .report import Row
+from .cases import chosen, judged_by
+from .report import Case, Row
 from .rivals import Contender, contenders, random_rival, scheduled
 from .tiles_reference import Reference
 
@@ -36,7 +37,7 @@ class Extent:
     images: Count = 128  # images for the Fréchet distance
     rounds: Rounds = 5  # of timing, or more (scoring/timing.py)
     batch: Batch = 32  # samples per timed pipeline call; small batches time the overhead of small operations
-    strip: Count = 8  # images shown of each contender
+    strip: Count = 8  # images shown of each contender: the worst and the typical ones
     random: Count | None = None  # candidates of the random search; None: as many as our own search ran
 
 
@@ -54,6 +55,8 @@ class Evaluation:
 
     rows: tuple[Row, ...]
     images: tuple[Tensor, ...]  # (strip, 3, H, W) in [0, 1], one for each row; of a loop without a decoder none
+    cases: tuple[Case, ...]  # which they are, the same for every row
+    snr_db: tuple[tuple[float, ...], ...]  # of each of them to the reference, for every row; of the reference none
     random: tuple[Found, ...]  # of each budget
 
 
@@ -73,7 +76,7 @@ def evaluate(
         found: the search's results.
         real: statistics of real data for the Fréchet distance; None leaves it out.
         journals: where the random search keeps its scores, if anywhere.
-        saved: a result, which is then judged as it was saved.
+        saved: a result, which is then judged as it was saved; the other points of its front too, without rivals.
         alone: what pruning alone comes to, for rows of its own.
     """
     random = tuple(
@@ -82,15 +85,13 @@ def evaluate(
     field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
     for one, rival in zip(found, random, strict=True):
         field += contenders(study, one, rival, saved)
-    field += (
-        []
-        if alone is None
-        else [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
-    )
+    field += [] if saved is None else _other_points(study, saved)
+    if alone is not None:
+        field += [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
     timed = [contender.runner.of_batch(extent.batch) for contender in field]
     timings = measure(study.pipe, timed, extent.rounds, reporter, [contender.macs_ratio for contender in field])
-    count = max(extent.noises, extent.images if real else 0, extent.strip)
-    n, rows, shows = extent.noises, list[Row](), _gives_images(study.pipe)
+    count = max(extent.noises, extent.images if real else 0)
+    n, rows, shows, each = extent.noises, list[Row](), _gives_images(study.pipe), list[Tensor]()
     with encoded_once(study.pipe, Encodings()):
         results = [sampled(study, contender, count, reporter) for contender in field]
         (own, _), (goal, goal_images) = results[0], results[0]
@@ -100,19 +101,42 @@ def evaluate(
             goal, goal_images = sampled(study, reference, n, reporter)
     for contender, timing, seen in zip(field, timings, results, strict=True):
         is_goal = contender.name == "dense" and study.refers_to_own
-        snr, to_own = (float(metrics.snr_db(truth[:n], seen[0][:n]).mean()) for truth in (goal, own))
+        snr, to_own = (metrics.snr_db(truth[:n], seen[0][:n]) for truth in (goal, own))
+        each.append(snr)
         psnr = float(metrics.psnr_db(goal_images[:n], seen[1][:n]).mean()) if shows and not is_goal else None
         rows.append(
             replace(
                 _row(study, contender, timing),
-                snr_db=None if is_goal else snr,
-                own_snr_db=None if contender.name == "dense" else to_own,
+                snr_db=None if is_goal else float(snr.mean()),
+                own_snr_db=None if contender.name == "dense" else float(to_own.mean()),
                 psnr_db=psnr,
                 frechet_distance=real.distance(seen[1]) if real else None,
             )
         )
-    strip = extent.strip if shows else 0
-    return Evaluation(tuple(rows), tuple(images[:strip] for _, images in results), random)
+    cases = _cases(study, each[judged_by(rows)], extent.strip if shows else 0)
+    numbers = [case.noise for case in cases]
+    closeness = tuple(
+        () if row.snr_db is None else tuple(snr[numbers].tolist()) for row, snr in zip(rows, each, strict=True)
+    )
+    return Evaluation(tuple(rows), tuple(images[numbers] for _, images in results), cases, closeness, random)
+
+
+def _other_points(study: Study, saved: Compressed) -> list[Contender]:
+    """The results of the same search for other budgets."""
+    sampling = study.settings.sampling
+    runners = [other.runner("diff-es", sampling, study.placement) for other in saved.others]
+    reports = [other.report for other in saved.others]
+    return [
+        Contender("diff-es", report.limit, report.macs_ratio, runner, report.cost_ratio)
+        for report, runner in zip(reports, runners, strict=True)
+    ]
+
+
+def _cases(study: Study, snr_db: Tensor, count: int) -> tuple[Case, ...]:
+    """The noises to show, of those with these SNRs, (N,)."""
+    probes = _probes(study, len(snr_db))
+    names = [name_of(study.pipe, probe.condition) for probe in probes]
+    return tuple(Case(number, kind, names[number]) for number, kind in chosen(snr_db, count))
 
 
 def _row(study: Study, contender: Contender, timing: Timing) -> Row:
@@ -163,11 +187,15 @@ def _gives_images(pipe: AnyPipeline) -> bool:
     return not isinstance(pipe, OwnSampler) or pipe.decode is not None
 
 
+def _probes(study: Study, count: int) -> tuple[Probe, ...]:
+    """The first of the noises that contenders are compared on."""
+    return make_probes(study.pipe, count, study.settings.seed, "evaluation", study.settings.prompts)
+
+
 def sampled(study: Study, contender: Contender, count: int, reporter: Reporter) -> tuple[Tensor, Tensor]:
     """Final latents and images of the first ``count`` evaluation probes."""
     pipe, sampling = study.pipe, contender.runner.sampling
-    settings, latents = study.settings, list[Tensor]()
-    probes = make_probes(pipe, count, settings.seed, "evaluation", settings.prompts)
+    latents, probes = list[Tensor](), _probes(study, count)
     chunks = [probes[i : i + sampling.batch] for i in range(0, count, sampling.batch)]
     title = f"sample {contender.name} at {contender.budget}"
     with reporter.task(title, len(chunks)) as task, contender.runner.context(pipe):

@@ -82,6 +82,14 @@ def conditions_of(pipe: Pipeline, prompts: Sequence[str] | None = None) -> tuple
     return (None,) if family is not None and family.asked is Asked.NOTHING else classes_of(pipe)
 
 
+def name_of(pipe: Pipeline, condition: Condition) -> str:
+    """A condition for a reader: a class by its names, where it has some, or a prompt; empty where nothing is asked."""
+    family = family_of(pipe)
+    if isinstance(condition, int) and family is not None and family.asked is Asked.CLASSES:
+        return ", ".join(name for name, number in pipe.labels.items() if number == condition) or f"class {condition}"
+    return "" if condition is None else str(condition)
+
+
 def make_probes(
     pipe: Pipeline, count: int, seed: int, purpose: str, prompts: Sequence[str] | None = None
 ) -> tuple[Probe, ...]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import TypeGuard, TypeVar
 
 from PIL import Image
@@ -13,17 +14,49 @@ class Appearance:
     name: str  # in tables and plots
     prose: str  # in a sentence
     marker: str  # SVG path around (0, 0); the shape repeats what the colour says
+    way: str  # how it samples, in a sentence: for those whose schedule is not drawn
 
 
 CONTENDERS = {  # in the order of every table, grid and legend; the colours are the page's
-    "dense": Appearance("Dense", "the dense model", "M-4 -4H4V4H-4Z"),
-    "fewer-steps": Appearance("Fewer steps", "fewer steps of the dense model", "M-4 -4H4V4H-4Z"),
-    "trailing": Appearance("Trailing, corrected", "trailing steps with corrections", "M-4 -4H4V4H-4Z"),
-    "uniform": Appearance("Uniform", "uniform pruning", "M0 -5.2L5 4H-5Z"),
-    "mosaicdiff": Appearance("MosaicDiff-like", "MosaicDiff-like pruning", "M0 5.2L5 -4H-5Z"),
-    "random": Appearance("Random", "a random schedule", "M0 -5.4L5.4 0L0 5.4L-5.4 0Z"),
-    "pruning": Appearance("Diff-ES, pruning alone", "our pruning alone", "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0 -4 0Z"),
-    "diff-es": Appearance("Diff-ES", "Diff-ES", "M-5.2 0a5.2 5.2 0 1 0 10.4 0a5.2 5.2 0 1 0 -10.4 0Z"),
+    "dense": Appearance(
+        "Dense", "the dense model", "M-4 -4H4V4H-4Z", "The dense model at every step, as the sampler takes them."
+    ),
+    "fewer-steps": Appearance(
+        "Fewer steps",
+        "fewer steps of the dense model",
+        "M-4 -4H4V4H-4Z",
+        "The dense model at every step; only fewer of them.",
+    ),
+    "trailing": Appearance(
+        "Trailing, corrected",
+        "trailing steps with corrections",
+        "M-4 -4H4V4H-4Z",
+        "The dense model at fewer steps, each corrected by what was fitted to its own trajectory.",
+    ),
+    "uniform": Appearance(
+        "Uniform", "uniform pruning", "M0 -5.2L5 4H-5Z", "The same share is pruned from every layer at every step."
+    ),
+    "mosaicdiff": Appearance(
+        "MosaicDiff-like",
+        "MosaicDiff-like pruning",
+        "M0 5.2L5 -4H-5Z",
+        "The stages in the middle are pruned least, by rule and not by search.",
+    ),
+    "random": Appearance(
+        "Random",
+        "a random schedule",
+        "M0 -5.4L5.4 0L0 5.4L-5.4 0Z",
+        "The best of as many schedules drawn at random as Diff-ES tried.",
+    ),
+    "pruning": Appearance(
+        "Diff-ES, pruning alone",
+        "our pruning alone",
+        "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0 -4 0Z",
+        "The same search over levels alone: every step of the sampler is taken.",
+    ),
+    "diff-es": Appearance(
+        "Diff-ES", "Diff-ES", "M-5.2 0a5.2 5.2 0 1 0 10.4 0a5.2 5.2 0 1 0 -10.4 0Z", "A schedule that was searched for."
+    ),
 }
 
 
@@ -64,6 +97,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Heat:
+    contender: str  # whose schedule it is, at which budget: of a row
+    budget: float
     title: str
     levels: tuple[tuple[int, ...], ...]  # [stages][units]
     most: int  # the largest level there is
@@ -87,17 +122,54 @@ class Curve:
     points: tuple[tuple[int, float], ...]  # evaluations so far, best score in dB
 
 
+class CaseKind(StrEnum):
+    """Why a noise is shown."""
+
+    WORST = "worst"
+    TYPICAL = "typical"
+
+
+@dataclass(frozen=True)
+class Case:
+    noise: int  # its number among those evaluated
+    kind: CaseKind
+    asked: str = ""  # class or prompt; empty where nothing is asked of the model
+
+
 @dataclass(frozen=True)
 class Strip:
     contender: str
     budget: float
-    images: tuple[Image.Image, ...]  # one per noise, in the order of every other strip
+    images: tuple[Image.Image, ...]  # one per case, in the order of every other strip
+    snr_db: tuple[float, ...] = ()  # of each to the reference; of the reference none
 
     def __post_init__(self) -> None:
         _known(self.contender)
+        if self.snr_db and len(self.snr_db) != len(self.images):
+            raise ValueError(f"strip {key_of(self)}: {len(self.snr_db)} SNRs of {len(self.images)} images")
+
+
+@dataclass(frozen=True)
+class Sensed:
+    """What the search measured: the share of all added error that one unit adds where it alone is pruned as far as it
+    can be in one stage, if errors add up."""
+
+    shares: tuple[tuple[float, ...], ...]  # [stages][units], all together 1
+    units: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.shares or {len(stage) for stage in self.shares} != {len(self.units)}:
+            raise ValueError(
+                f"sensitivities {self.shares}: expected a share of each of {len(self.units)} units by stage"
+            )
 
 
 Ranked = TypeVar("Ranked", Row, Strip)
+
+
+def key_of(item: Row | Strip | Heat) -> str:
+    """One point of the comparison, such as `diff-es-0.5`, by which the page finds all that it has of it."""
+    return f"{item.contender}-{item.budget:g}"
 
 
 @dataclass(frozen=True)
@@ -107,14 +179,18 @@ class Story:
     facts: tuple[tuple[str, str], ...]  # (label, value): sampler, guidance, device, versions, time taken, …
     rows: tuple[Row, ...]
     strips: tuple[Strip, ...] = ()
+    cases: tuple[Case, ...] = ()  # what the images of each strip are
     heats: tuple[Heat, ...] = ()
     curves: tuple[Curve, ...] = ()
     notes: tuple[str, ...] = ()
+    sensed: Sensed | None = None
+    command: str = ""  # that made the page; empty where none did
 
     def __post_init__(self) -> None:
         counts = {len(strip.images) for strip in self.strips}
-        if len(counts) > 1:
-            raise ValueError(f"strips hold {sorted(counts)} images; expected the same noises, so as many, in each")
+        if self.strips and counts != {len(self.cases)}:
+            expected = f"one of each of {len(self.cases)} cases in each"
+            raise ValueError(f"strips hold {sorted(counts)} images; expected {expected}")
         for what, items in (("rows", self.rows), ("strips", self.strips)):
             seen = [(item.contender, item.budget) for item in items]
             for twice in {each for each in seen if seen.count(each) > 1}:
@@ -125,6 +201,11 @@ def ordered(items: Sequence[Ranked]) -> list[Ranked]:
     """By contender, then from the loosest budget to the tightest."""
     ranks = list(CONTENDERS)
     return sorted(items, key=lambda item: (ranks.index(item.contender), -item.budget))
+
+
+def budgets(items: Sequence[Row] | Sequence[Strip]) -> list[float]:
+    """All that there are, the loosest first."""
+    return sorted({item.budget for item in items}, reverse=True)
 
 
 def is_number(value: float | None) -> TypeGuard[float]:

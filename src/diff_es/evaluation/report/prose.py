@@ -105,7 +105,10 @@ def decibels(row: Row) -> str:
 
 
 def _tightest(rows: Sequence[Row]) -> Row | None:
-    return min((row for row in rows if row.contender == "diff-es"), key=lambda row: row.budget, default=None)
+    """Of the budgets that there are rivals at, if there are any."""
+    ours = [row for row in rows if row.contender == "diff-es"]
+    contested = {row.budget for row in rows if row.contender not in ("dense", "diff-es")}
+    return min(ours, key=lambda row: (row.budget not in contested, row.budget), default=None)
 
 
 def _comparable(rows: Sequence[Row], ours: Row) -> list[Row]:
@@ -126,3 +129,12 @@ def _gap(ours: Row, rival: Row) -> str:
 
 def _and(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def sped_between(row: Row) -> str:
+    """How fast, with the interval, or why that is not known."""
+    if row.doubt:
+        return f"speed not measured reliably: {row.doubt}"
+    known = is_number(row.speedup_low) and is_number(row.speedup_high) and row.contender != "dense"
+    between = f" (from {row.speedup_low:.2f} to {row.speedup_high:.2f})" if known else ""
+    return f"{row.speedup:.2f}{TIMES} as fast as dense{between}"

@@ -5,8 +5,8 @@ Shapes carry class names and no colours, so that the page alone decides how ligh
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 440, 300  # user units of both plots; the page scales them to its column
@@ -14,17 +14,29 @@ TOP, BOTTOM = 14, 46  # margins of a plot; those at the sides depend on what is 
 LINE = 14  # vertical distance between labels that must not touch
 DASH = "\u2013"
 LETTER = 6.4  # width of an average letter at 12 units, to reserve space for names
+REACH = 13  # radius around a marker in which a finger meets it
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Mark:
+    """What there is to a point besides its place."""
+
+    tip: str
+    key: str = ""  # by which the page knows it, to choose it; empty: it cannot be chosen
+    span: Point | None = None  # the interval of its place across
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
 class Series:
-    name: str  # as written beside the last point
+    name: str
     style: str  # class name, which sets the colour
     marker: str  # path data around (0, 0), or "" for a line without markers
     points: tuple[Point, ...]  # in the order they are joined
-    tips: tuple[str, ...] = ()  # one tooltip per point, or none
+    marks: tuple[Mark, ...] = ()  # one for each point, or none
+    label: str = ""  # written beside the last point
 
 
 @dataclass(frozen=True)
@@ -87,9 +99,10 @@ def apart(places: Sequence[float], gap: float, low: float, high: float) -> tuple
 
 
 def scatter(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
-    """Marked points; those of one series are joined, and its name stands in the margin beside the last."""
+    """Marked points with their intervals; those of one series are joined."""
     series = _finite(series)
-    return _plot(title, axis(x_label, _column(series, 0)), axis(y_label, _column(series, 1)), series, _straight)
+    across = [*_column(series, 0), *(end for s in series for mark in s.marks for end in mark.span or ())]
+    return _plot(title, axis(x_label, across), axis(y_label, _column(series, 1)), series, _straight)
 
 
 def steps(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
@@ -105,69 +118,15 @@ def key(style: str) -> str:
     return tag("svg", stroke, class_="key", viewBox="0 0 28 12", width=28, height=12, aria_hidden="true")
 
 
-def heat_map(
-    title: str,
-    levels: Sequence[Sequence[int]],  # [stages][units]
-    most: int,  # the level in full colour
-    steps_taken: Sequence[int],  # [stages]
-    timesteps: Sequence[tuple[float, float]],  # [stages]
-    units: Sequence[str],
-) -> str:
-    """Stages from noise to image across, units down; the colour is the level, and the number says it exactly."""
-    stages = len(levels)
-    cell = min(64.0, max(26.0, 640 / max(stages, 1)))
-    row = 34.0 if len(units) <= 4 else 24.0
-    spans = [f"{_time(first)}{DASH}{_time(last)}" for first, last in timesteps]
-    upright = max(map(len, spans), default=0) * LETTER < cell - 4
-    left = 16 + LETTER * max(9, *map(len, units))
-    top, body = 24.0, row * len(units)
-    width, span = left + max(cell * stages, 100) + 2, 18 if upright else 12 + LETTER * max(map(len, spans), default=0)
-    drawn = [text("noise", left, 14, class_="axis"), text("image", width - 2, 14, class_="axis end")]
-    drawn.append(tag("path", d=f"M{left + 40:.1f} 10H{width - 44:.1f}m-4 -3l4 3l-4 3", class_="arrow"))
-    drawn += [text(n, left - 8, top + row * (u + 0.5) + 4, class_="end") for u, n in enumerate(units)]
-    for s, stage in enumerate(levels):
-        x, middle = left + cell * s, left + cell * (s + 0.5)
-        for u, level in enumerate(stage):
-            tip = f"stage {s}, {units[u]}: level {level} of {most}" if steps_taken[s] else f"stage {s}: no steps"
-            box = {"x": x + 1, "y": top + row * u + 1, "width": cell - 2, "height": row - 2}
-            drawn.append(_cell(level, most, steps_taken[s] == 0, tip, box))
-        drawn.append(text(str(s), middle, top + body + 17, class_="mid"))
-        drawn.append(text(str(steps_taken[s]), middle, top + body + 35, class_="mid strong"))
-        if upright:
-            drawn.append(text(spans[s], middle, top + body + 53, class_="mid small"))
-        else:
-            turned = f"rotate(-90 {_value(middle + 4)} {_value(top + body + 46)})"
-            drawn.append(text(spans[s], middle + 4, top + body + 46, class_="small end", transform=turned))
-    for line, name in enumerate(("stage", "steps", "timesteps")):
-        drawn.append(text(name, left - 8, top + body + 17 + 18 * line, class_="end axis"))
-    told = "; ".join(f"stage {s}: {', '.join(map(str, stage))}" for s, stage in enumerate(levels))
-    return picture(f"{title}. Level by stage. {told}", width, top + body + 42 + span, *drawn, style="heat")
-
-
-def heat_legend(most: int) -> str:
-    """Up to nine levels from none to most, each in its colour."""
-    shown = sorted({round(i * most / 8) for i in range(9)})
-    boxes = [
-        _cell(level, most, False, f"level {level}", {"x": 28 * i + 1, "y": 1, "width": 26, "height": 18})
-        for i, level in enumerate(shown)
-    ]
-    return picture(f"Colours of levels 0 to {most}", 28 * len(shown), 20, *boxes, style="heat")
-
-
-def _cell(level: int, most: int, idle: bool, tip: str, box: dict[str, float]) -> str:
-    share = level / most if most else 0.0
-    middle = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2 + 4}
-    if idle:
-        hollow = tag("rect", class_="idle", **box)
-        return tag("g", tag("title", escape(tip)), hollow, text(DASH, **middle, class_="mid"))
-    ground = tag("rect", class_="ground", **box)
-    colour = tag("rect", class_="level", fill_opacity=round(share, 3), **box)
-    number = text(str(level), **middle, class_="mid on" if share > 0.55 else "mid")
-    return tag("g", tag("title", escape(tip)), ground, colour, number)
+def legend(style: str, marker: str) -> str:
+    """A marker for an HTML legend, in the class of the series it explains."""
+    shape = tag("path", d=marker, class_=f"marker {style}")
+    return tag("svg", shape, class_="key", viewBox="-7 -7 14 14", width=14, height=14, aria_hidden="true")
 
 
 def _plot(title: str, across: Axis, up: Axis, series: Sequence[Series], join: Callable[[Sequence[Point]], str]) -> str:
-    gutter = 22 + LETTER * max((len(s.name) for s in series), default=0)
+    longest = max((len(s.label) for s in series), default=0)
+    gutter = 22 + LETTER * longest if longest else 12
     left = 26 + LETTER * max((len(up.write(tick)) for tick in up.ticks), default=0)
     right, bottom = WIDTH - gutter, HEIGHT - BOTTOM
     x, y = across.place(left, right), up.place(bottom, TOP)
@@ -184,22 +143,35 @@ def _plot(title: str, across: Axis, up: Axis, series: Sequence[Series], join: Ca
     drawn.append(text(up.label, 11, (TOP + bottom) / 2, class_="mid axis", transform=turned))
     placed = [[(x(a), y(b)) for a, b in s.points] for s in series]
     drawn += [tag("path", d=join(at), class_=f"stroke {s.style}") for s, at in zip(series, placed, strict=True)]
-    labels = apart([at[-1][1] for at in placed], LINE, TOP, bottom)
-    for s, at, label in zip(series, placed, labels, strict=True):
-        (end, height), margin = at[-1], right + 14
-        leader = f"M{end + 6:.1f} {height:.1f}L{right:.1f} {height:.1f}L{margin - 4:.1f} {label:.1f}"
-        drawn.append(tag("path", d=leader, class_="leader"))
-        drawn.append(text(s.name, margin, label + 4))
+    drawn += _labels(series, placed, right, bottom)
     for s, at in zip(series, placed, strict=True):
-        tips = s.tips or ("",) * len(at)
-        drawn += [_marker(s, spot, tip) for spot, tip in zip(at, tips, strict=True) if s.marker]
+        marks = s.marks or (Mark(""),) * len(at)
+        drawn += [_marker(s, spot, mark, x) for spot, mark in zip(at, marks, strict=True) if s.marker]
     told = "; ".join(f"{s.name}: " + ", ".join(f"{a:.4g} → {b:.4g}" for a, b in s.points[-8:]) for s in series)
     return picture(f"{title}: {up.label} over {across.label}. {told}", WIDTH, HEIGHT, *drawn, style="plot")
 
 
-def _marker(series: Series, spot: Point, tip: str) -> str:
-    at = f"translate({_value(spot[0])} {_value(spot[1])})"
-    return tag("path", tag("title", escape(tip)), d=series.marker, transform=at, class_=f"marker {series.style}")
+def _labels(series: Sequence[Series], placed: Sequence[Sequence[Point]], right: float, bottom: float) -> Iterator[str]:
+    """The labels in the margin, each led to from the last point of its series."""
+    labelled = [(s.label, at[-1]) for s, at in zip(series, placed, strict=True) if s.label]
+    heights = apart([height for _, (_, height) in labelled], LINE, TOP, bottom)
+    for (label, (end, height)), beside in zip(labelled, heights, strict=True):
+        leader = f"M{end + 6:.1f} {height:.1f}L{right:.1f} {height:.1f}L{right + 10:.1f} {beside:.1f}"
+        yield tag("path", d=leader, class_="leader")
+        yield text(label, right + 14, beside + 4)
+
+
+def _marker(series: Series, spot: Point, mark: Mark, x: Callable[[float], float]) -> str:
+    shape = tag("path", d=series.marker, class_=f"marker {series.style}" + (" hollow" if mark.hollow else ""))
+    drawn = [tag("title", escape(mark.tip))]
+    if mark.span is not None:
+        low, high = (x(end) - spot[0] for end in mark.span)
+        drawn.append(tag("path", d=f"M{low:.1f} -4v8M{low:.1f} 0H{high:.1f}m0 -4v8", class_=f"span {series.style}"))
+    at = {"transform": f"translate({_value(spot[0])} {_value(spot[1])})"}
+    if not mark.key:
+        return tag("g", *drawn, shape, **at)
+    reach = tag("circle", r=REACH, class_="reach")
+    return tag("g", *drawn, reach, shape, class_="pick", data_point=mark.key, **at)
 
 
 def _straight(at: Sequence[Point]) -> str:
@@ -212,23 +184,18 @@ def _stepped(at: Sequence[Point]) -> str:
 
 
 def _finite(series: Sequence[Series]) -> tuple[Series, ...]:
-    """Drop points that have no place in a plot, with their tooltips, and series that are left without points."""
+    """Drop points that have no place in a plot, with their marks, and series that are left without points."""
     kept = []
     for s in series:
         keep = [i for i, point in enumerate(s.points) if all(map(math.isfinite, point))]
-        tips = tuple(s.tips[i] for i in keep) if s.tips else ()
+        marks = tuple(s.marks[i] for i in keep) if s.marks else ()
         if keep:
-            kept.append(Series(s.name, s.style, s.marker, tuple(s.points[i] for i in keep), tips))
+            kept.append(replace(s, points=tuple(s.points[i] for i in keep), marks=marks))
     return tuple(kept)
 
 
 def _column(series: Sequence[Series], which: int) -> list[float]:
     return [point[which] for s in series for point in s.points]
-
-
-def _time(value: float) -> str:
-    """Timesteps count to 1000 in most samplers and to 1 in some."""
-    return f"{value:.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2f}"
 
 
 def _value(value: str | float) -> str:
