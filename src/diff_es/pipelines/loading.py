@@ -182,15 +182,22 @@ def reopen(origin: Origin, model: str | None = None, device: str | None = None) 
     if not (model or origin.model):
         remedy = "Say where it is: --model."
         raise UnsupportedModel("base model", expected="a place to load it from", found="none", remedy=remedy)
-    dtype = getattr(torch, origin.dtype)
-    pipe = load(model or origin.model, dtype=dtype, device=device, config=origin.config)
-    name = str(origin.scheduler["_class_name"])
+    pipe = load(model or origin.model, dtype=getattr(torch, origin.dtype), device=device, config=origin.config)
+    return resampled(pipe, str(origin.scheduler["_class_name"]), origin.scheduler)
+
+
+def resampled(pipe: Pipeline, name: str, settings: Mapping[str, object]) -> Pipeline:
+    """The same pipeline with a scheduler of this class of diffusers, and these settings.
+
+    Raises:
+        UnsupportedModel: there is no such class, or it does not take the settings.
+    """
     kind: Any = vars(diffusers.schedulers).get(name)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         remedy = "Use it from Python: load the pipeline with its own scheduler."
         raise UnsupportedModel("scheduler", expected="a class of diffusers", found=name, remedy=remedy)
-    make = partial(getattr(diffusers, name).from_config, origin.scheduler)
-    pipe.scheduler = attempted("scheduler", f"settings of a {name}", "Compress again.", make)
+    make = partial(getattr(diffusers, name).from_config, settings)
+    pipe.scheduler = attempted("scheduler", f"settings of a {name}", "Correct them, or compress again.", make)
     return pipe
 
 
