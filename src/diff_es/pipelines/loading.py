@@ -31,7 +31,7 @@ from .bundled import SHARED
 from .checkpoint import bounded, check_filled, check_folder, load_part
 from .denoiser import dtype_of
 from .families import FAMILIES, Asked, Pipeline
-from .hub import PLACES, fetched, hub_out_of_reach
+from .hub import ID, PLACES, cached, fetched, hub_out_of_reach
 from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, parts_of, read_json
 from .origin import Origin
 from .own_sampler import OwnSampler
@@ -98,11 +98,18 @@ def load(
     return check(pipe.to(device))
 
 
+def at_hand(model: str) -> bool:
+    """Whether :func:`load` would find this model here, and fetch nothing from elsewhere, or no more than what the cache
+    lacks of a repository."""
+    source = str(BUNDLED.get(model, model))
+    return Path(source).exists() or cached(source)
+
+
 def _from_folder(model: str, source: str, dtype: torch.dtype) -> Pipeline:
     """From a folder in diffusers format, or a hub repository of one."""
     folder, expected = Path(source), "a diffusers pipeline"
     if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        if not re.fullmatch(ID, source):
             found = "no folder of that name, and hub ids look like owner/name"
             raise UnsupportedModel(model, expected=expected, found=found, remedy=PLACES)
         folder = fetched(source)

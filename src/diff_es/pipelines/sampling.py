@@ -132,9 +132,9 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
     """Final latents of the probes as the decoder receives them, through the pipeline's own call: (N, C, H, W), of
     videos (N, C, F, H, W). A pipeline without a decoder gives its images in [-1, 1].
 
-    Every sample has its own generator, of which its first noise comes, and what samplers add on the way: neither depends
-    on the batch it runs in. The few that take no generator (a flow's Euler steps with ``stochastic_sampling``) draw for
-    the batch, reproducibly.
+    Every sample has its own generator, of which come its first noise and what samplers add on the way: neither depends
+    on the batch that it runs in. The few samplers that take no generator (a flow's Euler steps with
+    ``stochastic_sampling``) draw for the batch, reproducibly.
 
     Raises:
         DiffESError: the sampling asks for something that this pipeline does not take.

@@ -70,6 +70,29 @@ def measures_of(metrics: Sequence[Metric]) -> Measures:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What a contender has made of a batch."""
+
+    latents: Tensor
+    images: Tensor  # (N, 3, H, W) in [0, 1]
+    prompts: tuple[str, ...]
+
+
+def judge(measures: Measures, made: Made, dense: Made | None) -> dict[str, Tensor]:
+    """Of each image, by metric: a score, (N,), or features, (N, F).
+
+    Args:
+        dense: what the dense model has made; None: it is this.
+    """
+    found = dict[str, Tensor]()
+    if dense is not None:
+        found |= {name: paired(dense.latents, made.latents) for name, paired in measures.of_latents.items()}
+        found |= {name: paired(dense.images, made.images) for name, paired in measures.of_images.items()}
+    found |= {name: of_set.features(made.images) for name, of_set in measures.of_set.items()}
+    return found | {name: of_text(made.images, made.prompts) for name, of_text in measures.of_text.items()}
+
+
+@dataclass(frozen=True)
 class Tiles:
     """The Fréchet distance to real game tiles, by the features of the bundled classifier."""
 

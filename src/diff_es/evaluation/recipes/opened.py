@@ -1,4 +1,4 @@
-"""A recipe with all that it names at hand: the pipeline with its sampler, the results beside it, prompts and metrics."""
+"""A recipe with all that it names at hand: the pipeline and its sampler, results beside it, prompts and metrics."""
 
 from __future__ import annotations
 
@@ -88,12 +88,7 @@ def opened(recipe: Recipe, device: str | None = None) -> Opened:
     """
     measures = measures_of(recipe.metrics)
     prompts = None if recipe.images.prompts is None else read_prompts(Path(recipe.images.prompts))
-    pipe = load(recipe.model.weights, dtype=getattr(torch, recipe.setting.dtype.value), device=device)
-    kind, wanted = type(pipe).__name__, recipe.model.pipeline
-    if kind != wanted:
-        remedy = "Take other weights, or another recipe."
-        raise DiffESError(recipe.model.weights, expected=f"a {wanted}", found=f"a {kind}", remedy=remedy)
-    _exchange_sampler(pipe, recipe.sampler)
+    pipe = pipeline_of(recipe, device)
     beside = tuple(_contender(recipe, pipe, folder) for folder in recipe.results)
     names = [DENSE, *(one.name for one in beside)]
     if len(set(names)) < len(names):
@@ -101,6 +96,22 @@ def opened(recipe: Recipe, device: str | None = None) -> Opened:
         raise DiffESError("results", expected="folders of different names", found=", ".join(names), remedy=remedy)
     _check_measures(recipe, pipe, measures)
     return Opened(recipe, pipe, (Contender(DENSE, None, ""), *beside), measures, _conditions(recipe, pipe, prompts))
+
+
+def pipeline_of(recipe: Recipe, device: str | None = None) -> Pipeline:
+    """A recipe's pipeline, with its sampler.
+
+    Raises:
+        UnsupportedModel: nothing loads from there, or diffusers has no such sampler.
+        DiffESError: it is of another class, or the sampler has no such settings.
+    """
+    pipe = load(recipe.model.weights, dtype=getattr(torch, recipe.setting.dtype.value), device=device)
+    kind, wanted = type(pipe).__name__, recipe.model.pipeline
+    if kind != wanted:
+        remedy = "Take other weights, or another recipe."
+        raise DiffESError(recipe.model.weights, expected=f"a {wanted}", found=f"a {kind}", remedy=remedy)
+    _exchange_sampler(pipe, recipe.sampler)
+    return pipe
 
 
 def _exchange_sampler(pipe: Pipeline, sampler: Part) -> None:

@@ -18,6 +18,7 @@ from ...utils.files import make_folder, write_text
 from ...utils.locks import held_folder
 from ...utils.progress import Reporter
 from ..assemble import picture
+from .measures import Made, judge
 from .opened import DENSE, Opened
 from .shards import RESULT, Shards, begun
 
@@ -87,29 +88,22 @@ def scores(ready: Opened, batch: range, pictures: Path | None = None) -> dict[st
     Args:
         pictures: a folder in which the images are kept.
     """
-    probes, sampling, measures = [ready.probe(i) for i in batch], ready.recipe.sampling, ready.measures
-    found, dense = dict[str, Tensor](), tuple[Tensor, Tensor]()
+    probes, sampling = [ready.probe(i) for i in batch], ready.recipe.sampling
+    found, dense = dict[str, Tensor](), None
     with encoded_once(ready.pipe, Encodings()):
         for contender in ready.contenders:
             with contender.context(ready.pipe):
                 latents = sample(ready.pipe, probes, sampling)
-            images, name = decode(ready.pipe, latents), contender.name
-            if contender.name == DENSE:
-                check_finite(ready.pipe, probes, sampling, images)
-                dense = latents, images
-            else:
-                for metric, paired in measures.of_latents.items():
-                    found[f"{name}/{metric}"] = paired(dense[0], latents)
-                for metric, paired in measures.of_images.items():
-                    found[f"{name}/{metric}"] = paired(dense[1], images)
-            for metric, of_set in measures.of_set.items():
-                found[f"{name}/{metric}"] = of_set.features(images)
-            for metric, of_text in measures.of_text.items():
-                found[f"{name}/{metric}"] = of_text(images, [str(probe.condition) for probe in probes])
+            made = Made(latents, decode(ready.pipe, latents), tuple(str(probe.condition) for probe in probes))
+            if dense is None:
+                check_finite(ready.pipe, probes, sampling, made.images)
+            judged = judge(ready.measures, made, dense)
+            found |= {f"{contender.name}/{metric}": score for metric, score in judged.items()}
+            dense = dense or made
             if pictures is not None:
-                make_folder(pictures / name)
-                for i, image in zip(batch, images, strict=True):
-                    picture(image).save(_picture(pictures, name, i))
+                make_folder(pictures / contender.name)
+                for i, image in zip(batch, made.images, strict=True):
+                    picture(image).save(_picture(pictures, contender.name, i))
     return found
 
 

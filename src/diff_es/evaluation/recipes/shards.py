@@ -1,4 +1,4 @@
-"""A folder that a run's scores are kept in, a file for each batch: killed at any moment, it has lost a batch at most."""
+"""A folder that a run's scores are kept in, a file for each batch: killed at any moment, it loses a batch at most."""
 
 from __future__ import annotations
 
