@@ -26,6 +26,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Diff-ES": "index.md"},
         {"Method": "method.md"},
         {"Decisions": "decisions.md"},
+        {"Recipes": "recipes.md"},
         {"Benchmarks": ["benchmarks.md", {"Tables": TABLES}]},
         {"Examples": list(EXAMPLES.values())},
         {"API": [FACE, *({room: f"api/{room}.md"} for room in ROOMS)]},

@@ -41,13 +41,9 @@ class RecipeOptions:
             DiffESError: neither a recipe nor a result, or what only a recipe has without one.
         """
         if self.recipe is None:
-            for name, said in (
-                ("--dry-run", self.dry_run),
-                ("--count", self.count),
-                ("--keep-images", self.keep_images),
-            ):
-                if said:
-                    raise DiffESError(name, expected="a recipe", found="none", remedy="Add --recipe, or leave it out.")
+            given = {"--dry-run": self.dry_run, "--count": self.count is not None, "--keep-images": self.keep_images}
+            for name in (option for option, said in given.items() if said):
+                raise DiffESError(name, expected="a recipe", found="none", remedy="Add --recipe, or leave it out.")
             if folder is None:
                 remedy = "Say DIR, what `diff-es compress` wrote, or --recipe."
                 raise DiffESError("DIR", expected="a result, or a recipe", found="neither", remedy=remedy)

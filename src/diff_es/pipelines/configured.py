@@ -41,8 +41,8 @@ def without_weights(name: str, settings: Mapping[str, Any]) -> Denoiser:
 
 
 def call_without_pipeline(denoiser: Denoiser, sampling: Sampling, shrinks: int = SHRINKS) -> Trace:
-    """The shapes of the call that a pipeline makes for one sample, as ``tracing.trace`` finds them; of the timesteps the
-    number alone is known.
+    """The shapes of the call that a pipeline makes for a sample, as ``tracing.trace`` finds them, and as many timesteps
+    as there are.
 
     Args:
         denoiser: as :func:`without_weights` makes it.
