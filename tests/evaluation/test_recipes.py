@@ -83,7 +83,7 @@ def ready(folder_of: Callable[[str], str]) -> Opened:
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, ready: Opened, folder: Path, after: int) -> None:
     """Run until something breaks in the batch that comes after so many."""
-    judge, seen = run.judge, [0]
+    judge, seen = vars(run)["judge"], [0]
 
     def breaking(*given: Any) -> dict[str, Tensor]:
         seen[0] += 1
@@ -244,9 +244,9 @@ def test_a_result_is_judged_beside_the_dense_model(
     figure = Figure("tiles", 3, "a paper")
     recipe = replace(
         recipe,
-        metrics=[Metric("snr"), Metric("psnr"), *TILES],
-        results=[str(tmp_path / "fast")],
-        published=[figure],
+        metrics=(Metric("snr"), Metric("psnr"), *TILES),
+        results=(str(tmp_path / "fast"),),
+        published=(figure,),
     )
     ready = opened(recipe)
     rows = {(row.contender, row.metric): row for row in run_recipe(ready, tmp_path / "out", QUIET).rows}
@@ -303,7 +303,7 @@ def test_what_images_are_asked_for(ready: Opened) -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, held, judge = read_recipe("bundled"), list[int](), run.judge
+    recipe, held, judge = read_recipe("bundled"), list[int](), vars(run)["judge"]
     images = replace(recipe.images, count=24, batch=2)
     ready = opened(replace(recipe, setting=replace(recipe.setting, steps=1), images=images))
 
