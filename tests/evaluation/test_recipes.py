@@ -391,6 +391,19 @@ def test_the_command_prices_runs_and_keeps_images(
     assert pictures[2].exists()
 
 
+def test_ctrl_c_says_how_to_go_on(
+    folder_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "judge", stopped)
+    words = "--recipe", "bundled", "--model", folder_of("DiTPipeline"), "--count", 2, "--out", tmp_path
+    code, _, err = command(monkeypatch, capfd, *words)
+    assert code == 130
+    assert f"What was evaluated is in {tmp_path}: run the same command again to go on." in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

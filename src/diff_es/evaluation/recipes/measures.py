@@ -15,7 +15,7 @@ from ..tiles_reference import Reference, load_reference
 from .recipe import Metric
 
 Paired: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""The dense model's samples and others for the same noises, (N, ...) each, to (N,)."""
+"""Samples, and the dense model's for the same noises, (N, ...) each, to (N,)."""
 OfText: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
 """Images in [0, 1], (N, 3, H, W), and their prompts, to (N,)."""
 
@@ -53,7 +53,7 @@ def measures_of(metrics: Sequence[Metric]) -> Measures:
     for metric in metrics:
         match metric.name:
             case "snr":
-                found.of_latents[metric.name] = snr_db
+                found.of_latents[metric.name] = _snr
             case "psnr":
                 found.of_images[metric.name] = psnr_db
             case "ssim":
@@ -67,6 +67,10 @@ def measures_of(metrics: Sequence[Metric]) -> Measures:
             found_options, remedy = ", ".join(metric.options), "Leave them out."
             raise DiffESError(f"metrics, {metric.name}", expected="no options", found=found_options, remedy=remedy)
     return found
+
+
+def _snr(latents: Tensor, reference: Tensor) -> Tensor:
+    return snr_db(reference, latents)
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ def judge(measures: Measures, made: Made, dense: Made | None) -> dict[str, Tenso
     """
     found = dict[str, Tensor]()
     if dense is not None:
-        found |= {name: paired(dense.latents, made.latents) for name, paired in measures.of_latents.items()}
-        found |= {name: paired(dense.images, made.images) for name, paired in measures.of_images.items()}
+        found |= {name: paired(made.latents, dense.latents) for name, paired in measures.of_latents.items()}
+        found |= {name: paired(made.images, dense.images) for name, paired in measures.of_images.items()}
     found |= {name: of_set.features(made.images) for name, of_set in measures.of_set.items()}
     return found | {name: of_text(made.images, made.prompts) for name, of_text in measures.of_text.items()}
 
