@@ -28,6 +28,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Report and play": "report.md"},
         {"Decisions": "decisions.md"},
         {"Metrics": "metrics.md"},
+        {"Recipes": "recipes.md"},
         {"Benchmarks": ["benchmarks.md", {"Tables": TABLES}]},
         {"Examples": list(EXAMPLES.values())},
         {"API": [FACE, *({room: f"api/{room}.md"} for room in ROOMS)]},

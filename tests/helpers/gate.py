@@ -2,9 +2,9 @@
 
     python -m tests.helpers.gate tests/data/gate.json    # writes the record anew
 
-For each lever on the tiny models, for all together on the bundled ones, and for two budgets in one search: the journal, the schedules, hashes of the plans' tensors and of the
-images. Candidates are written as rows: of each stage the number of steps, where it is a choice, and the levels; then
-the timesteps, where they were moved.
+For each lever on the tiny models, for all together on the bundled ones, and for two budgets in one search: the journal,
+the schedules, hashes of the plans' tensors and of the images. Candidates are written as rows: of each stage the number
+of steps, where it is a choice, and the levels; then the timesteps, where they were moved.
 """
 
 from __future__ import annotations

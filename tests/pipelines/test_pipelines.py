@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    TCDScheduler,
+)
 from tests.helpers.counting import counted
 from tests.helpers.pipelines import CASES, Case, flux, ltx, made, qwen_image, sana, shown, stable_diffusion, wan
 from tests.helpers.tiny import tiny
@@ -30,6 +38,7 @@ from diff_es.routing.placements import Resident
 from diff_es.routing.routing import routed
 from diff_es.routing.stage_hook import on_stage
 from diff_es.scoring.fidelity import ImageSSIM
+from diff_es.scoring.metrics import snr_db
 from diff_es.solvers.custom_timesteps import stepped
 from diff_es.solvers.samplers import trajectory
 from diff_es.trajectory.stages import Stages
@@ -88,6 +97,30 @@ def test_a_sample_depends_on_its_noise_and_its_prompt(name: str) -> None:
     others = sample(pipe, [Probe(probes[1].seed, probe.condition) for probe in probes], case.sampling)
     assert not torch.equal(both[0], others[0])
     assert torch.equal(both[0], both[1]) == (probes[0].condition is None)
+
+
+@pytest.mark.parametrize("make", [tiny, lambda: made(stable_diffusion)], ids=["DiT", "SD"])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (DDIMScheduler, {}),
+        (DDPMScheduler, {}),
+        (EulerAncestralDiscreteScheduler, {}),
+        (LCMScheduler, {}),
+        (TCDScheduler, {}),
+        (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    ],
+)
+def test_a_sample_does_not_depend_on_the_others_of_its_batch(make: Any, kind: Any, settings: dict[str, str]) -> None:
+    """What a sampler adds on the way comes from the sample's own generator, guided or not."""
+    pipe = make()
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **settings)
+    probes = make_probes(pipe, 5, 0, "test")
+    for guidance in (1.0, 4.0):
+        whole = sample(pipe, probes, Sampling(4, guidance, 5))
+        turned = sample(pipe, probes[::-1], Sampling(4, guidance, 2)).flip(0)
+        assert float(snr_db(whole, turned).min()) > 90
+    assert "step" not in vars(pipe.scheduler)
 
 
 @pytest.mark.parametrize("name", TEXT)

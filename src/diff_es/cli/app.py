@@ -37,8 +37,22 @@ from . import tables
 from .compress import compress_command
 from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .ending import Ending
+from .evaluate import RecipeOptions, evaluate_recipe
 from .grouped import Sections, grouped
-from .options import Artefact, AsJson, Config, Images, InDtype, Model, Moved, OnDevice, Point, SizeOptions, Trials
+from .options import (
+    Artefact,
+    ArtefactOrNone,
+    AsJson,
+    Config,
+    Images,
+    InDtype,
+    Model,
+    Moved,
+    OnDevice,
+    Point,
+    SizeOptions,
+    Trials,
+)
 from .play import play_command
 
 _HELP = "Makes diffusion models faster without retraining: stage-wise structural pruning, searched by evolution."
@@ -171,22 +185,29 @@ def _class(pipe: Pipeline, label: str) -> int:
 
 
 @app.command("evaluate", cls=Sections)
+@grouped
 def evaluate_command(
-    folder: Artefact,
+    by: RecipeOptions,
+    folder: ArtefactOrNone = None,
     noises: Annotated[int, typer.Option(help="held-out noises for SNR and PSNR")] = 64,
     images: Annotated[int, typer.Option(min=128, help="images for the Frechet distance, where it can be had")] = 256,
     rounds: Annotated[int, typer.Option(help="timed rounds")] = 5,
     batch: Annotated[int, typer.Option(help="samples per timed pipeline call")] = 32,
     random: Annotated[int | None, typer.Option(help="candidates of random search; default as many as ours")] = None,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="where result.json and report.html go; default DIR")
+        Path | None, typer.Option("--out", help="where results go; default DIR, or by a recipe evaluation-NAME")
     ] = None,
     point: Point = None,
     model: Moved = None,
     device: OnDevice = None,
     as_json: AsJson = False,
 ) -> None:
-    """The comparison with the dense model and all baselines at equal cost: result.json and report.html."""
+    """The comparison with the dense model and all baselines at equal cost, or by a recipe beside published figures."""
+    recipe = by.asked(folder, model)
+    if recipe is not None:
+        evaluate_recipe(recipe, by, out_folder, device, as_json=as_json)
+        return
+    assert folder is not None, "as there is no recipe"
     start, reporter = time.monotonic(), Reporter()
     extent, target = Extent(noises, images, rounds, batch, random=random), out_folder or folder
     check_outputs(target, *PUBLISHED)

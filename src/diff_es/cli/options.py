@@ -136,6 +136,7 @@ Model = Annotated[
 Config = Annotated[str | None, typer.Option("--config", help="Folder with the configurations of a .safetensors file.")]
 Moved = Annotated[str | None, typer.Option("--model", help="The base model, if it is no longer where it was.")]
 Artefact = Annotated[Path, typer.Argument(help="what `diff-es compress --out` wrote")]
+ArtefactOrNone = Annotated[Path | None, typer.Argument(metavar="DIR", help="what `diff-es compress --out` wrote")]
 Point = Annotated[
     float | None,
     typer.Option(help="Of the results for several budgets, take the best that is so many times cheaper, such as 1.4."),

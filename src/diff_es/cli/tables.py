@@ -17,6 +17,8 @@ from rich.text import Text
 from ..compression.forecast import Forecast
 from ..compression.result import Compressed
 from ..compression.summary import levels_of
+from ..evaluation.recipes.price import Price
+from ..evaluation.recipes.run import Outcome
 from ..evaluation.report import UNRELIABLE, Story, findings
 from ..pruning.budget import MacsRatio
 from ..routing.placements import Compact
@@ -248,3 +250,25 @@ def show_forecast(console: Console, foretold: Forecast) -> None:
         console.print(f"Calibration repeats its runs {foretold.passes} times, to keep within the limit of memory.")
     for what, settings in foretold.advice().items():
         console.print(f"Less {what}: {settings}.", highlight=False)
+
+
+def show_price(console: Console, title: str, found: Price) -> None:
+    """What a run of a recipe would take."""
+    console.print(f"{title}: nothing is run.")
+    if found.seconds is not None and found.memory is not None and found.disk is not None:
+        sizes = f"{found.memory / 1e9:.1f} GB of memory, {found.disk / 1e6:.1f} MB on disk"
+        console.print(f"It takes {duration(found.seconds)}, {sizes}.", highlight=False)
+    console.print(f"From {found.basis.value}.", highlight=False)
+    for one in found.missing:
+        console.print(f"Not here: {one}", highlight=False)
+
+
+def show_outcome(console: Console, found: Outcome) -> None:
+    """What a run of a recipe came to, beside published figures."""
+    table = _Table(f"{found.title}: {found.images} images", "Contender", "Metric", "Measured", "Error", "Published")
+    for row in found.rows:
+        figures = _number(row.value, ".4g"), _number(row.error, ".2g"), _number(row.published, ".4g")
+        table.add_row(row.contender, row.metric, *figures)
+    console.print(table)
+    for source in dict.fromkeys(row.source for row in found.rows if row.source):
+        console.print(f"Published: {source}.", highlight=False)

@@ -49,14 +49,16 @@ class Reference:
     @torch.no_grad()
     def distance(self, images: Tensor) -> float:
         """Fréchet distance of images in [0, 1], (N, 3, 32, 32), to the real tiles."""
-        return frechet_distance(*moments(self._features(images)), self.mean, self.covariance)
+        return frechet_distance(*moments(self.features(images)), self.mean, self.covariance)
 
     @torch.no_grad()
     def between(self, images: Tensor, others: Tensor) -> float:
         """Kernel distance of two sets of images in [0, 1], (N, 3, 32, 32) each, whose classes are dealt alike."""
-        return kernel_distance(self._features(images), self._features(others))
+        return kernel_distance(self.features(images), self.features(others))
 
-    def _features(self, images: Tensor) -> Tensor:
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Of images in [0, 1], (N, 3, 32, 32): (N, 64)."""
         return torch.cat([self.classifier.features(part * 2 - 1) for part in images.split(256)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import partial
 from http.client import HTTPException
@@ -45,6 +46,11 @@ def fetched(model: str) -> Path:
         return Path(attempted(model, expected, PLACES, download))
 
 
+def cached(model: str) -> bool:
+    """Whether the local cache holds the index of such a hub repository."""
+    return re.fullmatch(ID, model) is not None and isinstance(try_to_load_from_cache(model, INDEX), str)
+
+
 def hub_out_of_reach() -> str | None:
     """Why the hub cannot be asked: the user's own wish, or the network; None where it can."""
     if is_offline_mode():
@@ -59,6 +65,7 @@ def hub_out_of_reach() -> str | None:
     return None
 
 
+ID = r"[\w.-]+/[\w.-]+"
 _SECONDS = 4.0
 PLACES = (
     "Give 'bundled', 'bundled-turbo' or 'bundled-unet', a folder with a model_index.json, a .safetensors file of "

@@ -31,7 +31,7 @@ from .bundled import SHARED
 from .checkpoint import bounded, check_filled, check_folder, load_part
 from .denoiser import dtype_of
 from .families import FAMILIES, Asked, Pipeline
-from .hub import PLACES, fetched, hub_out_of_reach
+from .hub import ID, PLACES, cached, fetched, hub_out_of_reach
 from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, parts_of, read_json
 from .origin import Origin
 from .own_sampler import OwnSampler
@@ -98,11 +98,18 @@ def load(
     return check(pipe.to(device))
 
 
+def at_hand(model: str) -> bool:
+    """Whether :func:`load` would find this model here, and fetch nothing from elsewhere, or no more than what the cache
+    lacks of a repository."""
+    source = str(BUNDLED.get(model, model))
+    return Path(source).exists() or cached(source)
+
+
 def _from_folder(model: str, source: str, dtype: torch.dtype) -> Pipeline:
     """From a folder in diffusers format, or a hub repository of one."""
     folder, expected = Path(source), "a diffusers pipeline"
     if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        if not re.fullmatch(ID, source):
             found = "no folder of that name, and hub ids look like owner/name"
             raise UnsupportedModel(model, expected=expected, found=found, remedy=PLACES)
         folder = fetched(source)
@@ -182,15 +189,22 @@ def reopen(origin: Origin, model: str | None = None, device: str | None = None) 
     if not (model or origin.model):
         remedy = "Say where it is: --model."
         raise UnsupportedModel("base model", expected="a place to load it from", found="none", remedy=remedy)
-    dtype = getattr(torch, origin.dtype)
-    pipe = load(model or origin.model, dtype=dtype, device=device, config=origin.config)
-    name = str(origin.scheduler["_class_name"])
+    pipe = load(model or origin.model, dtype=getattr(torch, origin.dtype), device=device, config=origin.config)
+    return resampled(pipe, str(origin.scheduler["_class_name"]), origin.scheduler)
+
+
+def resampled(pipe: Pipeline, name: str, settings: Mapping[str, object]) -> Pipeline:
+    """The same pipeline with a scheduler of this class of diffusers, and these settings.
+
+    Raises:
+        UnsupportedModel: there is no such class, or it does not take the settings.
+    """
     kind: Any = vars(diffusers.schedulers).get(name)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         remedy = "Use it from Python: load the pipeline with its own scheduler."
         raise UnsupportedModel("scheduler", expected="a class of diffusers", found=name, remedy=remedy)
-    make = partial(getattr(diffusers, name).from_config, origin.scheduler)
-    pipe.scheduler = attempted("scheduler", f"settings of a {name}", "Compress again.", make)
+    make = partial(getattr(diffusers, name).from_config, settings)
+    pipe.scheduler = attempted("scheduler", f"settings of a {name}", "Correct them, or compress again.", make)
     return pipe
 
 

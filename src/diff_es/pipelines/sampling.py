@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from itertools import cycle, islice
 from types import FunctionType, MethodType
 from typing import Any, Protocol, TypeAlias
 
@@ -131,8 +132,9 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
     """Final latents of the probes as the decoder receives them, through the pipeline's own call: (N, C, H, W), of
     videos (N, C, F, H, W). A pipeline without a decoder gives its images in [-1, 1].
 
-    Every sample has its own generator, so a probe's first noise does not depend on the batch it runs in. Samplers that
-    add noise on the way draw it for the batch, reproducibly, but not independently of the batch.
+    Every sample has its own generator, of which come its first noise and what samplers add on the way: neither depends
+    on the batch that it runs in. The few samplers that take no generator (a flow's Euler steps with
+    ``stochastic_sampling``) draw for the batch, reproducibly.
 
     Raises:
         DiffESError: the sampling asks for something that this pipeline does not take.
@@ -148,16 +150,36 @@ def sample(pipe: Pipeline, probes: Sequence[Probe], sampling: Sampling) -> Tenso
     ):
         for start in range(0, len(probes), sampling.batch):
             part = probes[start : start + sampling.batch]
-            _seed(part[0].seed)  # for samplers that add noise: many pipelines give them no generator
+            _seed(part[0].seed)  # for samplers that add noise and take no generator
+            generators = [torch.Generator().manual_seed(probe.seed) for probe in part]
             call = call_arguments(pipe, [probe.condition for probe in part], sampling)
-            call["num_inference_steps"] = sampling.steps
-            call["generator"] = [torch.Generator().manual_seed(probe.seed) for probe in part]
-            if "vae" not in pipe.components:
-                results.append(pipe(**call, output_type="pt").images * 2 - 1)
-                continue
-            with _latents_only(pipe, results):
-                pipe(**call, output_type="pt")
+            call |= {"num_inference_steps": sampling.steps, "generator": generators, "output_type": "pt"}
+            with _noise_of_each(pipe, generators):
+                if "vae" not in pipe.components:
+                    results.append(pipe(**call).images * 2 - 1)
+                    continue
+                with _latents_only(pipe, results):
+                    pipe(**call)
     return torch.cat(results)
+
+
+@contextmanager
+def _noise_of_each(pipe: Pipeline, generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """What the scheduler adds to a sample comes from the sample's own generator; many pipelines give it none. Where
+    guidance runs in one batch with the rest, its half takes what comes next of the same generators."""
+    step = pipe.scheduler.step
+    if "generator" not in inspect.signature(step).parameters:
+        yield
+        return
+
+    @wraps(step)
+    def own(output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("generator") is None:
+            kwargs["generator"] = list(islice(cycle(generators), len(output)))
+        return step(output, *args, **kwargs)
+
+    with exchanged(pipe.scheduler, "step", own):
+        yield
 
 
 def _seed(seed: int) -> None:

@@ -57,6 +57,8 @@ def _expected(details: ErrorDetails) -> str:
     """What a message of pydantic asks for, in few words."""
     if details["type"] == "missing":
         return "an entry"
+    if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return "no entry of this name"
     text = details["msg"].removeprefix("Value error, ")
     if kind := re.fullmatch(r"Input should be (?:a dictionary or )?an instance of ([\w.]+)", text):
         return _one(kind[1])

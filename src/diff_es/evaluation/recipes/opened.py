@@ -1,0 +1,164 @@
+"""A recipe with all that it names at hand: the pipeline and its sampler, results beside it, prompts and metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ...compression.result import Compressed
+from ...compression.result import load as load_result
+from ...compression.store import MANIFEST
+from ...layers.fingerprint import fingerprint
+from ...pipelines.families import Asked, Condition, Pipeline, family_of
+from ...pipelines.loading import load, resampled
+from ...pipelines.probes import Probe, conditions_of, read_prompts
+from ...pipelines.sampling import denoiser_of
+from ...utils.errors import DiffESError
+from ...utils.files import digest
+from ...utils.seeds import derive_seed
+from .measures import Measures, measures_of
+from .recipe import Conditions, Part, Recipe
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """The dense model, or a result of it."""
+
+    name: str
+    result: Compressed | None
+    digest: str  # of what a result consists of
+
+    def context(self, pipe: Pipeline) -> AbstractContextManager[object]:
+        """Where the pipeline samples this way."""
+        return nullcontext() if self.result is None else self.result.routed(pipe)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a recipe's run needs."""
+
+    recipe: Recipe
+    pipe: Pipeline
+    contenders: tuple[Contender, ...]  # the dense model first
+    measures: Measures
+    conditions: tuple[Condition, ...]
+
+    def probe(self, index: int) -> Probe:
+        """Of image ``index``: its noise and what it is asked for, by the seed and the index alone."""
+        images = self.recipe.images
+        drawn = images.conditions is Conditions.RANDOM
+        place = derive_seed(images.seed, "recipe, class", index) if drawn else index
+        return Probe(derive_seed(images.seed, "recipe", index), self.conditions[place % len(self.conditions)])
+
+    def batches(self) -> tuple[range, ...]:
+        """The numbers of the images that are sampled together."""
+        count, size = self.recipe.images.count, self.recipe.images.batch
+        return tuple(range(first, min(first + size, count)) for first in range(0, count, size))
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """All that a batch's scores depend on, as JSON values; the number of images is none of it."""
+        recipe = asdict(self.recipe)
+        images = {name: value for name, value in recipe["images"].items() if name not in ("count", "prompts")}
+        return {
+            "sampler": recipe["sampler"],
+            "setting": recipe["setting"],
+            "images": images,
+            "conditions": digest(self.conditions),
+            "metrics": recipe["metrics"],
+            "denoiser": fingerprint(denoiser_of(self.pipe)),
+            "results": [[one.name, one.digest] for one in self.contenders[1:]],
+        }
+
+
+def opened(recipe: Recipe, device: str | None = None) -> Opened:
+    """Load all that a recipe names.
+
+    Raises:
+        DiffESError: of whichever kind what is missing or does not fit has; the message names it.
+    """
+    measures = measures_of(recipe.metrics)
+    prompts = None if recipe.images.prompts is None else read_prompts(Path(recipe.images.prompts))
+    pipe = pipeline_of(recipe, device)
+    beside = tuple(_contender(recipe, pipe, folder) for folder in recipe.results)
+    names = [DENSE, *(one.name for one in beside)]
+    if len(set(names)) < len(names):
+        remedy = "Rename one of them."
+        raise DiffESError("results", expected="folders of different names", found=", ".join(names), remedy=remedy)
+    _check_measures(recipe, pipe, measures)
+    return Opened(recipe, pipe, (Contender(DENSE, None, ""), *beside), measures, _conditions(recipe, pipe, prompts))
+
+
+def pipeline_of(recipe: Recipe, device: str | None = None) -> Pipeline:
+    """A recipe's pipeline, with its sampler.
+
+    Raises:
+        UnsupportedModel: nothing loads from there, or diffusers has no such sampler.
+        DiffESError: it is of another class, or the sampler has no such settings.
+    """
+    pipe = load(recipe.model.weights, dtype=getattr(torch, recipe.setting.dtype.value), device=device)
+    kind, wanted = type(pipe).__name__, recipe.model.pipeline
+    if kind != wanted:
+        remedy = "Take other weights, or another recipe."
+        raise DiffESError(recipe.model.weights, expected=f"a {wanted}", found=f"a {kind}", remedy=remedy)
+    _exchange_sampler(pipe, recipe.sampler)
+    return pipe
+
+
+def _exchange_sampler(pipe: Pipeline, sampler: Part) -> None:
+    resampled(pipe, sampler.name, {**pipe.scheduler.config, **sampler.settings})
+    known = inspect.signature(type(pipe.scheduler).__init__).parameters
+    if unknown := [name for name in sampler.settings if name not in known]:
+        expected = f"settings of a {sampler.name}"
+        remedy = f"It has {', '.join(list(known)[1:])}."
+        raise DiffESError("sampler.settings", expected=expected, found=", ".join(unknown), remedy=remedy)
+
+
+def _contender(recipe: Recipe, pipe: Pipeline, folder: str) -> Contender:
+    result = load_result(folder)
+    result.check(pipe)
+    own, asked = result.sampling.steps, recipe.setting.steps
+    if own != asked:
+        found, remedy = f"one that was made for {own}", "Compress for the setting of the recipe."
+        raise DiffESError(folder, expected=f"a result for {asked} sampler steps", found=found, remedy=remedy)
+    made = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()
+    return Contender(Path(folder).resolve().name, result, made)
+
+
+def _conditions(recipe: Recipe, pipe: Pipeline, prompts: Sequence[str] | None) -> tuple[Condition, ...]:
+    """What can be asked of the pipeline, as the recipe wants it."""
+    asked = {
+        Conditions.BALANCED: Asked.CLASSES,
+        Conditions.RANDOM: Asked.CLASSES,
+        Conditions.PROMPTS: Asked.PROMPTS,
+        Conditions.NOTHING: Asked.NOTHING,
+    }
+    family, wanted = family_of(pipe), recipe.images.conditions
+    assert family is not None, "checked when it was loaded"
+    if family.asked is not asked[wanted]:
+        found, remedy = f"{wanted.value} for a {type(pipe).__name__}", "Correct it."
+        expected = f"conditions of a pipeline that is asked for {family.asked.value}"
+        raise DiffESError("images.conditions", expected=expected, found=found, remedy=remedy)
+    return conditions_of(pipe, prompts)
+
+
+def _check_measures(recipe: Recipe, pipe: Pipeline, measures: Measures) -> None:
+    """Whether the metrics have what they compare with."""
+    family = family_of(pipe)
+    assert family is not None, "checked when it was loaded"
+    if measures.of_text and family.asked is not Asked.PROMPTS:
+        found, remedy = f"{', '.join(measures.of_text)} for a {type(pipe).__name__}", "Leave it out."
+        raise DiffESError("metrics", expected="none of text for a pipeline without", found=found, remedy=remedy)
+    if not (recipe.results or measures.of_set or measures.of_text):
+        remedy = "Name a result too, or a metric of the dense model's images alone."
+        names = ", ".join((*measures.of_latents, *measures.of_images))
+        raise DiffESError("metrics", expected="something to compare with the dense model", found=names, remedy=remedy)
