@@ -13,18 +13,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load, load_file, save_file
 from tests.helpers.pipelines import flux, made, sd35, sdxl, stable_diffusion
 from tests.helpers.tiny import tiny
+from tests.helpers.weights import drawn, shapes_of
 from torch import Tensor
 
 from diff_es import Compressed, DiffESError, Reporter, Sampling, StorageError, UnsupportedModel
 from diff_es.cli.app import main
+from diff_es.evaluation.assemble import picture
+from diff_es.evaluation.metrics import Moments
+from diff_es.evaluation.metrics.inception import WEIGHTS, Inception, InceptionFeatures
+from diff_es.evaluation.metrics.sets import Fid, Kid, PrecisionRecall
 from diff_es.evaluation.recipes import run, shards
-from diff_es.evaluation.recipes.measures import moments_of
 from diff_es.evaluation.recipes.opened import Opened, opened
 from diff_es.evaluation.recipes.price import Basis, price
 from diff_es.evaluation.recipes.recipe import RUNS, Conditions, Figure, Metric, Part, Recipe, read_recipe, shipped
@@ -226,7 +231,9 @@ def test_what_does_not_fit_the_pipeline_is_refused(
             "images": replace(recipe.images, conditions=Conditions.PROMPTS)
         },
         "metrics: expected one of snr, .*, found fit": {"metrics": [Metric("fit")]},
-        "metrics, tiles: expected no options, found size": {"metrics": [Metric("tiles", {"size": 3})]},
+        "metrics, tiles: expected no reference, found real": {"metrics": [Metric("tiles", "real")]},
+        "metrics, fid: expected a reference that is here, found none": {"metrics": [Metric("fid")]},
+        "metrics, ssim: expected no weights, found these": {"metrics": [Metric("ssim", None, "these")]},
         "metrics: expected something to compare with the dense model, found psnr": {"metrics": [Metric("psnr")]},
         "expected a result for 2 sampler steps, found one that was made for 6": {"results": [str(tmp_path / "fast")]},
         "nowhere.txt: expected prompts": {"images": replace(recipe.images, prompts=str(tmp_path / "nowhere.txt"))},
@@ -267,14 +274,36 @@ def test_a_result_is_judged_beside_the_dense_model(
     assert len(rows) == 4
 
 
-@pytest.mark.parametrize("split", [(10,), (1,) * 10, (3, 6, 1)])
-def test_moments_that_come_in_parts_are_those_of_the_whole(split: tuple[int, ...]) -> None:
-    rows = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)) + 1000
-    mean, covariance = moments_of(iter(rows.split(split)))
-    assert torch.allclose(mean, rows.double().mean(0), rtol=1e-12)
-    assert torch.allclose(covariance, torch.cov(rows.double().T), rtol=1e-9)
-    with pytest.raises(DiffESError, match="count: expected two images or more, found 1"):
-        moments_of([rows[:1]])
+def test_sets_are_judged_beside_real_images_by_features_taken_once(
+    folder_of: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Beside a folder and a reference batch, as the metrics themselves have it of all images at once."""
+    weights = tmp_path / WEIGHTS.file
+    torch.save(drawn(shapes_of(Inception().state_dict())), weights)
+    looks = InceptionFeatures(weights)
+    real = torch.rand(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    (tmp_path / "real").mkdir()
+    for i, image in enumerate(real):
+        picture(image).save(tmp_path / "real" / f"{i}.png")
+    square = (real[..., 4:20] * 255).round() / 255
+    seen = Moments.of(looks(square)).gaussian()
+    pixels = (square * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "real.npz", arr_0=pixels, mu=seen.mean.numpy(), sigma=seen.covariance.numpy())
+    names = ("fid", "kid", "precision-recall")
+    recipe = small(read_recipe("bundled"), folder_of("DiTPipeline"), 5)
+    found = list[dict[str, float]]()
+    for place in ("real", "real.npz"):
+        metrics = tuple(Metric(name, str(tmp_path / place), str(weights)) for name in names)
+        ready = opened(replace(recipe, metrics=metrics))
+        assert len(ready.measures.of_set) == 1
+        found.append({row.metric: row.value for row in run_recipe(ready, tmp_path / f"out-{place}", QUIET).rows})
+    probes = [ready.probe(i) for i in range(5)]
+    ours, theirs = looks(decode(ready.pipe, sample(ready.pipe, probes, recipe.sampling))), looks(square)
+    expected = {}
+    for measure in (Fid(looks), Kid(looks), PrecisionRecall(looks)):
+        expected |= measure.distance(ours, theirs)
+    assert found[0] == pytest.approx(expected, rel=1e-4)
+    assert found[1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_image_is_the_same_in_any_batch(ready: Opened, tmp_path: Path) -> None:

@@ -2,71 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ...scoring.metrics import frechet_distance, psnr_db, snr_db, ssim
+from ...scoring.metrics import snr_db
 from ...utils.errors import DiffESError
-from ..tiles_reference import Reference, load_reference
+from ..metrics import MetricName, OfSet, metric
+from ..metrics.lpips import Lpips
+from ..metrics.paired import OfPairs
+from ..metrics.sets import Extractor, Fid, Kid, PrecisionRecall
+from ..metrics.text import ClipScore, PickScore
+from ..tiles_reference import load_reference
+from .real import BesideReal, Published, Tiles
 from .recipe import Metric
 
-Paired: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Compared: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Samples, and the dense model's for the same noises, (N, ...) each, to (N,)."""
-OfText: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
+Suited: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
 """Images in [0, 1], (N, 3, H, W), and their prompts, to (N,)."""
-
-
-class OfSet(Protocol):
-    """Of a set of images beside real ones."""
-
-    def features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] to (N, F), on the CPU; one image's do not depend on the others."""
-
-    def figures(self, batches: Iterable[Tensor]) -> Mapping[str, float]:
-        """Its figures by name, from the features of all images, which come a few at a time."""
 
 
 @dataclass
 class Measures:
     """What a recipe's images are judged by, by name."""
 
-    of_latents: dict[str, Paired] = field(default_factory=dict)
-    of_images: dict[str, Paired] = field(default_factory=dict)
-    of_set: dict[str, OfSet] = field(default_factory=dict)
-    of_text: dict[str, OfText] = field(default_factory=dict)
+    of_latents: dict[str, Compared] = field(default_factory=dict)
+    of_images: dict[str, Compared] = field(default_factory=dict)
+    of_set: dict[str, BesideReal] = field(default_factory=dict)
+    of_text: dict[str, Suited] = field(default_factory=dict)
 
 
-KNOWN = ("snr", "psnr", "ssim", "tiles")
+SNR, TILES = "snr", "tiles"
+KNOWN = (SNR, TILES, *MetricName)
+"""The names of all metrics: of latents, of the bundled tiles, and those of ``evaluation.metrics``."""
+_WITHOUT_WEIGHTS = (SNR, TILES, MetricName.PSNR, MetricName.SSIM, MetricName.MS_SSIM)
+_BESIDE_REAL = (MetricName.FID, MetricName.KID, MetricName.PRECISION_RECALL)
 
 
-def measures_of(metrics: Sequence[Metric]) -> Measures:
+def measures_of(metrics: Sequence[Metric], device: torch.device | str = "cpu") -> Measures:
     """What these names stand for: what needs files of its own reads them here.
 
+    Args:
+        device: that networks run on.
+
     Raises:
-        DiffESError: a name that stands for nothing, or options that a metric does not take.
+        DiffESError: a name that stands for nothing, what a metric does not take or needs, or weights that are not here.
     """
-    found = Measures()
-    for metric in metrics:
-        match metric.name:
-            case "snr":
-                found.of_latents[metric.name] = _snr
-            case "psnr":
-                found.of_images[metric.name] = psnr_db
-            case "ssim":
-                found.of_images[metric.name] = ssim
-            case "tiles":
-                found.of_set[metric.name] = Tiles(load_reference())
-            case name:
-                remedy = "Mind the spelling, or leave it out of the recipe."
-                raise DiffESError("metrics", expected=f"one of {', '.join(KNOWN)}", found=name, remedy=remedy)
-        if metric.options:
-            found_options, remedy = ", ".join(metric.options), "Leave them out."
-            raise DiffESError(f"metrics, {metric.name}", expected="no options", found=found_options, remedy=remedy)
+    found, beside_real = Measures(), dict[tuple[Extractor, str], list[OfSet]]()
+    for one in metrics:
+        _check(one)
+        if one.name == SNR:
+            found.of_latents[one.name] = _snr
+        elif one.name == TILES:
+            found.of_set[one.name] = Tiles(load_reference())
+        else:
+            measure = metric(MetricName(one.name), None if one.weights is None else Path(one.weights), device)
+            if isinstance(measure, Fid | Kid | PrecisionRecall):
+                assert one.reference is not None, "checked above"
+                beside_real.setdefault((measure.features, one.reference), []).append(measure)
+            elif isinstance(measure, ClipScore | PickScore):
+                found.of_text[one.name] = measure
+            elif isinstance(measure, OfPairs | Lpips):
+                found.of_images[one.name] = measure
+    for (features, reference), measures in beside_real.items():  # features are taken once for all of them
+        found.of_set[f"beside {reference}"] = Published(features, tuple(measures), Path(reference))
     return found
+
+
+def _check(one: Metric) -> None:
+    """Whether a metric is known, and has what it needs and nothing else."""
+    if one.name not in KNOWN:
+        remedy = "Mind the spelling, or leave it out of the recipe."
+        raise DiffESError("metrics", expected=f"one of {', '.join(KNOWN)}", found=one.name, remedy=remedy)
+    where, beside_real = f"metrics, {one.name}", one.name in _BESIDE_REAL
+    if one.weights is not None and one.name in _WITHOUT_WEIGHTS:
+        raise DiffESError(where, expected="no weights", found=one.weights, remedy="Leave them out.")
+    if one.reference is not None and not beside_real:
+        raise DiffESError(where, expected="no reference", found=one.reference, remedy="Leave it out.")
+    if beside_real and (one.reference is None or not Path(one.reference).exists()):
+        found, remedy = one.reference or "none", "docs/recipes.md says what it can be."
+        raise DiffESError(where, expected="a reference that is here", found=found, remedy=remedy)
 
 
 def _snr(latents: Tensor, reference: Tensor) -> Tensor:
@@ -94,39 +114,3 @@ def judge(measures: Measures, made: Made, dense: Made | None) -> dict[str, Tenso
         found |= {name: paired(made.images, dense.images) for name, paired in measures.of_images.items()}
     found |= {name: of_set.features(made.images) for name, of_set in measures.of_set.items()}
     return found | {name: of_text(made.images, made.prompts) for name, of_text in measures.of_text.items()}
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The Fréchet distance to real game tiles, by the features of the bundled classifier."""
-
-    reference: Reference
-
-    def features(self, images: Tensor) -> Tensor:
-        """(N, 3, 32, 32) in [0, 1] to (N, 64)."""
-        return self.reference.features(images)
-
-    def figures(self, batches: Iterable[Tensor]) -> Mapping[str, float]:
-        """The distance, by the name of the metric."""
-        seen = moments_of(batches)
-        return {"tiles": frechet_distance(*seen, self.reference.mean, self.reference.covariance)}
-
-
-def moments_of(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and covariance (F, F) of features (N, F) that come a few at a time, in float64.
-
-    Squares are summed around the mean, by the update of Chan, Golub & LeVeque (1983), so memory is that of one matrix.
-
-    Raises:
-        DiffESError: fewer than two features.
-    """
-    count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
-    for batch in batches:
-        rows = batch.double()
-        step, total = rows.mean(0) - mean, count + len(rows)
-        centred = rows - rows.mean(0)
-        scatter = scatter + centred.T @ centred + torch.outer(step, step) * (count * len(rows) / total)
-        mean, count = mean + step * (len(rows) / total), total
-    if count < 2:
-        raise DiffESError("count", expected="two images or more", found=str(count), remedy="Sample more of them.")
-    return mean, scatter / (count - 1)

@@ -17,7 +17,7 @@ from ...compression.result import load as load_result
 from ...compression.store import MANIFEST
 from ...layers.fingerprint import fingerprint
 from ...pipelines.families import Asked, Condition, Pipeline, family_of
-from ...pipelines.loading import load, resampled
+from ...pipelines.loading import default_device, load, resampled
 from ...pipelines.probes import Probe, conditions_of, read_prompts
 from ...pipelines.sampling import denoiser_of
 from ...utils.errors import DiffESError
@@ -86,7 +86,7 @@ def opened(recipe: Recipe, device: str | None = None) -> Opened:
     Raises:
         DiffESError: of whichever kind what is missing or does not fit has; the message names it.
     """
-    measures = measures_of(recipe.metrics)
+    measures = measures_of(recipe.metrics, device or default_device())
     prompts = None if recipe.images.prompts is None else read_prompts(Path(recipe.images.prompts))
     pipe = pipeline_of(recipe, device)
     beside = tuple(_contender(recipe, pipe, folder) for folder in recipe.results)

@@ -74,7 +74,7 @@ def price(recipe: Recipe, device: str | None = None, *, keep: bool = False) -> P
         DiffESError: the weights that are here do not fit the recipe.
     """
     missing = list[str]()
-    measures = _measures(recipe.metrics, missing)
+    measures = _measures(recipe.metrics, device or default_device(), missing)
     _note(recipe, missing)
     if at_hand(recipe.model.weights):
         basis, cost = Basis.TIMED, _timed(recipe, device, measures)
@@ -89,17 +89,17 @@ def price(recipe: Recipe, device: str | None = None, *, keep: bool = False) -> P
     return Price(basis, batches * (cost.sampling + cost.judging), cost.memory, disk, tuple(missing))
 
 
-def _measures(metrics: Sequence[Metric], missing: list[str]) -> Measures:
+def _measures(metrics: Sequence[Metric], device: torch.device | str, missing: list[str]) -> Measures:
     """Those that can be had here."""
     usable = list[Metric]()
     for metric in metrics:
         try:
-            measures_of([metric])
+            measures_of([metric], device)
         except DiffESError as error:
             missing.append(str(error))
         else:
             usable.append(metric)
-    return measures_of(usable)
+    return measures_of(usable, device)
 
 
 def _note(recipe: Recipe, missing: list[str]) -> None:

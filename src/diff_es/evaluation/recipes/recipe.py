@@ -100,8 +100,9 @@ class Metric:
 
     __pydantic_config__: ClassVar = _KNOWN
 
-    name: Text  # one of ``measures.known()``
-    options: Mapping[str, Any] = field(default_factory=dict)  # such as a file of reference statistics
+    name: Text  # one of ``measures.KNOWN``
+    reference: Text | None = None  # of those beside real images: a reference batch of ADM, or a folder of images
+    weights: Text | None = None  # of its network; None: where they lie when they were fetched the usual way
 
 
 @checked()
