@@ -100,7 +100,7 @@ class Metric:
 
     __pydantic_config__: ClassVar = _KNOWN
 
-    name: Text  # one of ``measures.known()``
+    name: Text  # one of ``measures.KNOWN``
     options: Mapping[str, Any] = field(default_factory=dict)  # such as a file of reference statistics
 
 
