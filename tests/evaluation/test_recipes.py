@@ -299,7 +299,7 @@ def test_sets_are_judged_beside_real_images_by_features_taken_once(
         found.append({row.metric: row.value for row in run_recipe(ready, tmp_path / f"out-{place}", QUIET).rows})
     probes = [ready.probe(i) for i in range(5)]
     ours, theirs = looks(decode(ready.pipe, sample(ready.pipe, probes, recipe.sampling))), looks(square)
-    expected = {}
+    expected = dict[str, float]()
     for measure in (Fid(looks), Kid(looks), PrecisionRecall(looks)):
         expected |= measure.distance(ours, theirs)
     assert found[0] == pytest.approx(expected, rel=1e-4)
@@ -441,7 +441,7 @@ def test_ctrl_c_says_how_to_go_on(
         (("folder", "--count", 3), "--count: expected a recipe, found none."),
         (("--recipe", "nothing"), "recipe nothing: expected a recipe in TOML"),
         (("--recipe", "bundled", "--count", 0), "count: expected a whole number from 1 to 1000000, found 0."),
-        (("--recipe", "dit-xl-256-ddim20", "--model", "nowhere", "--out", "new"), "metrics: expected one of"),
+        (("--recipe", "dit-xl-256-ddim20", "--model", "nowhere", "--out", "new"), "metrics, fid: expected a reference"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(
