@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from inspect import signature
 from typing import Any, TypeAlias
@@ -118,8 +118,16 @@ def velocity(scheduler: Scheduler, output: Tensor, state: Tensor, signal: Tensor
     return (state - a * output) / s - output
 
 
+@dataclass
+class Passed:
+    """What the last batch has passed so far: the states y, the noise first, and the velocity at each that was left."""
+
+    states: list[Tensor] = field(default_factory=list)
+    velocities: list[Tensor] = field(default_factory=list)
+
+
 @contextmanager
-def solved(pipe: Pipeline, time: FlowTime, asked: int, advance: Advance) -> Iterator[None]:
+def solved(pipe: Pipeline, time: FlowTime, asked: int, advance: Advance) -> Iterator[Passed]:
     """With a solver in the place of a pipeline's own steps, on timesteps of one's own; the end restores everything.
 
     The pipeline is called as before. Its own scheduler's copy still counts its steps, and checks that all are taken in
@@ -135,7 +143,7 @@ def solved(pipe: Pipeline, time: FlowTime, asked: int, advance: Advance) -> Iter
     check_first_order(pipe)
     with stepped(pipe, time.timesteps, asked):
         scheduler = pipe.scheduler
-        own, states, velocities = scheduler.step, list[Tensor](), list[Tensor]()
+        own, passed = scheduler.step, Passed()
 
         @wraps(own)
         def step(*args: Any, **kwargs: Any) -> Any:
@@ -143,14 +151,14 @@ def solved(pipe: Pipeline, time: FlowTime, asked: int, advance: Advance) -> Iter
             result = own(*args, **kwargs)
             output, state = given["model_output"], given["sample"]
             if number == 0:
-                states[:], velocities[:] = [state.float() / time.scale[0].float().to(state.device)], []
-            velocities.append(velocity(scheduler, output, state, time.signal[number], time.noise[number]))
-            states.append(advance(states, velocities))
-            moved = (states[-1] * time.scale[number + 1].float().to(state.device)).to(output.dtype)
+                passed.states, passed.velocities = [state.float() / time.scale[0].float().to(state.device)], []
+            passed.velocities.append(velocity(scheduler, output, state, time.signal[number], time.noise[number]))
+            passed.states.append(advance(passed.states, passed.velocities))
+            moved = (passed.states[-1] * time.scale[number + 1].float().to(state.device)).to(output.dtype)
             if isinstance(result, tuple):
                 return (moved, *result[1:])
             result.prev_sample = moved
             return result
 
         with exchanged(scheduler, "step", step):
-            yield
+            yield passed

@@ -2,9 +2,8 @@
 
 The velocity is interpolated through the last few that were seen, by a polynomial in tau, which is integrated over the
 step (Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, section III.5). The first steps, which have
-seen fewer, are of lower order. In the variables of EDM it is known as iPNDM with variable steps, and as DEIS's
-"rhoAB" (arXiv 2204.13902); that a flow's velocity is the smoother one is NeuralSolver's point of departure (arXiv
-2505.21114, section 4).
+seen fewer, are of lower order. In the variables of EDM it is DEIS's rhoAB (arXiv 2204.13902); on flows it is what
+NeuralSolver (arXiv 2505.21114) begins with and is compared to.
 """
 
 from __future__ import annotations

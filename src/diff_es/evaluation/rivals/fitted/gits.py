@@ -1,13 +1,15 @@
-"""Geometry-inspired time scheduling (GITS, arXiv 2405.11326, section 4): where steps stand, by dynamic programming.
+"""Geometry-inspired time scheduling (GITS, arXiv 2405.11326): where steps stand, by dynamic programming.
 
 Of a few noises the finely stepped run is kept, with its direction at every step. The cost of a step from the i-th fine
 point to the j-th is the distance that Euler's method, along the direction at i, ends from the run at j. The steps of
-least total cost are found exactly; a coefficient weighs what later steps cost against the one before them, since errors
-of the first grow on the way. The steps that were found serve any solver.
+least total cost are found exactly, where a coefficient weighs what later steps cost against the one before them. They
+serve any solver.
 
-What differs: distances are those of the flow's variables, not of EDM's, in which a flow's noise is infinitely far. The
-paper chooses its coefficient by hand, 1.15 for most models and others from 0.8 to 1.2 for Stable Diffusion; here each
-of these is tried with the solver itself, on the noises that the costs are of, and the one that ends nearest is kept.
+What differs: distances are those of the flow's variables, not of EDM's, in which a flow's noise is infinitely far; and
+the fine run stands where the trailing rule puts it, not the polynomial one. The authors choose the coefficient by hand,
+and try those from 0.8 to 1.2 for Stable Diffusion; here each of these is tried with the solver itself, on the noises
+that the costs are of, and the one that ends nearest is kept. Their first step without a call of the denoiser (AFS) is
+left out: it is a saving of its own.
 """
 
 from __future__ import annotations

@@ -5,15 +5,17 @@ multistep solver is made of: where its steps stand, what each keeps of the state
 so far. The model is left as it is. Of its run only the states are kept; every call of the denoiser is made once more
 on the way back.
 
-From differentiable solver search (NeuralSolver, arXiv 2505.21114, section 5) are the coefficients on all velocities so
-far relative to a step's length, which follow the steps when these move, and the steps as a softmax of their lengths.
-From BNS (arXiv 2403.01329, section 3) are a general solver's weight on the state, which need not be 1, in the variables
-of a flow, its beginning at a solver that is known already, the loss, which is the mean logarithm of the squared
-distance to the fine run's end, and that the solver of the best validation is kept. From S4S (arXiv 2502.17423) is that
-the fine run is that of the same noise and guidance, and that the beginning may be any other's schedule. What none of
-them has to do: schedulers whose timesteps are integers take rounded ones, and the gradient passes the rounding as if
-there were none. NeuralSolver's loss over all states on the way, S4S's perceptual loss and its noises that are moved
-within a ball were not taken: closeness to one and the same run is what is asked for here.
+From differentiable solver search (NeuralSolver, arXiv 2505.21114, section 5) are coefficients on all velocities so far,
+relative to a step's length, and the steps as a softmax of their lengths. From BNS (arXiv 2403.01329) are a general
+solver's weight on the state, which need not be 1, the variables of a flow, the beginning at a solver that is known
+already, the loss, which is the mean logarithm of the squared distance to the fine run's end, and that the best on other
+noises is kept. From S4S (arXiv 2502.17423) is that the beginning may be any schedule, another method's too.
+
+Not taken are NeuralSolver's loss over the states on the way, S4S's perceptual one and its noises that move within a
+ball: closeness to one and the same run is what is asked for. Added are that coefficients follow steps that move, as
+Adams-Bashforth's do; that schedulers whose timesteps are integers take rounded ones, and the gradient passes the
+rounding as if there were none; and the calls of the denoiser that are made once more. Rates and numbers of iterations
+are chosen for few noises and minutes, not taken from the papers, which have thousands and hours.
 """
 
 from __future__ import annotations
@@ -56,14 +58,16 @@ class Descent:
     """How a solver is fitted by gradient.
 
     Args:
-        iterations: of Adam, each with a run of all noises, forth and back.
+        iterations: of Adam, each with a run of some noises, forth and back.
         rate: at first; it falls evenly to none.
+        noises: of an iteration, all in turn; as many as there are, if that is fewer.
         every: so many iterations the solver is tried on other noises.
     """
 
     iterations: Count = 60
-    rate: Tolerance = 0.01
-    every: Count = 5
+    rate: Tolerance = 0.005
+    noises: Count = 8
+    every: Count = 10
 
 
 def by_gradient(
@@ -93,7 +97,8 @@ def descended(pipe: Pipeline, start: FittedWay, fit: Fit, descent: Descent) -> F
     """
     check(pipe, start)
     clock, path = Stopwatch(), path_of(pipe, start.sampling)
-    batch = replace(start.sampling, batch=fit.noises)
+    count = min(descent.noises, fit.noises)
+    batch = replace(start.sampling, batch=count)
     probes, others = fit.probes(pipe, "fitting"), fit.probes(pipe, "validation")
     goal, judge = (fine_run(pipe, start.sampling, path, fit, one).latents for one in (probes, others))
     variables = Variables.at(start)
@@ -102,8 +107,10 @@ def descended(pipe: Pipeline, start: FittedWay, fit: Fit, descent: Descent) -> F
     best, best_db = start, float(decibel(judge, replace(start, sampling=batch).latents(pipe, others)))
     for iteration in range(1, descent.iterations + 1):
         adam.zero_grad()
+        turn = [(iteration * count + one) % fit.noises for one in range(count)]
         with frozen(denoiser_of(pipe)):  # on the way back too, where calls are made once more
-            loss = -decibel(goal, differentiable(pipe, batch, probes, variables.placed(pipe, path)))
+            placed = variables.placed(pipe, path)
+            loss = -decibel(goal[turn], differentiable(pipe, batch, [probes[one] for one in turn], placed))
             loss.backward()
         adam.step()
         rate.step()

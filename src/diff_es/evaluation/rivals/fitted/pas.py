@@ -3,8 +3,8 @@
 A trajectory lies, nearly, in a space of few dimensions, which its own noise and the directions taken so far span. Of
 these each sample has its own orthonormal basis: the step's direction, and principal components of all so far. In it the
 step is given coordinates, a few numbers that all samples share, fitted to the finely stepped run, one step after the
-other, each from where the corrected ones before it have led (sections 3.2 and 3.3). Only steps that gain by it are
-corrected (3.4).
+other, each from where the corrected ones before it have led. Only steps that gain by it are
+corrected (section 3).
 
 What differs: the variables are the flow's, not EDM's. Coordinates are relative to the length of the step's own
 direction, of which the paper's first one is a mean; so the step as it was is among what is fitted. They are solved by

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Fit:
     """What a solver is fitted to: the dense model's finely stepped runs of some noises.
 
     Args:
-        noises: that it is fitted on, in one batch; those that a fit is chosen by are others.
+        noises: that it is fitted on; as many others choose among fits by gradient.
         seed: of the noises.
         fine: steps of the run that it is brought near to, placed by the trailing rule.
     """
@@ -92,17 +93,18 @@ class Multistep:
     weights: Tensor
 
     def __call__(self, states: Sequence[Tensor], velocities: Sequence[Tensor]) -> Tensor:
-        """The next state; weights that are 0 and need no gradient cost nothing."""
+        """The next state; weights of 0 cost nothing, unless a gradient is asked of them."""
         step = len(velocities) - 1
-        row = self.weights[step].to(velocities[0])
-        moved = self.keeps[step].to(states[-1]) * states[-1]
-        for weight, seen in zip(row, velocities, strict=False):
-            if weight.requires_grad or weight:
+        keep, row = self.keeps[step], self.weights[step, : step + 1]
+        fixed = not row.requires_grad
+        moved = (float(keep) if fixed else keep) * states[-1]
+        for weight, seen in zip(row.tolist() if fixed else row, velocities, strict=True):
+            if not fixed or weight:
                 moved = moved + weight * seen
         return moved
 
 
-Place = Callable[[Trajectory, int], Timesteps]
+Place: TypeAlias = Callable[[Trajectory, int], Timesteps]
 """A rule that places so many steps on a trajectory (``trajectory.timesteps``)."""
 
 
@@ -132,7 +134,7 @@ class Fine:
     time: FlowTime
     states: Sequence[Tensor]  # one more than steps
     velocities: Sequence[Tensor]
-    latents: Tensor
+    latents: Tensor  # as the decoder receives them
 
     def at(self, tau: float) -> Tensor:
         """The state at a time of the flow, between two steps by linear interpolation: of Euler's method, its own."""
@@ -153,20 +155,14 @@ def fine_steps(path: Trajectory, fit: Fit) -> Timesteps:
 def fine_run(pipe: Pipeline, sampling: Sampling, path: Trajectory, fit: Fit, probes: Sequence[Probe]) -> Fine:
     """The finely stepped runs of some noises, by Euler's method in the flow's time, in one batch."""
     stand = flow_time(pipe.scheduler, fine_steps(path, fit))
-    seen: list[tuple[Tensor, Tensor]] = []
-    lengths = stand.tau.diff().tolist()
+    lengths: list[float] = stand.tau.diff().tolist()
 
     def euler(states: Sequence[Tensor], velocities: Sequence[Tensor]) -> Tensor:
-        seen.append((states[-1], velocities[-1]))
-        moved = states[-1] + lengths[len(velocities) - 1] * velocities[-1]
-        if len(velocities) == len(lengths):
-            seen.append((moved, moved))
-        return moved
+        return states[-1] + lengths[len(velocities) - 1] * velocities[-1]
 
-    with solved(pipe, stand, sampling.steps, euler):
+    with solved(pipe, stand, sampling.steps, euler) as passed:
         latents = sample(pipe, probes, replace(sampling, batch=len(probes)))
-    states, velocities = zip(*seen, strict=True)
-    return Fine(stand, states, velocities[:-1], latents)
+    return Fine(stand, passed.states, passed.velocities, latents)
 
 
 class Stopwatch:
