@@ -225,25 +225,34 @@ def test_the_gradient_is_that_of_finite_differences():
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_each_spends_its_calls_and_gives_the_scheduler_back(pipe: Any, make: Callable[..., FittedWay]) -> None:
     scheduler, settings = pipe.scheduler, dict(pipe.scheduler.config)
-    way: Way = make(pipe, CALL, CALLS, FIT)
+    made_here = make(pipe, CALL, CALLS, FIT)
+    way: Way = made_here
     probes, called = FIT.probes(pipe, "test"), list[int]()
     denoiser = denoiser_of(pipe)
     handle = denoiser.register_forward_pre_hook(lambda *_: called.append(1))
     with way.context(pipe):
         latents = sample(pipe, probes, way.sampling)
     handle.remove()
-    again = make(pipe, CALL, CALLS, FIT)
     assert len(called) == CALLS == way.steps
     assert latents.isfinite().all()
-    assert torch.equal(again.latents(pipe, probes), latents)
     assert pipe.scheduler is scheduler
     assert dict(scheduler.config) == settings
     assert "step" not in vars(scheduler)
     assert all(parameter.requires_grad for parameter in denoiser.parameters())
     assert way.of_batch(1).sampling == replace(CALL, batch=1)
     assert once(pipe, way).pipeline > 0
-    assert (again.fit_noises == 0) == (make is adams_bashforth)
-    assert (again.fit_seconds == 0) == (make is adams_bashforth)
+    assert (made_here.fit_noises == 0) == (make is adams_bashforth)
+    assert (made_here.fit_seconds == 0) == (make is adams_bashforth)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_the_same_seed_gives_the_same_solver_and_another_another(make: Callable[..., FittedWay]) -> None:
+    pipe, probes = tiny(), FIT.probes(tiny(), "test")
+    first, again, other = (
+        make(pipe, CALL, CALLS, fit).latents(pipe, probes) for fit in (FIT, FIT, replace(FIT, seed=1))
+    )
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) == (make in (adams_bashforth, gits))  # GITS finds the same steps
 
 
 def test_what_takes_no_plain_steps_is_refused() -> None:

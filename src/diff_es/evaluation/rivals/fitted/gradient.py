@@ -48,8 +48,8 @@ from .way import Fit, FittedWay, Multistep, Stopwatch, decibel, fine_run, path_o
 Start: TypeAlias = Callable[[Pipeline, Sampling, int, Fit], FittedWay]
 
 _ORDER, _SLOWER = 3, 0.1
-"""Of the method whose coefficients say how all follow a moving step, and how far a state's weight moves, in
-comparison: every later state is multiplied by it."""
+"""Of the method whose coefficients say how all follow a moving step; and how far steps and the states' weights move in
+comparison with those of velocities, since all that follows moves with them."""
 
 
 @checked("")
@@ -161,8 +161,8 @@ class Variables:
 
     time: FlowTime
     solver: Multistep
-    lengths: Tensor  # added to the logarithm, (n,)
-    keeps: Tensor  # (n,)
+    lengths: Tensor  # what is added to the logarithm, in tenths, (n,)
+    keeps: Tensor  # in tenths, (n,)
     weights: Tensor  # relative to a step's length, (n, n)
 
     @classmethod
@@ -180,7 +180,7 @@ class Variables:
     def placed(self, pipe: Pipeline, path: Trajectory) -> Placed:
         """The solver that they make, in which nothing added is the start's to the bit."""
         own = torch.tensor([*self.time.timesteps, path.end], dtype=torch.float64)
-        lengths = torch.softmax((own[:-1] - own[1:]).log() + self.lengths, 0)
+        lengths = torch.softmax((own[:-1] - own[1:]).log() + _SLOWER * self.lengths, 0)
         smooth = own[0] - (own[0] - own[-1]) * torch.cat([lengths.new_zeros(1), lengths.cumsum(0)[:-1]])
         timesteps = settled(path, smooth.tolist())
         exact = torch.tensor(timesteps, dtype=torch.float64) + (smooth - smooth.detach())

@@ -158,7 +158,7 @@ def fine_run(pipe: Pipeline, sampling: Sampling, path: Trajectory, fit: Fit, pro
     lengths: list[float] = stand.tau.diff().tolist()
 
     def euler(states: Sequence[Tensor], velocities: Sequence[Tensor]) -> Tensor:
-        return states[-1] + lengths[len(velocities) - 1] * velocities[-1]
+        return torch.add(states[-1], velocities[-1], alpha=lengths[len(velocities) - 1])
 
     with solved(pipe, stand, sampling.steps, euler) as passed:
         latents = sample(pipe, probes, replace(sampling, batch=len(probes)))
