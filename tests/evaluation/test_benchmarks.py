@@ -129,6 +129,26 @@ def test_few_steps(bench: Bench, tmp_path: Path) -> None:
     assert results.read_bytes() == before, "a seed that is there is passed over"
 
 
+def test_solvers(bench: Bench, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    small = ("--guidances", 2, "--calls", 3, 5, "--seeds", 0, "--noises", 4, "--fitted-noises", 1, "--effort", 0.00001)
+    options = (*small, "--sensitivity-noises", 1, "--bases", "DPMSolverMultistepScheduler", "--results", results)
+    found = rows(bench("solvers", *options))
+    rivals = ["DDIM", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC 2", "UniPC 3", "DEIS 3", "iPNDM 4"]
+    ours = "ours, DPMSolverMultistepScheduler"
+    assert [cells[0] for cells in found] == [*rivals, ours, f"{ours}: better than the best rival by"] * 2
+    for part, sign in ((found[:9], 1), (found[9:], -1)):
+        for column in (1, 2):
+            *others, own = (float(cells[column].split(" ")[0]) for cells in part[:8])
+            ahead, best = part[8][column].split(" ", 1)
+            assert abs(sign * own - max(sign * other for other in others) - float(ahead)) < 0.02
+            assert best.strip("()") in rivals
+    before = results.read_bytes()
+    assert {one["calls"] for one in map(json.loads, before.splitlines())} == {3, 5, 250}
+    assert rows(bench("solvers", *options)) == found
+    assert results.read_bytes() == before, "what is there is passed over"
+
+
 def test_ingredients(bench: Bench, tmp_path: Path) -> None:
     tiny(layers=4, head_size=8).save_pretrained(tmp_path)
     options = ("--model", tmp_path, "--steps", 2, "--calibration-samples", 4, "--noises", 2, "--levels", 2)

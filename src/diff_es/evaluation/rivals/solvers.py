@@ -31,6 +31,7 @@ from torch import Tensor
 from ...pipelines.families import Pipeline, Sampling
 from ...pipelines.own_sampler import OwnSampler
 from ...pipelines.probes import Probe
+from ...pipelines.quiet import hushed
 from ...pipelines.sampling import denoiser_of, sample
 from ...pipelines.tracing import trace
 from ...routing.placements import parameter_bytes
@@ -86,7 +87,8 @@ class IPNDM(DPMSolverMultistepScheduler):
         if len(weights) == 1:
             return image
         combined = torch.stack([weight * noise for weight, noise in zip(weights, self.noises, strict=True)]).sum(0)
-        return (sample - sigma * combined) / alpha
+        pointed: Tensor = (sample - sigma * combined) / alpha
+        return pointed
 
 
 _ADAMS = (
@@ -166,7 +168,8 @@ def solver(pipe: Pipeline, kind: Kind, spacing: Spacing, sampling: Sampling, cal
     kinds_for(pipe)
     own, asked = pipe.scheduler, replace(sampling, num_inference_steps=calls)
     settings = _placing(own, kind, spacing)
-    made = kind.scheduler.from_config(own.config, **_ending(own, kind), **settings, **kind.settings)
+    with hushed():  # of settings of the pipeline's own that it has no use for
+        made = kind.scheduler.from_config(own.config, **_ending(own, kind), **settings, **kind.settings)
     found = Solver(f"{kind.name}, {spacing}", asked, made, spacing)
     if spacing is Spacing.PUBLISHED:
         found = replace(found, timesteps=_published(pipe, found))
@@ -196,14 +199,17 @@ def spaced(pipe: Pipeline, kind: Kind, sampling: Sampling, calls: int) -> tuple[
 
 def _placing(own: Scheduler, kind: Kind, spacing: Spacing) -> dict[str, Any]:
     """Settings that say where steps stand; raises as :func:`solver` does."""
+    euler, flow = kind.scheduler is FlowMatchEulerDiscreteScheduler, is_flow(own)
     taken = signature(kind.scheduler.__init__).parameters
-    chosen, flow = _CHOSEN.get(spacing, {}), is_flow(own)
+    chosen = {} if euler else _CHOSEN.get(spacing, {})
     fits = spacing is Spacing.PUBLISHED or flow == (spacing is Spacing.FLOW)
     if not fits or chosen.keys() - taken.keys():
         expected, remedy = "one that it has, for such a noise schedule", "Take another spacing."
         raise DiffESError(f"{kind.name}, spacing", expected=expected, found=str(spacing), remedy=remedy)
-    settings = {name: False for name in _SWITCHES if name in taken} | chosen
-    if flow and kind is not FIRST_ORDER_FLOW:
+    if euler:
+        return {}
+    settings: dict[str, Any] = {name: False for name in _SWITCHES if name in taken} | dict(chosen)
+    if flow:
         shift = own.config.shift if isinstance(own, FlowMatchEulerDiscreteScheduler) else own.config.flow_shift
         settings |= {"prediction_type": "flow_prediction", "flow_shift": shift}
     return settings
