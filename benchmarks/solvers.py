@@ -46,7 +46,7 @@ from diff_es.scoring.timing import Way
 from diff_es.utils.progress import Reporter
 
 _CALLS = (5, 6, 8, 10, 14, 20)
-_BASES = {"DPMSolverMultistepScheduler": 8, "DDIMScheduler": 20}
+_BASES = {"DPMSolverMultistepScheduler": 8, "UniPCMultistepScheduler": 8, "DDIMScheduler": 20}
 """Samplers that ours are searched under, and how many times the most calls a run takes that they are compared with in
 the search: at first order it has to be finer."""
 
@@ -159,8 +159,8 @@ def ours(base: str, judge: Judge, asked: Options, reporter: Reporter) -> Iterato
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """For each model and guidance the SNR and the distances of everyone, means over seeds with half the range, and how
-    far ours are above the best rival."""
+    """For each model and guidance the SNR and the distances of everyone, means over seeds with half the range, how far
+    ours are above the best rival, and what rivals were chosen to be."""
     for model, guidance, noises in dict.fromkeys((one["model"], one["guidance"], one["noises"]) for one in rows):
         here = [one for one in rows if (one["model"], one["guidance"], one["noises"]) == (model, guidance, noises)]
         known = [one for one in here if one["name"] == CONVERGED]
@@ -172,6 +172,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         calls = sorted({one["calls"] for one in contenders})
         for column, title, sign in (("snr", "SNR (dB)", 1), ("distance", "Fréchet distance", -1)):
             _table(contenders, calls, column, title, sign)
+        _choices([one for one in contenders if "chosen" in one], calls)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], calls: Sequence[int], column: str, title: str, sign: int) -> None:
@@ -186,6 +187,19 @@ def _table(rows: Sequence[Mapping[str, Any]], calls: Sequence[int], column: str,
     for name, by_calls in values.items():
         if name not in rivals:
             row(f"{name}: better than the best rival by", *(_ahead(by_calls, rivals, count, sign) for count in calls))
+    print()
+
+
+def _choices(rows: Sequence[Mapping[str, Any]], calls: Sequence[int]) -> None:
+    """What rivals were chosen or fitted to be, of each seed where they differ, and how long that took for all calls."""
+    header("Chosen, calls", *map(str, calls), "seconds")
+    for name in dict.fromkeys(one["name"] for one in rows):
+        own = [one for one in rows if one["name"] == name]
+        by_calls = [
+            dict.fromkeys(one["chosen"].removeprefix(f"{name}, ") for one in own if one["calls"] == n) for n in calls
+        ]
+        seconds = sum(one["seconds"] for one in own) / len({one["seed"] for one in own})
+        row(name, *(" / ".join(chosen) or "–" for chosen in by_calls), f"{seconds:.0f}")
     print()
 
 

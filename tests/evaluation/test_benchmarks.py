@@ -17,6 +17,7 @@ from tests.helpers.tiny import tiny
 
 from diff_es.evaluation.assemble import contact_sheet
 from diff_es.evaluation.report import Row
+from diff_es.evaluation.rivals.solvers import Spacing
 from diff_es.utils.files import write_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -136,8 +137,9 @@ def test_solvers(bench: Bench, tmp_path: Path) -> None:
     found = rows(bench("solvers", *options))
     rivals = ["DDIM", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC 2", "UniPC 3", "DEIS 3", "iPNDM 4"]
     ours = "ours, DPMSolverMultistepScheduler"
-    assert [cells[0] for cells in found] == [*rivals, ours, f"{ours}: better than the best rival by"] * 2
-    for part, sign in ((found[:9], 1), (found[9:], -1)):
+    assert [cells[0] for cells in found] == [*[*rivals, ours, f"{ours}: better than the best rival by"] * 2, *rivals]
+    assert {spacing for cells in found[18:] for spacing in cells[1:3]} <= set(Spacing)
+    for part, sign in ((found[:9], 1), (found[9:18], -1)):
         for column in (1, 2):
             *others, own = (float(cells[column].split(" ")[0]) for cells in part[:8])
             ahead, best = part[8][column].split(" ", 1)
