@@ -56,4 +56,5 @@ def pytest_collection_finish() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """diffusers hands tensors to numpy in a way that numpy 2 warns of; nothing of ours is in it."""
-    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning")
+    for warning in ("__array__ implementation", "__array_wrap__ must accept"):
+        config.addinivalue_line("filterwarnings", f"ignore:{warning}:DeprecationWarning")

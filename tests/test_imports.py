@@ -29,7 +29,7 @@ LAYERS = (  # of rooms, low to high; a room imports from lower layers only
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SELF_CONTAINED = {"search", "evaluation/report", "compression/pruned_transformer"}
-KNOW_DIFFUSERS = {"layers", "pipelines", "solvers", "compression/pruned_transformer"}
+KNOW_DIFFUSERS = {"layers", "pipelines", "solvers", "compression/pruned_transformer", "evaluation/rivals/solvers"}
 LONGEST, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 8
 """Lines of a module and of a function, and parameters of a function outside of the command line, fewer than the first
 two."""

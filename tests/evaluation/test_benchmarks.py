@@ -17,6 +17,7 @@ from tests.helpers.tiny import tiny
 
 from diff_es.evaluation.assemble import contact_sheet
 from diff_es.evaluation.report import Row
+from diff_es.evaluation.rivals.solvers import Spacing
 from diff_es.utils.files import write_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -127,6 +128,27 @@ def test_few_steps(bench: Bench, tmp_path: Path) -> None:
         assert abs(distances["diff-es"] - distances[name] - float(cell.split(" ")[0])) < 0.02
     assert rows(bench("few_steps", *small, "--scheduler", "LCMScheduler")) == [*found, nearer]
     assert results.read_bytes() == before, "a seed that is there is passed over"
+
+
+def test_solvers(bench: Bench, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    small = ("--guidances", 2, "--calls", 3, 5, "--seeds", 0, "--noises", 4, "--fitted-noises", 1, "--effort", 0.00001)
+    options = (*small, "--sensitivity-noises", 1, "--bases", "DPMSolverMultistepScheduler", "--results", results)
+    found = rows(bench("solvers", *options))
+    rivals = ["DDIM", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC 2", "UniPC 3", "DEIS 3", "iPNDM 4"]
+    ours = "ours, DPMSolverMultistepScheduler"
+    assert [cells[0] for cells in found] == [*[*rivals, ours, f"{ours}: better than the best rival by"] * 2, *rivals]
+    assert {spacing for cells in found[18:] for spacing in cells[1:3]} <= set(Spacing)
+    for part, sign in ((found[:9], 1), (found[9:18], -1)):
+        for column in (1, 2):
+            *others, own = (float(cells[column].split(" ")[0]) for cells in part[:8])
+            ahead, best = part[8][column].split(" ", 1)
+            assert abs(sign * own - max(sign * other for other in others) - float(ahead)) < 0.02
+            assert best.strip("()") in rivals
+    before = results.read_bytes()
+    assert {one["calls"] for one in map(json.loads, before.splitlines())} == {3, 5, 250}
+    assert rows(bench("solvers", *options)) == found
+    assert results.read_bytes() == before, "what is there is passed over"
 
 
 def test_ingredients(bench: Bench, tmp_path: Path) -> None:
