@@ -5,7 +5,8 @@
 Each contender runs the dense model with so many calls of the denoiser, and is judged by mean SNR (dB) of its final
 latents to those of a fine solver, and by the Fréchet distance of its images to real tiles, on noises that nothing was
 chosen or fitted on. Ours are what a search for steps finds under a sampler, corrected: one search for all numbers of
-calls. Rivals take the spacing that is best on other noises. Results are appended to a file; what it holds is passed
+calls. Rivals take the spacing that is best on other noises,
+or are fitted to finely stepped runs of others. Results are appended to a file; what it holds is passed
 over; the tables show all.
 """
 
@@ -13,11 +14,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from common import Model, Noises, Results, ResultsFile, Seeds, by_study, header, options, row, searched, with_range
@@ -26,14 +27,24 @@ from torch import Tensor
 from diff_es import Effort, with_effort
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import prepare
+from diff_es.evaluation.rivals.fitted import (
+    Descent,
+    Fit,
+    FittedWay,
+    adams_bashforth,
+    by_gradient,
+    corrected,
+    gits,
+    pas,
+)
 from diff_es.evaluation.rivals.solvers import (
     OTHER_SECOND_ORDER,
-    Fit,
     Rival,
+    Trial,
     converged,
-    fit_on,
     latents_of,
     rivals_for,
+    trial_on,
 )
 from diff_es.evaluation.tiles_reference import load_reference
 from diff_es.pipelines.families import Pipeline, Sampling
@@ -59,7 +70,9 @@ class Options:
     bases: Annotated[tuple[str, ...], "that ours are searched under; " + ", ".join(_BASES), _BASES] = tuple(_BASES)
     effort: Annotated[float, "of our search, as a share of the thorough one's work"] = Effort.STANDARD.share
     sensitivity_noises: Annotated[int, "of our search"] = 4
-    fitted_noises: Annotated[int, "that rivals choose their spacing on"] = 4
+    trial_noises: Annotated[int, "that rivals choose their spacing on"] = 4
+    fitted_noises: Annotated[int, "that fitted rivals are fitted to"] = 16
+    iterations: Annotated[int, "of those that are fitted by gradient"] = Descent.iterations
     seeds: Seeds = (0, 1, 2)
     noises: Noises = 256
     results: ResultsFile = Path("solvers.jsonl")
@@ -71,11 +84,11 @@ def main() -> None:
     results, reporter = Results(asked.results), Reporter()
     for seed in asked.seeds:
         for guidance in asked.guidances:
-            judge = Judge(pipe, Sampling(max(asked.calls), guidance), seed, asked.noises, asked.fitted_noises)
+            judge = Judge(pipe, Sampling(max(asked.calls), guidance), seed, asked.noises, asked.trial_noises)
             told = {"model": asked.model, "guidance": guidance, "noises": asked.noises, "seed": seed}
             if not results.holds(key := {**told, "name": CONVERGED}):
                 results.add([key | judge.agreement()])
-            for name, rival in field(pipe).items():
+            for name, rival in field(pipe, asked, seed).items():
                 if not results.holds(key := {**told, "name": name}):
                     results.add([key | one for one in judged(pipe, judge, rival, asked.calls)])
             for base in asked.bases:
@@ -84,9 +97,25 @@ def main() -> None:
     show(results.rows())
 
 
-def field(pipe: Pipeline) -> dict[str, Rival]:
-    """All that ours are compared with, by name: whoever makes another rival adds it here."""
-    return rivals_for(pipe)
+Maker: TypeAlias = Callable[[Pipeline, Sampling, int, Fit], FittedWay]
+
+
+def field(pipe: Pipeline, asked: Options, seed: int) -> dict[str, Rival]:
+    """All that ours are compared with, by name: diffusers' solvers, and those that are fitted to the model."""
+    descent = Descent(iterations=asked.iterations)
+    makers: dict[str, Maker] = {
+        "Adams-Bashforth 3": adams_bashforth,
+        "GITS": gits,
+        "PAS": pas,
+        "fitted by gradient": partial(by_gradient, descent=descent),
+        "ours, then by gradient": partial(by_gradient, descent=descent, start=corrected),
+    }
+    fit = Fit(noises=asked.fitted_noises, seed=seed)
+    return rivals_for(pipe) | {name: partial(_fitted, maker, fit) for name, maker in makers.items()}
+
+
+def _fitted(maker: Maker, fit: Fit, pipe: Pipeline, sampling: Sampling, calls: int, trial: Trial) -> Way:
+    return maker(pipe, sampling, calls, fit)
 
 
 CONVERGED = "converged"
@@ -96,16 +125,16 @@ CONVERGED = "converged"
 class Judge:
     """What is measured for one guidance and seed, and on which noises."""
 
-    def __init__(self, pipe: Pipeline, sampling: Sampling, seed: int, noises: int, fitted: int) -> None:
+    def __init__(self, pipe: Pipeline, sampling: Sampling, seed: int, noises: int, trial: int) -> None:
         self.sampling, self.seed, self._real = sampling, seed, load_reference()
         self._pipe, self._fine = pipe, converged(pipe, sampling)
         self._noises = make_probes(pipe, noises, seed, "evaluation")
-        self._others = make_probes(pipe, fitted, seed, "fitting")
+        self._others = make_probes(pipe, trial, seed, "trial")
 
     @cached_property
-    def fit(self) -> Fit:
-        """What rivals are fitted to."""
-        return fit_on(self._pipe, self.sampling, self._others)
+    def trial(self) -> Trial:
+        """What rivals are chosen by."""
+        return trial_on(self._pipe, self.sampling, self._others)
 
     @cached_property
     def _goal(self) -> Tensor:
@@ -115,7 +144,7 @@ class Judge:
         """How well the converged trajectory is known: what another fine solver comes to, in dB."""
         other = latents_of(self._pipe, converged(self._pipe, self.sampling, OTHER_SECOND_ORDER), self._others)
         seen = self._seen(self._pipe, self._goal)
-        return {"calls": self._fine.steps, **seen, "snr": float(snr_db(self.fit.goal, other).mean())}
+        return {"calls": self._fine.steps, **seen, "snr": float(snr_db(self.trial.goal, other).mean())}
 
     def __call__(self, pipe: Pipeline, way: Way) -> dict[str, object]:
         """SNR and distance of a way to sample, by a pipeline of the same weights."""
@@ -129,9 +158,10 @@ class Judge:
 def judged(pipe: Pipeline, judge: Judge, rival: Rival, calls: Sequence[int]) -> Iterator[dict[str, object]]:
     """A rival at each number of calls, what was chosen for it, and how long that took."""
     for count in calls:
-        fit, began = judge.fit, time.monotonic()
-        way = rival(pipe, judge.sampling, count, fit)
-        took = {"chosen": way.name, "fitted_noises": len(fit.probes), "seconds": time.monotonic() - began}
+        trial, began = judge.trial, time.monotonic()
+        way = rival(pipe, judge.sampling, count, trial)
+        noises = way.fit_noises if isinstance(way, FittedWay) else len(trial.probes)
+        took = {"chosen": way.name, "fitted_noises": noises, "seconds": time.monotonic() - began}
         yield {"calls": count, **judge(pipe, way), **took}
 
 

@@ -132,19 +132,34 @@ def test_few_steps(bench: Bench, tmp_path: Path) -> None:
 
 def test_solvers(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    small = ("--guidances", 2, "--calls", 3, 5, "--seeds", 0, "--noises", 4, "--fitted-noises", 1, "--effort", 0.00001)
-    options = (*small, "--sensitivity-noises", 1, "--bases", "DPMSolverMultistepScheduler", "--results", results)
+    small = ("--guidances", 2, "--calls", 3, 5, "--seeds", 0, "--noises", 4, "--trial-noises", 1, "--effort", 0.00001)
+    options = (
+        *small,
+        "--fitted-noises",
+        1,
+        "--iterations",
+        1,
+        "--sensitivity-noises",
+        1,
+        "--bases",
+        "DPMSolverMultistepScheduler",
+        "--results",
+        results,
+    )
     found = rows(bench("solvers", *options))
     rivals = ["DDIM", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC 2", "UniPC 3", "DEIS 3", "iPNDM 4"]
-    ours = "ours, DPMSolverMultistepScheduler"
-    assert [cells[0] for cells in found] == [*[*rivals, ours, f"{ours}: better than the best rival by"] * 2, *rivals]
-    assert {spacing for cells in found[18:] for spacing in cells[1:3]} <= set(Spacing)
-    for part, sign in ((found[:9], 1), (found[9:18], -1)):
+    fitted = ["Adams-Bashforth 3", "GITS", "PAS", "fitted by gradient"]
+    ours = ["ours, then by gradient", "ours, DPMSolverMultistepScheduler"]
+    ahead_of = [f"{name}: better than the best rival by" for name in ours]
+    judged = [*rivals, *fitted, *ours, *ahead_of]
+    assert [cells[0] for cells in found] == [*judged * 2, *rivals, *fitted, ours[0]]
+    assert {spacing for cells in found[30:37] for spacing in cells[1:3]} <= set(Spacing)
+    for part, sign in ((found[:15], 1), (found[15:30], -1)):
         for column in (1, 2):
-            *others, own = (float(cells[column].split(" ")[0]) for cells in part[:8])
-            ahead, best = part[8][column].split(" ", 1)
+            *others, _, own = (float(cells[column].split(" ")[0]) for cells in part[:13])
+            ahead, best = part[14][column].split(" ", 1)
             assert abs(sign * own - max(sign * other for other in others) - float(ahead)) < 0.02
-            assert best.strip("()") in rivals
+            assert best.strip("()") in (*rivals, *fitted)
     before = results.read_bytes()
     assert {one["calls"] for one in map(json.loads, before.splitlines())} == {3, 5, 250}
     assert rows(bench("solvers", *options)) == found

@@ -21,10 +21,10 @@ from diff_es.evaluation.rivals.solvers import (
     MULTISTEP,
     OTHER_SECOND_ORDER,
     SECOND_ORDER,
-    Fit,
     Kind,
     Solver,
     Spacing,
+    Trial,
     converged,
     kinds_for,
     latents_of,
@@ -146,12 +146,12 @@ def test_ipndm_has_the_arithmetic_of_diffusers_own() -> None:
 def test_the_spacing_is_the_best_on_other_noises() -> None:
     pipe = tiny()
     probes = make_probes(pipe, 3, 0, "fitting")
-    fit = Fit(probes, latents_of(pipe, converged(pipe, CALL, steps=40), probes))
+    trial = Trial(probes, latents_of(pipe, converged(pipe, CALL, steps=40), probes))
     snr = {
-        way.name: float(snr_db(fit.goal, latents_of(pipe, way, probes)).mean())
+        way.name: float(snr_db(trial.goal, latents_of(pipe, way, probes)).mean())
         for way in spaced(pipe, SECOND_ORDER, CALL, 5)
     }
-    chosen = rivals_for(pipe)[SECOND_ORDER.name](pipe, CALL, 5, fit)
+    chosen = rivals_for(pipe)[SECOND_ORDER.name](pipe, CALL, 5, trial)
     assert snr[chosen.name] == max(snr.values()) > min(snr.values())
 
 

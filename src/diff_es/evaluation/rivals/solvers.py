@@ -250,15 +250,15 @@ def _published(pipe: Pipeline, found: Solver) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What a rival may be fitted to: noises that nothing is judged on, and where the converged trajectory leads."""
+class Trial:
+    """What a rival is chosen by: noises that nothing is judged on, and where the converged trajectory leads."""
 
     probes: tuple[Probe, ...]
     goal: Tensor  # (N, ...): final latents
 
 
-Rival: TypeAlias = Callable[[Pipeline, Sampling, int, Fit], Way]
-"""Makes a way to sample that calls the denoiser so many times, from what it may be fitted to."""
+Rival: TypeAlias = Callable[[Pipeline, Sampling, int, Trial], Way]
+"""Makes a way to sample that calls the denoiser so many times, from what it may be chosen by."""
 
 
 def converged(pipe: Pipeline, sampling: Sampling, kind: Kind = SECOND_ORDER, steps: int = 250) -> Solver:
@@ -272,17 +272,17 @@ def latents_of(pipe: Pipeline, way: Way, probes: Sequence[Probe]) -> Tensor:
         return sample(pipe, probes, way.sampling)
 
 
-def fit_on(pipe: Pipeline, sampling: Sampling, probes: Sequence[Probe]) -> Fit:
+def trial_on(pipe: Pipeline, sampling: Sampling, probes: Sequence[Probe]) -> Trial:
     """These noises, with the end of their converged trajectory."""
-    return Fit(tuple(probes), latents_of(pipe, converged(pipe, sampling), probes))
+    return Trial(tuple(probes), latents_of(pipe, converged(pipe, sampling), probes))
 
 
-def preferred(kind: Kind, pipe: Pipeline, sampling: Sampling, calls: int, fit: Fit) -> Solver:
-    """A solver in the spacing that it likes best: of the highest mean SNR on the noises of ``fit``; raises as
+def preferred(kind: Kind, pipe: Pipeline, sampling: Sampling, calls: int, trial: Trial) -> Solver:
+    """A solver in the spacing that it likes best: of the highest mean SNR on the noises of ``trial``; raises as
     :func:`spaced` does."""
 
     def closeness(way: Solver) -> float:
-        snr = snr_db(fit.goal, latents_of(pipe, way, fit.probes)).mean()
+        snr = snr_db(trial.goal, latents_of(pipe, way, trial.probes)).mean()
         return float(snr.nan_to_num(-torch.inf))
 
     return max(spaced(pipe, kind, sampling, calls), key=closeness)
