@@ -39,7 +39,7 @@ from common import (
 )
 from torch import Tensor
 
-from diff_es import Compressed, Effort, Run, Sampling, Settings, compress, with_effort
+from diff_es import Compressed, Effort, Levers, Run, Sampling, Settings, compress, with_effort
 from diff_es.compression.result import load as reopened
 from diff_es.compression.store import MANIFEST
 from diff_es.compression.survey import survey
@@ -60,6 +60,7 @@ class Options:
     model: Model = "bundled"
     steps: Steps = 20
     guidance: Guidance = 2.0
+    levers: Annotated[Levers | None, "of our search; " + "; ".join(Levers), tuple(Levers)] = None
     effort: Annotated[float, "of our search: share of the thorough one's work"] = Effort.STANDARD.share
     budgets: Budgets = (0.8, 0.6, 0.45, 0.3)
     fewer: Annotated[tuple[int, ...], "steps of the dense model"] = (14, 10, 7)
@@ -75,7 +76,7 @@ def main() -> None:
     asked = options(Options, __doc__)
     pipe, results, reporter = load(asked.model, dtype=torch.float32), Results(asked.results), Reporter()
     field, judge = contenders(pipe, ours(pipe, asked, reporter), asked), Judge(pipe, asked, reporter)
-    told = ("model", "steps", "guidance", "effort", "seed", "noises", "batch")
+    told = ("model", "steps", "guidance", "levers", "effort", "seed", "noises", "batch")
     key: Row = {name: getattr(asked, name) for name in told} | {"budgets": list(asked.budgets)}
     for name, way in field.items():
         kept(results, key | {"part": "judged", "name": name}, partial(judge.of, way))
@@ -107,7 +108,7 @@ def ours(pipe: Pipeline, asked: Options, reporter: Reporter) -> tuple[Compressed
 
 
 def settings_of(asked: Options) -> Settings:
-    return untimed(asked.steps, asked.guidance, None, asked.seed)
+    return untimed(asked.steps, asked.guidance, asked.levers, asked.seed)
 
 
 def contenders(pipe: Pipeline, found: Sequence[Compressed], asked: Options) -> dict[str, Way]:

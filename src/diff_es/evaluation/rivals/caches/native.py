@@ -61,9 +61,9 @@ class Native:
             _check_blocks(denoiser)
         if isinstance(config, FasterCacheConfig):
             _check_guided(sampling)
-            wrap = partial(_arranged, family_of(pipe).asked is Asked.CLASSES)
-            names = tuple(inspect.signature(type(denoiser).forward).parameters)
-            config = replace(config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=names)
+            family = family_of(pipe)
+            wrap = partial(_arranged, family is not None and family.asked is Asked.CLASSES)
+            config = replace(config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=_HALVED)
         if isinstance(config, FasterCacheConfig | PyramidAttentionBroadcastConfig):
             now = _Now()
             on_timestep(denoiser, now.set)
@@ -73,6 +73,10 @@ class Native:
             denoiser.enable_cache(config)
             with intercepted(denoiser, partial(_in_context, denoiser)), intercepted(denoiser, partial(wrap, denoiser)):
                 yield
+
+
+_HALVED = ("hidden_states", "sample", "timestep", "class_labels", "encoder_hidden_states")
+"""Arguments of denoisers of which guidance makes two halves."""
 
 
 class _Now:
@@ -115,12 +119,10 @@ def _arranged(conditional_first: bool, denoiser: Denoiser, forward: Callable[...
 
     def run(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(denoiser, *args, **kwargs).arguments
-        del given["self"]
-        batch = len(next(iter(given.values())))
-        for name, value in given.items():
-            if isinstance(value, Tensor):
-                value = value.expand(batch) if value.dim() == 0 else value
-                given[name] = _swapped(value) if conditional_first else value
+        _, batch = given.pop("self"), len(next(iter(given.values())))
+        for name in given.keys() & _HALVED:
+            value = given[name].expand(batch) if given[name].dim() == 0 else given[name]
+            given[name] = _swapped(value) if conditional_first else value
         output = forward(**given)
         if conditional_first:
             output.sample = _swapped(output.sample)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,13 +17,13 @@ from ....pipelines.sampling import denoiser_of
 @contextmanager
 def counted(pipe: Pipeline) -> Iterator[Ran]:
     """Count what its denoiser runs, however it is called; a way to sample is entered inside."""
-    ran, denoiser = Ran(), denoiser_of(pipe)
+    ran, denoiser, call = Ran(), denoiser_of(pipe), ExitStack()
 
     def begin(*_: object) -> None:
-        ran.__enter__()
+        call.enter_context(ran)
 
     def end(*_: object) -> None:
-        ran.__exit__(None, None, None)
+        call.close()
 
     before, after = denoiser.register_forward_pre_hook(begin), denoiser.register_forward_hook(end, always_call=True)
     try:
@@ -38,7 +38,7 @@ class Ran(TorchDispatchMode):
     follow modules that hold each other, as those of cache-dit do, and has no rule for attention on the CPU."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     @property
