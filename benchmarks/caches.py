@@ -66,7 +66,8 @@ class Options:
     fewer: Annotated[tuple[int, ...], "steps of the dense model"] = (14, 10, 7)
     seed: Seed = 0
     noises: Noises = 256
-    batch: Annotated[int, "samples of a call, here and where it is timed; caches decide for all of them at once"] = 32
+    batch: Annotated[int, "samples of a call; caches decide for all of them at once"] = 32
+    timed_batch: Annotated[int, "samples of a timed call"] = 32
     rounds: Rounds = 5
     ours: Annotated[Path, "folder of our result, which is searched if it is not there"] = Path("caches-ours")
     results: ResultsFile = Path("caches.jsonl")
@@ -81,9 +82,9 @@ def main() -> None:
     for name, way in field.items():
         kept(results, key | {"part": "judged", "name": name}, partial(judge.of, way))
     judged = {one["name"]: one for one in rows_of(results, key | {"part": "judged"})}
-    key |= {"rounds": asked.rounds, "contenders": list(field), "part": "timed"}
+    key |= {"rounds": asked.rounds, "timed_batch": asked.timed_batch, "contenders": list(field), "part": "timed"}
     shares = [judged[name]["macs"] for name in field]
-    kept(results, key, lambda: timed(pipe, field, shares, asked.rounds, reporter))
+    kept(results, key, lambda: timed(pipe, field, shares, asked, reporter))
     show([judged[one["name"]] | one for one in rows_of(results, key)])
 
 
@@ -159,9 +160,10 @@ class Judge:
 
 
 def timed(
-    pipe: Pipeline, field: Mapping[str, Way], shares: Sequence[float], rounds: int, reporter: Reporter
+    pipe: Pipeline, field: Mapping[str, Way], shares: Sequence[float], asked: Options, reporter: Reporter
 ) -> list[Row]:
-    timings = measure(pipe, list(field.values()), rounds, reporter, shares)
+    ways = [way.of_batch(asked.timed_batch) for way in field.values()]
+    timings = measure(pipe, ways, asked.rounds, reporter, shares)
     return [{"name": name, **asdict(one)} for name, one in zip(field, timings, strict=True)]
 
 

@@ -15,6 +15,7 @@ from diffusers.hooks import (
     FirstBlockCacheConfig,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
 )
 from torch import nn
 
@@ -207,6 +208,7 @@ def test_macs_that_ran(pipes):
         (UNET, Native(FirstBlockCacheConfig()), CALL, "UNet2DConditionModel: expected a list of transformer blocks"),
         (UNET, magnitude(0.1), CALL, "found down_blocks, up_blocks"),
         (UNET, DualBlock(0.1), CALL, "StableDiffusionPipeline: expected a pipeline that cache-dit supports"),
+        (TRANSFORMER, Native(TaylorSeerCacheConfig()), CALL, "expected modules that the cache knows by class or name"),
         (TRANSFORMER, Deep(2), CALL, "DiTPipeline: expected a U-Net"),
         (TRANSFORMER, faster(2, (-1, 641)), replace(CALL, guidance_scale=1.0), "guidance_scale: expected more than 1"),
     ],

@@ -11,7 +11,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -53,26 +53,31 @@ class Native:
         """As :meth:`Cache.enabled`.
 
         Raises:
-            DiffESError: FirstBlockCache or MagCache of a denoiser without a list of transformer blocks, or FasterCache
-                without guidance.
+            DiffESError: FirstBlockCache or MagCache of a denoiser without a list of transformer blocks, FasterCache
+                without guidance, or a configuration that names no module of this denoiser.
         """
-        denoiser, config, wrap = denoiser_of(pipe), self.config, _plain
+        denoiser, config, arrange = denoiser_of(pipe), self.config, isinstance(self.config, FasterCacheConfig)
         if isinstance(config, FirstBlockCacheConfig | MagCacheConfig):
             _check_blocks(denoiser)
         if isinstance(config, FasterCacheConfig):
             _check_guided(sampling)
-            family = family_of(pipe)
-            wrap = partial(_arranged, family is not None and family.asked is Asked.CLASSES)
             config = replace(config, tensor_format="BCHW", _unconditional_conditional_input_kwargs_identifiers=_HALVED)
         if isinstance(config, FasterCacheConfig | PyramidAttentionBroadcastConfig):
             now = _Now()
             on_timestep(denoiser, now.set)
             config = replace(config, current_timestep_callback=now.get)
-        with of_class(denoiser, _cacheable(type(denoiser))), warnings.catch_warnings():
+        with ExitStack() as stack:
+            stack.enter_context(of_class(denoiser, _cacheable(type(denoiser))))
+            stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "torch.meshgrid")  # of FasterCache, in each call
             denoiser.enable_cache(config)
-            with intercepted(denoiser, partial(_in_context, denoiser)), intercepted(denoiser, partial(wrap, denoiser)):
-                yield
+            _check_reached(denoiser)
+            stack.enter_context(intercepted(denoiser, partial(_in_context, denoiser)))
+            if arrange:
+                family = family_of(pipe)
+                conditional_first = family is not None and family.asked is Asked.CLASSES
+                stack.enter_context(intercepted(denoiser, partial(_arranged, denoiser, conditional_first)))
+            yield
 
 
 _HALVED = ("hidden_states", "sample", "timestep", "class_labels", "encoder_hidden_states")
@@ -99,10 +104,6 @@ def _cacheable(kind: type[Denoiser]) -> type[Denoiser]:
     return type(kind.__name__, (CacheMixin, kind), {"__module__": kind.__module__})
 
 
-def _plain(denoiser: Denoiser, forward: Callable[..., Any]) -> Callable[..., Any]:
-    return forward
-
-
 def _in_context(denoiser: Denoiser, forward: Callable[..., Any]) -> Callable[..., Any]:
     """Some caches keep a state for each kind of call; guidance makes one call of both its halves here."""
 
@@ -113,7 +114,7 @@ def _in_context(denoiser: Denoiser, forward: Callable[..., Any]) -> Callable[...
     return run
 
 
-def _arranged(conditional_first: bool, denoiser: Denoiser, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _arranged(denoiser: Denoiser, conditional_first: bool, forward: Callable[..., Any]) -> Callable[..., Any]:
     """As FasterCache wants to be called: by keyword, a timestep for each sample, and the unconditional half first."""
     signature = inspect.signature(type(denoiser).forward)
 
@@ -158,6 +159,18 @@ def _check_blocks(denoiser: Denoiser) -> None:
             expected="a list of transformer blocks, of which the first one tells how much the others change",
             found=", ".join(lists) or "no list",
             remedy="Use a cache for U-Nets, such as DeepCache.",
+        )
+
+
+def _check_reached(denoiser: Denoiser) -> None:
+    """That any module has a hook: the library passes over names that it does not find."""
+    registries = [vars(part).get("_diffusers_hook") for part in denoiser.modules()]
+    if not any(one.hooks for one in registries if one is not None):
+        raise DiffESError(
+            type(denoiser).__name__,
+            expected="modules that the cache knows by class or name",
+            found="none",
+            remedy="Name them in its configuration.",
         )
 
 
