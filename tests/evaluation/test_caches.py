@@ -28,9 +28,9 @@ from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.scoring.timing import Runner, Way
 from diff_es.utils.patching import exchanged
 
-CALL = Sampling(num_inference_steps=6, guidance_scale=2.0, batch=2)
+CALL = Sampling(num_inference_steps=5, guidance_scale=2.0, batch=2)
 TRANSFORMER, UNET = "bundled", "bundled-unet"
-RATIOS = [1.0] * 6
+RATIOS = [1.0] * CALL.steps
 PARTS = {
     TRANSFORMER: ("proj_out_2", r"transformer_blocks\.\d+"),
     UNET: ("conv_out", r".*\.(resnets|transformer_blocks|downsamplers|upsamplers)\.\d+"),
@@ -50,7 +50,7 @@ def attention(skip: int) -> Native:
 
 
 def magnitude(threshold: float) -> Native:
-    return Native(MagCacheConfig(threshold=threshold, num_inference_steps=6, mag_ratios=RATIOS))
+    return Native(MagCacheConfig(threshold=threshold, num_inference_steps=CALL.steps, mag_ratios=RATIOS))
 
 
 CACHES: Mapping[str, tuple[str, Cache, Cache]] = {  # one that skips nothing, and one that skips much
@@ -169,7 +169,7 @@ def test_each_is_offered_at_three_settings(model, pipes):
     assert {libraries.count(name) for name in libraries} == {3}
     assert len({way.name for way in found}) == len(found)
     assert found[0].of_batch(7).sampling == replace(CALL, batch=7)
-    assert found[0].steps == 6
+    assert found[0].steps == CALL.steps
     own = sum(one.numel() * one.element_size() for one in denoiser_of(pipe).parameters())
     assert found[0].weight_bytes(pipe) == own
 
@@ -178,10 +178,10 @@ def test_calibration_of_mag_cache_is_of_the_model(pipes):
     pipe = pipes[TRANSFORMER]
     before = attributes(pipe)
     ratios = calibrated(pipe, CALL, make_probes(pipe, 2, 0, "test"))
-    assert len(ratios) == 6
+    assert len(ratios) == CALL.steps
     assert ratios[0] == 1
     assert all(0.3 < ratio < 3 for ratio in ratios)
-    assert len(set(ratios)) == 6
+    assert len(set(ratios)) == CALL.steps
     assert unchanged(before, attributes(pipe))
 
 
