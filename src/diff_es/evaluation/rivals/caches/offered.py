@@ -42,7 +42,8 @@ def _of_transformers(pipe: Pipeline, sampling: Sampling, probes: Sequence[Probe]
         config = MagCacheConfig(threshold=threshold, num_inference_steps=sampling.steps, mag_ratios=ratios)
         found[f"MagCache, threshold={threshold}"] = Native(config)
     for threshold in (0.12, 0.2, 0.4):
-        found[f"DBCache + TaylorSeer, residual_diff_threshold={threshold}"] = DualBlock(threshold, taylorseer_order=2)
+        name = f"DBCache + TaylorSeer, residual_diff_threshold={threshold}, max_continuous_cached_steps=2"
+        found[name] = DualBlock(threshold, taylorseer_order=2, max_continuous_cached_steps=2)
     return found | _of_attention()
 
 
