@@ -29,7 +29,10 @@ LAYERS = (  # of rooms, low to high; a room imports from lower layers only
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SELF_CONTAINED = {"search", "evaluation/report", "compression/pruned_transformer"}
-KNOW_DIFFUSERS = {"layers", "pipelines", "solvers", "compression/pruned_transformer", "evaluation/rivals/solvers"}
+KNOW_DIFFUSERS = {
+    *("layers", "pipelines", "solvers", "compression/pruned_transformer"),
+    *("evaluation/rivals/solvers", "evaluation/rivals/caches"),
+}
 LONGEST, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 8
 """Lines of a module and of a function, and parameters of a function outside of the command line, fewer than the first
 two."""
@@ -149,7 +152,7 @@ def test_importing_the_package_leaves_torchvision_alone():
 def test_no_dependency_requires_torchvision():
     """Follows requirements, without extras but those asked for, through everything installed."""
     seen: set[tuple[str, str]] = set()
-    todo = [("diff-es", extra) for extra in ("", "text", "dev")]
+    todo = [("diff-es", extra) for extra in ("", "text", "caches", "dev")]
     while todo:
         name, extra = todo.pop()
         if (name, extra) in seen:

@@ -66,6 +66,26 @@ def test_ablation(bench: Bench, tmp_path: Path) -> None:
     assert names(bench("ablation", *options, "--methods", *methods)) == list(methods)
 
 
+def test_caches(bench: Bench, tmp_path: Path) -> None:
+    results, ours = tmp_path / "results.jsonl", tmp_path / "ours"
+    search = ("--steps", 4, "--levers", "steps", "--effort", 0.0001, "--budgets", 0.8, 0.5, "--ours", ours)
+    small = (*search, "--fewer", 2, "--noises", 4, "--batch", 2, "--timed-batch", 2, "--rounds", 1)
+    small = (*small, "--results", results)
+    found = rows(bench("caches", *small))
+    all_ways, beside = [row for row in found if len(row) == 7], [row for row in found if len(row) == 5]
+    assert {"dense", "2 steps", "diff-es, macs=0.8", "diff-es, macs=0.5"} < {row[0] for row in all_ways}
+    assert len(all_ways) == 4 + len(beside) == 4 + 3 * 6
+    faster = [float(row[1].split(" ")[0]) for row in all_ways]
+    assert faster == sorted(faster, reverse=True)
+    closeness = {row[0]: row[3:6] for row in all_ways}
+    for name, _, *pairs in beside:
+        assert [pair.split(", ")[0] for pair in pairs] == closeness[name]
+    assert closeness["dense"][0] == "120.00"
+    before = results.read_bytes()
+    assert rows(bench("caches", *small)) == found
+    assert results.read_bytes() == before, "what is there is not run again"
+
+
 def test_compact(bench: Bench) -> None:
     options = ("--steps", 10, "--calibration-samples", 4, "--noises", 2, "--tolerances", 0.5)
     found = rows(bench("compact", *options))

@@ -1,7 +1,8 @@
-"""An attribute of an object, exchanged for a while."""
+"""Attributes of objects, exchanged for a while."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,3 +21,19 @@ def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
         else:
             setattr(owner, name, before)
+
+
+@contextmanager
+def untouched(*owners: object) -> Iterator[None]:
+    """Objects whose attributes a library sets as it likes; the end restores them all, and what those that are plain
+    dictionaries hold: of a module its parts and hooks, too."""
+    kept = list[tuple[dict[str, Any], dict[str, Any]]]()
+    for owner in owners:
+        own = vars(owner)
+        kept += [(held, dict(held)) for held in (own, *own.values()) if type(held) in (dict, OrderedDict)]
+    try:
+        yield
+    finally:
+        for now, before in kept:
+            now.clear()
+            now.update(before)
