@@ -68,8 +68,8 @@ def test_ablation(bench: Bench, tmp_path: Path) -> None:
 def test_caches(bench: Bench, tmp_path: Path) -> None:
     results, ours = tmp_path / "results.jsonl", tmp_path / "ours"
     search = ("--steps", 4, "--levers", "steps", "--effort", 0.0001, "--budgets", 0.8, 0.5, "--ours", ours)
-    small = (*search, "--fewer", 2, "--noises", 4, "--batch", 2, "--timed-batch", 2, "--rounds", 1)
-    small = (*small, "--results", results)
+    timed = ("--batch", 2, "--timed-batch", 2, "--rounds", 1)
+    small = (*search, *timed, "--fewer", 2, "--noises", 4, "--results", results)
     found = rows(bench("caches", *small))
     all_ways, beside = [row for row in found if len(row) == 7], [row for row in found if len(row) == 5]
     assert {"dense", "2 steps", "diff-es, macs=0.8", "diff-es, macs=0.5"} < {row[0] for row in all_ways}
