@@ -29,11 +29,11 @@ from .way import Fine, Fit, FittedWay, Stopwatch, decibel, fine_run, of_rows, pa
 COEFFICIENTS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
 
 
-def gits(pipe: Pipeline, sampling: Sampling, calls: int, fit: Fit, order: int = 3) -> FittedWay:
+def gits(pipe: Pipeline, sampling: Sampling, calls: int, fit: Fit, order: int = 2) -> FittedWay:
     """The steps that dynamic programming finds, and Adams-Bashforth's method on them.
 
     Args:
-        order: of the method that runs on the steps; 1 is DDIM.
+        order: of the method that runs on the steps; 1 is DDIM, and 3 is unstable at high guidance.
 
     Raises:
         DiffESError: a sampler whose steps others cannot be put in the place of, or more calls than fine steps.

@@ -124,7 +124,7 @@ def descended(pipe: Pipeline, start: FittedWay, fit: Fit, descent: Descent) -> F
         best,
         name=f"gradient, from {start.name}",
         sampling=start.sampling,
-        fit_noises=start.fit_noises + 2 * fit.noises,
+        fit_noises=max(start.fit_noises, fit.noises) + fit.noises,  # of one purpose, the first are the same
         fit_seconds=seconds,
     )
 
