@@ -133,10 +133,10 @@ def test_few_steps(bench: Bench, tmp_path: Path) -> None:
 def test_solvers(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     small = ("--guidances", 2, "--calls", 3, 5, "--seeds", 0, "--noises", 4, "--fitted-noises", 1, "--effort", 0.00001)
-    options = (*small, "--sensitivity-noises", 1, "--bases", "DPMSolverMultistepScheduler", "--results", results)
+    options = (*small, "--sensitivity-noises", 1, "--bases", "DPM-Solver++ 2M", "--results", results)
     found = rows(bench("solvers", *options))
     rivals = ["DDIM", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC 2", "UniPC 3", "DEIS 3", "iPNDM 4"]
-    ours = "ours, DPMSolverMultistepScheduler"
+    ours = "ours, DPM-Solver++ 2M"
     assert [cells[0] for cells in found] == [*[*rivals, ours, f"{ours}: better than the best rival by"] * 2, *rivals]
     assert {spacing for cells in found[18:] for spacing in cells[1:3]} <= set(Spacing)
     for part, sign in ((found[:9], 1), (found[9:18], -1)):
