@@ -195,12 +195,19 @@ def _table(rows: Sequence[Mapping[str, Any]], calls: Sequence[int], column: str,
         values.setdefault(one["name"], {}).setdefault(one["calls"], []).append(one[column])
     header(f"{title}, calls", *map(str, calls))
     for name, by_calls in values.items():
-        row(name, *(with_range(by_calls[count], 2) if count in by_calls else "–" for count in calls))
+        row(name, *(_mean(by_calls.get(count, ())) for count in calls))
     rivals = {name: by_calls for name, by_calls in values.items() if not name.startswith("ours")}
     for name, by_calls in values.items():
         if name not in rivals:
             row(f"{name}: better than the best rival by", *(_ahead(by_calls, rivals, count, sign) for count in calls))
     print()
+
+
+def _mean(values: Sequence[float]) -> str:
+    """With half the range, of several."""
+    if len(values) > 1:
+        return with_range(values, 2)
+    return f"{values[0]:.2f}" if values else "–"
 
 
 def _choices(rows: Sequence[Mapping[str, Any]], calls: Sequence[int]) -> None:
