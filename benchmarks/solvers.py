@@ -38,12 +38,17 @@ from diff_es.evaluation.rivals.fitted import (
     pas,
 )
 from diff_es.evaluation.rivals.solvers import (
+    FIRST_ORDER,
     OTHER_SECOND_ORDER,
+    SECOND_ORDER,
+    THIRD_ORDER,
     Rival,
+    Spacing,
     Trial,
     converged,
     latents_of,
     rivals_for,
+    solver,
     trial_on,
 )
 from diff_es.evaluation.tiles_reference import load_reference
@@ -57,9 +62,16 @@ from diff_es.scoring.timing import Way
 from diff_es.utils.progress import Reporter
 
 _CALLS = (5, 6, 8, 10, 14, 20)
-_BASES = {"DPMSolverMultistepScheduler": 8, "UniPCMultistepScheduler": 8, "DDIMScheduler": 20}
-"""Samplers that ours are searched under, and how many times the most calls a run takes that they are compared with in
-the search: at first order it has to be finer."""
+_BASES = {
+    "DDIM": (FIRST_ORDER, Spacing.TRAILING, 20),
+    "DPM-Solver++ 2M": (SECOND_ORDER, Spacing.TRAILING, 8),
+    "DPM-Solver++ 3M": (THIRD_ORDER, Spacing.TRAILING, 8),
+    "DPM-Solver++ 3M, karras": (THIRD_ORDER, Spacing.KARRAS, 8),
+    "UniPC 2": (OTHER_SECOND_ORDER, Spacing.TRAILING, 8),
+}
+"""Samplers that ours are searched under, their spacing, and how many times the most calls a run takes that ours are
+compared with in the search: at first order it has to be finer."""
+_USUAL = ("DPM-Solver++ 2M", "DDIM")
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class Options:
     model: Model = "bundled"
     guidances: Annotated[tuple[float, ...], "tables for each"] = (2.0, 4.0)
     calls: Annotated[tuple[int, ...], "of the denoiser; ours are searched within the most of them"] = _CALLS
-    bases: Annotated[tuple[str, ...], "that ours are searched under; " + ", ".join(_BASES), _BASES] = tuple(_BASES)
+    bases: Annotated[tuple[str, ...], "that ours are searched under; " + "; ".join(_BASES), _BASES] = _USUAL
     effort: Annotated[float, "of our search, as a share of the thorough one's work"] = Effort.STANDARD.share
     sensitivity_noises: Annotated[int, "of our search"] = 4
     trial_noises: Annotated[int, "that rivals choose their spacing on"] = 4
@@ -167,12 +179,13 @@ def judged(pipe: Pipeline, judge: Judge, rival: Rival, calls: Sequence[int]) -> 
 
 def ours(base: str, judge: Judge, asked: Options, reporter: Reporter) -> Iterator[dict[str, object]]:
     """What one search for steps of a sampler finds within each number of calls."""
-    pipe = load(asked.model, scheduler=base, dtype=torch.float32)
+    pipe, (kind, spacing, finer) = load(asked.model, dtype=torch.float32), _BASES[base]
+    pipe.scheduler = solver(pipe, kind, spacing, judge.sampling, judge.sampling.steps).scheduler
     settings = Settings(
         sampling=judge.sampling,
         levers=Levers.STEPS,
         calibration_samples=2,  # nothing is pruned
-        reference_multiple=_BASES[base],
+        reference_multiple=finer,
         sensitivity_noises=asked.sensitivity_noises,
         seed=judge.seed,
     )
@@ -212,12 +225,19 @@ def _table(rows: Sequence[Mapping[str, Any]], calls: Sequence[int], column: str,
         values.setdefault(one["name"], {}).setdefault(one["calls"], []).append(one[column])
     header(f"{title}, calls", *map(str, calls))
     for name, by_calls in values.items():
-        row(name, *(with_range(by_calls[count], 2) if count in by_calls else "–" for count in calls))
+        row(name, *(_mean(by_calls.get(count, ())) for count in calls))
     rivals = {name: by_calls for name, by_calls in values.items() if not name.startswith("ours")}
     for name, by_calls in values.items():
         if name not in rivals:
             row(f"{name}: better than the best rival by", *(_ahead(by_calls, rivals, count, sign) for count in calls))
     print()
+
+
+def _mean(values: Sequence[float]) -> str:
+    """With half the range, of several."""
+    if len(values) > 1:
+        return with_range(values, 2)
+    return f"{values[0]:.2f}" if values else "–"
 
 
 def _choices(rows: Sequence[Mapping[str, Any]], calls: Sequence[int]) -> None:

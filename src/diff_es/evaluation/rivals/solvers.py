@@ -103,10 +103,11 @@ _PLUS: Mapping[str, Any] = {"algorithm_type": "dpmsolver++", "solver_type": "mid
 FIRST_ORDER = Kind("DDIM", DDIMScheduler)
 FIRST_ORDER_FLOW = Kind("Euler", FlowMatchEulerDiscreteScheduler)
 SECOND_ORDER = Kind("DPM-Solver++ 2M", DPMSolverMultistepScheduler, {**_PLUS, "solver_order": 2})
+THIRD_ORDER = Kind("DPM-Solver++ 3M", DPMSolverMultistepScheduler, {**_PLUS, "solver_order": 3})
 OTHER_SECOND_ORDER = Kind("UniPC 2", UniPCMultistepScheduler, {"solver_order": 2})
 MULTISTEP = (
     SECOND_ORDER,
-    Kind("DPM-Solver++ 3M", DPMSolverMultistepScheduler, {**_PLUS, "solver_order": 3}),
+    THIRD_ORDER,
     OTHER_SECOND_ORDER,
     Kind("UniPC 3", UniPCMultistepScheduler, {"solver_order": 3}),
     Kind("DEIS 3", DEISMultistepScheduler, {"solver_order": 3}),
