@@ -79,6 +79,7 @@ class Options:
     model: Model = "bundled"
     guidances: Annotated[tuple[float, ...], "tables for each"] = (2.0, 4.0)
     calls: Annotated[tuple[int, ...], "of the denoiser; ours are searched within the most of them"] = _CALLS
+    rivals: Annotated[tuple[str, ...], "by name; all by default"] = ()
     bases: Annotated[tuple[str, ...], "that ours are searched under; " + "; ".join(_BASES), _BASES] = _USUAL
     effort: Annotated[float, "of our search, as a share of the thorough one's work"] = Effort.STANDARD.share
     sensitivity_noises: Annotated[int, "of our search"] = 4
@@ -101,7 +102,8 @@ def main() -> None:
             if not results.holds(key := {**told, "name": CONVERGED}):
                 results.add([key | judge.agreement()])
             for name, rival in field(pipe, asked, seed).items():
-                if not results.holds(key := {**told, "name": name}):
+                wanted = not asked.rivals or name in asked.rivals
+                if wanted and not results.holds(key := {**told, "name": name}):
                     results.add([key | one for one in judged(pipe, judge, rival, asked.calls)])
             for base in asked.bases:
                 if not results.holds(key := {**told, "name": f"ours, {base}"}):
