@@ -95,11 +95,11 @@ def test_a_level_that_would_run_slower_than_dense_is_left_dense(slow_when_thin: 
 
 def test_what_was_measured_is_kept_and_a_resume_does_not_measure_again(slow_when_thin: Any, tmp_path: Path) -> None:
     chosen, journal = replace(settings(), method=Method(Width(8))), tmp_path / "journal.jsonl"
-    first = compress(slow_when_thin, 0.7, chosen, run=Run(journal=journal))
+    first = compress(slow_when_thin, 0.9, chosen, run=Run(journal=journal))
     ladder = first.report.settings.method.ladder
     assert isinstance(ladder, Width)
     assert ladder.multiple == 16
     assert ("transformer_blocks.0.ff", 5) in (ladder.dense or ())
-    again = compress(tiny(), 0.7, chosen, run=Run(journal=journal, resume=True))  # here nothing is slow any more
+    again = compress(tiny(), 0.9, chosen, run=Run(journal=journal, resume=True))  # here nothing is slow any more
     assert again.report.settings == first.report.settings
     assert again.schedule == first.schedule
