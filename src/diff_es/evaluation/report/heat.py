@@ -55,7 +55,7 @@ def heat_legend(most: int) -> str:
 
 
 def share_map(title: str, shares: Sequence[Sequence[float]], units: Sequence[str]) -> str:
-    """Shares of a whole, [stages][units], in percent; the largest has the full colour."""
+    """Shares of a whole, of each stage and unit, in percent; the largest has the full colour."""
     left, cell, row = _sizes(len(shares), units)
     body, largest = TOP + row * len(units), max(map(max, shares))
     drawn, width = _heading(left, cell, row, len(shares), units)
