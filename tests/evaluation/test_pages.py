@@ -25,7 +25,7 @@ from tests.helpers.tiny import LITTLE, settings, tiny
 from diff_es import Compressed, compress
 from diff_es.compression.reopening import found_again
 from diff_es.compression.study import prepare
-from diff_es.evaluation.assemble import Made, picture, publish, tell
+from diff_es.evaluation.assemble import Provenance, picture, publish, tell
 from diff_es.evaluation.evaluate import Extent, evaluate
 from diff_es.evaluation.play import HOST, listen, serve
 from diff_es.evaluation.play.page import server
@@ -97,7 +97,7 @@ def report(result: Compressed, tmp_path_factory: pytest.TempPathFactory) -> str:
     study, extent = prepare(tiny(), result.report.settings), Extent(noises=6, images=6, rounds=2, batch=2, random=3)
     found, others = (found_again(result.report),), tuple(found_again(other.report) for other in result.others)
     evaluation = evaluate(study, found, None, extent, None, QUIET, saved=result)
-    made = Made(1.0, COMMAND, result.report.sensitivity.table, front=others)
+    made = Provenance(1.0, COMMAND, result.report.sensitivity.table, front=others)
     folder = tmp_path_factory.mktemp("report")
     publish(folder, tell(study, "tiny", found, evaluation, extent, made))
     return (folder / "report.html").as_uri()

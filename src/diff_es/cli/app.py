@@ -18,7 +18,7 @@ from ..compression.export import check_new, export
 from ..compression.reopening import asked_again, found_again
 from ..compression.study import prepare
 from ..evaluation import inspection
-from ..evaluation.assemble import PUBLISHED, Made, contact_sheet, picture, publish, tell
+from ..evaluation.assemble import PUBLISHED, Provenance, contact_sheet, picture, publish, tell
 from ..evaluation.benchmark import compare
 from ..evaluation.demo import SETTINGS, run_demo
 from ..evaluation.evaluate import Extent, evaluate
@@ -220,7 +220,7 @@ def evaluate_command(
     notes = () if reference else ("No Fréchet distance: there are no reference statistics for this model.",)
     command, table = shlex.join(["diff-es", *sys.argv[1:]]), fast.report.sensitivity.table
     front = tuple(found_again(other.report) for other in fast.others)
-    made = Made(time.monotonic() - start, command, table, notes, front)
+    made = Provenance(time.monotonic() - start, command, table, notes, front)
     story = tell(ready, name, found, evaluation, extent, made)
     result = publish(target, story)
     tables.show_rows(out, story)

@@ -86,7 +86,7 @@ def _heat(study: Study, found: Found) -> Heat:
 
 
 @dataclass(frozen=True)
-class Made:
+class Provenance:
     """How an evaluation came about, apart from what it found."""
 
     seconds: float
@@ -102,7 +102,7 @@ def tell(
     found: Sequence[Found],
     evaluation: Evaluation,
     extent: Extent,
-    made: Made,
+    made: Provenance,
 ) -> Story:
     """The page's contents."""
     settings, device = study.settings, device_of(denoiser_of(study.pipe))

@@ -22,7 +22,7 @@ from ..pruning.granularity import Granularity
 from ..pruning.library import Method
 from ..utils.locks import held_folder
 from ..utils.progress import Reporter
-from .assemble import Made, publish, side_by_side, tell
+from .assemble import Provenance, publish, side_by_side, tell
 from .evaluate import Alone, Extent, evaluate
 from .report import Story
 from .tiles_reference import load_reference
@@ -69,7 +69,7 @@ def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, obje
     alone = levels_alone(ready, journals / f"levels-{seed}.jsonl", reporter)
     evaluation = evaluate(ready, found, load_reference(), EXTENT, journals, reporter, alone=alone)
     command = shlex.join(["diff-es", "demo", "--out", str(folder), "--seed", str(seed)])
-    made = Made(time.monotonic() - start, command, table)
+    made = Provenance(time.monotonic() - start, command, table)
     story = tell(ready, "bundled tiles DiT", found, evaluation, EXTENT, made)
     side_by_side(evaluation).save(folder / PICTURE)
     return publish(folder, story), story

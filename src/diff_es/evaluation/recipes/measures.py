@@ -18,7 +18,7 @@ from ..metrics.paired import OfPairs
 from ..metrics.sets import Extractor, Fid, Kid, PrecisionRecall
 from ..metrics.text import ClipScore, PickScore
 from ..tiles_reference import load_reference
-from .real import BesideReal, Published, Tiles
+from .real import BesideReal, ByNetwork, Tiles
 from .recipe import Metric
 
 Compared: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -70,7 +70,7 @@ def measures_of(metrics: Sequence[Metric], device: torch.device | str = "cpu") -
             elif isinstance(measure, OfPairs | Lpips):
                 found.of_images[one.name] = measure
     for (features, reference), measures in beside_real.items():  # features are taken once for all of them
-        found.of_set[f"beside {reference}"] = Published(features, tuple(measures), Path(reference))
+        found.of_set[f"beside {reference}"] = ByNetwork(features, tuple(measures), Path(reference))
     return found
 
 

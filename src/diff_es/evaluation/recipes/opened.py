@@ -30,7 +30,7 @@ DENSE = "dense"
 
 
 @dataclass(frozen=True)
-class Contender:
+class Entrant:
     """The dense model, or a result of it."""
 
     name: str
@@ -48,7 +48,7 @@ class Opened:
 
     recipe: Recipe
     pipe: Pipeline
-    contenders: tuple[Contender, ...]  # the dense model first
+    contenders: tuple[Entrant, ...]  # the dense model first
     measures: Measures
     conditions: tuple[Condition, ...]
 
@@ -95,7 +95,7 @@ def opened(recipe: Recipe, device: str | None = None) -> Opened:
         remedy = "Rename one of them."
         raise DiffESError("results", expected="folders of different names", found=", ".join(names), remedy=remedy)
     _check_measures(recipe, pipe, measures)
-    return Opened(recipe, pipe, (Contender(DENSE, None, ""), *beside), measures, _conditions(recipe, pipe, prompts))
+    return Opened(recipe, pipe, (Entrant(DENSE, None, ""), *beside), measures, _conditions(recipe, pipe, prompts))
 
 
 def pipeline_of(recipe: Recipe, device: str | None = None) -> Pipeline:
@@ -123,7 +123,7 @@ def _exchange_sampler(pipe: Pipeline, sampler: Part) -> None:
         raise DiffESError("sampler.settings", expected=expected, found=", ".join(unknown), remedy=remedy)
 
 
-def _contender(recipe: Recipe, pipe: Pipeline, folder: str) -> Contender:
+def _contender(recipe: Recipe, pipe: Pipeline, folder: str) -> Entrant:
     result = load_result(folder)
     result.check(pipe)
     own, asked = result.sampling.steps, recipe.setting.steps
@@ -131,7 +131,7 @@ def _contender(recipe: Recipe, pipe: Pipeline, folder: str) -> Contender:
         found, remedy = f"one that was made for {own}", "Compress for the setting of the recipe."
         raise DiffESError(folder, expected=f"a result for {asked} sampler steps", found=found, remedy=remedy)
     made = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()
-    return Contender(Path(folder).resolve().name, result, made)
+    return Entrant(Path(folder).resolve().name, result, made)
 
 
 def _conditions(recipe: Recipe, pipe: Pipeline, prompts: Sequence[str] | None) -> tuple[Condition, ...]:

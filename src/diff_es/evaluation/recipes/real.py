@@ -61,7 +61,7 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Published:
+class ByNetwork:
     """Measures that look with one network, beside the same real images.
 
     Args:

@@ -26,7 +26,7 @@ PICTURES = "images"
 
 
 @dataclass(frozen=True)
-class Row:
+class Measured:
     """A figure of a contender, beside what others have published of the dense model."""
 
     contender: str
@@ -43,7 +43,7 @@ class Outcome:
 
     title: str
     images: int
-    rows: tuple[Row, ...]
+    rows: tuple[Measured, ...]
 
     def to_json(self) -> dict[str, object]:
         """JSON values."""
@@ -119,7 +119,7 @@ def _done(ready: Opened, shards: Shards, batch: range, keep: bool) -> bool:
     return all(_picture(shards.folder / PICTURES, name, i).exists() for name in names for i in batch)
 
 
-def _rows(ready: Opened, shards: Shards) -> Iterator[Row]:
+def _rows(ready: Opened, shards: Shards) -> Iterator[Measured]:
     """The figures of all contenders."""
     batches, measures = ready.batches(), ready.measures
     for contender in ready.contenders:
@@ -134,9 +134,9 @@ def _rows(ready: Opened, shards: Shards) -> Iterator[Row]:
                 yield _row(ready, name, figure, value, None)
 
 
-def _row(ready: Opened, contender: str, metric: str, value: float, error: float | None) -> Row:
+def _row(ready: Opened, contender: str, metric: str, value: float, error: float | None) -> Measured:
     """With what was published, where something was."""
     for figure in ready.recipe.published:
         if figure.metric == metric and contender == DENSE:
-            return Row(contender, metric, value, error, figure.value, figure.source)
-    return Row(contender, metric, value, error)
+            return Measured(contender, metric, value, error, figure.value, figure.source)
+    return Measured(contender, metric, value, error)

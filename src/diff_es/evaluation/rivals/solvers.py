@@ -32,9 +32,8 @@ from ...pipelines.families import Pipeline, Sampling
 from ...pipelines.own_sampler import OwnSampler
 from ...pipelines.probes import Probe
 from ...pipelines.quiet import hushed
-from ...pipelines.sampling import denoiser_of, sample
+from ...pipelines.sampling import sample
 from ...pipelines.tracing import trace
-from ...routing.placements import parameter_bytes
 from ...scoring.metrics import snr_db
 from ...scoring.timing import Way
 from ...solvers.ays import published
@@ -42,6 +41,7 @@ from ...solvers.custom_timesteps import stepped
 from ...solvers.samplers import STEPPABLE, Scheduler, end_of, is_flow, trajectory
 from ...utils.errors import DiffESError
 from ...utils.patching import exchanged
+from .dense import DenseWay
 
 
 class Spacing(StrEnum):
@@ -128,23 +128,12 @@ def kinds_for(pipe: Pipeline) -> tuple[Kind, ...]:
 
 
 @dataclass(frozen=True)
-class Solver:
-    """A way to sample the dense model: another scheduler in place of the pipeline's own."""
+class Solver(DenseWay):
+    """A way to sample the dense model: another scheduler in place of the pipeline's own, and a call for each step."""
 
-    name: str
-    sampling: Sampling  # whose steps are the denoiser's calls
     scheduler: Scheduler
     spacing: Spacing
     timesteps: tuple[float, ...] | None = None  # in place of the scheduler's own
-
-    @property
-    def steps(self) -> int:
-        """Sampler steps that it takes."""
-        return self.sampling.steps
-
-    def of_batch(self, batch: int) -> Solver:
-        """The same for batches of another size."""
-        return replace(self, sampling=replace(self.sampling, batch=batch))
 
     @contextmanager
     def context(self, pipe: Pipeline) -> Iterator[None]:
@@ -154,10 +143,6 @@ class Solver:
 
     def _stepped(self, pipe: Pipeline) -> AbstractContextManager[object]:
         return nullcontext() if self.timesteps is None else stepped(pipe, self.timesteps, self.steps)
-
-    def weight_bytes(self, pipe: Pipeline) -> int:
-        """All of the dense denoiser's."""
-        return parameter_bytes(denoiser_of(pipe))
 
 
 def solver(pipe: Pipeline, kind: Kind, spacing: Spacing, sampling: Sampling, calls: int) -> Solver:

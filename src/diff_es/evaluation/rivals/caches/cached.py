@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
 from ....pipelines.families import Pipeline, Sampling
 from ....pipelines.quiet import hushed
 from ....pipelines.sampling import denoiser_of
-from ....routing.placements import parameter_bytes
 from ....utils.errors import DiffESError
 from ....utils.patching import untouched
+from ..dense import DenseWay
 
 
 class Cache(Protocol):
@@ -30,31 +30,16 @@ class Cache(Protocol):
 
 
 @dataclass(frozen=True)
-class Cached:
+class Cached(DenseWay):
     """The dense model through a cache of another library."""
 
-    name: str
-    sampling: Sampling
     cache: Cache
-
-    @property
-    def steps(self) -> int:
-        """Sampler steps that it takes."""
-        return self.sampling.steps
-
-    def of_batch(self, batch: int) -> Cached:
-        """The same for batches of another size."""
-        return replace(self, sampling=replace(self.sampling, batch=batch))
 
     @contextmanager
     def context(self, pipe: Pipeline) -> Iterator[None]:
         """With the cache; afterwards the pipeline and every module are as they were, whatever happened."""
         with untouched(pipe, *denoiser_of(pipe).modules()), hushed(), self.cache.enabled(pipe, self.sampling):
             yield
-
-    def weight_bytes(self, pipe: Pipeline) -> int:
-        """The most bytes of weights on the device during a trajectory: all of them."""
-        return parameter_bytes(denoiser_of(pipe))
 
 
 def library(name: str) -> Any:

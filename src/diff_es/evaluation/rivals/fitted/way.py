@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ....pipelines.families import Pipeline, Sampling
 from ....pipelines.probes import Probe, make_probes
-from ....pipelines.sampling import AnyPipeline, denoiser_of, sample
+from ....pipelines.sampling import AnyPipeline, sample
 from ....pipelines.tracing import trace
-from ....routing.placements import parameter_bytes
 from ....solvers.custom_timesteps import own_path
 from ....solvers.flow_time import Advance, FlowTime, check_first_order, flow_time, solved
 from ....trajectory.timesteps import Timesteps, Trajectory, trailing
 from ....utils.arguments import checked
 from ....utils.limits import Count, Seed, Steps
+from ..dense import DenseWay
 
 
 @checked("")
@@ -45,11 +45,9 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class FittedWay:
+class FittedWay(DenseWay):
     """A way to sample with a solver of its own, as ``scoring.timing.Way`` has it, and what it took to make it."""
 
-    name: str
-    sampling: Sampling
     time: FlowTime
     advance: Advance = field(repr=False)
     fit_noises: int = 0
@@ -60,19 +58,11 @@ class FittedWay:
         """Sampler steps that it takes, with a call of the denoiser each."""
         return len(self.time.timesteps)
 
-    def of_batch(self, batch: int) -> FittedWay:
-        """The same for batches of another size."""
-        return replace(self, sampling=replace(self.sampling, batch=batch))
-
     @contextmanager
     def context(self, pipe: Pipeline) -> Iterator[None]:
         """With the solver in the place of the pipeline's own; raises as ``flow_time.solved`` does."""
         with solved(pipe, self.time, self.sampling.steps, self.advance):
             yield
-
-    def weight_bytes(self, pipe: Pipeline) -> int:
-        """Those of the dense denoiser."""
-        return parameter_bytes(denoiser_of(pipe))
 
     def latents(self, pipe: Pipeline, probes: Sequence[Probe]) -> Tensor:
         """What it makes of these noises, (N, ...)."""
