@@ -27,6 +27,7 @@ from torch import Tensor
 from diff_es import Effort, with_effort
 from diff_es.compression.settings import Levers, Settings
 from diff_es.compression.study import prepare
+from diff_es.evaluation.rivals.dense import latents_of
 from diff_es.evaluation.rivals.fitted import (
     Descent,
     Fit,
@@ -46,7 +47,6 @@ from diff_es.evaluation.rivals.solvers import (
     Spacing,
     Trial,
     converged,
-    latents_of,
     rivals_for,
     solver,
     trial_on,

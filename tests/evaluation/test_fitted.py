@@ -19,6 +19,7 @@ from tests.helpers.tiny import CALL, tiny
 from torch import Tensor
 
 from diff_es import DiffESError, Sampling
+from diff_es.evaluation.rivals.dense import latents_of
 from diff_es.evaluation.rivals.fitted import (
     Descent,
     Fit,
@@ -105,7 +106,7 @@ def test_of_first_order_it_is_the_samplers_own_step(pipe: Any) -> None:
     probes, way = FIT.probes(pipe, "test"), adams_bashforth(pipe, CALL, CALLS, FIT, order=1)
     with stepped(pipe, trailing(path_of(pipe, CALL), CALLS), CALL.steps):
         own_latents = sample(pipe, probes, CALL)
-    torch.testing.assert_close(way.latents(pipe, probes), own_latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(latents_of(pipe, way, probes), own_latents, rtol=1e-4, atol=1e-4)
 
 
 def test_dynamic_programming_finds_what_trying_all_finds():
@@ -164,7 +165,7 @@ def test_pas_ends_nearer_to_what_it_was_fitted_to():
     probes = FIT.probes(pipe, "fitting")
     goal = fine_run(pipe, CALL, path_of(pipe, CALL), FIT, probes).latents
     ways = pas(pipe, CALL, CALLS, FIT), adams_bashforth(pipe, CALL, CALLS, FIT, order=1)
-    near, far = (float(decibel(goal, one.latents(pipe, probes))) for one in ways)
+    near, far = (float(decibel(goal, latents_of(pipe, one, probes))) for one in ways)
     assert near > far
 
 
@@ -174,15 +175,15 @@ def test_corrected_steps_are_a_multistep_solver(pipe: Any) -> None:
     with stepped(pipe, timesteps, CALL.steps, fixed(corrections)):
         latents = sample(pipe, probes, CALL)
     way = of_corrections(pipe, CALL, timesteps, corrections)
-    torch.testing.assert_close(way.latents(pipe, probes), latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(latents_of(pipe, way, probes), latents, rtol=1e-4, atol=1e-4)
 
 
 def test_a_gradient_begins_at_its_start_to_the_bit(pipe: Any) -> None:
     start = corrected(pipe, CALL, CALLS, FIT)
     probes, first = FIT.probes(pipe, "test"), Variables.at(start).placed(pipe, path_of(pipe, CALL))
     assert first.time.timesteps == start.time.timesteps
-    latents = start.latents(pipe, probes)
-    assert torch.equal(first.way(CALL).latents(pipe, probes), latents)
+    latents = latents_of(pipe, start, probes)
+    assert torch.equal(latents_of(pipe, first.way(CALL), probes), latents)
     # attention that keeps gradients may round otherwise
     torch.testing.assert_close(differentiable(pipe, CALL, probes, first).detach(), latents, rtol=1e-4, atol=1e-4)
 
@@ -193,7 +194,7 @@ def test_a_gradient_is_never_worse_than_its_start():
     goal = fine_run(pipe, CALL, path_of(pipe, CALL), FIT, probes).latents
 
     def near(way: FittedWay) -> float:
-        return float(decibel(goal, way.latents(pipe, probes)))
+        return float(decibel(goal, latents_of(pipe, way, probes)))
 
     descents = [Descent(4, rate, every=1) for rate in (3e-3, 100.0)]
     careful, wild = (descended(pipe, start, FIT, descent) for descent in descents)
@@ -249,7 +250,7 @@ def test_each_spends_its_calls_and_gives_the_scheduler_back(pipe: Any, make: Cal
 def test_the_same_seed_gives_the_same_solver_and_another_another(make: Callable[..., FittedWay]) -> None:
     pipe, probes = tiny(), FIT.probes(tiny(), "test")
     first, again, other = (
-        make(pipe, CALL, CALLS, fit).latents(pipe, probes) for fit in (FIT, FIT, replace(FIT, seed=1))
+        latents_of(pipe, make(pipe, CALL, CALLS, fit), probes) for fit in (FIT, FIT, replace(FIT, seed=1))
     )
     assert torch.equal(first, again)
     assert torch.equal(first, other) == (make in (adams_bashforth, gits))  # GITS finds the same steps

@@ -15,6 +15,7 @@ from tests.helpers.tiny import CALL, calls_of, tiny
 from torch import Tensor
 
 from diff_es import DiffESError, Sampling
+from diff_es.evaluation.rivals.dense import latents_of
 from diff_es.evaluation.rivals.solvers import (
     FIRST_ORDER,
     FIRST_ORDER_FLOW,
@@ -27,7 +28,6 @@ from diff_es.evaluation.rivals.solvers import (
     Trial,
     converged,
     kinds_for,
-    latents_of,
     rivals_for,
     solver,
     spaced,

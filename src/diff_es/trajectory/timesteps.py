@@ -60,6 +60,13 @@ class Trajectory:
         """The last integer timestep before the end."""
         return math.floor(self.end) + 1
 
+    @property
+    def most_steps(self) -> int:
+        """The most steps that can be placed on it."""
+        if not self.whole and self.end >= 0:
+            return sys.maxsize
+        return math.floor(self.timesteps[0]) - self.lowest + 1
+
     def sigma(self, timesteps: Sequence[float]) -> NDArray[np.float64]:
         """Sigma of N timesteps, (N,)."""
         return np.asarray(np.interp(timesteps, range(len(self.noise)), self.noise))
@@ -189,10 +196,11 @@ def _powers(path: Trajectory, steps: int, power: int) -> Timesteps:
 
 def _settled(path: Trajectory, wanted: Sequence[float]) -> Timesteps:
     """The nearest timesteps that the sampler can take."""
-    room = math.floor(path.timesteps[0]) - path.lowest + 1 if path.whole or path.end < 0 else sys.maxsize
-    if not 1 <= len(wanted) <= room:
+    if not 1 <= len(wanted) <= path.most_steps:
         remedy = "Ask for another number of steps."
-        raise DiffESError("steps", expected=f"a number from 1 to {room}", found=str(len(wanted)), remedy=remedy)
+        raise DiffESError(
+            "steps", expected=f"a number from 1 to {path.most_steps}", found=str(len(wanted)), remedy=remedy
+        )
     if path.end < 0 or path.whole:  # no timestep below 0, and no two the same
         wanted = [max(t, path.lowest + left) for left, t in zip(reversed(range(len(wanted))), wanted, strict=True)]
     if not path.whole:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
-from .contract import OfSet, OfText, Paired
 from .inception import inception
 from .lpips import Lpips, Trunk
-from .paired import MS_SSIM, PSNR, SSIM
+from .paired import MS_SSIM, PSNR, SSIM, OfPairs
 from .sets import Fid, Kid, PrecisionRecall
 from .text import ClipScore, PickScore, clip
 
@@ -35,9 +35,10 @@ PICK_MODEL = "yuvalkirstain/PickScore_v1"
 """Of the hub."""
 
 
-def metric(
-    name: MetricName, weights: Path | None = None, device: torch.device | str = "cpu"
-) -> Paired | OfSet | OfText:
+Known: TypeAlias = OfPairs | Lpips | Fid | Kid | PrecisionRecall | ClipScore | PickScore
+
+
+def metric(name: MetricName, weights: Path | None = None, device: torch.device | str = "cpu") -> Known:
     """The measure of that name.
 
     Args:

@@ -118,4 +118,4 @@ def _single(sampling: Sampling) -> Sampling:
 
 
 def _steps(point: Compressed) -> int:
-    return point.sampling.steps if point.timesteps is None else len(point.timesteps)
+    return point.runner("", point.sampling).steps

@@ -13,8 +13,7 @@ from torch import Tensor
 from ...scoring.metrics import snr_db
 from ...utils.errors import DiffESError
 from ..metrics import MetricName, OfSet, metric
-from ..metrics.lpips import Lpips
-from ..metrics.paired import OfPairs
+from ..metrics.names import Known
 from ..metrics.sets import Extractor, Fid, Kid, PrecisionRecall
 from ..metrics.text import ClipScore, PickScore
 from ..tiles_reference import load_reference
@@ -44,32 +43,41 @@ _WITHOUT_WEIGHTS = (SNR, TILES, MetricName.PSNR, MetricName.SSIM, MetricName.MS_
 _BESIDE_REAL = (MetricName.FID, MetricName.KID, MetricName.PRECISION_RECALL)
 
 
-def measures_of(metrics: Sequence[Metric], device: torch.device | str = "cpu") -> Measures:
-    """What these names stand for: what needs files of its own reads them here.
+Opened: TypeAlias = tuple[Metric, Known | None]
+"""A metric of a recipe, and what measures it where that is one of ``evaluation.metrics``."""
+
+
+def opened_metric(one: Metric, device: torch.device | str) -> Opened:
+    """What a name stands for, read where it needs files of its own.
 
     Args:
-        device: that networks run on.
+        device: that its network runs on.
 
     Raises:
         DiffESError: a name that stands for nothing, what a metric does not take or needs, or weights that are not here.
     """
+    _check(one)
+    if one.name in (SNR, TILES):
+        return one, None
+    return one, metric(MetricName(one.name), None if one.weights is None else Path(one.weights), device)
+
+
+def measures_of(metrics: Sequence[Opened]) -> Measures:
+    """All of a recipe; those that look with one network take its features once."""
     found, beside_real = Measures(), dict[tuple[Extractor, str], list[OfSet]]()
-    for one in metrics:
-        _check(one)
+    for one, measure in metrics:
         if one.name == SNR:
             found.of_latents[one.name] = _snr
-        elif one.name == TILES:
+        elif measure is None:
             found.of_set[one.name] = Tiles(load_reference())
+        elif isinstance(measure, Fid | Kid | PrecisionRecall):
+            assert one.reference is not None, "checked when it was opened"
+            beside_real.setdefault((measure.features, one.reference), []).append(measure)
+        elif isinstance(measure, ClipScore | PickScore):
+            found.of_text[one.name] = measure
         else:
-            measure = metric(MetricName(one.name), None if one.weights is None else Path(one.weights), device)
-            if isinstance(measure, Fid | Kid | PrecisionRecall):
-                assert one.reference is not None, "checked above"
-                beside_real.setdefault((measure.features, one.reference), []).append(measure)
-            elif isinstance(measure, ClipScore | PickScore):
-                found.of_text[one.name] = measure
-            elif isinstance(measure, OfPairs | Lpips):
-                found.of_images[one.name] = measure
-    for (features, reference), measures in beside_real.items():  # features are taken once for all of them
+            found.of_images[one.name] = measure
+    for (features, reference), measures in beside_real.items():
         found.of_set[f"beside {reference}"] = ByNetwork(features, tuple(measures), Path(reference))
     return found
 

@@ -23,7 +23,7 @@ from ...pipelines.sampling import denoiser_of
 from ...utils.errors import DiffESError
 from ...utils.files import digest
 from ...utils.seeds import derive_seed
-from .measures import Measures, measures_of
+from .measures import Measures, measures_of, opened_metric
 from .recipe import Conditions, Part, Recipe
 
 DENSE = "dense"
@@ -86,7 +86,8 @@ def opened(recipe: Recipe, device: str | None = None) -> Opened:
     Raises:
         DiffESError: of whichever kind what is missing or does not fit has; the message names it.
     """
-    measures = measures_of(recipe.metrics, device or default_device())
+    place = device or default_device()
+    measures = measures_of([opened_metric(one, place) for one in recipe.metrics])
     prompts = None if recipe.images.prompts is None else read_prompts(Path(recipe.images.prompts))
     pipe = pipeline_of(recipe, device)
     beside = tuple(_contender(recipe, pipe, folder) for folder in recipe.results)

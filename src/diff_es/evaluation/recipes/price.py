@@ -21,7 +21,7 @@ from ...pruning.latency import nanoseconds
 from ...pruning.macs import MacCounter
 from ...utils.errors import DiffESError
 from ...utils.memory import peak_memory
-from .measures import Made, Measures, judge, measures_of
+from .measures import Made, Measures, Opened, judge, measures_of, opened_metric
 from .opened import pipeline_of
 from .recipe import Metric, Part, Recipe
 
@@ -91,15 +91,13 @@ def price(recipe: Recipe, device: str | None = None, *, keep: bool = False) -> P
 
 def _measures(metrics: Sequence[Metric], device: torch.device | str, missing: list[str]) -> Measures:
     """Those that can be had here."""
-    usable = list[Metric]()
+    usable = list[Opened]()
     for metric in metrics:
         try:
-            measures_of([metric], device)
+            usable.append(opened_metric(metric, device))
         except DiffESError as error:
             missing.append(str(error))
-        else:
-            usable.append(metric)
-    return measures_of(usable, device)
+    return measures_of(usable)
 
 
 def _note(recipe: Recipe, missing: list[str]) -> None:

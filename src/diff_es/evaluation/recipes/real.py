@@ -74,7 +74,7 @@ class ByNetwork:
 
     def figures(self, batches: Iterable[Tensor]) -> Mapping[str, float]:
         """Those of all its measures. Memory is that of moments for the Fréchet distance alone, otherwise that of all
-        features, four bytes each."""
+        features, four bytes each; so is that of the real images of a folder."""
         each = None if self._moments_suffice else torch.cat(list(batches))
         ours = moments_of(batches) if each is None else each
         found = dict[str, float]()
@@ -90,7 +90,7 @@ class ByNetwork:
     @cached_property
     def _moments(self) -> Gaussian:
         if self.reference.is_dir():
-            return moments_of(map(self.features, self._images())).gaussian()
+            return Moments.of(self._each).gaussian()
         return reference_moments(self.reference)
 
     @cached_property

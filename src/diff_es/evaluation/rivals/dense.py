@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from torch import Tensor
+
 from ...pipelines.families import Pipeline, Sampling
-from ...pipelines.sampling import denoiser_of
+from ...pipelines.probes import Probe
+from ...pipelines.sampling import denoiser_of, sample
 from ...routing.placements import parameter_bytes
+from ...scoring.timing import Way
 
 
 @dataclass(frozen=True)
@@ -29,3 +34,9 @@ class DenseWay:
     def weight_bytes(self, pipe: Pipeline) -> int:
         """The most bytes of weights on the device during a trajectory: all of the denoiser's."""
         return parameter_bytes(denoiser_of(pipe))
+
+
+def latents_of(pipe: Pipeline, way: Way, probes: Sequence[Probe]) -> Tensor:
+    """Final latents of the probes, (N, ...)."""
+    with way.context(pipe):
+        return sample(pipe, probes, way.sampling)

@@ -32,7 +32,6 @@ from ...pipelines.families import Pipeline, Sampling
 from ...pipelines.own_sampler import OwnSampler
 from ...pipelines.probes import Probe
 from ...pipelines.quiet import hushed
-from ...pipelines.sampling import sample
 from ...pipelines.tracing import trace
 from ...scoring.metrics import snr_db
 from ...scoring.timing import Way
@@ -41,7 +40,7 @@ from ...solvers.custom_timesteps import stepped
 from ...solvers.samplers import STEPPABLE, Scheduler, end_of, is_flow, trajectory
 from ...utils.errors import DiffESError
 from ...utils.patching import exchanged
-from .dense import DenseWay
+from .dense import DenseWay, latents_of
 
 
 class Spacing(StrEnum):
@@ -250,12 +249,6 @@ Rival: TypeAlias = Callable[[Pipeline, Sampling, int, Trial], Way]
 def converged(pipe: Pipeline, sampling: Sampling, kind: Kind = SECOND_ORDER, steps: int = 250) -> Solver:
     """A solver so fine that nothing in a comparison of few steps tells it from the exact trajectory."""
     return solver(pipe, kind, Spacing.FLOW if is_flow(pipe.scheduler) else Spacing.TRAILING, sampling, steps)
-
-
-def latents_of(pipe: Pipeline, way: Way, probes: Sequence[Probe]) -> Tensor:
-    """Final latents of the probes, (N, ...)."""
-    with way.context(pipe):
-        return sample(pipe, probes, way.sampling)
 
 
 def trial_on(pipe: Pipeline, sampling: Sampling, probes: Sequence[Probe]) -> Trial:

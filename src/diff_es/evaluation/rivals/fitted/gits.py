@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ....pipelines.families import Pipeline, Sampling
 from ....trajectory.timesteps import Timesteps
 from ....utils.errors import DiffESError
+from ..dense import latents_of
 from .adams_bashforth import rows
 from .way import Fine, Fit, FittedWay, Stopwatch, decibel, fine_run, of_rows, path_of
 
@@ -51,7 +52,7 @@ def gits(pipe: Pipeline, sampling: Sampling, calls: int, fit: Fit, order: int = 
 
     places = [cheapest(price, calls, coefficient) for coefficient in COEFFICIENTS]
     candidates = [way(tuple(fine.time.timesteps[one] for one in found)) for found in dict.fromkeys(places)]
-    best = max(candidates, key=lambda one: float(decibel(fine.latents, one.latents(pipe, probes))))
+    best = max(candidates, key=lambda one: float(decibel(fine.latents, latents_of(pipe, one, probes))))
     return replace(best, sampling=sampling, fit_noises=fit.noises, fit_seconds=clock.seconds)
 
 

@@ -41,6 +41,7 @@ from ....trajectory.timesteps import Timesteps, Trajectory
 from ....utils.arguments import checked
 from ....utils.errors import DiffESError
 from ....utils.limits import Count, Tolerance
+from ..dense import latents_of
 from .adams_bashforth import rows
 from .gits import gits
 from .way import Fit, FittedWay, Multistep, Stopwatch, decibel, fine_run, path_of
@@ -104,7 +105,7 @@ def descended(pipe: Pipeline, start: FittedWay, fit: Fit, descent: Descent) -> F
     variables = Variables.at(start)
     adam = torch.optim.Adam(variables.all, lr=descent.rate)
     rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, descent.iterations)
-    best, best_db = start, float(decibel(judge, replace(start, sampling=batch).latents(pipe, others)))
+    best, best_db = start, float(decibel(judge, latents_of(pipe, replace(start, sampling=batch), others)))
     for iteration in range(1, descent.iterations + 1):
         adam.zero_grad()
         turn = [(iteration * count + one) % fit.noises for one in range(count)]
@@ -116,7 +117,7 @@ def descended(pipe: Pipeline, start: FittedWay, fit: Fit, descent: Descent) -> F
         rate.step()
         if iteration % descent.every == 0 or iteration == descent.iterations:
             found = variables.placed(pipe, path).way(batch)
-            found_db = float(decibel(judge, found.latents(pipe, others)))
+            found_db = float(decibel(judge, latents_of(pipe, found, others)))
             if found_db > best_db:
                 best, best_db = found, found_db
     seconds = start.fit_seconds + clock.seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,11 +62,6 @@ class FittedWay(DenseWay):
         """With the solver in the place of the pipeline's own; raises as ``flow_time.solved`` does."""
         with solved(pipe, self.time, self.sampling.steps, self.advance):
             yield
-
-    def latents(self, pipe: Pipeline, probes: Sequence[Probe]) -> Tensor:
-        """What it makes of these noises, (N, ...)."""
-        with self.context(pipe):
-            return sample(pipe, probes, self.sampling)
 
 
 @dataclass(frozen=True)
@@ -138,8 +132,7 @@ class Fine:
 
 def fine_steps(path: Trajectory, fit: Fit) -> Timesteps:
     """Where the finely stepped run stands: as many steps as the trajectory has room for, if it has less than asked."""
-    room = math.floor(path.timesteps[0]) - path.lowest + 1 if path.whole else fit.fine
-    return trailing(path, min(fit.fine, room))
+    return trailing(path, min(fit.fine, path.most_steps))
 
 
 def fine_run(pipe: Pipeline, sampling: Sampling, path: Trajectory, fit: Fit, probes: Sequence[Probe]) -> Fine:
