@@ -16,8 +16,8 @@ import torch
 from common import Model, Noises, Steps, header, options, row, snr
 from torch import Tensor
 
-from diff_es.compression.sensitivity import by_rule
 from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.starts import by_rule
 from diff_es.compression.study import Study, prepare
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load

@@ -40,8 +40,8 @@ from common import (
 )
 
 from diff_es.compression.final import Found
-from diff_es.compression.sensitivity import by_rule
 from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.starts import by_rule
 from diff_es.compression.study import Study, prepare
 from diff_es.evaluation.rivals import Contender, contenders, scheduled
 from diff_es.evaluation.tiles_reference import load_reference

@@ -24,8 +24,9 @@ from common import CalibrationSamples, Model, Noises, Seeds, StageCount, Steps, 
 from library_search import cma_search
 
 from diff_es.compression.evaluator import Evaluator
-from diff_es.compression.sensitivity import sensitivity, starts
+from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.settings import Levers, Settings
+from diff_es.compression.starts import starts
 from diff_es.compression.study import Study, prepare
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
@@ -160,7 +161,8 @@ def begun(
         noises = asked.racing if rival.races else asked.search_noises
         return (), ready.fitness("search", noises, ready.settings.rung_noises if rival.races else 0)
     scores = Evaluator(ready, Journal(None, {}, resume=False))
-    first, fitness = starts(ready, [space], sensitivity(ready, scores, reporter)), scores.scorer.fitness
+    first = starts(ready, [space], sensitivity(ready, scores, reporter), scores)
+    fitness = scores.scorer.fitness
     fitness.calls += scores.scorer.alone.calls
     return first, fitness
 

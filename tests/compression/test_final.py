@@ -24,8 +24,9 @@ from diff_es.compression.evolve import evolve
 from diff_es.compression.final import Finalist, select
 from diff_es.compression.reopening import found_again
 from diff_es.compression.search_loop import widened
-from diff_es.compression.sensitivity import by_rule, sensitivity
+from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.settings import Levers
+from diff_es.compression.starts import by_rule
 from diff_es.compression.store import MANIFEST
 from diff_es.compression.study import PARTS, Study, prepare
 from diff_es.pipelines.probes import make_probes

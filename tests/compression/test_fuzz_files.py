@@ -28,9 +28,10 @@ from tests.helpers.tiny import joint, settings, tiny
 
 from diff_es import Compressed, DiffESError, Run, Settings, compress, load
 from diff_es.compression.compress import began_with
+from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.reopening import asked_again, found_again
-from diff_es.compression.sensitivity import starts
 from diff_es.compression.settings import describe, restore
+from diff_es.compression.starts import starts
 from diff_es.compression.store import MANIFEST
 from diff_es.compression.study import Study, prepare
 from diff_es.compression.survey import as_measured, identity
@@ -102,7 +103,7 @@ def read_all(folder: Path, ready: Study) -> None:
         assert origin.dtype
     assert fast.summary()
     table = report.sensitivity.checked(ready, str(folder))
-    starts(ready, [ready.costs.space(0.7)], table)
+    starts(ready, [ready.costs.space(0.7)], table, Evaluator(ready, Journal(None, {}, resume=False)))
 
 
 def tried(count: int, attempt: Callable[[random.Random], str]) -> Counter[str]:

@@ -30,8 +30,9 @@ from diff_es.compression.evolve import _pruned, evolve
 from diff_es.compression.final import Found
 from diff_es.compression.reopening import found_again
 from diff_es.compression.search_loop import widened
-from diff_es.compression.sensitivity import Sensitivity, _filled, sensitivity, with_timesteps
+from diff_es.compression.sensitivity import Sensitivity, _filled, sensitivity
 from diff_es.compression.settings import Levers
+from diff_es.compression.starts import with_timesteps
 from diff_es.compression.study import Study, prepare
 from diff_es.evaluation.rivals import contenders
 from diff_es.layers import Weights

@@ -33,7 +33,6 @@ from diff_es.evaluation.rivals.fitted import (
 )
 from diff_es.evaluation.rivals.fitted.adams_bashforth import rows
 from diff_es.evaluation.rivals.fitted.corrected import of_corrections
-from diff_es.evaluation.rivals.fitted.gits import cheapest, costs
 from diff_es.evaluation.rivals.fitted.gradient import Variables, differentiable, frozen
 from diff_es.evaluation.rivals.fitted.pas import basis, fitted, moved
 from diff_es.evaluation.rivals.fitted.way import decibel, fine_run, path_of
@@ -42,6 +41,7 @@ from diff_es.scoring.timing import Way, once
 from diff_es.solvers.custom_timesteps import stepped
 from diff_es.solvers.flow_time import FlowTime
 from diff_es.trajectory.corrections import fixed
+from diff_es.trajectory.shortest import cheapest, missed
 from diff_es.trajectory.timesteps import trailing
 
 FIT, CALLS = Fit(noises=2, fine=8), 3
@@ -128,7 +128,7 @@ def test_dynamic_programming_finds_what_trying_all_finds():
 def test_the_cost_of_a_fine_step_is_none_and_as_many_calls_are_the_fine_run():
     pipe = tiny()
     fine = fine_run(pipe, CALL, path_of(pipe, CALL), FIT, FIT.probes(pipe, "fitting"))
-    table = costs(fine)
+    table = missed(fine.time.tau.tolist(), fine.states, fine.velocities)
     assert float(table.diagonal(1).max()) < 1e-5 < float(table.diagonal(2).min())
     assert gits(pipe, CALL, FIT.fine, FIT, order=1).time.timesteps == fine.time.timesteps
 

@@ -16,8 +16,9 @@ from ..utils.seeds import derive_seed
 from .evaluator import Evaluator
 from .final import Finalist, Found, select
 from .search_loop import Ranking, Unpruned, by_chance, evolved, place_both, place_steps, ranked, widened
-from .sensitivity import Sensitivity, by_rule, changed, starts, with_timesteps
+from .sensitivity import Sensitivity, changed
 from .settings import Levers
+from .starts import by_rule, starts, with_timesteps
 from .study import Study
 
 _BEYOND = 1.15
@@ -132,11 +133,11 @@ class _Explored:
 def _explore(
     ready: Study, spaces: Sequence[Space], evaluator: Evaluator, table: Sensitivity, reporter: Reporter
 ) -> _Explored:
-    settings, first = ready.settings, starts(ready, spaces, table)
+    settings, first = ready.settings, starts(ready, spaces, table, evaluator)
     knapsacks, generations, purpose = first[: len(spaces)], settings.generations, "evolution"
     alone, scores, history = Ranking(), Ranking(), tuple[Generation, ...]()
     if dense := _dense(ready, spaces):
-        begun, unpruned = starts(ready, dense, table.dense), Unpruned(ready, evaluator)
+        begun, unpruned = starts(ready, dense, table.dense, evaluator), Unpruned(ready, evaluator)
         steps = evolved(ready, dense, generations, purpose, begun, unpruned, reporter)
         alone, history = dict(steps.ranking()), steps.history
         scores = {widened(ready, one): score for one, score in alone.items()}

@@ -12,12 +12,9 @@ import numpy as np
 
 from ..pruning.granularity import Thin
 from ..scoring.journal import Scale
-from ..search import Candidate, Point, Relaxed, Space, StageChoice, branches, knapsack_best, mosaic, prunings
-from ..solvers.ays import published
-from ..trajectory.timesteps import by_hand
+from ..search import Candidate, Point, Relaxed, Space, StageChoice, branches, knapsack_best, prunings
 from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
-from ..utils.seeds import derive_seed
 from .evaluator import Evaluator
 from .settings import describe
 from .study import Study
@@ -248,43 +245,3 @@ def _stepped(ready: Study, stage: int, count: int) -> Candidate:
 
 def _leveled(ready: Study, stage: int, unit: int, level: int) -> Candidate:
     return ready.base.at_stage(stage, ready.base.stages[stage].at_level(unit, level))
-
-
-def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity) -> tuple[Candidate, ...]:
-    """First candidates for every budget, each filled up to it: the knapsack of the sensitivities first, then uniform,
-    ramps and the middle-protecting shape of MosaicDiff, or fewer steps, evenly and by the rules that people use."""
-    rng, found = np.random.default_rng(derive_seed(ready.settings.seed, "starts")), list[Candidate]()
-    for space in spaces:
-        found.append(space.repair(table.best(space), rng))
-    for space in spaces:
-        if ready.costs.choices is None:
-            found += [*space.starts(rng), space.repair(mosaic(space, ready.statistics.change), rng)]
-            continue
-        found += [space.repair(table.best(space, coherent=True), rng), *space.starts(rng)]
-        ruled = by_rule(ready, space.budget / ready.costs.dense)
-        found += [space.repair(_offered(ready, one, space.units), rng) for one in ruled]
-    return tuple(found)
-
-
-def _offered(ready: Study, candidate: Candidate, units: int) -> Candidate:
-    """The nearest schedule whose stages take numbers of steps that they may choose, with the first so many units."""
-    pairs = zip(ready.costs.choices or (), candidate.steps, strict=True)
-    steps = [min(counts, key=lambda n: (abs(n - wanted), n)) for counts, wanted in pairs]
-    return Candidate.of([levels[:units] for levels in candidate.levels], steps)
-
-
-def by_rule(ready: Study, share: float) -> tuple[Candidate, ...]:
-    """The dense model, if it may run at all, with as many steps as a share of the cost holds, where rules of hand put
-    them, and where they were published for the model; with timesteps."""
-    path, dense = ready.path, ready.own.levels
-    total, found = math.floor(share * sum(ready.costs.steps) + 1e-9), list[Candidate]()
-    if path is None or ready.costs.choices is None or 0 in ready.costs.barred or not total:
-        return ()
-    for timesteps in [*by_hand(path, total), *filter(None, [published(ready.pipe, path, total)])]:
-        found.append(Candidate.of(dense, ready.stages.steps(timesteps), timesteps))
-    return tuple(found)
-
-
-def with_timesteps(ready: Study, candidate: Candidate) -> Candidate:
-    """A schedule that says its timesteps."""
-    return candidate.at(ready.timesteps(candidate) or ())

@@ -11,8 +11,9 @@ from pathlib import Path
 from ..compression.compress import open_journal, result_of
 from ..compression.evaluator import Evaluator
 from ..compression.evolve import evolve
-from ..compression.sensitivity import by_rule, sensitivity
+from ..compression.sensitivity import sensitivity
 from ..compression.settings import Levers, Settings
+from ..compression.starts import by_rule
 from ..compression.study import Study, prepare
 from ..compression.survey import survey
 from ..pipelines.families import Pipeline, Sampling

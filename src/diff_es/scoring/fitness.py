@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..layers import Plan
@@ -26,8 +28,10 @@ from ..routing.routing import Routing, attached, routed
 from ..routing.stage_hook import stage_at
 from ..search import Candidate
 from ..solvers.custom_timesteps import Stepping, stepped
+from ..solvers.flow_time import flow_time
 from ..solvers.prefix_cache import PrefixCache, Replay
 from ..trajectory.corrections import Correct, Corrections, Recording, fitting, fixed
+from ..trajectory.shortest import missed
 from ..trajectory.stages import Stages
 from ..trajectory.timesteps import Timesteps, Trajectory, placed
 from ..utils.malloc import Kept
@@ -113,6 +117,18 @@ class Fitness:
             kept = self._goal = Recording(reference, path.end)
         with nullcontext() if reference is None else stepped(self._pipe, reference, steps, kept):
             return self._checked(chunk, self._sample(self._chunks[chunk]))
+
+    @cached_property
+    def bends(self) -> NDArray[np.float64] | None:
+        """What a step from each point of the dense run to each later one would miss (``trajectory.shortest``); None
+        where that run was not written down, or its noise is not known."""
+        if self._goal is None or isinstance(self._pipe, OwnSampler):
+            return None
+        time = flow_time(self._pipe.scheduler, self._goal.timesteps)
+        states = [state.float() / scale for state, scale in zip(self._goal.states, time.scale.tolist(), strict=True)]
+        tau: list[float] = time.tau.tolist()
+        moves = zip(pairwise(states), pairwise(tau), strict=True)
+        return missed(tau, states, [(after - before) / (end - start) for (before, after), (start, end) in moves])
 
     def _checked(self, chunk: int, latents: Tensor) -> Tensor:
         """What is compared of a dense result, which has to be finite."""

@@ -30,7 +30,7 @@ from ..trajectory.timesteps import Timesteps
 from ..utils.errors import DiffESError
 from ..utils.patching import exchanged
 from .custom_timesteps import stepped
-from .samplers import Scheduler, end_of, is_deterministic, is_flow
+from .samplers import EXPLODING, Scheduler, end_of, is_deterministic, is_flow
 
 Advance: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 """Gives the next state y of a run from those so far, y_0 ... y_i, and the velocities at them, the oldest first:
@@ -80,10 +80,10 @@ def check_first_order(pipe: AnyPipeline) -> None:
 
 
 def flow_time(scheduler: Scheduler, timesteps: Sequence[float], exact: Tensor | None = None) -> FlowTime:
-    """Signal and noise of timesteps and of where the sampler ends.
+    """Signal and noise of timesteps and of where the sampler ends, in the states that the sampler has.
 
     Args:
-        scheduler: as :func:`check_first_order` wants it.
+        scheduler: one of ``samplers.STEPPABLE``.
         timesteps: n, descending.
         exact: the same as a tensor that is differentiated by, (n,) in float64; between the timesteps of training the
             power of the signal is interpolated, linearly.
@@ -95,8 +95,10 @@ def flow_time(scheduler: Scheduler, timesteps: Sequence[float], exact: Tensor | 
     table = scheduler.alphas_cumprod.cpu().double()
     low = places.detach().floor().long().clamp(0, len(table) - 2)
     powers = torch.lerp(table[low], table[low + 1], places - low)
-    last = float(scheduler.final_alpha_cumprod) if end_of(scheduler) < 0 else float(table[0])
-    powers = torch.cat([powers, powers.new_tensor([last])])
+    powers = torch.cat([powers, powers.new_tensor([1.0 if end_of(scheduler) < 0 else float(table[0])])])
+    if type(scheduler) in EXPLODING:
+        sigmas = ((1 - powers) / powers.clamp_min(2**-24)).sqrt()
+        return FlowTime(tuple(map(float, timesteps)), torch.ones_like(powers), sigmas)
     return FlowTime(tuple(map(float, timesteps)), powers.sqrt(), (1 - powers).sqrt())
 
 

@@ -35,6 +35,9 @@ STEPPABLE = (
 )
 WHOLE = (DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
 """Those whose timesteps are integers."""
+EXPLODING = (EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler)
+"""Those whose states are signal of weight 1 and as much noise as the timestep has; others keep their sum's power, or,
+in flow matching, the sum of their weights."""
 OTHERWISE = "levers=Levers.PRUNE, `--levers prune`"
 """How a search is asked for that leaves a sampler's steps alone."""
 _REFUSED: dict[type, dict[str, Any]] = {  # settings under which timesteps do not descend, or do not tell the noise

@@ -87,6 +87,16 @@ class Recording:
         self._states.append(states[0].cpu())
         return ()
 
+    @property
+    def timesteps(self) -> Sequence[float]:
+        """Of the run."""
+        return self._times[:-1]
+
+    @property
+    def states(self) -> Sequence[Tensor]:
+        """The noise and what each step has led to, on the CPU."""
+        return self._states
+
     def at(self, timestep: float) -> Tensor:
         """The state at a timestep, on the CPU, between two of the run's own by linear interpolation; before the first,
         the noise."""

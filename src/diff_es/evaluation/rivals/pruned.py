@@ -14,8 +14,8 @@ from ...compression.evaluator import Evaluator
 from ...compression.final import Finalist, Found, select
 from ...compression.result import Compressed
 from ...compression.search_loop import by_chance, ranked
-from ...compression.sensitivity import by_rule
 from ...compression.settings import Levers
+from ...compression.starts import by_rule
 from ...compression.study import Study
 from ...pipelines.own_sampler import OwnSampler
 from ...pipelines.sampling import AnyPipeline

@@ -1,0 +1,54 @@
+"""Laws of where a search begins: steps at which the dense run is straightest are the run's own, and depend on no sampler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from tests.helpers.pipelines import CASES, made
+from tests.helpers.tiny import joint
+
+from diff_es.compression.evaluator import Evaluator
+from diff_es.compression.settings import Levers
+from diff_es.compression.starts import straightest
+from diff_es.compression.study import Study, prepare
+from diff_es.scoring.journal import Journal
+
+
+def evaluator_of(scheduler: type = DDIMScheduler, corrections: int = 4) -> tuple[Study, Evaluator]:
+    case = CASES["SD"]
+    pipe = made(case.make)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    own = {"sampling": case.sampling, "prompts": ("a fox", "a hat"), "corrections": corrections}
+    settings = joint(levers=Levers.STEPS, search_noises=2, first_rung=0, **own)
+    ready = prepare(pipe, settings)
+    return ready, Evaluator(ready, Journal(None, {}, resume=False))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 1.0])
+def test_steps_stand_on_points_of_the_dense_run_as_many_as_the_budget_holds(share: float) -> None:
+    ready, evaluator = evaluator_of()
+    found = straightest(ready, share, evaluator)
+    assert found
+    assert ready.reference is not None
+    for one in found:
+        assert one.timesteps[0] == ready.reference[0]
+        assert set(one.timesteps) <= set(ready.reference)
+        assert len(one.timesteps) == sum(one.steps) == int(share * sum(ready.costs.steps) + 1e-9)
+        assert ready.stages.steps(one.timesteps) == one.steps
+
+
+def test_there_are_none_where_the_dense_run_was_not_written_down() -> None:
+    ready, evaluator = evaluator_of(corrections=0)
+    assert straightest(ready, 0.7, evaluator) == ()
+
+
+def test_what_a_step_misses_is_the_same_in_the_states_of_every_sampler() -> None:
+    """DDIM's states keep their power, Euler's their signal; both go the same way."""
+    ddim, euler = (evaluator_of(kind)[1].scorer.fitness.bends for kind in (DDIMScheduler, EulerDiscreteScheduler))
+    assert ddim is not None
+    assert euler is not None
+    later = np.triu_indices(len(ddim), 2)
+    assert np.isinf(ddim[np.tril_indices(len(ddim))]).all()
+    assert ddim[later] == pytest.approx(euler[later], rel=2e-3)
+    assert ddim.diagonal(1) == pytest.approx(np.zeros(len(ddim) - 1), abs=1e-4)
