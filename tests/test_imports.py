@@ -19,7 +19,7 @@ LAYERS = (  # of rooms, low to high; a room imports from lower layers only
     {"utils", "search"},
     {"trajectory", "layers"},
     {"pipelines"},
-    {"routing", "solvers"},
+    {"routing", "solvers", "execution"},
     {"pruning"},
     {"scoring"},
     {"compression"},

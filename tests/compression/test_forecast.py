@@ -102,8 +102,7 @@ def test_the_weights_that_a_table_lays_out_are_foretold(room: int, monkeypatch: 
     monkeypatch.setattr("diff_es.scoring.weight_cache.realise", noted)
     surveyed = survey(tiny(), SEARCHES["levels"], QUIET, Budget.of(0.7))
     ready = study(surveyed, QUIET, room)
-    with Evaluator(ready, Journal(None, {}, resume=False)) as evaluator:
-        sensitivity(ready, evaluator, QUIET)
+    sensitivity(ready, Evaluator(ready, Journal(None, {}, resume=False)), QUIET)
     assert sizes
     assert simulate(surveyed, room).sensitivity.laid_out == pytest.approx(sum(sizes), rel=0.02)
 

@@ -1,4 +1,4 @@
-"""Laws of where a search begins: steps at which the dense run is straightest are the run's own, and depend on no sampler."""
+"""Laws of where a search begins: steps where the dense run is straightest stand on it, whatever its sampler."""
 
 from __future__ import annotations
 

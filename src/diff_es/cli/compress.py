@@ -44,7 +44,7 @@ def compress_command(
     settings, asked = settings_of(sampling, budget, search, pruning), budget.asked()
     journal = out_folder / "journal.jsonl"
     placement, reporter = weights.chosen(), Reporter()
-    run = Run(placement, journal, machine.resume, machine.workers, search.table, machine.memory, reporter)
+    run = Run(placement, journal, machine.resume, machine.executor, search.table, machine.memory, reporter)
     run.check(asked)
     check_target(out_folder)
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path, PurePath
 from statistics import fmean
 
 from pydantic import SkipValidation, TypeAdapter
 
+from ..execution import Executor, InProcess
 from ..layers import Plan, fingerprint
 from ..pipelines.loading import origin_of
-from ..pipelines.own_sampler import OwnSampler
-from ..pipelines.portable import check_portable
 from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pruning.budget import Budget, MacsRatio, MeasuredPrices, Speedup, WeightMemory
 from ..pruning.compaction import Compaction
@@ -27,7 +26,7 @@ from ..utils.arguments import Place, checked
 from ..utils.checking import validated
 from ..utils.errors import DiffESError
 from ..utils.files import check_outputs
-from ..utils.limits import Gigabytes, Workers
+from ..utils.limits import Gigabytes
 from ..utils.locks import held_file
 from ..utils.progress import Reporter
 from .evaluator import Evaluator
@@ -120,8 +119,7 @@ class Run:
         journal: a file to which every evaluation is appended, so that a stopped search can be resumed.
         resume: go on with an existing journal, to the result that an uninterrupted run gives; where there is none, the
             search starts anew, and the reporter says so.
-        workers: processes that score candidates at the same time, each with a copy of the pipeline; they are dealt over
-            the CUDA devices. Their number changes nothing but the time.
+        executor: who does the work: this process, or workers of a Ray cluster. It changes nothing but the time.
         table: the folder of an earlier result of this model and these settings, whose sensitivities are taken, not
             measured anew: another budget then costs its search alone.
         memory: gigabytes that statistics and weights of levels may take beside the model and what its calls take; what
@@ -136,7 +134,7 @@ class Run:
     placement: Saved | None = None
     journal: Place | None = None
     resume: bool = False
-    workers: Workers = 1
+    executor: Executor = field(default_factory=InProcess)
     table: Place | None = None
     memory: Gigabytes | None = None
     reporter: Reporter | None = None
@@ -201,8 +199,6 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
     reporter, journal, resume, table = run.reporter or Reporter(quiet=True), run.journal, run.resume, run.table
     header = None
     reporter.follow(None)  # whatever it followed before
-    if run.workers > 1 and isinstance(pipe, OwnSampler):
-        check_portable(pipe)
     earlier, priced = None if table is None else load(table).report, None
     if earlier is not None:
         settings = as_measured(settings, earlier.settings.method)
@@ -223,7 +219,8 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
     front = [share for share in ready.settings.front if ready.costs.attainable(share)]
     if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
         reporter.say(f"Left out of the front, below the cheapest schedule: {', '.join(lost)}.")
-    with Evaluator(ready, log, run.workers) as evaluator:
+    with run.executor.crew(reporter) as crew:
+        evaluator = Evaluator(ready, log, crew)
         errors = known or sensitivity(ready, evaluator, reporter)
         found = evolve(ready, (ready.limit, *front), evaluator, errors, reporter)
     placement = ready.placement or run.placement

@@ -118,11 +118,11 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
         weight_bytes=weights_of(room),
     )
     counts, front = [Tally()], [share for share in settings.front if ready.costs.attainable(share)]
-    with Evaluator(ready, Journal(None, {}, resume=False)) as evaluator:
-        errors = sensitivity(ready, evaluator, quiet)
-        counts.append(copy(ready.tally))
-        found = evolve(ready, (ready.limit, *front), evaluator, errors, quiet)
-        counts.append(copy(ready.tally))
+    evaluator = Evaluator(ready, Journal(None, {}, resume=False))
+    errors = sensitivity(ready, evaluator, quiet)
+    counts.append(copy(ready.tally))
+    found = evolve(ready, (ready.limit, *front), evaluator, errors, quiet)
+    counts.append(copy(ready.tally))
     for one in () if ready.refers_to_own else found:
         ready.fresh.plain(ready.own)
         ready.fresh_to_own.each(one.candidate, corrected=one.corrected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from itertools import accumulate
 
@@ -65,6 +65,10 @@ class Survey:
     path: Trajectory | None  # the user's own, where the steps of a stage are a choice
     declared: Declared | None  # what was declared of the denoiser, if anything
     budget: Budget  # that was asked for
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what was worked out on the way."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """A copy in another process has a denoiser of its own, of which the same is declared."""

@@ -38,5 +38,6 @@ Level: TypeAlias = Annotated[int, whole(0, 1024)]
 Multiple: TypeAlias = Annotated[int, whole(1, 65_536)]  # of channels
 Rounds: TypeAlias = Annotated[int, whole(1, 1_000_000)]
 Damping: TypeAlias = Annotated[float, number(0, 1e6, above=True)]
+Positive: TypeAlias = Annotated[float, number(0, 1e6, above=True)]
 Tolerance: TypeAlias = Annotated[float, number(0, 1e6, above=True)]
 Room: TypeAlias = Annotated[float, number(0, 1e15, above=True)]  # for weights, of the dense model's bytes
