@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from ..execution import Crew, Work, alone, shipped
+from ..execution import Crew, Work, alone
+from ..execution.shipping import shipped
 from ..pipelines.quiet import hushed
 from ..scoring.fitness import Fitness
 from ..scoring.journal import Journal, Scale

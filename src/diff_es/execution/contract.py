@@ -17,6 +17,17 @@ J = TypeVar("J")  # a piece
 A = TypeVar("A")  # and its answer
 
 
+class Shared(Protocol):
+    """What workers open their work from."""
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether it is for a GPU."""
+
+    def opened(self, device: str) -> Any:
+        """What is made of it on a device."""
+
+
 @dataclass(frozen=True, eq=False)
 class Work(Generic[J, A]):
     """What answers pieces of one kind.
@@ -29,7 +40,7 @@ class Work(Generic[J, A]):
     """
 
     here: Callable[[J], A]
-    shared: Callable[[], Any]
+    shared: Callable[[], Shared]
     there: Callable[[Any], Callable[[J], A]]
     remedy: str = "Take fewer workers on a machine, or a smaller batch."
 

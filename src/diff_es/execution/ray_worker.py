@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..utils.errors import DiffESError, out_of_memory
-from .shipping import Shipped
+from .contract import Shared
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Worker:
         """One piece of the work of this number.
 
         Args:
-            shared: a reference to a :class:`Shipped`.
+            shared: a reference to what it opens its work from.
             there: as ``contract.Work`` has it.
         """
         began = time.monotonic()
@@ -82,10 +82,10 @@ class Worker:
             return Failed(error if isinstance(error, DiffESError) else None, trace, out_of_memory(error), _peak())
 
 
-def _fetched(shared: list[Any]) -> Shipped:
+def _fetched(shared: list[Any]) -> Shared:
     import ray
 
-    found: Shipped = ray.get(shared[0])
+    found: Shared = ray.get(shared[0])
     return found
 
 
