@@ -66,6 +66,12 @@ def test_who_is_slow_is_not_waited_for(crew: RayCrew, tmp_path: Path) -> None:
     assert answered(crew, asked, range(6)) == list(range(6))  # by the others
 
 
+def test_an_answer_that_comes_late_is_not_taken_for_that_of_another_call(crew: RayCrew, tmp_path: Path) -> None:
+    asked = work(on_ray.late_once, str(tmp_path))
+    assert answered(crew, asked, range(6)) == list(range(6))
+    assert answered(crew, asked, range(100, 103)) == list(range(100, 103))  # while the first answer comes
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diff_es.execution import Work
+from diff_es.execution import Crew, Work
 from diff_es.execution.cluster import OWN
 from diff_es.utils.errors import DiffESError
+from diff_es.utils.progress import Reporter
 
 
 @contextmanager
@@ -82,6 +83,21 @@ def slow_once(folder: str) -> Callable[[int], int]:
     return once(folder, lambda: time.sleep(600))
 
 
+def late_once(folder: str) -> Callable[[int], int]:
+    """The first who is at piece 2 takes so long that another is asked, and answers while that one goes on."""
+
+    def answer(piece: int) -> int:
+        mark = Path(folder, str(piece))
+        if piece == 2 and not mark.exists():
+            mark.touch()
+            time.sleep(8)
+        elif piece == 102:
+            time.sleep(4)
+        return piece
+
+    return answer
+
+
 def dying(value: None) -> Callable[[int], int]:
     def answer(piece: int) -> int:
         if piece == 5:
@@ -109,3 +125,14 @@ def napping(value: None) -> Callable[[int], int]:
         return piece
 
     return answer
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An executor whose crew was there before, and stays."""
+
+    workers: Crew
+
+    @contextmanager
+    def crew(self, reporter: Reporter) -> Iterator[Crew]:
+        yield self.workers

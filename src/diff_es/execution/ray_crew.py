@@ -64,7 +64,7 @@ class RayCrew:
     def __init__(self, ray: Any, terms: Terms, threads: int, reporter: Reporter) -> None:
         self._ray, self._terms, self._threads, self._reporter = ray, terms, threads, reporter
         self._starting, self._idle = dict[Any, Any](), list[Any]()  # workers, the first by who tells their kind
-        self._running = dict[Any, tuple[Any, int, int]]()  # by answer to come: worker, number of the work, piece
+        self._running = dict[Any, tuple[Any, Pieces, int]]()  # by answer to come: worker, of which call, piece
         self._shared = list[tuple[Work[Any, Any], Any, bool]]()  # and the reference to what it is opened from
         self._kind: Kind | None = None
         self._begun, self._failed_starts = time.monotonic(), 0
@@ -106,7 +106,7 @@ class RayCrew:
             while not left.all_done:
                 self._hire(self._shared[number][2])
                 self._give(number, left, pieces)
-                for index, answer in self._heard(number, left, work):
+                for index, answer in self._heard(left, work):
                     yield pieces[index], answer
         finally:
             if self._ready is not None:
@@ -140,9 +140,9 @@ class RayCrew:
         while self._idle and (index := left.next()) is not None:
             worker = self._idle.pop()
             answer = worker.answer.remote(number, [reference], work.there, pieces[index])
-            self._running[answer] = worker, number, index
+            self._running[answer] = worker, left, index
 
-    def _heard(self, number: int, left: Pieces, work: Work[Any, Any]) -> Iterator[tuple[int, Any]]:
+    def _heard(self, left: Pieces, work: Work[Any, Any]) -> Iterator[tuple[int, Any]]:
         """The pieces that were answered, after waiting for some."""
         watched = [*self._starting, *self._running]
         ready, _ = self._ray.wait(watched, num_returns=len(watched), timeout=0)
@@ -160,7 +160,7 @@ class RayCrew:
             told, died = self._asked(answer)
             if not died:
                 self._idle.append(worker)
-            if of != number:
+            if of is not left:
                 continue  # of a call that has ended
             if isinstance(told, Answered):
                 first = left.done(index)
