@@ -18,8 +18,8 @@ from diff_es.utils.progress import Reporter
 
 
 @contextmanager
-def two_nodes(workers: int = 2) -> Iterator[Any]:
-    """A cluster that this process is connected to."""
+def two_nodes(workers: int = 2, *, connect: bool = True) -> Iterator[Any]:
+    """A cluster, and whether this process is connected to it."""
     os.environ.update(OWN)
     import ray
     from ray.cluster_utils import Cluster
@@ -28,7 +28,8 @@ def two_nodes(workers: int = 2) -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        if connect:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster
     finally:
         ray.shutdown()
