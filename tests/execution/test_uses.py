@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.helpers.tiny import joint, tiny
+from tests.helpers.own import own
+from tests.helpers.tiny import CALL, assert_same_statistics, joint, stages_of, tiny
 
 from diff_es import Compressed, Reporter, compress
 from diff_es.compression.evaluator import Evaluator
@@ -22,11 +23,16 @@ from diff_es.evaluation.recipes.opened import opened
 from diff_es.evaluation.recipes.recipe import Dtype, Metric, read_recipe
 from diff_es.evaluation.recipes.run import run_recipe
 from diff_es.evaluation.report import Row
-from diff_es.execution import Crew, OnRay
+from diff_es.execution import Crew, OnRay, shipped
 from diff_es.execution.cluster import connected
 from diff_es.execution.ray_crew import RayCrew
+from diff_es.layers import declared, discover
 from diff_es.pipelines.families import Pipeline
 from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pruning.calibration import calibrate
+from diff_es.pruning.statistics import Spilled
+from diff_es.pruning.wanted import Wanted, parts_within
 from diff_es.scoring.journal import Journal
 
 QUIET = Reporter(quiet=True)
@@ -82,6 +88,26 @@ def untimed(row: Row) -> Row:
     """Without what was measured with a clock."""
     still = replace(row, latency_ms=0.0, latency_spread=0.0, speedup=0.0, denoiser_speedup=0.0, doubt="")
     return replace(still, speedup_low=None, speedup_high=None)
+
+
+def test_what_was_declared_of_a_denoiser_is_known_where_it_is_opened() -> None:
+    sampler = own()
+    copy = shipped(sampler, sampler).opened("cpu")
+    assert copy.denoiser is not sampler.denoiser
+    assert declared(copy.denoiser) == declared(sampler.denoiser) is not None
+
+
+def test_statistics_are_gathered_in_parts_to_the_bit_of_one_run(hired: Hired, pipe: Pipeline) -> None:
+    """In memory, and on disk where they do not fit."""
+    anatomy, probes = discover(pipe.transformer), make_probes(pipe, 3, 0, "calibration")
+    wanted = Wanted(anatomy.layers, anatomy.blocks)
+    given, largest = (pipe, probes, CALL, stages_of(pipe, 3), wanted, QUIET), max(wanted.sizes().values())
+    whole = calibrate(*given)
+    for memory, pieces in ((None, 2), (largest, len(parts_within(largest, 3, wanted.sizes())))):
+        before, found = hired.done, calibrate(*given, memory, hired.workers)
+        assert hired.done - before == pieces
+        assert all(isinstance(stage, Spilled) == (memory is not None) for stage in found.stages)
+        assert_same_statistics(whole, found)
 
 
 def test_finalists_are_judged_by_workers_to_the_same_choice(hired: Hired, pipe: Pipeline) -> None:
