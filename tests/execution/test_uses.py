@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ from diff_es.pruning.calibration import calibrate
 from diff_es.pruning.statistics import Spilled
 from diff_es.pruning.wanted import Wanted, parts_within
 from diff_es.scoring.journal import Journal
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before any test imports Ray: it listens to this machine alone
 
 QUIET = Reporter(quiet=True)
 LITTLE = joint(generations=1, timestep_generations=1, search_noises=2, population=3)
