@@ -46,7 +46,7 @@ class Ways:
 class Sampler:
     """Samples batches. A way stays set up for as long as it is asked for: that takes its time.
 
-    Whoever samples decodes too: that takes longer than twelve bytes a pixel to travel.
+    Whoever samples decodes too, so that many do.
     """
 
     def __init__(self, own: Ways) -> None:
