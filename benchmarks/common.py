@@ -22,8 +22,8 @@ from diff_es.compression.evolve import evolve
 from diff_es.compression.final import Found
 from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.study import Study
-from diff_es.evaluation.evaluate import sampled
 from diff_es.evaluation.rivals import Contender, scheduled
+from diff_es.evaluation.sampling import sampled
 from diff_es.scoring.journal import Journal
 from diff_es.scoring.metrics import snr_db
 from diff_es.scoring.timing import Runner

@@ -17,6 +17,7 @@ from diff_es import Budget, DiffESError, Distribution, Effort, Settings, with_ef
 from diff_es.cli.app import app, main
 from diff_es.cli.compress import settings_of
 from diff_es.cli.compress_options import BudgetOptions, MachineOptions, PruningOptions, SearchOptions, WeightOptions
+from diff_es.cli.executor_options import ExecutorOptions
 from diff_es.cli.grouped import grouped
 from diff_es.cli.options import SamplingOptions
 from diff_es.compression.effort import SIZES, sizes_of
@@ -98,6 +99,7 @@ def said(*line: str) -> Said:
         search: SearchOptions,
         pruning: PruningOptions,
         weights: WeightOptions,
+        executor: ExecutorOptions,
         machine: MachineOptions,
     ) -> None:
         heard.append(Said(settings_of(sampling, budget, search, pruning), budget.asked()))
@@ -199,7 +201,15 @@ def help_of(command: str, columns: int, monkeypatch: pytest.MonkeyPatch, encodin
 def test_the_help_of_compress_has_a_section_for_each_group(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = help_of("compress", columns, monkeypatch)
     titles = [line.removesuffix(":") for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    groups = (SamplingOptions, BudgetOptions, SearchOptions, PruningOptions, WeightOptions, MachineOptions)
+    groups = (
+        SamplingOptions,
+        BudgetOptions,
+        SearchOptions,
+        PruningOptions,
+        WeightOptions,
+        ExecutorOptions,
+        MachineOptions,
+    )
     assert titles == ["Arguments", "Options", *(vars(group)["title"] for group in groups)]
     for option in COMMANDS["compress"].params:
         names = option.opts if option.opts[0].startswith("-") else [str(option.name)]

@@ -19,8 +19,8 @@ from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.evolve import evolve
 from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.study import prepare
-from diff_es.evaluation.evaluate import sampled
 from diff_es.evaluation.rivals import Contender, contenders
+from diff_es.evaluation.sampling import sampled
 from diff_es.evaluation.tiles_reference import CLASSES, load_reference
 from diff_es.layers import DENSE, Kind, discover
 from diff_es.layers.fingerprint import fingerprint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from shutil import copytree
@@ -51,9 +52,9 @@ class Noises:
         self.scores = np.add.outer(quality, common) + spread * rng.standard_normal((len(quality), PARTS * size))
         self.size, self.asked = size, 0
 
-    def __call__(self, one: int, part: int) -> list[float]:
-        self.asked += 1
-        return self.scores[one, part * self.size : (part + 1) * self.size].tolist()
+    def __call__(self, left: Sequence[int], part: int) -> list[list[float]]:
+        self.asked += len(left)
+        return [self.scores[one, part * self.size : (part + 1) * self.size].tolist() for one in left]
 
 
 def test_of_two_that_few_noises_do_not_tell_apart_more_noises_choose_the_better_one() -> None:
@@ -103,7 +104,11 @@ def test_no_finalist_is_above_the_winner_on_the_noises_that_both_ran_on(
     score = st.one_of(FINITE, st.just(-np.inf), st.sampled_from([10.0, 11.0]))
     rows = st.lists(score, min_size=size * parts, max_size=size * parts)
     table = [data.draw(rows) for _ in range(finalists)]
-    found = choose(range(finalists), lambda one, part: table[one][part * size : (part + 1) * size], parts)
+
+    def judge(left: Sequence[int], part: int) -> list[list[float]]:
+        return [table[one][part * size : (part + 1) * size] for one in left]
+
+    found = choose(range(finalists), judge, parts)
     assert sorted(one.candidate for one in found) == list(range(finalists))
     winner = found[0]
     for earlier, later in pairwise(found):

@@ -20,7 +20,7 @@ from diff_es.compression.reopening import found_again
 from diff_es.compression.settings import describe, restore
 from diff_es.compression.study import prepare
 from diff_es.evaluation.benchmark import compare
-from diff_es.evaluation.evaluate import Extent, evaluate
+from diff_es.evaluation.evaluate import Conduct, Extent, evaluate
 from diff_es.layers import Anatomy
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
@@ -98,7 +98,7 @@ def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     ready = prepare(pipe, fast.report.settings)
     effort = Extent(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)
     found = [found_again(fast.report)]
-    judged = evaluate(ready, found, None, effort, None, QUIET, fast)
+    judged = evaluate(ready, found, None, effort, Conduct(QUIET), fast)
     assert judged.rows[0].contender == "dense"
     assert all(row.snr_db is None or np.isfinite(row.snr_db) for row in judged.rows)
     assert judged.images[0].shape == (1, 3, 256, 256)

@@ -26,7 +26,7 @@ from diff_es import Compressed, compress
 from diff_es.compression.reopening import found_again
 from diff_es.compression.study import prepare
 from diff_es.evaluation.assemble import Provenance, picture, publish, tell
-from diff_es.evaluation.evaluate import Extent, evaluate
+from diff_es.evaluation.evaluate import Conduct, Extent, evaluate
 from diff_es.evaluation.play import HOST, listen, serve
 from diff_es.evaluation.play.page import server
 from diff_es.evaluation.play.studio import Studio
@@ -96,7 +96,7 @@ def report(result: Compressed, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of the report on both points."""
     study, extent = prepare(tiny(), result.report.settings), Extent(noises=6, images=6, rounds=2, batch=2, random=3)
     found, others = (found_again(result.report),), tuple(found_again(other.report) for other in result.others)
-    evaluation = evaluate(study, found, None, extent, None, QUIET, saved=result)
+    evaluation = evaluate(study, found, None, extent, Conduct(QUIET), saved=result)
     made = Provenance(1.0, COMMAND, result.report.sensitivity.table, front=others)
     folder = tmp_path_factory.mktemp("report")
     publish(folder, tell(study, "tiny", found, evaluation, extent, made))

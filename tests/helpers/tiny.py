@@ -17,6 +17,7 @@ from diff_es import Method, Sampling, Settings, Width
 from diff_es.compression.settings import Levers
 from diff_es.layers import Bypass, Cut, Plan, discover
 from diff_es.pruning.granularity import Granularity
+from diff_es.pruning.statistics import Statistics
 from diff_es.routing.placements import Placement, Resident, Store
 from diff_es.trajectory.stages import Stages
 
@@ -302,6 +303,17 @@ def assert_same_plans(some: Sequence[Plan], others: Sequence[Plan]) -> None:
         for a, b in pairs:
             values = zip(vars(a).values(), vars(b).values(), strict=True) if a is not None else [(a, b)]
             assert all(x is y or torch.equal(x, y) for x, y in values)
+
+
+def assert_same_statistics(one: Statistics, other: Statistics) -> None:
+    """To the bit, and in the same order."""
+    assert one.change == other.change
+    for here, there in zip(one.stages, other.stages, strict=True):
+        assert list(here) == list(there)
+        for name in here:
+            assert here[name].count == there[name].count
+            for key in ("second", "first", "shift"):
+                assert torch.equal(getattr(here[name], key), getattr(there[name], key))
 
 
 @contextmanager

@@ -6,7 +6,17 @@ import pickle
 
 import pytest
 import torch
-from tests.helpers.tiny import CALL, assert_same, assert_same_plans, calls_of, settings, snapshot, stages_of, tiny
+from tests.helpers.tiny import (
+    CALL,
+    assert_same,
+    assert_same_plans,
+    assert_same_statistics,
+    calls_of,
+    settings,
+    snapshot,
+    stages_of,
+    tiny,
+)
 
 from diff_es import Compressed, DiffESError, Run, compress
 from diff_es.compression.study import Study
@@ -17,7 +27,7 @@ from diff_es.pruning.cut_store import CutStore
 from diff_es.pruning.library import Library
 from diff_es.pruning.moments import Moments
 from diff_es.pruning.statistics import Spilled, Statistics
-from diff_es.pruning.wanted import Wanted, parts_within
+from diff_es.pruning.wanted import Wanted, parts_within, shared_out
 from diff_es.utils.progress import Reporter
 from diff_es.utils.spill import Spill
 
@@ -33,16 +43,6 @@ def gathered(memory: int | None) -> Statistics:
 def largest() -> int:
     anatomy = discover(tiny().transformer)
     return max(Wanted(anatomy.layers, anatomy.blocks).sizes().values())
-
-
-def assert_same_statistics(one: Statistics, other: Statistics) -> None:
-    assert one.change == other.change
-    for here, there in zip(one.stages, other.stages, strict=True):
-        assert list(here) == list(there)
-        for name in here:
-            assert here[name].count == there[name].count
-            for key in ("second", "first", "shift"):
-                assert torch.equal(getattr(here[name], key), getattr(there[name], key))
 
 
 def test_statistics_that_are_gathered_in_parts_are_those_of_one_run() -> None:
@@ -78,6 +78,18 @@ def test_parts_hold_everything_once_and_never_more_than_the_limit() -> None:
         assert [pair for part in parts for pair in part] == [(s, n) for s in (0, 1) for n in sizes]
         assert all(sum(sizes[name] for _, name in part) <= limit for part in parts)
         assert len(parts) > 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_workers_share_everything_out_so_that_runs_and_gathering_take_all_of_them_the_same(workers: int) -> None:
+    whole = [(stage, str(name)) for stage in range(10) for name in range(100)]
+    parts, end = shared_out(whole, workers), 0
+    assert [pair for part in parts for pair in part] == whole
+    for part in parts:
+        end += len(part)
+        assert end + len(part) == pytest.approx(2 * len(parts[0]), abs=2)
+    assert shared_out(whole[:1], workers) == [whole[:1]]
+    assert shared_out([], workers) == [[]]
 
 
 def test_too_little_for_one_layer_is_refused_with_what_it_takes() -> None:
@@ -131,9 +143,9 @@ def test_a_tensor_comes_back_from_disk(dtype: torch.dtype) -> None:
 
 
 def test_moments_on_disk_are_where_their_vectors_are() -> None:
-    stage = Spilled(Spill(), 0)
+    stage = Spilled(Spill(), 0, ["a"])
     stage.put("a", Moments(torch.eye(2), torch.ones(2), 3, torch.zeros(2)))
-    assert len(stage) == 1
+    assert list(stage) == ["a"]
     assert torch.equal(stage["a"].second, torch.eye(2))
 
 

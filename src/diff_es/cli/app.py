@@ -21,7 +21,7 @@ from ..evaluation import inspection
 from ..evaluation.assemble import PUBLISHED, Provenance, contact_sheet, picture, publish, tell
 from ..evaluation.benchmark import compare
 from ..evaluation.demo import SETTINGS, run_demo
-from ..evaluation.evaluate import Extent, evaluate
+from ..evaluation.evaluate import Conduct, Extent, evaluate
 from ..evaluation.tiles_reference import load_reference
 from ..pipelines.bundled import MODELS
 from ..pipelines.families import Asked, Pipeline, Sampling, family_of
@@ -38,6 +38,7 @@ from .compress import compress_command
 from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .ending import Ending
 from .evaluate import RecipeOptions, evaluate_recipe
+from .executor_options import ExecutorOptions
 from .grouped import Sections, grouped
 from .options import (
     Artefact,
@@ -188,6 +189,7 @@ def _class(pipe: Pipeline, label: str) -> int:
 @grouped
 def evaluate_command(
     by: RecipeOptions,
+    who: ExecutorOptions,
     folder: ArtefactOrNone = None,
     noises: Annotated[int, typer.Option(help="held-out noises for SNR and PSNR")] = 64,
     images: Annotated[int, typer.Option(min=128, help="images for the Frechet distance, where it can be had")] = 256,
@@ -205,18 +207,19 @@ def evaluate_command(
     """The comparison with the dense model and all baselines at equal cost, or by a recipe beside published figures."""
     recipe = by.asked(folder, model)
     if recipe is not None:
-        evaluate_recipe(recipe, by, out_folder, device, as_json=as_json)
+        evaluate_recipe(recipe, by, who, out_folder, device, as_json=as_json)
         return
     assert folder is not None, "as there is no recipe"
     start, reporter = time.monotonic(), Reporter()
     extent, target = Extent(noises, images, rounds, batch, random=random), out_folder or folder
+    conduct = Conduct(reporter, who.chosen(), target)
     check_outputs(target, *PUBLISHED)
     fast, pipe = reopened(folder, model, device, point)
     fast.check(pipe)
     ready, found = prepare(pipe, fast.report.settings, reporter, *asked_again(fast, pipe)), (found_again(fast.report),)
     name = model or (fast.origin.model if fast.origin else "")
     reference = load_reference() if name in MODELS else None
-    evaluation = evaluate(ready, found, reference, extent, target, reporter, fast)
+    evaluation = evaluate(ready, found, reference, extent, conduct, fast)
     notes = () if reference else ("No Fréchet distance: there are no reference statistics for this model.",)
     command, table = shlex.join(["diff-es", *sys.argv[1:]]), fast.report.sensitivity.table
     front = tuple(found_again(other.report) for other in fast.others)

@@ -25,6 +25,7 @@ from ..utils.progress import Reporter
 from . import tables
 from .compress_options import BudgetOptions, MachineOptions, PruningOptions, SearchOptions, WeightOptions
 from .console import finish, open_pipeline, out
+from .executor_options import ExecutorOptions
 from .grouped import grouped
 from .options import MEASURES, Model, SamplingOptions
 
@@ -38,13 +39,14 @@ def compress_command(
     search: SearchOptions,
     pruning: PruningOptions,
     weights: WeightOptions,
+    executor: ExecutorOptions,
     machine: MachineOptions,
 ) -> None:
     """Calibrate, rank and search the best schedule within the budget; Ctrl-C loses nothing."""
     settings, asked = settings_of(sampling, budget, search, pruning), budget.asked()
     journal = out_folder / "journal.jsonl"
     placement, reporter = weights.chosen(), Reporter()
-    run = Run(placement, journal, machine.resume, machine.executor, search.table, machine.memory, reporter)
+    run = Run(placement, journal, machine.resume, executor.chosen(), search.table, machine.memory, reporter)
     run.check(asked)
     check_target(out_folder)
 

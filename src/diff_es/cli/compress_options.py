@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -11,7 +10,6 @@ import typer
 
 from ..compression.effort import Effort
 from ..compression.settings import Levers
-from ..execution import Executor, InProcess, OnRay
 from ..pruning.budget import Budget
 from ..pruning.compensation import Ridge
 from ..pruning.granularity import Depth, Granularity, Ladder, Width
@@ -214,13 +212,6 @@ class WeightOptions:
         return PLACEMENTS[self.placement] if self.limit is None else Streamed(self.limit)
 
 
-class On(StrEnum):
-    """Names of executors."""
-
-    PROCESS = "process"
-    RAY = "ray"
-
-
 @dataclass(frozen=True)
 class MachineOptions:
     """What it runs on, and what is said of it."""
@@ -230,15 +221,6 @@ class MachineOptions:
     config: Config = None
     dtype: InDtype = None
     device: OnDevice = None
-    on: Annotated[On, typer.Option("--executor", help="Who works: this process, or workers of a Ray cluster.")] = (
-        On.PROCESS
-    )
-    workers: Annotated[int | None, typer.Option(help="Processes of --executor ray, which is the default then.")] = None
-    address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster; default one of this machine, for the time being.")
-    ] = None
-    gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs of each worker, or a part of one.")] = None
-    mixed: Annotated[bool, typer.Option("--mixed", help="Let devices of several kinds search together.")] = False
     memory: Annotated[
         float | None,
         typer.Option(
@@ -249,16 +231,3 @@ class MachineOptions:
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped search.")] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing else.")] = False
     as_json: AsJson = False
-
-    @property
-    def executor(self) -> Executor:
-        """Who works.
-
-        Raises:
-            DiffESError: a number that makes no sense.
-        """
-        asked = (self.workers or 1) > 1 or self.address is not None or self.gpus_per_worker is not None or self.mixed
-        if self.on is On.PROCESS and not asked:
-            return InProcess()
-        workers = OnRay.workers if self.workers is None else self.workers
-        return OnRay(workers, self.address, self.gpus_per_worker, self.mixed)

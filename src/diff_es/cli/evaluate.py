@@ -18,6 +18,7 @@ from ..utils.files import check_outputs
 from ..utils.progress import Reporter
 from . import tables
 from .console import finish, out
+from .executor_options import ExecutorOptions
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,13 @@ class RecipeOptions:
 
 
 def evaluate_recipe(
-    recipe: Recipe, options: RecipeOptions, out_folder: Path | None, device: str | None, *, as_json: bool
+    recipe: Recipe,
+    options: RecipeOptions,
+    who: ExecutorOptions,
+    out_folder: Path | None,
+    device: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Price a recipe, or run it and print what it came to beside what was published."""
     if options.dry_run:
@@ -66,10 +73,10 @@ def evaluate_recipe(
         finish(found.to_json(), as_json)
         return
     assert options.recipe is not None, "there is a recipe"
-    folder = out_folder or Path(f"evaluation-{Path(options.recipe).stem}")
+    executor, folder = who.chosen(), out_folder or Path(f"evaluation-{Path(options.recipe).stem}")
     check_outputs(folder, RESULT)
     ready = opened(recipe, device)
-    outcome = run_recipe(ready, folder, Reporter(), keep=options.keep_images)
+    outcome = run_recipe(ready, folder, Reporter(), executor, keep=options.keep_images)
     tables.show_outcome(out, outcome)
     kept = f"; the images in {folder / PICTURES}" if options.keep_images else ""
     out.print(f"\nFigures in {folder / RESULT}{kept}.")

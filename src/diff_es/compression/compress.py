@@ -215,11 +215,11 @@ def _compress(pipe: AnyPipeline, budget: Budget, settings: Settings, run: Run) -
         None if reporter.quiet or header else announced(surveyed, reporter, run.bytes, table=run.table is not None)
     )
     began = time.monotonic()
-    ready = study(surveyed, reporter, run.bytes)
-    front = [share for share in ready.settings.front if ready.costs.attainable(share)]
-    if lost := [f"{share:g}" for share in ready.settings.front if share not in front]:
+    front = [share for share in surveyed.settings.front if surveyed.costs.attainable(share)]
+    if lost := [f"{share:g}" for share in surveyed.settings.front if share not in front]:
         reporter.say(f"Left out of the front, below the cheapest schedule: {', '.join(lost)}.")
     with run.executor.crew(reporter) as crew:
+        ready = study(surveyed, reporter, run.bytes, crew)
         evaluator = Evaluator(ready, log, crew)
         errors = known or sensitivity(ready, evaluator, reporter)
         found = evolve(ready, (ready.limit, *front), evaluator, errors, reporter)

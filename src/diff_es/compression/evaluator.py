@@ -1,10 +1,10 @@
-"""Scores of candidates, by this process or by workers; each is written down before it is used."""
+"""Scores of candidates, by this process or by workers; those of a search are written down before they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ..execution import Crew, Work, alone
 from ..execution.shipping import shipped
@@ -23,8 +23,26 @@ class Job(NamedTuple):
     rung: float | None = None
 
 
+class Plain(NamedTuple):
+    """One candidate to be scored on the search's probes, its steps not corrected."""
+
+    candidate: Candidate
+
+
+class Trial(NamedTuple):
+    """One candidate to be scored on a part of the held-out probes, as ``Study.part`` numbers them."""
+
+    candidate: Candidate
+    corrected: bool
+    part: int
+
+
+Piece: TypeAlias = Job | Plain | Trial
+P = TypeVar("P", bound=Piece)
+
+
 class Scorer:
-    """Scores the jobs of one study in this process."""
+    """Scores candidates of one study in this process."""
 
     def __init__(self, ready: Study) -> None:
         self._ready = ready
@@ -38,7 +56,13 @@ class Scorer:
     def alone(self) -> Fitness:
         return self._ready.fitness_alone()
 
-    def __call__(self, job: Job) -> float:
+    def __call__(self, piece: Piece) -> list[float]:
+        """The score; of a trial, that on each of its probes."""
+        if isinstance(piece, Trial):
+            return self._ready.part(piece.part).each(piece.candidate, corrected=piece.corrected)
+        return [self.fitness.plain(piece.candidate) if isinstance(piece, Plain) else self._score(piece)]
+
+    def _score(self, job: Job) -> float:
         if job.scale is Scale.ALONE:
             return self.alone(job.candidate)
         if job.scale is Scale.RUNG:
@@ -60,7 +84,9 @@ class Evaluator:
 
     def __init__(self, ready: Study, journal: Journal, crew: Crew | None = None) -> None:
         self.journal, self.scorer, self._crew = journal, Scorer(ready), crew
-        self._work = Work(here=self.scorer, shared=lambda: shipped(ready, ready.pipe), there=Scorer)
+        self._work: Work[Any, list[float]] = Work(
+            here=self.scorer, shared=lambda: shipped(ready, ready.pipe), there=Scorer
+        )
 
     def scores(
         self, candidates: Sequence[Candidate], scale: Scale = Scale.ALL, done: Callable[[], None] = lambda: None
@@ -76,12 +102,36 @@ class Evaluator:
         for _ in range(len(candidates) - len(new)):
             done()
         jobs = [Job(one, scale, rungs.get(one) if scale is Scale.ALL else None) for one in new]
-        with hushed():  # once, because it takes its time
-            for job, score in alone(self._work, jobs) if self._crew is None else self._crew.answers(self._work, jobs):
-                self.journal.add(job.candidate, score, scale)
-                done()
+        for job, (score,) in self._answers(jobs):
+            self.journal.add(job.candidate, score, scale)
+            done()
         return {one: known[one] for one in candidates}
 
     def score(self, candidate: Candidate) -> float:
         """On all probes."""
         return self.scores([candidate])[candidate]
+
+    def plain(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, float]:
+        """The scores on all probes of schedules whose steps are not corrected, in their order; raises as the crew does.
+
+        They are few, so they are not written down.
+        """
+        found = {piece.candidate: score for piece, (score,) in self._answers([Plain(one) for one in candidates])}
+        return {one: found[one] for one in candidates}
+
+    def held_out(self, trials: Sequence[Trial], done: Callable[[], None] = lambda: None) -> list[list[float]]:
+        """What each comes to on its probes, in their order; ``done()`` is called after each. Raises as the crew does.
+
+        A worker has dense runs of the same probes to compare with, and fits corrections, for itself: noises and
+        schedules travel, not latents. What is judged so is not written down, as it is few beside a search.
+        """
+        found = dict[Trial, list[float]]()
+        for trial, scores in self._answers(trials):
+            found[trial] = scores
+            done()
+        return [found[one] for one in trials]
+
+    def _answers(self, pieces: Sequence[P]) -> Iterator[tuple[P, list[float]]]:
+        """Each of them with its scores, in the order in which they come."""
+        with hushed():  # once, because it takes its time
+            yield from alone(self._work, pieces) if self._crew is None else self._crew.answers(self._work, pieces)

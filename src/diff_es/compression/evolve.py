@@ -115,7 +115,7 @@ def _by_hand(ready: Study, budget: float, space: Space, evaluator: Evaluator) ->
     ruled, own = by_rule(ready, budget), [ready.own] if space.feasible(ready.own) else []
     found += map(Finalist, [*list(ranked(evaluator.scores(ruled)))[: _few(ready)], *own])
     if ready.corrected:
-        plain = ranked({one: evaluator.scorer.fitness.plain(one) for one in ruled})
+        plain = ranked(evaluator.plain(ruled))
         found += [Finalist(one, corrected=False) for one in [*list(plain)[: _few(ready)], *own]]
     return found
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..search import Candidate, Generation, choose, error_of
 from ..utils.progress import Reporter
-from .evaluator import Evaluator
+from .evaluator import Evaluator, Trial
 from .study import PARTS, Study
 
 
@@ -61,20 +61,21 @@ def select(
     Args:
         limit: within which they are; for the record.
         finalists: best first; where two are equal, the earlier one wins.
-        evaluator: knows their scores on the search's probes, or finds them.
+        evaluator: knows their scores on the search's probes, or finds them, and judges them on those of the final. On
+            the fresh ones there is only the winner, which runs in this process.
     """
     field = list(dict.fromkeys(finalists))
     known = evaluator.scores([one.candidate for one in field if one.corrected])
     with reporter.task("judge finalists", len(field) * PARTS) as task:
 
-        def held_out(one: Finalist, part: int) -> list[float]:
-            task.advance()
-            return ready.part(part).each(one.candidate, corrected=one.corrected)
+        def held_out(left: Sequence[Finalist], part: int) -> list[list[float]]:
+            trials = [Trial(one.candidate, one.corrected, part) for one in left]
+            return evaluator.held_out(trials, task.advance)
 
         standings = choose(field, held_out, PARTS)
-    judged = list[Judged]()
+    plain, judged = evaluator.plain([one.candidate for one in field if not one.corrected]), list[Judged]()
     for (candidate, corrected), scores in standings:
-        score = known[candidate] if corrected else evaluator.scorer.fitness.plain(candidate)
+        score = known[candidate] if corrected else plain[candidate]
         judged.append(Judged(candidate, score, fmean(scores), len(scores), corrected))
     winner, fresh = judged[0], ready.fresh.each(judged[0].candidate, corrected=judged[0].corrected)
     finals, error = tuple(judged), error_of(fresh)

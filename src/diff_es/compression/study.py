@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 
+from ..execution import Crew
 from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline
 from ..pipelines.finite import check_finite
@@ -136,10 +137,11 @@ class Study(Survey):
         return Candidate.of(self.own.levels, [max(n for n in counts if n <= 2 * own) for counts, own in pairs])
 
 
-def study(surveyed: Survey, reporter: Reporter, memory: int | None = None) -> Study:
+def study(surveyed: Survey, reporter: Reporter, memory: int | None = None, crew: Crew | None = None) -> Study:
     """Calibrate on the model's own trajectories and rank; neither where nothing is pruned.
 
     Args:
+        crew: who calibrates; None: this process.
         memory: bytes that statistics may take while they are gathered. After that a quarter of it is for steps that
             need not be run again, and the rest for weights of levels, half of it as the library keeps them and half
             laid out to run; what is more waits on disk. None: half of what is free.
@@ -153,7 +155,8 @@ def study(surveyed: Survey, reporter: Reporter, memory: int | None = None) -> St
         library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units)
         return Study(**vars(surveyed), statistics=statistics, library=library, known_bytes=room // 4)
     probes = make_probes(pipe, surveyed.calibration_samples, settings.seed, "calibration", settings.prompts)
-    statistics = calibrate(pipe, probes, settings.sampling, surveyed.stages, wanted_of(surveyed), reporter, room)
+    own = (settings.sampling, surveyed.stages, wanted_of(surveyed))
+    statistics = calibrate(pipe, probes, *own, reporter, room, crew)
     library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units, weights_of(room))
     return Study(**vars(surveyed), statistics=statistics, library=library, known_bytes=room // 4)
 

@@ -24,7 +24,7 @@ from ..pruning.library import Method
 from ..utils.locks import held_folder
 from ..utils.progress import Reporter
 from .assemble import Provenance, publish, side_by_side, tell
-from .evaluate import Alone, Extent, evaluate
+from .evaluate import Alone, Conduct, Extent, evaluate
 from .report import Story
 from .tiles_reference import load_reference
 
@@ -68,7 +68,7 @@ def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, obje
     for one in found:
         result_of(ready, one, table).save(folder / f"macs-{one.limit:g}")
     alone = levels_alone(ready, journals / f"levels-{seed}.jsonl", reporter)
-    evaluation = evaluate(ready, found, load_reference(), EXTENT, journals, reporter, alone=alone)
+    evaluation = evaluate(ready, found, load_reference(), EXTENT, Conduct(reporter, journals=journals), alone=alone)
     command = shlex.join(["diff-es", "demo", "--out", str(folder), "--seed", str(seed)])
     made = Provenance(time.monotonic() - start, command, table)
     story = tell(ready, "bundled tiles DiT", found, evaluation, EXTENT, made)

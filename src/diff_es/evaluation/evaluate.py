@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-import torch
 from torch import Tensor
 
 from ..compression.final import Found
 from ..compression.reopening import asked_again, found_again
 from ..compression.result import Compressed
 from ..compression.study import Study, prepare
-from ..pipelines.encodings import Encodings, encoded_once
+from ..execution import Crew, Executor, InProcess
 from ..pipelines.own_sampler import OwnSampler
-from ..pipelines.probes import Probe, make_probes, name_of
-from ..pipelines.sampling import AnyPipeline, decode, sample
+from ..pipelines.probes import name_of
+from ..pipelines.sampling import AnyPipeline
 from ..scoring import metrics
 from ..scoring.timing import Runner, Timing, measure
 from ..utils.arguments import checked
@@ -25,6 +24,7 @@ from ..utils.progress import Reporter
 from .cases import chosen, judged_by
 from .report import Case, Row
 from .rivals import Contender, contenders, random_rival, scheduled
+from .sampling import Sampled, probes_of, sampled_all
 from .tiles_reference import Reference
 
 
@@ -39,6 +39,22 @@ class Extent:
     batch: Batch = 32  # samples per timed pipeline call; small batches time the overhead of small operations
     strip: Count = 8  # images shown of each contender: the worst and the typical ones
     random: Count | None = None  # candidates of the random search; None: as many as our own search ran
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How an evaluation is run, none of which changes its figures.
+
+    Args:
+        reporter: shows progress.
+        executor: who samples, and searches by chance: this process, or workers of a Ray cluster. What is timed runs in
+            this process alone, when no worker is left.
+        journals: a folder in which the random search keeps its scores; None: nothing is kept.
+    """
+
+    reporter: Reporter
+    executor: Executor = field(default_factory=InProcess)
+    journals: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,7 @@ def evaluate(
     found: Sequence[Found],
     real: Reference | None,
     extent: Extent,
-    journals: Path | None,
-    reporter: Reporter,
+    conduct: Conduct,
     saved: Compressed | None = None,
     alone: Alone | None = None,
 ) -> Evaluation:
@@ -75,42 +90,32 @@ def evaluate(
     Args:
         found: the search's results.
         real: statistics of real data for the Fréchet distance; None leaves it out.
-        journals: where the random search keeps its scores, if anywhere.
         saved: a result, which is then judged as it was saved; the other points of its front too, without rivals.
         alone: what pruning alone comes to, for rows of its own.
     """
-    random = tuple(
-        random_rival(study, one.limit, extent.random or one.evaluations, journals, reporter) for one in found
-    )
-    field = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
-    for one, rival in zip(found, random, strict=True):
-        field += contenders(study, one, rival, saved)
-    field += [] if saved is None else _other_points(study, saved)
-    if alone is not None:
-        field += [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
-    timed = [contender.runner.of_batch(extent.batch) for contender in field]
-    timings = measure(study.pipe, timed, extent.rounds, reporter, [contender.macs_ratio for contender in field])
-    count = max(extent.noises, extent.images if real else 0)
-    n, rows, shows, each = extent.noises, list[Row](), _gives_images(study.pipe), list[Tensor]()
-    with encoded_once(study.pipe, Encodings()):
-        results = [sampled(study, contender, count, reporter) for contender in field]
-        (own, _), (goal, goal_images) = results[0], results[0]
-        if not study.refers_to_own:
-            finest = Runner("reference", study.settings.sampling, timesteps=study.reference)
-            reference = Contender("reference", 1.0, 1.0, finest)
-            goal, goal_images = sampled(study, reference, n, reporter)
-    for contender, timing, seen in zip(field, timings, results, strict=True):
+    reporter, n = conduct.reporter, extent.noises
+    with conduct.executor.crew(reporter) as crew:
+        random = tuple(
+            random_rival(study, one.limit, extent.random or one.evaluations, conduct.journals, reporter, crew)
+            for one in found
+        )
+        entrants = _field(study, found, random, saved, alone)
+        results, goal = _results(study, entrants, extent, max(n, extent.images if real else 0), reporter, crew)
+    timed = [contender.runner.of_batch(extent.batch) for contender in entrants]
+    timings = measure(study.pipe, timed, extent.rounds, reporter, [contender.macs_ratio for contender in entrants])
+    (own, _), rows, shows, each = results[0], list[Row](), _gives_images(study.pipe), list[Tensor]()
+    for contender, timing, seen in zip(entrants, timings, results, strict=True):
         is_goal = contender.name == "dense" and study.refers_to_own
-        snr, to_own = (metrics.snr_db(truth[:n], seen[0][:n]) for truth in (goal, own))
+        snr, to_own = (metrics.snr_db(truth[:n], seen.latents[:n]) for truth in (goal.latents, own))
         each.append(snr)
-        psnr = float(metrics.psnr_db(goal_images[:n], seen[1][:n]).mean()) if shows and not is_goal else None
+        psnr = float(metrics.psnr_db(goal.images[:n], seen.images[:n]).mean()) if shows and not is_goal else None
         rows.append(
             replace(
                 _row(study, contender, timing),
                 snr_db=None if is_goal else float(snr.mean()),
                 own_snr_db=None if contender.name == "dense" else float(to_own.mean()),
                 psnr_db=psnr,
-                frechet_distance=real.distance(seen[1]) if real else None,
+                frechet_distance=real.distance(seen.images) if real else None,
             )
         )
     cases = _cases(study, each[judged_by(rows)], extent.strip if shows else 0)
@@ -118,7 +123,34 @@ def evaluate(
     closeness = tuple(
         () if row.snr_db is None else tuple(snr[numbers].tolist()) for row, snr in zip(rows, each, strict=True)
     )
-    return Evaluation(tuple(rows), tuple(images[numbers] for _, images in results), cases, closeness, random)
+    return Evaluation(tuple(rows), tuple(seen.images[numbers] for seen in results), cases, closeness, random)
+
+
+def _field(
+    study: Study, found: Sequence[Found], random: Sequence[Found], saved: Compressed | None, alone: Alone | None
+) -> list[Contender]:
+    """All that are compared, the dense model first."""
+    entrants = [Contender("dense", 1.0, 1.0, Runner("dense", study.settings.sampling))]
+    for one, rival in zip(found, random, strict=True):
+        entrants += contenders(study, one, rival, saved)
+    entrants += [] if saved is None else _other_points(study, saved)
+    if alone is not None:
+        entrants += [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
+    return entrants
+
+
+def _results(
+    study: Study, entrants: Sequence[Contender], extent: Extent, count: int, reporter: Reporter, crew: Crew
+) -> tuple[list[Sampled], Sampled]:
+    """What each makes of the noises, and what the reference does, which may be the dense model."""
+    asked = [(contender, count) for contender in entrants]
+    if study.refers_to_own:
+        results = sampled_all(study, asked, reporter, crew)
+        return results, results[0]
+    finest = Runner("reference", study.settings.sampling, timesteps=study.reference)
+    asked.append((Contender("reference", 1.0, 1.0, finest), extent.noises))
+    *results, goal = sampled_all(study, asked, reporter, crew)
+    return results, goal
 
 
 def _other_points(study: Study, saved: Compressed) -> list[Contender]:
@@ -134,7 +166,7 @@ def _other_points(study: Study, saved: Compressed) -> list[Contender]:
 
 def _cases(study: Study, snr_db: Tensor, count: int) -> tuple[Case, ...]:
     """The noises to show, of those with these SNRs, (N,)."""
-    probes = _probes(study, len(snr_db))
+    probes = probes_of(study, len(snr_db))
     names = [name_of(study.pipe, probe.condition) for probe in probes]
     return tuple(Case(number, kind, names[number]) for number, kind in chosen(snr_db, count))
 
@@ -168,39 +200,23 @@ def evaluated(
     *,
     folder: str | PurePath | None = None,
     reporter: Reporter | None = None,
+    executor: Executor | None = None,
 ) -> Evaluation:
     """The same of a result that was saved, or that ``compress`` just gave: its model is surveyed and calibrated anew.
 
     Args:
         folder: where the random search keeps its scores, such as that of the result; None: nothing is kept.
+        executor: who samples, and searches by chance; None: this process.
 
     Raises:
         ArtefactError: made for another base model, or by hand.
     """
     fast.check(pipe)
     report, place, reporter = fast.report, None if folder is None else Path(folder), reporter or Reporter(quiet=True)
+    conduct = Conduct(reporter, executor or InProcess(), place)
     ready = prepare(pipe, report.settings, reporter, *asked_again(fast, pipe))
-    return evaluate(ready, (found_again(report),), None, extent or Extent(), place, reporter, fast)
+    return evaluate(ready, (found_again(report),), None, extent or Extent(), conduct, fast)
 
 
 def _gives_images(pipe: AnyPipeline) -> bool:
     return not isinstance(pipe, OwnSampler) or pipe.decode is not None
-
-
-def _probes(study: Study, count: int) -> tuple[Probe, ...]:
-    """The first of the noises that contenders are compared on."""
-    return make_probes(study.pipe, count, study.settings.seed, "evaluation", study.settings.prompts)
-
-
-def sampled(study: Study, contender: Contender, count: int, reporter: Reporter) -> tuple[Tensor, Tensor]:
-    """Final latents and images of the first ``count`` evaluation probes."""
-    pipe, sampling = study.pipe, contender.runner.sampling
-    latents, probes = list[Tensor](), _probes(study, count)
-    chunks = [probes[i : i + sampling.batch] for i in range(0, count, sampling.batch)]
-    title = f"sample {contender.name} at {contender.budget}"
-    with reporter.task(title, len(chunks)) as task, contender.runner.context(pipe):
-        for chunk in chunks:
-            latents.append(sample(pipe, chunk, sampling))
-            task.advance()
-    stacked = torch.cat(latents)
-    return stacked, decode(pipe, stacked, sampling.batch)

@@ -48,6 +48,10 @@ class Work(Generic[J, A]):
 class Crew(Protocol):
     """Who works, from the start of a run to its end."""
 
+    @property
+    def size(self) -> int:
+        """Pieces that are done at a time."""
+
     def answers(self, work: Work[J, A], pieces: Sequence[J]) -> Iterator[tuple[J, A]]:
         """Each piece and its answer, in the order in which they come."""
 
@@ -66,6 +70,8 @@ def alone(work: Work[J, A], pieces: Sequence[J]) -> Iterator[tuple[J, A]]:
 
 
 class _Alone:
+    size = 1
+
     def answers(self, work: Work[J, A], pieces: Sequence[J]) -> Iterator[tuple[J, A]]:
         return alone(work, pieces)
 

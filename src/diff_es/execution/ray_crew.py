@@ -71,6 +71,11 @@ class RayCrew:
         self._ready: float | None = None  # since when there has been a worker
         self.figures = Figures(terms.workers)
 
+    @property
+    def size(self) -> int:
+        """Pieces that are done at a time."""
+        return self._terms.workers
+
     def close(self) -> None:
         """Nobody works any more."""
         for worker in [*self._starting.values(), *self._idle, *(one for one, *_ in self._running.values())]:

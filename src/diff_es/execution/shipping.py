@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..layers import fingerprint
+from ..layers import declared, fingerprint, remember
 from ..pipelines.denoiser import device_of
 from ..pipelines.loading import origin_of, reopen
 from ..pipelines.origin import Origin
@@ -36,7 +36,7 @@ class Shipped:
     Args:
         origin: where its pipeline is opened from; None: it is in the object.
         marks: of every part of the pipeline that has weights, a hash of their names and values.
-        content: the object but its tensors and its pipeline, pickled.
+        content: the object but its tensors and its pipeline, and what was declared of the denoiser, pickled.
         arrays: the tensors, as they lie in memory.
         accelerated: whether its pipeline was on another device than the CPU.
     """
@@ -61,7 +61,10 @@ class Shipped:
         pipe = None if self.origin is None else reopen(self.origin, device=device)
         if pipe is not None:
             _check(pipe, self.marks)
-        return _Opener(self, pipe, device).load()
+        value, pipe, known = _Opener(self, pipe, device).load()
+        if known is not None:
+            remember(denoiser_of(pipe), known)
+        return value
 
 
 def shipped(value: Any, pipe: AnyPipeline) -> Shipped:
@@ -76,7 +79,7 @@ def shipped(value: Any, pipe: AnyPipeline) -> Shipped:
     file, accelerated = io.BytesIO(), device_of(denoiser_of(pipe)).type != "cpu"
     packer = _packer(file, {} if origin is None else _names(pipe))
     try:
-        packer.dump(value)
+        packer.dump((value, pipe, declared(denoiser_of(pipe))))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         expected, remedy = "what other processes can have a copy of", "Define classes and functions in a module."
         raise DiffESError("workers", expected=expected, found=str(error), remedy=remedy) from error

@@ -30,8 +30,8 @@ class Statistics:
 class Spilled(Mapping[str, Moments]):
     """The moments of a stage, of which the matrices wait on disk."""
 
-    def __init__(self, spill: Spill, stage: int) -> None:
-        self._spill, self._stage, self._rest = spill, stage, dict[str, Moments]()
+    def __init__(self, spill: Spill, stage: int, names: Sequence[str]) -> None:
+        self._spill, self._stage, self._names, self._rest = spill, stage, names, dict[str, Moments]()
 
     def put(self, name: str, moments: Moments) -> None:
         self._spill.put((self._stage, name), moments.second)
@@ -42,27 +42,46 @@ class Spilled(Mapping[str, Moments]):
         return replace(rest, second=self._spill.get((self._stage, name)).to(rest.first.device))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rest)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._rest)
+        return len(self._names)
 
     def __reduce__(self) -> tuple[Callable[..., dict[str, Moments]], tuple[dict[str, Moments]]]:
         """A copy in another process has them in memory."""
         return dict, (dict(self),)
 
 
-def spilled(stages: int, parts: Iterable[Statistics]) -> Statistics:
-    """Statistics that come in parts, each of which is on disk, and no longer in memory, before the next is made."""
-    spill, change = Spill(), tuple[float, ...]()
-    kept = tuple(Spilled(spill, stage) for stage in range(stages))
+def spilled(stages: int, names: Sequence[str], parts: Iterable[Statistics]) -> Statistics:
+    """Statistics that come in parts, each of which is on disk, and no longer in memory, before the next is made.
+
+    Args:
+        names: of each stage's, in order; the parts come in any.
+    """
+    spill, change = Spill(), (0.0,) * stages
+    kept = tuple(Spilled(spill, stage, names) for stage in range(stages))
     for part in parts:
-        change = part.change
+        change = _further(change, part)
         for stage, moments in zip(kept, part.stages, strict=True):
             for name in moments:
                 stage.put(name, moments[name])
         del part, moments
     return Statistics(kept, change)
+
+
+def joined(stages: int, names: Sequence[str], parts: Iterable[Statistics]) -> Statistics:
+    """The same in memory."""
+    kept, change = tuple(dict[str, Moments]() for _ in range(stages)), (0.0,) * stages
+    for part in parts:
+        change = _further(change, part)
+        for stage, moments in zip(kept, part.stages, strict=True):
+            stage.update(moments)
+    return Statistics(tuple({name: stage[name] for name in names} for stage in kept), change)
+
+
+def _further(change: tuple[float, ...], part: Statistics) -> tuple[float, ...]:
+    """The changes of all stages that were reached so far: of one that was not, a part has 0."""
+    return tuple(map(max, change, part.change))
 
 
 def sum_moments(parts: Sequence[Moments]) -> Moments:

@@ -32,7 +32,7 @@ class Standing(NamedTuple, Generic[Entrant]):
 
 
 def choose(
-    finalists: Sequence[Entrant], judge: Callable[[Entrant, int], Sequence[float]], parts: int
+    finalists: Sequence[Entrant], judge: Callable[[Sequence[Entrant], int], Sequence[Sequence[float]]], parts: int
 ) -> tuple[Standing[Entrant], ...]:
     """The finalists, the winner first; those that dropped out last come next.
 
@@ -43,21 +43,22 @@ def choose(
 
     Args:
         finalists: distinct.
-        judge: (finalist, part) -> its score on each noise of the part, the same noises for all; higher is better.
+        judge: (finalists, part) -> of each, its score on each noise of the part, the same noises for all; higher is
+            better.
         parts: the most parts of noises.
 
     Examples:
         >>> quality = {"a": 1.0, "b": 1.1, "c": 0.0}
-        >>> def judge(name, part):
-        ...     return [quality[name] + 0.2 * ((noise + len(name) * part) % 3) for noise in range(4)]
+        >>> def judge(names, part):
+        ...     return [[quality[name] + 0.2 * ((noise + part) % 3) for noise in range(4)] for name in names]
         >>> [(one.candidate, len(one.scores)) for one in choose("abc", judge, 3)]
         [('b', 4), ('a', 4), ('c', 4)]
     """
     seen, order = {one: list[float]() for one in finalists}, {one: i for i, one in enumerate(finalists)}
     left, out = list(finalists), list[Entrant]()
     for part in range(parts):
-        for one in left:
-            seen[one] += judge(one, part)
+        for one, scores in zip(left, judge(left, part), strict=True):
+            seen[one] += scores
         left.sort(key=lambda one: (-fmean(seen[one]), order[one]))
         last = max((i for i, one in enumerate(left) if not apart(seen[left[0]], seen[one])), default=0)
         most = min(last + 1, max(CLOSE, ceil(len(left) / 2)))

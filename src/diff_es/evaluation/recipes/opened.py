@@ -6,7 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -132,7 +132,8 @@ def _contender(recipe: Recipe, pipe: Pipeline, folder: str) -> Entrant:
         found, remedy = f"one that was made for {own}", "Compress for the setting of the recipe."
         raise DiffESError(folder, expected=f"a result for {asked} sampler steps", found=found, remedy=remedy)
     made = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()
-    return Entrant(Path(folder).resolve().name, result, made)
+    alone = replace(result, others=())  # who judges it needs no other point of its front
+    return Entrant(Path(folder).resolve().name, alone, made)
 
 
 def _conditions(recipe: Recipe, pipe: Pipeline, prompts: Sequence[str] | None) -> tuple[Condition, ...]:

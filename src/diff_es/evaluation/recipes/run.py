@@ -1,16 +1,20 @@
-"""The run of a recipe: batch by batch, each of which is on the disk before the next begins."""
+"""The run of a recipe, batch by batch, by this process or by workers: each is on the disk as soon as it is judged."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
+from ...execution import Executor, InProcess, Work, shipped
 from ...pipelines.encodings import Encodings, encoded_once
 from ...pipelines.finite import check_finite
 from ...pipelines.sampling import decode, sample
@@ -50,29 +54,47 @@ class Outcome:
         return {"title": self.title, "images": self.images, "rows": [asdict(row) for row in self.rows]}
 
 
-def run_recipe(ready: Opened, folder: Path, reporter: Reporter, *, keep: bool = False) -> Outcome:
+class Piece(NamedTuple):
+    """A batch, by the numbers of its images, and whether these are kept."""
+
+    images: range
+    keep: bool
+
+
+class Answer(NamedTuple):
+    """What all contenders come to on a batch."""
+
+    scores: dict[str, Tensor]  # CONTENDER/METRIC by image: (N,), or features (N, F); on the CPU
+    pictures: dict[str, list[bytes]]  # the PNG files of each contender's images, where they are kept
+
+
+def run_recipe(
+    ready: Opened, folder: Path, reporter: Reporter, executor: Executor | None = None, *, keep: bool = False
+) -> Outcome:
     """Sample and judge all images, or those that are left, and write ``result.json``.
 
-    A run that was stopped goes on to the identical result. Memory is that of a batch, and what a metric needs of all
-    images, such as a matrix of moments.
+    A run that was stopped goes on to the identical result, whoever works. Memory is that of a batch, and what a metric
+    needs of all images, such as a matrix of moments.
 
     Args:
-        folder: where scores are kept.
+        folder: where scores are kept; this process alone writes there, so no worker need see it.
+        executor: who samples and judges; None: this process.
         keep: whether every image is kept there too, as ``images/CONTENDER/NUMBER.png``.
 
     Raises:
-        DiffESError: another recipe's run is there, or the dense model gives numbers that are none.
+        DiffESError: another recipe's run is there, the dense model gives numbers that are none, or workers fail.
         StorageError: the disk refused, or another process works on the folder.
     """
+    work = Work(partial(scores, ready), lambda: shipped(ready, ready.pipe), _there)
     with held_folder(folder):
         shards, batches = begun(folder, ready.identity), ready.batches()
-        left = [batch for batch in batches if not _done(ready, shards, batch, keep)]
+        left = [Piece(batch, keep) for batch in batches if not _done(ready, shards, batch, keep)]
         if done := len(batches) - len(left):
             reporter.say(f"Going on: {done} of {len(batches)} batches are in {folder}.")
         try:
-            with reporter.task("evaluate", len(left)) as task:
-                for batch in left:
-                    shards.write(batch, scores(ready, batch, folder / PICTURES if keep else None))
+            with (executor or InProcess()).crew(reporter) as crew, reporter.task("evaluate", len(left)) as task:
+                for piece, answer in crew.answers(work, left):
+                    _write(shards, piece.images, answer)
                     task.advance()
         except KeyboardInterrupt as stop:
             stop.add_note(f"What was evaluated is in {folder}: run the same command again to go on.")
@@ -82,14 +104,10 @@ def run_recipe(ready: Opened, folder: Path, reporter: Reporter, *, keep: bool = 
     return found
 
 
-def scores(ready: Opened, batch: range, pictures: Path | None = None) -> dict[str, Tensor]:
-    """What all contenders come to on some images: ``CONTENDER/METRIC`` by image, (N,) or features (N, F).
-
-    Args:
-        pictures: a folder in which the images are kept.
-    """
-    probes, sampling = [ready.probe(i) for i in batch], ready.recipe.sampling
-    found, dense = dict[str, Tensor](), None
+def scores(ready: Opened, piece: Piece) -> Answer:
+    """What all contenders come to on some images, and these where they are kept."""
+    probes, sampling = [ready.probe(i) for i in piece.images], ready.recipe.sampling
+    found, dense = Answer({}, {}), None
     with encoded_once(ready.pipe, Encodings()):
         for contender in ready.contenders:
             with contender.context(ready.pipe):
@@ -98,13 +116,31 @@ def scores(ready: Opened, batch: range, pictures: Path | None = None) -> dict[st
             if dense is None:
                 check_finite(ready.pipe, probes, sampling, made.images)
             judged = judge(ready.measures, made, dense)
-            found |= {f"{contender.name}/{metric}": score for metric, score in judged.items()}
+            found.scores.update({f"{contender.name}/{metric}": score.cpu() for metric, score in judged.items()})
             dense = dense or made
-            if pictures is not None:
-                make_folder(pictures / contender.name)
-                for i, image in zip(batch, made.images, strict=True):
-                    picture(image).save(_picture(pictures, contender.name, i))
+            if piece.keep:
+                found.pictures[contender.name] = [_png(image) for image in made.images]
     return found
+
+
+def _there(ready: Opened) -> partial[Answer]:
+    """What a worker answers with."""
+    return partial(scores, ready)
+
+
+def _png(image: Tensor) -> bytes:
+    file = io.BytesIO()
+    picture(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def _write(shards: Shards, images: range, answer: Answer) -> None:
+    """Keep a batch: its pictures first, as it is done when its scores are there."""
+    for name, files in answer.pictures.items():
+        make_folder(shards.folder / PICTURES / name)
+        for i, file in zip(images, files, strict=True):
+            _picture(shards.folder / PICTURES, name, i).write_bytes(file)
+    shards.write(images, answer.scores)
 
 
 def _picture(pictures: Path, contender: str, index: int) -> Path:

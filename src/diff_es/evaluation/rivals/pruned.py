@@ -17,6 +17,7 @@ from ...compression.search_loop import by_chance, ranked
 from ...compression.settings import Levers
 from ...compression.starts import by_rule
 from ...compression.study import Study
+from ...execution import Crew
 from ...pipelines.own_sampler import OwnSampler
 from ...pipelines.sampling import AnyPipeline
 from ...pipelines.tracing import trace
@@ -43,17 +44,25 @@ class Contender:
     cost_ratio: float | None = None  # where it is priced in the unit of the budget
 
 
-def random_rival(study: Study, macs: float, evaluations: int, journals: Path | None, reporter: Reporter) -> Found:
+def random_rival(
+    study: Study,
+    macs: float,
+    evaluations: int,
+    journals: Path | None,
+    reporter: Reporter,
+    crew: Crew | None = None,
+) -> Found:
     """Random search, judged by the same probes and finalists.
 
-    ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was.
+    ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was. ``crew``
+    scores; None: this process.
     """
     path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
     compute = study.budget.compute if study.prices else MacsRatio(macs)
     study = replace(study, budget=replace(study.budget, compute=compute))
     space, title = study.costs.space(macs), f"random search at {macs:g}"
     with held_file(path):
-        evaluator = Evaluator(study, open_journal(study, path, reporter, resume=True))
+        evaluator = Evaluator(study, open_journal(study, path, reporter, resume=True), crew)
         search = by_chance(study, space, title, evaluations, evaluator, reporter)
         best = list(ranked(dict(search.ranking())))[: study.settings.finalists]
         return select(

@@ -1,0 +1,167 @@
+"""What falls into independent pieces comes out the same of two workers of a real cluster as of this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.helpers.own import own
+from tests.helpers.tiny import CALL, assert_same_statistics, joint, stages_of, tiny
+
+from diff_es import Compressed, Reporter, compress
+from diff_es.compression.evaluator import Evaluator
+from diff_es.compression.final import Finalist, Found, select
+from diff_es.compression.starts import by_rule
+from diff_es.compression.study import prepare
+from diff_es.evaluation.evaluate import Extent, evaluated
+from diff_es.evaluation.recipes.opened import opened
+from diff_es.evaluation.recipes.recipe import Dtype, Metric, read_recipe
+from diff_es.evaluation.recipes.run import run_recipe
+from diff_es.evaluation.report import Row
+from diff_es.execution import Crew, OnRay, shipped
+from diff_es.execution.cluster import connected
+from diff_es.execution.ray_crew import RayCrew
+from diff_es.layers import declared, discover
+from diff_es.pipelines.families import Pipeline
+from diff_es.pipelines.loading import load
+from diff_es.pipelines.probes import make_probes
+from diff_es.pruning.calibration import calibrate
+from diff_es.pruning.statistics import Spilled
+from diff_es.pruning.wanted import Wanted, parts_within
+from diff_es.scoring.journal import Journal
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before any test imports Ray: it listens to this machine alone
+
+QUIET = Reporter(quiet=True)
+LITTLE = joint(generations=1, timestep_generations=1, search_noises=2, population=3)
+
+
+@dataclass(frozen=True)
+class Hired:
+    """Workers that stay from one run to the next."""
+
+    workers: RayCrew
+
+    @property
+    def done(self) -> int:
+        """Pieces so far."""
+        return self.workers.figures.pieces
+
+    @contextmanager
+    def crew(self, reporter: Reporter) -> Iterator[Crew]:
+        yield self.workers
+
+
+@pytest.fixture(scope="module")
+def hired() -> Iterator[Hired]:
+    """Two, of a cluster of this machine."""
+    with connected(None, 2), OnRay(2).crew(QUIET) as crew:
+        assert isinstance(crew, RayCrew)
+        yield Hired(crew)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a tiny pipeline lies, which workers open for themselves."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny().save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(place: Path) -> Pipeline:
+    return load(str(place / "model"))
+
+
+@pytest.fixture(scope="module")
+def fast(place: Path, pipe: Pipeline) -> Compressed:
+    """What was found for it: steps, levels and corrections."""
+    found = compress(pipe, 0.6, LITTLE)
+    found.save(place / "fast")
+    return found
+
+
+def untimed(row: Row) -> Row:
+    """Without what was measured with a clock."""
+    still = replace(row, latency_ms=0.0, latency_spread=0.0, speedup=0.0, denoiser_speedup=0.0, doubt="")
+    return replace(still, speedup_low=None, speedup_high=None)
+
+
+def test_what_was_declared_of_a_denoiser_is_known_where_it_is_opened() -> None:
+    sampler = own()
+    copy = shipped(sampler, sampler).opened("cpu")
+    assert copy.denoiser is not sampler.denoiser
+    assert declared(copy.denoiser) == declared(sampler.denoiser) is not None
+
+
+def test_statistics_are_gathered_in_parts_to_the_bit_of_one_run(hired: Hired, pipe: Pipeline) -> None:
+    """In memory, and on disk where they do not fit."""
+    anatomy, probes = discover(pipe.transformer), make_probes(pipe, 3, 0, "calibration")
+    wanted = Wanted(anatomy.layers, anatomy.blocks)
+    given, largest = (pipe, probes, CALL, stages_of(pipe, 3), wanted, QUIET), max(wanted.sizes().values())
+    whole = calibrate(*given)
+    for memory, pieces in ((None, 2), (largest, len(parts_within(largest, 3, wanted.sizes())))):
+        before, found = hired.done, calibrate(*given, memory, hired.workers)
+        assert hired.done - before == pieces
+        assert all(isinstance(stage, Spilled) == (memory is not None) for stage in found.stages)
+        assert_same_statistics(whole, found)
+
+
+def test_finalists_are_judged_by_workers_to_the_same_choice(hired: Hired, pipe: Pipeline) -> None:
+    ready = prepare(pipe, LITTLE)
+    field = [Finalist(candidate, corrected) for candidate in by_rule(ready, 0.6) for corrected in (True, False)]
+
+    def chosen(crew: Crew | None) -> Found:
+        return select(ready, 0.6, field, Evaluator(ready, Journal(None, {}, resume=False), crew), (), 7, QUIET)
+
+    before = hired.done
+    found = chosen(hired.workers)
+    trials = sum(one.noises // LITTLE.held_out_noises for one in found.finalists)
+    assert hired.done - before == trials + len(field), "each on every part that it reached, and on the search's probes"
+    assert found == chosen(None)
+
+
+def test_an_evaluation_has_the_same_images_and_figures(hired: Hired, pipe: Pipeline, fast: Compressed) -> None:
+    extent = Extent(noises=3, images=3, rounds=1, batch=2, random=2)
+    here, before = evaluated(pipe, fast, extent), hired.done
+    there = evaluated(pipe, fast, extent, executor=hired)
+    assert hired.done - before > 2 * len(here.rows), "two batches of each contender, and the search by chance"
+    assert [untimed(row) for row in here.rows] == [untimed(row) for row in there.rows]
+    assert all(map(torch.equal, here.images, there.images))
+    assert (here.cases, here.snr_db, here.random) == (there.cases, there.snr_db, there.random)
+
+
+def test_a_recipe_comes_to_the_same_files(hired: Hired, place: Path, fast: Compressed, tmp_path: Path) -> None:
+    recipe = read_recipe("dit-xl-256-ddim20")
+    asked = replace(
+        recipe,
+        model=replace(recipe.model, weights=str(place / "model")),
+        setting=replace(recipe.setting, steps=fast.sampling.steps, dtype=Dtype.FLOAT32),
+        images=replace(recipe.images, count=7, batch=2),
+        metrics=(Metric("tiles"), Metric("snr")),
+        results=(str(place / "fast"),),
+    )
+    ready = opened(asked)
+    run_recipe(ready, tmp_path / "here", QUIET, keep=True)
+    before = hired.done
+    run_recipe(ready, tmp_path / "there", QUIET, hired, keep=True)
+    assert hired.done - before == 4
+    files = [path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*.*")]
+    assert {path.suffix for path in files} == {".json", ".png", ".safetensors"}
+    for file in files:
+        here, there = tmp_path / "here" / file, tmp_path / "there" / file
+        if file.suffix == ".safetensors":  # whose header has names in any order
+            assert_equal(load_file(here), load_file(there))
+        else:
+            assert here.read_bytes() == there.read_bytes(), file
+
+
+def assert_equal(scores: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:
+    assert scores.keys() == others.keys()
+    assert all(torch.equal(score, others[name]) for name, score in scores.items())
