@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -444,29 +443,6 @@ def test_levels_that_were_not_measured_lie_between_their_neighbours(errors: list
     assert len(filled) == max(measured) + 1
     assert all(filled[level] == error for level, error in measured.items())
     assert all(a <= b * (1 + 1e-9) for a, b in itertools.pairwise(filled))
-
-
-# ----------------------------------------------------------------------------------------------------------- workers
-
-
-def test_several_workers_find_what_one_does(tmp_path: Path) -> None:
-    alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
-    one, two = (compress(tiny(), 0.6, joint(), run=Run(journal=j, workers=n)) for j, n in ((alone, 1), (together, 2)))
-    assert (one.schedule, one.timesteps, one.report) == (two.schedule, two.timesteps, two.report)
-    assert_same_plans(one.plans, two.plans)
-    assert sorted(alone.read_bytes().splitlines()) == sorted(together.read_bytes().splitlines())
-
-
-def test_a_worker_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
-    ready, journal = prepare(tiny(), joint()), Journal(tmp_path / "journal.jsonl", {}, resume=False)
-    asked = drawn(ready, 8)[:16]
-    with Evaluator(ready, journal, workers=2) as evaluator:
-        first = evaluator.scores(asked[:2])
-        os.kill(next(iter(multiprocessing.active_children())).pid or 0, signal.SIGKILL)
-        with pytest.raises(DiffESError, match=r"workers: expected living processes, found one that died.*--resume"):
-            evaluator.scores(asked)
-    again = Evaluator(ready, Journal(tmp_path / "journal.jsonl", {}, resume=True)).scores(asked)
-    assert {candidate: again[candidate] for candidate in asked[:2]} == first
 
 
 def sorted_points(points: Sequence[Compressed]) -> list[Compressed]:

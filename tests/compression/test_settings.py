@@ -113,7 +113,7 @@ def test_more_than_can_be_meant_is_refused(beyond: dict[str, Any]) -> None:
 
 NONSENSE: list[dict[str, Any]] = [
     *({"front": (share,)} for share in (2, 0, -1, float("nan"), float("inf"))),
-    *({name: 0} for name in ("survivors", "switches", "workers", "weights_gb", "speedup")),
+    *({name: 0} for name in ("survivors", "switches", "executor", "weights_gb", "speedup")),
     *({"crossover": share} for share in (-0.1, 1.1, float("nan"))),
     {"stages": 7},
     {"stagez": 3},
@@ -124,7 +124,7 @@ NONSENSE: list[dict[str, Any]] = [
 ]
 WHERE = {"stagez": "Settings"}
 """What an error names in the place of what was said."""
-OF_RUN, OF_BUDGET = ("placement", "workers", "reporter"), ("macs", "speedup", "weights_gb")
+OF_RUN, OF_BUDGET = ("placement", "executor", "reporter"), ("macs", "speedup", "weights_gb")
 
 
 @pytest.mark.parametrize("wrong", NONSENSE, ids=str)

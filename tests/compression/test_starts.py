@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
@@ -15,7 +17,7 @@ from diff_es.compression.study import Study, prepare
 from diff_es.scoring.journal import Journal
 
 
-def evaluator_of(scheduler: type = DDIMScheduler, corrections: int = 4) -> tuple[Study, Evaluator]:
+def evaluator_of(scheduler: Any = DDIMScheduler, corrections: int = 4) -> tuple[Study, Evaluator]:
     case = CASES["SD"]
     pipe = made(case.make)
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")

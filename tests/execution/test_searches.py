@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,31 +13,16 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.helpers.on_ray import Standing, two_nodes
+from tests.helpers.on_ray import Standing
+from tests.helpers.own import WORK, fixed, own
 from tests.helpers.tiny import LITTLE, assert_same_plans, joint, tiny
-from tests.pipelines.test_own_sampler import WORK, own
 
 from diff_es import Compressed, Levers, Run, Settings, compress
-from diff_es.execution import Crew, OnRay
+from diff_es.execution import OnRay
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
-from diff_es.utils.progress import Reporter
 
-QUIET = Reporter(quiet=True)
 NODE = {"num_cpus": 4, "node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    with two_nodes(workers=4) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def crews(cluster: Any) -> Iterator[dict[int, Crew]]:
-    """Of one, two and four workers."""
-    with OnRay(1).crew(QUIET) as one, OnRay(2).crew(QUIET) as two, OnRay(4).crew(QUIET) as four:
-        yield {1: one, 2: two, 4: four}
 
 
 def assert_same(some: Compressed, other: Compressed) -> None:
@@ -48,12 +33,12 @@ def assert_same(some: Compressed, other: Compressed) -> None:
 
 @pytest.mark.parametrize("levers", list(Levers))
 def test_any_number_of_workers_finds_what_one_process_does(
-    levers: Levers, crews: dict[int, Crew], tmp_path: Path
+    levers: Levers, hired: Callable[[int], Standing], tmp_path: Path
 ) -> None:
     wanted = joint(levers=levers)
     alone = compress(tiny(), 0.6, wanted, run=Run(journal=tmp_path / "alone"))
-    for count, crew in crews.items():
-        run = Run(executor=Standing(crew), journal=tmp_path / str(count))
+    for count in (1, 2, 4):
+        run = Run(executor=hired(count), journal=tmp_path / str(count))
         assert_same(compress(tiny(), 0.6, wanted, run=run), alone)
         lines = [(tmp_path / name).read_bytes().splitlines() for name in ("alone", str(count))]
         assert sorted(lines[0]) == sorted(lines[1])
@@ -61,20 +46,32 @@ def test_any_number_of_workers_finds_what_one_process_does(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["bundled", "bundled-unet"])
-def test_workers_open_the_bundled_models_by_themselves(model: str, crews: dict[int, Crew]) -> None:
+def test_workers_open_the_bundled_models_by_themselves(model: str, hired: Callable[[int], Standing]) -> None:
     settings = Settings(sampling=Sampling(4, 2.0, batch=2), stages=2, levers=Levers.BOTH, reference_multiple=2)
     settings = replace(settings, **LITTLE, first_rung=0, timestep_generations=1, front=())
     alone, together = (
-        compress(load(model, device="cpu"), 0.6, settings, run=run) for run in (Run(), Run(executor=Standing(crews[2])))
+        compress(load(model, device="cpu"), 0.6, settings, run=run) for run in (Run(), Run(executor=hired(2)))
     )
     assert_same(together, alone)
 
 
 @pytest.mark.slow
-def test_a_loop_of_the_users_own_goes_to_workers(crews: dict[int, Crew]) -> None:
+def test_a_loop_of_the_users_own_goes_to_workers(hired: Callable[[int], Standing]) -> None:
     work = replace(WORK, levers=Levers.PRUNE)
-    alone, together = (compress(own(), 0.6, work, run=run) for run in (Run(), Run(executor=Standing(crews[2]))))
+    alone, together = (compress(own(), 0.6, work, run=run) for run in (Run(), Run(executor=hired(2))))
     assert_same(together, alone)
+
+
+def test_a_loop_that_nobody_can_have_a_copy_of_is_refused(hired: Callable[[int], Standing]) -> None:
+    lock = threading.Lock()
+
+    def sample(denoiser: Any, noise: Any) -> Any:
+        with lock:
+            return fixed(denoiser, noise)
+
+    sampler = own(sample=sample, times=None, corrects=False)
+    with pytest.raises(DiffESError, match=r"workers: expected what other processes can have a copy of.*lock"):
+        compress(sampler, 0.6, replace(WORK, levers=Levers.PRUNE), run=Run(executor=hired(2)))
 
 
 @pytest.mark.slow

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.helpers.on_ray import Standing
 from tests.helpers.own import own
 from tests.helpers.tiny import CALL, assert_same_statistics, joint, stages_of, tiny
 
@@ -24,9 +23,8 @@ from diff_es.evaluation.recipes.opened import opened
 from diff_es.evaluation.recipes.recipe import Dtype, Metric, read_recipe
 from diff_es.evaluation.recipes.run import run_recipe
 from diff_es.evaluation.report import Row
-from diff_es.execution import Crew, OnRay, shipped
-from diff_es.execution.cluster import connected
-from diff_es.execution.ray_crew import RayCrew
+from diff_es.execution import Crew
+from diff_es.execution.shipping import shipped
 from diff_es.layers import declared, discover
 from diff_es.pipelines.families import Pipeline
 from diff_es.pipelines.loading import load
@@ -36,34 +34,14 @@ from diff_es.pruning.statistics import Spilled
 from diff_es.pruning.wanted import Wanted, parts_within
 from diff_es.scoring.journal import Journal
 
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before any test imports Ray: it listens to this machine alone
-
 QUIET = Reporter(quiet=True)
 LITTLE = joint(generations=1, timestep_generations=1, search_noises=2, population=3)
 
 
-@dataclass(frozen=True)
-class Hired:
-    """Workers that stay from one run to the next."""
-
-    workers: RayCrew
-
-    @property
-    def done(self) -> int:
-        """Pieces so far."""
-        return self.workers.figures.pieces
-
-    @contextmanager
-    def crew(self, reporter: Reporter) -> Iterator[Crew]:
-        yield self.workers
-
-
-@pytest.fixture(scope="module")
-def hired() -> Iterator[Hired]:
-    """Two, of a cluster of this machine."""
-    with connected(None, 2), OnRay(2).crew(QUIET) as crew:
-        assert isinstance(crew, RayCrew)
-        yield Hired(crew)
+@pytest.fixture
+def pair(hired: Callable[[int], Standing]) -> Standing:
+    """Two workers."""
+    return hired(2)
 
 
 @pytest.fixture(scope="module")
@@ -100,44 +78,44 @@ def test_what_was_declared_of_a_denoiser_is_known_where_it_is_opened() -> None:
     assert declared(copy.denoiser) == declared(sampler.denoiser) is not None
 
 
-def test_statistics_are_gathered_in_parts_to_the_bit_of_one_run(hired: Hired, pipe: Pipeline) -> None:
+def test_statistics_are_gathered_in_parts_to_the_bit_of_one_run(pair: Standing, pipe: Pipeline) -> None:
     """In memory, and on disk where they do not fit."""
     anatomy, probes = discover(pipe.transformer), make_probes(pipe, 3, 0, "calibration")
     wanted = Wanted(anatomy.layers, anatomy.blocks)
     given, largest = (pipe, probes, CALL, stages_of(pipe, 3), wanted, QUIET), max(wanted.sizes().values())
     whole = calibrate(*given)
     for memory, pieces in ((None, 2), (largest, len(parts_within(largest, 3, wanted.sizes())))):
-        before, found = hired.done, calibrate(*given, memory, hired.workers)
-        assert hired.done - before == pieces
+        before, found = pair.done, calibrate(*given, memory, pair.workers)
+        assert pair.done - before == pieces
         assert all(isinstance(stage, Spilled) == (memory is not None) for stage in found.stages)
         assert_same_statistics(whole, found)
 
 
-def test_finalists_are_judged_by_workers_to_the_same_choice(hired: Hired, pipe: Pipeline) -> None:
+def test_finalists_are_judged_by_workers_to_the_same_choice(pair: Standing, pipe: Pipeline) -> None:
     ready = prepare(pipe, LITTLE)
     field = [Finalist(candidate, corrected) for candidate in by_rule(ready, 0.6) for corrected in (True, False)]
 
     def chosen(crew: Crew | None) -> Found:
         return select(ready, 0.6, field, Evaluator(ready, Journal(None, {}, resume=False), crew), (), 7, QUIET)
 
-    before = hired.done
-    found = chosen(hired.workers)
+    before = pair.done
+    found = chosen(pair.workers)
     trials = sum(one.noises // LITTLE.held_out_noises for one in found.finalists)
-    assert hired.done - before == trials + len(field), "each on every part that it reached, and on the search's probes"
+    assert pair.done - before == trials + len(field), "each on every part that it reached, and on the search's probes"
     assert found == chosen(None)
 
 
-def test_an_evaluation_has_the_same_images_and_figures(hired: Hired, pipe: Pipeline, fast: Compressed) -> None:
+def test_an_evaluation_has_the_same_images_and_figures(pair: Standing, pipe: Pipeline, fast: Compressed) -> None:
     extent = Extent(noises=3, images=3, rounds=1, batch=2, random=2)
-    here, before = evaluated(pipe, fast, extent), hired.done
-    there = evaluated(pipe, fast, extent, executor=hired)
-    assert hired.done - before > 2 * len(here.rows), "two batches of each contender, and the search by chance"
+    here, before = evaluated(pipe, fast, extent), pair.done
+    there = evaluated(pipe, fast, extent, executor=pair)
+    assert pair.done - before > 2 * len(here.rows), "two batches of each contender, and the search by chance"
     assert [untimed(row) for row in here.rows] == [untimed(row) for row in there.rows]
     assert all(map(torch.equal, here.images, there.images))
     assert (here.cases, here.snr_db, here.random) == (there.cases, there.snr_db, there.random)
 
 
-def test_a_recipe_comes_to_the_same_files(hired: Hired, place: Path, fast: Compressed, tmp_path: Path) -> None:
+def test_a_recipe_comes_to_the_same_files(pair: Standing, place: Path, fast: Compressed, tmp_path: Path) -> None:
     recipe = read_recipe("dit-xl-256-ddim20")
     asked = replace(
         recipe,
@@ -149,9 +127,9 @@ def test_a_recipe_comes_to_the_same_files(hired: Hired, place: Path, fast: Compr
     )
     ready = opened(asked)
     run_recipe(ready, tmp_path / "here", QUIET, keep=True)
-    before = hired.done
-    run_recipe(ready, tmp_path / "there", QUIET, hired, keep=True)
-    assert hired.done - before == 4
+    before = pair.done
+    run_recipe(ready, tmp_path / "there", QUIET, pair, keep=True)
+    assert pair.done - before == 4
     files = [path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*.*")]
     assert {path.suffix for path in files} == {".json", ".png", ".safetensors"}
     for file in files:

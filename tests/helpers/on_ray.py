@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from diff_es.execution import Crew, Work
 from diff_es.execution.cluster import OWN
+from diff_es.execution.ray_crew import RayCrew
 from diff_es.utils.errors import DiffESError
 from diff_es.utils.progress import Reporter
 
@@ -24,12 +26,12 @@ def two_nodes(workers: int = 2, *, connect: bool = True) -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": workers, "node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
+    node: dict[str, Any] = {"num_cpus": workers, "node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         cluster.add_node(**node)
         if connect:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield cluster
     finally:
         ray.shutdown()
@@ -130,9 +132,14 @@ def napping(value: None) -> Callable[[int], int]:
 
 @dataclass(frozen=True)
 class Standing:
-    """An executor whose crew was there before, and stays."""
+    """An executor whose workers were there before, and stay."""
 
-    workers: Crew
+    workers: RayCrew
+
+    @property
+    def done(self) -> int:
+        """Pieces so far."""
+        return self.workers.figures.pieces
 
     @contextmanager
     def crew(self, reporter: Reporter) -> Iterator[Crew]:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from diff_es.execution.cluster import OWN
+
 _SERVE = """
 import json, os, signal, sys
 import torch
@@ -105,7 +107,10 @@ class Warm:
 def warm(folder: Path, temporary: Path) -> Iterator[Warm]:
     """``folder`` is for what the commands print, ``temporary`` their folder for temporary files."""
     pipe = subprocess.PIPE
-    environment, root = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}, Path(__file__).parents[2]
+    environment, root = (
+        {**os.environ, **OWN, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
+        Path(__file__).parents[2],
+    )
     python = [sys.executable, "-c", _SERVE]
     server = subprocess.Popen(python, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=root)
     with server:

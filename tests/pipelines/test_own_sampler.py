@@ -27,7 +27,6 @@ from diff_es import (
     ImagePSNR,
     Levers,
     OwnSampler,
-    Run,
     UnsupportedModel,
     compress,
     export,
@@ -223,14 +222,6 @@ def test_everything_that_compares(found: tuple[OwnSampler, Compressed]) -> None:
         "blocks.0",
         "blocks.1",
     }
-
-
-@pytest.mark.slow
-def test_workers_score_as_one_process_does() -> None:
-    work = replace(WORK, levers=Levers.PRUNE)
-    alone, together = (compress(own(), 0.6, work, run=Run(workers=workers)) for workers in (1, 2))
-    assert alone.schedule == together.schedule
-    assert alone.report.held_out_score == together.report.held_out_score
 
 
 def fitness(ready: Study, memory: int) -> Fitness:
@@ -431,12 +422,6 @@ def test_what_a_result_needs_of_a_loop(found: tuple[OwnSampler, Compressed], tmp
     assert fast.origin is not None
     with pytest.raises(UnsupportedModel, match=r"found a loop of the user's own. Use it from Python"):
         reopen(fast.origin)
-
-
-def test_a_loop_that_no_worker_can_have_is_refused_before_anything_runs() -> None:
-    sampler = own(sample=lambda denoiser, noise: fixed(denoiser, noise), times=None, corrects=False)
-    with pytest.raises(DiffESError, match=r"OwnSampler.sample: expected one that other processes can have a copy of"):
-        compress(sampler, 0.6, replace(WORK, levers=Levers.PRUNE), run=Run(workers=2))
 
 
 def test_a_trace_hears_the_loop_and_runs_the_denoiser_once() -> None:

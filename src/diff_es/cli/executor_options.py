@@ -40,7 +40,9 @@ class ExecutorOptions:
         Raises:
             DiffESError: a number that makes no sense.
         """
-        asked = (self.workers or 1) > 1 or self.address is not None or self.gpus_per_worker is not None or self.mixed
+        asked = (
+            self.workers not in (None, 1) or self.address is not None or self.gpus_per_worker is not None or self.mixed
+        )
         if self.on is On.PROCESS and not asked:
             return InProcess()
         workers = OnRay.workers if self.workers is None else self.workers

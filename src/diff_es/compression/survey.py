@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from ..layers import Anatomy, Declared, anatomy_of, declared, fingerprint, remember
+from ..layers import Anatomy, Declared, anatomy_of, declared, fingerprint
 from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline
 from ..pipelines.loading import origin_of
@@ -69,12 +69,6 @@ class Survey:
     def __getstate__(self) -> dict[str, object]:
         """Without what was worked out on the way."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """A copy in another process has a denoiser of its own, of which the same is declared."""
-        vars(self).update(state)
-        if self.declared is not None:
-            remember(denoiser_of(self.pipe), self.declared)
 
     @property
     def calibration_samples(self) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..compression.study import Study
-from ..execution import Crew, Work, alone, shipped
+from ..execution import Crew, Work, alone
+from ..execution.shipping import shipped
 from ..pipelines.encodings import Encodings, encoded_once
 from ..pipelines.probes import Probe, make_probes
 from ..pipelines.sampling import AnyPipeline, decode, sample

@@ -20,11 +20,12 @@ from ..utils.signals import deferred
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """What makes Ray take 127.0.0.1 for this machine's address where it is "0", as it does on Windows: all of its processes
 then listen there alone. Read when Ray is imported."""
+_HERE = ("127.", "localhost:")
 OWN = {
     _LOOPBACK: "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""The environment of a cluster of this machine's own."""
+"""The environment of a cluster of this machine's own, and of who works on it."""
 _QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 _LONGEST = 30
 """Characters of a temporary folder, beside which a socket's path is not too long."""
@@ -44,7 +45,7 @@ def connected(address: str | None, workers: int) -> Iterator[Any]:
     if find_spec("ray") is None:
         remedy = "pip install 'diff-es[ray]'"
         raise DiffESError("executor", expected="Ray, for workers", found="none", remedy=remedy)
-    if address is None and "ray" not in sys.modules:
+    if (address is None or address.startswith(_HERE)) and "ray" not in sys.modules:
         for name, value in OWN.items():
             os.environ.setdefault(name, value)
     import ray

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..execution import Crew, Work, shipped
+from ..execution import Crew, Work
+from ..execution.shipping import shipped
 from ..layers import (
     Block,
     Convolution,

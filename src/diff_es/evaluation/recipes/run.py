@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ...execution import Executor, InProcess, Work, shipped
+from ...execution import Executor, InProcess, Work
+from ...execution.shipping import shipped
 from ...pipelines.encodings import Encodings, encoded_once
 from ...pipelines.finite import check_finite
 from ...pipelines.sampling import decode, sample
