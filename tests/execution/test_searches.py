@@ -21,6 +21,7 @@ from diff_es import Compressed, Levers, Run, Settings, compress
 from diff_es.execution import OnRay
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
+from diff_es.utils.errors import DiffESError
 
 NODE = {"num_cpus": 4, "node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
 

@@ -40,10 +40,8 @@ class ExecutorOptions:
         Raises:
             DiffESError: a number that makes no sense.
         """
-        asked = (
-            self.workers not in (None, 1) or self.address is not None or self.gpus_per_worker is not None or self.mixed
-        )
-        if self.on is On.PROCESS and not asked:
+        told = (self.workers not in (None, 1), self.address is not None, self.gpus_per_worker is not None, self.mixed)
+        if self.on is On.PROCESS and not any(told):
             return InProcess()
         workers = OnRay.workers if self.workers is None else self.workers
         return OnRay(workers, self.address, self.gpus_per_worker, self.mixed)

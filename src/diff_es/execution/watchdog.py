@@ -8,6 +8,7 @@ from __future__ import annotations
 import select
 import shutil
 import sys
+import time
 from contextlib import suppress
 
 import psutil
@@ -29,8 +30,17 @@ def watch(parent: int, folder: str) -> None:
     for one in known:
         with suppress(psutil.NoSuchProcess):
             one.kill()
-    psutil.wait_procs(known, timeout=10)
+    deadline = time.monotonic() + 10
+    while any(map(_lives, known)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(one: psutil.Process) -> bool:
+    """Whether a process runs; of one that has ended, its parent may not have heard yet."""
+    with suppress(psutil.NoSuchProcess):
+        return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _working(parent: int, folder: str) -> set[psutil.Process]:
