@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         with_effort,
         within_hours,
     )
+    from .execution import OnRay
     from .layers import Channels, Heads, Residual, separate_attention
     from .pipelines import OwnSampler, Sampling
     from .pruning import (
@@ -72,6 +73,7 @@ __all__ = [
     "Magnitude",
     "Method",
     "Obs",
+    "OnRay",
     "OwnSampler",
     "Reporter",
     "Resident",
@@ -118,6 +120,7 @@ _HOMES = {
         "with_effort",
         "within_hours",
     ),
+    "execution": ("OnRay",),
     "layers": ("Channels", "Heads", "Residual", "separate_attention"),
     "pipelines": ("OwnSampler", "Sampling"),
     "pruning": (
@@ -146,7 +149,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     """Names are imported when they are first used: PyTorch takes seconds, in which the command line has to be ready
-    for Ctrl-C, and a worker for the end of its parent."""
+    for Ctrl-C."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

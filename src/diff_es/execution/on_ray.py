@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..utils.arguments import checked
+from ..utils.arguments import Text, checked
 from ..utils.limits import Positive, Workers
 from ..utils.progress import Reporter
 from .cluster import connected
@@ -31,7 +31,7 @@ class OnRay:
     """
 
     workers: Workers = 2
-    address: str | None = None
+    address: Text | None = None
     gpus_per_worker: Positive | None = None
     mixed: bool = False
     patience: Positive = 600.0
