@@ -169,6 +169,10 @@ def test_a_search_on_workers_may_be_ended_at_any_moment(place: Place, server: Wa
     assert folders_of_ray() == set()
     run = server.run(*place.arguments("together", "--workers", 2))
     assert (run.code, folders_of_ray()) == (0, set()), run
+    told = json.loads(run.out.splitlines()[-1])["workers"]
+    assert told["workers"] == 2
+    assert 0 < told["utilisation"] < 1
+    assert f"{told['pieces']} pieces by 2 workers" in run.err
     assert place.result("together") == place.result("alone")
     assert place.scores("together") == place.scores("alone")
 

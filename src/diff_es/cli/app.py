@@ -228,7 +228,7 @@ def evaluate_command(
     result = publish(target, story)
     tables.show_rows(out, story)
     out.print(f"\nLook at {target / 'report.html'}.")
-    finish(result, as_json)
+    finish({**result, **reporter.figures}, as_json)
 
 
 @app.command("bench", cls=Sections)

@@ -77,7 +77,7 @@ def compress_command(
     tables.show_compressed(out, fast, out_folder, time.monotonic() - start)
     shown = [_facts(point.report) for point in fast.front.points]
     said = {"out": str(out_folder), "levels": fast.schedule.levels, **_facts(fast.report), "front": shown}
-    finish(said, machine.as_json)
+    finish({**said, **reporter.figures}, machine.as_json)
 
 
 def settings_of(

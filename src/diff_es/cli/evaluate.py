@@ -75,9 +75,9 @@ def evaluate_recipe(
     assert options.recipe is not None, "there is a recipe"
     executor, folder = who.chosen(), out_folder or Path(f"evaluation-{Path(options.recipe).stem}")
     check_outputs(folder, RESULT)
-    ready = opened(recipe, device)
-    outcome = run_recipe(ready, folder, Reporter(), executor, keep=options.keep_images)
+    ready, reporter = opened(recipe, device), Reporter()
+    outcome = run_recipe(ready, folder, reporter, executor, keep=options.keep_images)
     tables.show_outcome(out, outcome)
     kept = f"; the images in {folder / PICTURES}" if options.keep_images else ""
     out.print(f"\nFigures in {folder / RESULT}{kept}.")
-    finish(outcome.to_json(), as_json)
+    finish({**outcome.to_json(), **reporter.figures}, as_json)

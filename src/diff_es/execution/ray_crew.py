@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pydantic import JsonValue
+
 from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
 from .contract import A, J, Work
@@ -48,9 +50,10 @@ class Figures:
         """The share of their time in which workers worked."""
         return min(1.0, self.busy / max(1e-9, self.workers * self.seconds))
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, JsonValue]:
         """JSON values."""
-        return {**vars(self), "utilisation": self.utilisation}
+        rate = self.pieces / max(1e-9, self.seconds)
+        return {**vars(self), "pieces_a_second": rate, "utilisation": self.utilisation}
 
 
 class RayCrew:
@@ -87,6 +90,7 @@ class RayCrew:
         told = self.figures
         if not told.pieces:
             return
+        self._reporter.figures["workers"] = told.to_json()
         rate, idle = told.pieces / max(1e-9, told.seconds), 1 - told.utilisation
         again = f", {told.deaths} of which died and were replaced" if told.deaths else ""
         self._reporter.say(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -138,6 +139,7 @@ class Reporter:
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet, self._console = quiet, Console(stderr=True, markup=False, emoji=False)
         self._course: Course | None = None
+        self.figures = dict[str, JsonValue]()  # what was found of a run itself, for whoever prints JSON
 
     def follow(self, course: Course | None) -> None:
         """Show beside each task how long all of them still take; None: no longer."""
