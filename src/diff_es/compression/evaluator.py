@@ -85,7 +85,7 @@ class Evaluator:
     def __init__(self, ready: Study, journal: Journal, crew: Crew | None = None) -> None:
         self.journal, self.scorer, self._crew = journal, Scorer(ready), crew
         self._work: Work[Any, list[float]] = Work(
-            here=self.scorer, shared=lambda: shipped(ready, ready.pipe), there=Scorer
+            here=self.scorer, shared=lambda: shipped(ready.for_scoring(), ready.pipe), there=Scorer
         )
 
     def scores(

@@ -101,6 +101,13 @@ class Study(Survey):
         """As :meth:`Library.left`."""
         return self.library.left(stage, unit, level)
 
+    def for_scoring(self) -> Study:
+        """What others need to score candidates: no statistics, unless levels are made of them on the way."""
+        library = self.library.without_statistics()
+        if library is self.library:
+            return self
+        return replace(self, library=library, statistics=Statistics((), self.statistics.change))
+
     @cached_property
     def _weights(self) -> WeightCache:
         return WeightCache(self.pipe, self.library)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Annotated
 from weakref import WeakValueDictionary
@@ -156,6 +157,15 @@ class Library:
     def source(self, stage: int) -> int:
         """Whose statistics a stage uses: its own, or the one set that all share."""
         return stage if self.method.stagewise else 0
+
+    def without_statistics(self) -> Library:
+        """The same without statistics, where none of its units' levels needs them any more: those that thin are solved
+        when a library is made, those that skip blocks when they are asked for."""
+        if self.method.depth is not None:
+            return self
+        twin = copy(self)
+        twin._statistics, twin.shared = ({},) * len(self._statistics), None
+        return twin
 
     def moments(self, stage: int, layer: str) -> Moments:
         """What a stage's plans are made from."""
