@@ -7,7 +7,7 @@ Configurations without weights and made-up scores, as in ``hours.py``. Every wor
 reference for itself and keeps what it has run, so that it runs anew what only others know; pieces are given out by
 ``execution.pieces``, as to real workers, those that take too long twice. A piece takes its counted MACs times public
 seconds an image on one H100; start, opening, network and giving out take what the options say. Linear algebra,
-encoders and decoders are not counted; calibration is one process's.
+encoders and decoders are not counted.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class Options:
     network: Annotated[float, "GB a second into a machine"] = 1.25
     together: Annotated[int, "workers of a machine"] = 8
     each: Annotated[float, "milliseconds in which the driver gives out a piece"] = 5.0
+    calibrate: Annotated[bool, "workers calibrate too, each a batch at a time"] = False
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ def searched(known: Survey, asked: Options, workers: int, own: float, alone: flo
 
     work = simulate(known, round(asked.memory * 1e9), crew=crew)
     (found,), driver = crews, work.macs * own
+    if asked.calibrate:
+        calibration = work.calibration.macs * own
+        batches = work.passes * ceil(known.calibration_samples / known.settings.sampling.batch)
+        found.now += makespan([calibration / batches] * batches, workers, asked.each / 1e3)
+        found.busy, driver = found.busy + calibration, driver - calibration
     start = asked.start + _shared(known, asked, workers)
     return Spent(found.now + driver + start, start, driver, found.busy, alone, found.pieces)
 

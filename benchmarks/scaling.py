@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from enum import StrEnum
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -46,9 +47,19 @@ QUIET = Reporter(quiet=True)
 BUDGET, STORE = 0.6, 300_000_000
 
 
+class Part(StrEnum):
+    """What is measured."""
+
+    START = "start"
+    OVERHEAD = "overhead"
+    THROUGHPUT = "throughput"
+    BYTES = "bytes"
+
+
 @dataclass(frozen=True)
 class Options:
     model: Model = "bundled"
+    parts: Annotated[tuple[Part, ...], "; ".join(Part)] = tuple(Part)
     shared: Annotated[tuple[str, ...], "models whose bytes are counted"] = tuple(MODELS)
     workers: Annotated[tuple[int, ...], "crews whose throughput is measured, the first of one"] = (1, 2, 4)
     noises: Annotated[tuple[int, ...], "that a piece is scored on for the overhead, which its time goes by"] = (2, 32)
@@ -56,6 +67,11 @@ class Options:
     rounds: Rounds = 8
     steps: Steps = 10
     results: ResultsFile = Path("scaling.jsonl")
+
+
+Address: TypeAlias = Callable[[], str]
+"""Of a cluster of two nodes, which is started when it is first asked for."""
+Rows: TypeAlias = Sequence[dict[str, Any]]
 
 
 class Timed(NamedTuple):
@@ -116,12 +132,14 @@ class Candidates:
 
 def main(asked: Options) -> None:
     results = Results(asked.results)
-    for name, (part, shown) in PARTS.items():
-        if not results.holds({"part": name}):
+    with ExitStack() as stack:
+        address: Address = cache(lambda: stack.enter_context(two_nodes(max(2, sum(asked.workers)))))
+        for name in (one for one in asked.parts if not results.holds({"part": one})):
             load = os.getloadavg()[0]
-            results.add({"part": name, "load": load, **one} for one in part(asked))
+            results.add([{"part": name, "load": load, **one} for one in PARTS[name][0](asked, address)])
+    for name in asked.parts:
         print()
-        shown([one for one in results.rows() if one["part"] == name])
+        PARTS[name][1]([one for one in results.rows() if one["part"] == name])
 
 
 def made(pipe: Any, asked: Options, noises: int) -> Study:
@@ -154,7 +172,7 @@ def two_nodes(workers: int) -> Iterator[str]:
         cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
-def start_up(asked: Options) -> Iterator[dict[str, Any]]:
+def start_up(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
     """Seconds of Ray's start, of a worker's until it opens what is shared, of that, and of its end."""
     pipe = load(asked.model, dtype=torch.float32)
     ready = made(pipe, asked, 2)
@@ -175,24 +193,21 @@ def scoring(ready: Study) -> Work[Job, Timed]:
     return Work(here=Timing(ready), shared=lambda: shipped(ready, ready.pipe), there=Timing)
 
 
-def overhead(asked: Options) -> Iterator[dict[str, Any]]:
+def overhead(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
     """Seconds of the same pieces in this process and by one worker, in turn."""
     pipe = load(asked.model, dtype=torch.float32)
-    with two_nodes(2) as address:
+    with InProcess().crew(QUIET) as own, OnRay(workers=1, address=address()).crew(QUIET) as other:
+        crews = {"alone": own, "ray": other}
         for noises in asked.noises:
             ready = made(pipe, asked, noises)
             work, drawn = scoring(ready), Candidates(ready)
-            with InProcess().crew(QUIET) as own, OnRay(workers=1, address=address).crew(QUIET) as other:
-                crews = [own, other]
-                jobs = drawn(2)
-                for crew in crews:
-                    list(crew.answers(work, jobs))  # opened, and warm
-                for index in range(asked.rounds):
-                    jobs, took = drawn(asked.pieces), dict[str, float]()
-                    for crew in crews if index % 2 else crews[::-1]:
-                        wall, _ = timed(crew, work, jobs)
-                        took["alone" if crew is own else "ray"] = wall
-                    yield {"noises": noises, "round": index, "pieces": len(jobs), **took}
+            jobs = drawn(2)
+            for crew in crews.values():
+                timed(crew, work, jobs)  # opened, and warm
+            for index in range(asked.rounds):
+                jobs, order = drawn(asked.pieces), [*crews][:: 1 if index % 2 else -1]
+                took = {name: timed(crews[name], work, jobs)[0] for name in order}
+                yield {"noises": noises, "round": index, "pieces": len(jobs), **took}
 
 
 def timed(crew: Crew, work: Work[Job, Timed], jobs: Sequence[Job]) -> tuple[float, list[Timed]]:
@@ -202,19 +217,18 @@ def timed(crew: Crew, work: Work[Job, Timed], jobs: Sequence[Job]) -> tuple[floa
     return time.monotonic() - began, answers
 
 
-def throughput(asked: Options) -> Iterator[dict[str, Any]]:
+def throughput(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
     """Seconds of equal generations by crews of several sizes, in turn, and those of their pieces."""
     pipe = load(asked.model, dtype=torch.float32)
     ready, cores = made(pipe, asked, asked.noises[-1]), len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         drawn, folder = Candidates(ready), Path(stack.enter_context(TemporaryDirectory()))
-        address = stack.enter_context(two_nodes(sum(asked.workers)))
         crews = list[tuple[int, Crew, Work[Job, Timed]]]()
         for workers in asked.workers:
             (own := folder / f"{workers}").mkdir()
             places = Places(ready, own)
             work = Work(here=Timing(ready), shared=partial(shipped, places, pipe), there=pinned)
-            crew = stack.enter_context(OnRay(workers=workers, address=address).crew(QUIET))
+            crew = stack.enter_context(OnRay(workers=workers, address=address()).crew(QUIET))
             while len(list(own.iterdir())) < workers:
                 list(crew.answers(work, drawn(workers)))
             crews.append((workers, crew, work))
@@ -225,7 +239,7 @@ def throughput(asked: Options) -> Iterator[dict[str, Any]]:
                 yield {"workers": workers, "cores": cores, "round": index, "wall": wall, "busy": busy, "cpu": processor}
 
 
-def weights(asked: Options) -> Iterator[dict[str, Any]]:
+def weights(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
     """Bytes that travel to a machine once, with a piece, and with an answer."""
     from ray import cloudpickle
 
@@ -234,14 +248,11 @@ def weights(asked: Options) -> Iterator[dict[str, Any]]:
         own = replace(asked, steps=min(asked.steps, len(pipe.scheduler.timesteps)))
         ready = made(pipe, own, 2)
         here = made(type(pipe)(**pipe.components), own, 2)
-        (job,), (gathered, levels, _) = Candidates(ready)(1), sizes(ready)
-        piece, answer = (len(cloudpickle.dumps(one)) for one in (job, 0.5))  # type: ignore[no-untyped-call]
+        (job,), (gathered, levels) = Candidates(ready)(1), sizes(ready)[:2]
+        travels = (len(cloudpickle.dumps(one)) for one in (job, 0.5))  # type: ignore[no-untyped-call]
         whole, in_memory = shipped(ready, ready.pipe).bytes, shipped(here, here.pipe).bytes
-        each = {"piece": piece, "answer": answer, "statistics": gathered, "levels": levels}
+        each = {**dict(zip(("piece", "answer"), travels, strict=True)), "statistics": gathered, "levels": levels}
         yield {"model": name, "origin": whole, "memory": in_memory, **each}
-
-
-Rows = Sequence[dict[str, Any]]
 
 
 def show_start(rows: Rows) -> None:
@@ -263,32 +274,34 @@ def show_overhead(rows: Rows) -> None:
 
 
 def show_throughput(rows: Rows) -> None:
-    generation, piece = fitted(rows)
-    first = [one for one in rows if one["workers"] == 1]
-    single = statistics.mean(itertools.chain.from_iterable(one["busy"] for one in first))
-    header("workers", "pieces a second", "times one, by round", "foretold", "piece: wall", "processor", "utilisation")
+    piece, first = latency(rows), [one for one in rows if one["workers"] == 1]
+    count, cores, single = len(first[0]["busy"]), first[0]["cores"], mean_of(first, "busy")
+
+    def foretold(workers: int, seconds: float) -> float:
+        return makespan([seconds * max(1.0, workers / cores) + piece] * count, workers)
+
+    header("workers", "pieces a second", "foretold", "times one, by round", "by processor time", "piece", "processor")
     for workers in sorted({one["workers"] for one in rows}):
         found = [one for one in rows if one["workers"] == workers]
-        pieces, slower = len(found[0]["busy"]), max(1.0, workers / found[0]["cores"])
         times = [own["wall"] / one["wall"] for own, one in zip(first, found, strict=True)]
-        foretold = generation + makespan([single * slower + piece] * pieces, workers)
         took = statistics.median(one["wall"] for one in found)
         faster = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
-        means = [statistics.mean(itertools.chain.from_iterable(one[key] for one in found)) for key in ("busy", "cpu")]
-        used = statistics.mean(sum(one["busy"]) / workers / one["wall"] for one in found)
-        shown = f"{workers}", f"{pieces / took:.2f}", faster, f"{pieces / foretold:.2f}"
-        row(*shown, *(f"{mean:.2f} s" for mean in means), f"{used:.0%}")
-    loads = f"Load {rows[0]['load']:.1f} before"
-    print(f"\n{loads}. Beside pieces' own time {1e3 * generation:.0f} ms a generation, {1e3 * piece:.1f} ms a piece.")
+        free = foretold(1, mean_of(first, "cpu")) / foretold(workers, mean_of(found, "cpu"))
+        shown = f"{count / took:.2f}", f"{count / foretold(workers, single):.2f}", faster, f"{free:.2f}"
+        row(f"{workers}", *shown, *(f"{mean_of(found, key):.2f} s" for key in ("busy", "cpu")))
+    print(f"\nLoad {rows[0]['load']:.1f} before it began; a piece takes {1e3 * piece:.1f} ms beside its own time.")
 
 
-def fitted(rows: Rows) -> tuple[float, float]:
-    """Seconds of a generation, and of each piece of the worker with most of them, beside what pieces take themselves:
-    least squares over all generations."""
-    terms = np.array([[1.0, math.ceil(len(one["busy"]) / one["workers"])] for one in rows])
-    left = np.array([one["wall"] - makespan(one["busy"], one["workers"]) for one in rows])
-    generation, piece = np.linalg.lstsq(terms, left)[0]
-    return float(generation), float(piece)
+def mean_of(rows: Rows, key: str) -> float:
+    """Seconds of a piece."""
+    return statistics.mean(list[float](itertools.chain.from_iterable(one[key] for one in rows)))
+
+
+def latency(rows: Rows) -> float:
+    """Seconds of a piece beside its own: of generations in wall time beyond what their pieces, packed, come to."""
+    left: list[float] = [one["wall"] - makespan(one["busy"], one["workers"]) for one in rows]
+    most = [math.ceil(len(one["busy"]) / one["workers"]) for one in rows]
+    return float(statistics.median(beyond / pieces for beyond, pieces in zip(left, most, strict=True)))
 
 
 def show_weights(rows: Rows) -> None:
@@ -298,11 +311,11 @@ def show_weights(rows: Rows) -> None:
         row(one["model"], *sizes, f"{one['piece']} bytes", f"{one['answer']} bytes")
 
 
-PARTS: dict[str, tuple[Callable[[Options], Iterator[dict[str, Any]]], Callable[[Rows], None]]] = {
-    "start": (start_up, show_start),
-    "overhead": (overhead, show_overhead),
-    "throughput": (throughput, show_throughput),
-    "bytes": (weights, show_weights),
+PARTS: dict[Part, tuple[Callable[[Options, Address], Iterator[dict[str, Any]]], Callable[[Rows], None]]] = {
+    Part.START: (start_up, show_start),
+    Part.OVERHEAD: (overhead, show_overhead),
+    Part.THROUGHPUT: (throughput, show_throughput),
+    Part.BYTES: (weights, show_weights),
 }
 
 
