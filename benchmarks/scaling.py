@@ -44,7 +44,7 @@ from diff_es.scoring.journal import Scale
 from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
-BUDGET, STORE = 0.6, 300_000_000
+BUDGET, STORE = 0.6, 2_000_000_000
 
 
 class Part(StrEnum):
