@@ -29,6 +29,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Decisions": "decisions.md"},
         {"Metrics": "metrics.md"},
         {"Recipes": "recipes.md"},
+        {"Many machines": "scaling.md"},
         {"Benchmarks": ["benchmarks.md", {"Tables": TABLES}]},
         {"Examples": list(EXAMPLES.values())},
         {"API": [FACE, *({room: f"api/{room}.md"} for room in ROOMS)]},

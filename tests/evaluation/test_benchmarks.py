@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import TypeAlias
 
 import pytest
@@ -117,6 +118,66 @@ def test_hours(bench: Bench) -> None:
     )
     assert (model, units) == ("PixArt-Sigma", "28")
     assert 0 < float(hours) < float(images.replace(",", ""))
+
+
+def test_cluster(bench: Bench) -> None:
+    small = ("--models", "PixArt-Sigma", "--effort", 0.00001, "--stages", 2, "--workers", 1, 3)
+    one, three = rows(bench("cluster", *small, "--population", 4, model=False))
+    assert [one[:3], three[:3]] == [["PixArt-Sigma", "4", "1"], ["PixArt-Sigma", "4", "3"]]
+    assert one[3] == three[3], "any number of workers has the same pieces"
+    assert float(three[4]) < float(one[4])
+    for found in (one, three):
+        assert sum(float(cell.removesuffix("%")) for cell in found[6:]) == pytest.approx(100, abs=3)
+
+
+def test_pieces_on_an_imagined_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from cluster import ASKED, Clocked, makespan
+
+    assert [makespan([2.0] * 20, workers) for workers in (1, 8, 20, 64)] == [40.0, 6.0, 2.0, 2.0]  # whole rounds
+    assert makespan([2.0] * 3, 4, each=0.5) == 3.5  # the last is given out after two others were
+    draw = Random(0)
+    for workers in (1, 2, 5):
+        seconds = [draw.uniform(1, 3) for _ in range(17)]  # none so long that two do it
+        free = [0.0] * workers
+        for one in seconds:  # the next to whoever is free first
+            free[free.index(min(free))] += one
+        assert makespan(seconds, workers) == pytest.approx(max(free))
+
+    def slow(_: object, piece: float) -> tuple[None, float]:
+        return None, 20 * piece
+
+    def fast(_: object, piece: float) -> tuple[None, float]:
+        return None, piece
+
+    crew = Clocked([fast, slow])  # the last is asked first
+    assert sorted(piece for piece, _ in crew.answers(ASKED, [2.0, 2.0, 2.0])) == [2.0] * 3
+    assert (crew.now, crew.repeated) == (9.0, 0)  # late after three times as long as most: looked for at 4, 5, 6, 7
+    list(crew.answers(ASKED, [2.0]))
+    assert crew.now == 11.0, "who is still at the other copy is asked nothing"
+
+
+def test_population(bench: Bench, tmp_path: Path) -> None:
+    results = tmp_path / "population.jsonl"
+    small = ("--steps", 4, "--stages", 2, "--seeds", 0, "--noises", 2, "--search-noises", 2, "--results", results)
+    options = (*small, "--populations", 2, 4, "--workers", 2, "--units", 4)
+    start, few, many = rows(bench("population", *options))
+    assert [one[2:5] for one in (start, few, many)] == [["the start alone", "0", "1"], ["2", "2", "4"], ["4", "2", "8"]]
+    before = results.read_bytes()
+    assert rows(bench("population", *options)) == [start, few, many]
+    assert results.read_bytes() == before, "what is there is not run again"
+
+
+def test_scaling(bench: Bench, tmp_path: Path, model_folder: Path) -> None:
+    results = tmp_path / "scaling.jsonl"
+    small = ("--steps", 4, "--workers", 1, "--noises", 2, "--pieces", 2, "--rounds", 1, "--shared", model_folder)
+    options = (*small, "--parts", "throughput", "bytes", "--results", results)  # the others start Ray again
+    output = bench("scaling", *options)
+    one, sizes = rows(output)
+    assert [one[0], *one[3:5]] == ["1", "1.00 (1.00 to 1.00)", "1.00"]
+    origin, in_memory = (float(cell.removesuffix(" MB")) for cell in sizes[1:3])
+    assert origin < in_memory, "a pipeline that is opened by its origin does not travel"
+    assert bench("scaling", *options) == output, "what is there is not measured again"
 
 
 def test_corrections(bench: Bench) -> None:

@@ -76,8 +76,8 @@ class Forecast:
 
     def to_json(self) -> dict[str, object]:
         """JSON values."""
-        sizes = {"memory": self.memory, "disk": self.disk, "result": self.result, "passes": self.passes}
-        return {"seconds": self.seconds, "phases": self.phases, **sizes}
+        figures = {"memory": self.memory, "disk": self.disk, "result": self.result, "passes": self.passes}
+        return {"seconds": self.seconds, "phases": self.phases, **figures}
 
 
 def check_room(surveyed: Survey, found: Forecast) -> None:
@@ -150,7 +150,7 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
     phases["sensitivity"] = speed.seconds(work.sensitivity, dense)
     phases["search"] = speed.seconds(work.search, dense)
     phases["final"] = speed.seconds(work.final, dense)
-    statistics, levels, largest = _sizes(surveyed)
+    statistics, levels, largest = sizes(surveyed)
     spilled = work.passes > 1
     held = 0 if spilled else statistics
     weights = weights_of(room)
@@ -205,7 +205,7 @@ def _counts(surveyed: Survey) -> Iterator[tuple[Layer, list[int]]]:
         yield layer, [count for count in found if count < layer.groups]
 
 
-def _sizes(surveyed: Survey) -> tuple[int, int, int]:
+def sizes(surveyed: Survey) -> tuple[int, int, int]:
     """Bytes of all statistics, of all re-solved weights, and of what the largest layer takes while it is solved."""
     if surveyed.settings.levers is Levers.STEPS:
         return 0, 0, 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
+from ..execution import Crew
 from ..pipelines.probes import Probe
 from ..pipelines.sampling import denoiser_of
 from ..pruning.library import Library
@@ -95,12 +96,20 @@ class _Titles(Reporter):
         self._before = copy(self._tally)
 
 
-def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False) -> Work:
+def simulate(
+    surveyed: Survey,
+    memory: int | None = None,
+    *,
+    table: bool = False,
+    crew: Callable[[Callable[[Tally], Study]], Crew] | None = None,
+) -> Work:
     """Count what a search would run, by going through it with made-up scores.
 
     Args:
         memory: bytes that statistics may take while they are gathered; None: as many as there are.
         table: whether the sensitivities are known.
+        crew: makes who answers the pieces, of what opens the study as one of them would, to be counted by a tally of
+            its own; what is told here is then what is left to the process that asks. None: this process.
     """
     tally, settings = Tally(), surveyed.settings
     quiet = _Titles(tally)
@@ -118,7 +127,8 @@ def simulate(surveyed: Survey, memory: int | None = None, *, table: bool = False
         weight_bytes=weights_of(room),
     )
     counts, front = [Tally()], [share for share in settings.front if ready.costs.attainable(share)]
-    evaluator = Evaluator(ready, Journal(None, {}, resume=False))
+    asked = None if crew is None else crew(lambda own: replace(ready, tally=own))
+    evaluator = Evaluator(ready, Journal(None, {}, resume=False), asked)
     errors = sensitivity(ready, evaluator, quiet)
     counts.append(copy(ready.tally))
     found = evolve(ready, (ready.limit, *front), evaluator, errors, quiet)
