@@ -7,7 +7,8 @@ Configurations without weights and made-up scores, as in ``hours.py``. Every wor
 reference for itself and keeps what it has run, so that it runs anew what only others know; pieces are given out by
 ``execution.pieces``, as to real workers, those that take too long twice. A piece takes its counted MACs times public
 seconds an image on one H100; start, opening, network and giving out take what the options say. Linear algebra,
-encoders and decoders are not counted.
+encoders and decoders are not counted. Nor is what gathering costs beside the runs that it watches, the one thing that
+workers take off calibration; so it counts as the driver's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from diff_es.compression.simulation import simulate
 from diff_es.compression.study import Study
 from diff_es.compression.survey import Survey, surveyed
 from diff_es.execution import Work
+from diff_es.execution.contract import Shared
 from diff_es.execution.pieces import Pieces
 from diff_es.pipelines.sampling import denoiser_of
 from diff_es.pruning.budget import Budget
@@ -55,6 +57,11 @@ class Clocked:
         self.pieces = self.repeated = 0  # done, and given out to two
         self._idle, self._each, self._order = [*workers], each, count()
         self._running = list[tuple[float, int, Worker, Pieces, int, Any]]()  # a heap, by the time of the end
+
+    @property
+    def size(self) -> int:
+        """Pieces that are done at a time."""
+        return len(self._idle) + len(self._running)
 
     def answers(self, work: Work[Any, Any], pieces: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """As ``execution.Crew`` says."""
@@ -86,7 +93,11 @@ def makespan(seconds: Sequence[float], workers: int, each: float = 0.0) -> float
     return crew.now
 
 
-ASKED: Work[Any, Any] = Work(here=float, shared=float, there=lambda _: float)
+def _nothing() -> Shared:
+    raise NotImplementedError
+
+
+ASKED: Work[Any, Any] = Work(here=float, shared=_nothing, there=lambda _: float)
 """Of pieces that nobody looks at."""
 
 
@@ -103,7 +114,6 @@ class Options:
     network: Annotated[float, "GB a second into a machine"] = 1.25
     together: Annotated[int, "workers of a machine"] = 8
     each: Annotated[float, "milliseconds in which the driver gives out a piece"] = 5.0
-    calibrate: Annotated[bool, "workers calibrate too, each a batch at a time"] = False
 
 
 @dataclass(frozen=True)
@@ -159,11 +169,6 @@ def searched(known: Survey, asked: Options, workers: int, own: float, alone: flo
 
     work = simulate(known, round(asked.memory * 1e9), crew=crew)
     (found,), driver = crews, work.macs * own
-    if asked.calibrate:
-        calibration = work.calibration.macs * own
-        batches = work.passes * ceil(known.calibration_samples / known.settings.sampling.batch)
-        found.now += makespan([calibration / batches] * batches, workers, asked.each / 1e3)
-        found.busy, driver = found.busy + calibration, driver - calibration
     start = asked.start + _shared(known, asked, workers)
     return Spent(found.now + driver + start, start, driver, found.busy, alone, found.pieces)
 
@@ -190,10 +195,10 @@ def _weights(known: Survey) -> int:
 
 
 def _shared(known: Survey, asked: Options, workers: int) -> float:
-    """Seconds in which statistics and weights of levels reach all machines, each of which passes them on."""
-    statistics, levels, _ = sizes(known)
+    """Seconds in which the weights of levels reach all machines, each of which passes them on."""
+    _, levels, _ = sizes(known)
     machines = ceil(workers / asked.together)
-    return ceil(log2(machines + 1)) * (statistics + levels) / (asked.network * 1e9)
+    return ceil(log2(machines + 1)) * levels / (asked.network * 1e9)
 
 
 def shares(spent: Spent, workers: int) -> tuple[float, ...]:

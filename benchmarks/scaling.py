@@ -35,8 +35,9 @@ from diff_es.compression.evaluator import Job, Scorer
 from diff_es.compression.forecast import sizes
 from diff_es.compression.study import Study, study
 from diff_es.compression.survey import survey
-from diff_es.execution import Crew, InProcess, OnRay, Work, shipped
+from diff_es.execution import Crew, InProcess, OnRay, Work
 from diff_es.execution.ray_crew import RayCrew
+from diff_es.execution.shipping import shipped
 from diff_es.pipelines.bundled import MODELS
 from diff_es.pipelines.loading import load
 from diff_es.pruning.budget import Budget
@@ -90,7 +91,7 @@ class Timing:
 
     def __call__(self, job: Job) -> Timed:
         wall, processor = time.monotonic(), time.process_time()
-        score = self._scorer(job)
+        (score,) = self._scorer(job)
         return Timed(score, time.monotonic() - wall, time.process_time() - processor)
 
 

@@ -24,6 +24,7 @@ _HERE = ("127.", "localhost:")
 OWN = {
     _LOOPBACK: "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # as this process has it
 }
 """The environment of a cluster of this machine's own, and of who works on it."""
 _QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
