@@ -99,7 +99,7 @@ class RayCrew:
         )
         if told.workers > 1 and idle > _IDLE and told.seconds > _WHILE:
             self._reporter.warn(
-                "Workers waited more than they worked: take fewer of them, or a larger population (`--population`)."
+                "Workers waited more than they worked: take fewer of them, and let others do another search meanwhile."
             )
 
     def answers(self, work: Work[J, A], pieces: Sequence[J]) -> Iterator[tuple[J, A]]:
