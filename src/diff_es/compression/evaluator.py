@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from ..execution import Crew, Work, alone
+from ..execution import Alone, Crew, Work
 from ..execution.shipping import shipped
 from ..pipelines.quiet import hushed
 from ..scoring.fitness import Fitness
@@ -83,7 +83,7 @@ class Evaluator:
     """
 
     def __init__(self, ready: Study, journal: Journal, crew: Crew | None = None) -> None:
-        self.journal, self.scorer, self._crew = journal, Scorer(ready), crew
+        self.journal, self.scorer, self._crew = journal, Scorer(ready), crew or Alone()
         self._work: Work[Any, list[float]] = Work(
             here=self.scorer, shared=lambda: shipped(ready.for_scoring(), ready.pipe), there=Scorer
         )
@@ -134,4 +134,4 @@ class Evaluator:
     def _answers(self, pieces: Sequence[P]) -> Iterator[tuple[P, list[float]]]:
         """Each of them with its scores, in the order in which they come."""
         with hushed():  # once, because it takes its time
-            yield from alone(self._work, pieces) if self._crew is None else self._crew.answers(self._work, pieces)
+            yield from self._crew.answers(self._work, pieces)

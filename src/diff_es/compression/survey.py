@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from ..layers import Anatomy, Declared, anatomy_of, declared, fingerprint
+from ..layers import Anatomy, anatomy_of, fingerprint
 from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline
 from ..pipelines.loading import origin_of
@@ -63,7 +63,6 @@ class Survey:
     prices: Prices | None  # measured, for a budget of time
     units: tuple[Unit, ...]
     path: Trajectory | None  # the user's own, where the steps of a stage are a choice
-    declared: Declared | None  # what was declared of the denoiser, if anything
     budget: Budget  # that was asked for
 
     def __getstate__(self) -> dict[str, object]:
@@ -182,10 +181,7 @@ def surveyed(
     if budget.memory is not None:
         costs = within_memory(costs, counter, units, budget.memory.bytes)
     costs.space(limit)  # an impossible budget is refused before anything runs
-    known = declared(denoiser)
-    return Survey(
-        pipe, settings, traced, stages, anatomy, counter, macs, costs, limit, prices, units, path, known, budget
-    )
+    return Survey(pipe, settings, traced, stages, anatomy, counter, macs, costs, limit, prices, units, path, budget)
 
 
 def _check_sets(settings: Settings) -> None:

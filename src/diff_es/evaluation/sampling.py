@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..compression.study import Study
-from ..execution import Crew, Work, alone
+from ..execution import Alone, Crew, Work
 from ..execution.shipping import shipped
 from ..pipelines.encodings import Encodings, encoded_once
 from ..pipelines.probes import Probe, make_probes
@@ -95,7 +95,7 @@ def sampled_all(
         batches += [Batch(way, range(first, min(first + size, count))) for first in range(0, count, size)]
     with closing(Sampler(ways)) as own, reporter.task("sample contenders", len(batches)) as task:
         work = Work(own, lambda: shipped(ways, study.pipe), Sampler)
-        for batch, answer in alone(work, batches) if crew is None else crew.answers(work, batches):
+        for batch, answer in (crew or Alone()).answers(work, batches):
             found[batch] = answer
             task.advance(asked[batch.way][0].name)
     return [_joined([found.pop(batch) for batch in batches if batch.way == way]) for way in range(len(asked))]

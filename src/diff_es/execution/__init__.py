@@ -4,7 +4,7 @@ It knows pipelines, so that a worker can open one (``shipping``, which is import
 and nothing of what is asked of it.
 """
 
-from .contract import Crew, Executor, InProcess, Work, alone
+from .contract import Alone, Crew, Executor, InProcess, Work
 from .on_ray import OnRay
 
-__all__ = ["Crew", "Executor", "InProcess", "OnRay", "Work", "alone"]
+__all__ = ["Alone", "Crew", "Executor", "InProcess", "OnRay", "Work"]

@@ -64,16 +64,14 @@ class Executor(Protocol):
         """Who works, for a ``with`` block; its end, however it comes, leaves nobody working."""
 
 
-def alone(work: Work[J, A], pieces: Sequence[J]) -> Iterator[tuple[J, A]]:
-    """The answers of this process, one after the other."""
-    return ((piece, work.here(piece)) for piece in pieces)
+class Alone:
+    """This process."""
 
-
-class _Alone:
     size = 1
 
     def answers(self, work: Work[J, A], pieces: Sequence[J]) -> Iterator[tuple[J, A]]:
-        return alone(work, pieces)
+        """As :class:`Crew` says."""
+        return ((piece, work.here(piece)) for piece in pieces)
 
 
 @dataclass(frozen=True)
@@ -83,4 +81,4 @@ class InProcess:
     @contextmanager
     def crew(self, reporter: Reporter) -> Iterator[Crew]:
         """As :class:`Executor` says."""
-        yield _Alone()
+        yield Alone()

@@ -50,10 +50,14 @@ class Figures:
         """The share of their time in which workers worked."""
         return min(1.0, self.busy / max(1e-9, self.workers * self.seconds))
 
+    @property
+    def rate(self) -> float:
+        """Pieces a second."""
+        return self.pieces / max(1e-9, self.seconds)
+
     def to_json(self) -> dict[str, JsonValue]:
         """JSON values."""
-        rate = self.pieces / max(1e-9, self.seconds)
-        return {**vars(self), "pieces_a_second": rate, "utilisation": self.utilisation}
+        return {**vars(self), "pieces_a_second": self.rate, "utilisation": self.utilisation}
 
 
 class RayCrew:
@@ -91,11 +95,11 @@ class RayCrew:
         if not told.pieces:
             return
         self._reporter.figures["workers"] = told.to_json()
-        rate, idle = told.pieces / max(1e-9, told.seconds), 1 - told.utilisation
+        idle = 1 - told.utilisation
         again = f", {told.deaths} of which died and were replaced" if told.deaths else ""
         self._reporter.say(
-            f"{told.pieces} pieces by {told.workers} workers{again}, {rate:.2g} a second; they waited {idle:.0%} of "
-            "their time."
+            f"{told.pieces} pieces by {told.workers} workers{again}, {told.rate:.2g} a second; they waited {idle:.0%} "
+            "of their time."
         )
         if told.workers > 1 and idle > _IDLE and told.seconds > _WHILE:
             self._reporter.warn(
