@@ -77,7 +77,6 @@ def test_a_loop_that_nobody_can_have_a_copy_of_is_refused(hired: Callable[[int],
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Workers waited")
 def test_ten_workers_and_two_nodes_may_die_in_one_search(cluster: Any, tmp_path: Path) -> None:
     wanted = joint(population=12, generations=8, timestep_generations=8)
     alone = compress(tiny(), 0.6, wanted, run=Run(journal=tmp_path / "alone"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from diff_es import (
     load,
 )
 from diff_es.compression.study import prepare
+from diff_es.execution.shipping import shipped
 from diff_es.layers import Anatomy, Kind, Plan, Residual, Weights, anatomy_of, declared, discover, often_seen
 from diff_es.layers.fingerprint import fingerprint
 from diff_es.pruning.calibration import Gatherer
@@ -196,10 +196,8 @@ def test_a_declared_denoiser_in_a_pipeline_is_compressed_saved_and_run(levers: L
 
 
 def test_a_copy_of_a_study_in_a_worker_goes_by_the_declaration() -> None:
-    ready, copy = prepare(own(), search(sampling=Sampling(4), stages=2, method=Method(Width(4, dense=())))), BytesIO()
-    torch.save(ready, copy)
-    copy.seek(0)
-    other = torch.load(copy, weights_only=False)
+    ready = prepare(own(), search(sampling=Sampling(4), stages=2, method=Method(Width(4, dense=()))))
+    other = shipped(ready, ready.pipe).opened("cpu")
     assert other.pipe.unet is not ready.pipe.unet
     assert declared(other.pipe.unet) == declared(ready.pipe.unet) is not None
 
