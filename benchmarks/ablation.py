@@ -24,8 +24,9 @@ from diff_es.pruning.calibration import calibrate
 from diff_es.pruning.compensation import Ridge
 from diff_es.pruning.granularity import Depth
 from diff_es.pruning.importance import Activation, Magnitude, Obs, Wanda
-from diff_es.pruning.library import Library, Method
+from diff_es.pruning.library import Library
 from diff_es.pruning.macs import MacCounter
+from diff_es.pruning.method import Method
 from diff_es.pruning.wanted import Wanted
 from diff_es.scoring.fidelity import LatentSNR
 from diff_es.scoring.fitness import Comparison, Fitness

@@ -40,7 +40,7 @@ from diff_es.layers import Bypass, Cut, Layer, Plan, as_matrix
 from diff_es.pruning.accumulator import Accumulator
 from diff_es.pruning.compensation import Ridge, regress
 from diff_es.pruning.importance import Obs
-from diff_es.pruning.library import solved
+from diff_es.pruning.solving import solved
 from diff_es.routing.realise import output_of, realise, weight_of
 from diff_es.routing.switch import Switch
 

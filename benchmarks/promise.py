@@ -41,7 +41,7 @@ from diff_es.evaluation.rivals import random_rival
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
 from diff_es.pruning.granularity import Width
-from diff_es.pruning.library import Method
+from diff_es.pruning.method import Method
 from diff_es.utils.progress import Reporter
 
 GUIDANCE = {"bundled": 2.0, "bundled-unet": 2.5}

@@ -36,6 +36,7 @@ from diff_es.compression.forecast import sizes
 from diff_es.compression.study import Study, study
 from diff_es.compression.survey import survey
 from diff_es.execution import Crew, InProcess, OnRay, Work
+from diff_es.execution.cluster import OWN
 from diff_es.execution.ray_crew import RayCrew
 from diff_es.execution.shipping import shipped
 from diff_es.pipelines.bundled import MODELS
@@ -159,9 +160,7 @@ def made(pipe: Any, asked: Options, noises: int) -> Study:
 @contextmanager
 def two_nodes(workers: int) -> Iterator[str]:
     """The address of a cluster of two nodes on this machine, which it alone can reach, with room for so many."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # before it is imported: listens on 127.0.0.1
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as this process; Ray's own 15 gives way to all others
+    os.environ.update(OWN)  # before Ray is imported
     from ray.cluster_utils import Cluster
 
     node: dict[str, Any] = {"num_cpus": -(-workers // 2), "node_ip_address": "127.0.0.1", "object_store_memory": STORE}
@@ -191,7 +190,7 @@ def start_up(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
 
 
 def scoring(ready: Study) -> Work[Job, Timed]:
-    return Work(here=Timing(ready), shared=lambda: shipped(ready, ready.pipe), there=Timing)
+    return Work(here=Timing(ready), shared=lambda: shipped(ready.for_scoring(), ready.pipe), there=Timing)
 
 
 def overhead(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
@@ -227,7 +226,7 @@ def throughput(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
         crews = list[tuple[int, Crew, Work[Job, Timed]]]()
         for workers in asked.workers:
             (own := folder / f"{workers}").mkdir()
-            places = Places(ready, own)
+            places = Places(ready.for_scoring(), own)
             work = Work(here=Timing(ready), shared=partial(shipped, places, pipe), there=pinned)
             crew = stack.enter_context(OnRay(workers=workers, address=address()).crew(QUIET))
             while len(list(own.iterdir())) < workers:
@@ -251,7 +250,7 @@ def weights(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
         here = made(type(pipe)(**pipe.components), own, 2)
         (job,), (gathered, levels) = Candidates(ready)(1), sizes(ready)[:2]
         travels = (len(cloudpickle.dumps(one)) for one in (job, 0.5))  # type: ignore[no-untyped-call]
-        whole, in_memory = shipped(ready, ready.pipe).bytes, shipped(here, here.pipe).bytes
+        whole, in_memory = (shipped(one.for_scoring(), one.pipe).bytes for one in (ready, here))
         each = {**dict(zip(("piece", "answer"), travels, strict=True)), "statistics": gathered, "levels": levels}
         yield {"model": name, "origin": whole, "memory": in_memory, **each}
 

@@ -31,7 +31,7 @@ from diff_es.compression.study import Study, prepare
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
 from diff_es.pruning.granularity import Granularity
-from diff_es.pruning.library import Method
+from diff_es.pruning.method import Method
 from diff_es.scoring.fitness import Fitness
 from diff_es.scoring.journal import Journal
 from diff_es.search import (

@@ -186,7 +186,7 @@ def test_ten_drivers_may_be_killed_in_one_search(place: Place, server: Warm) -> 
         more = ("--executor", "ray", "--workers", 1, "--address", cluster.address)
         for _ in range(10):
             before, command = place.scores("killed"), server.start(*place.arguments("killed", *more))
-            if rng.random() < 0.5:
+            if rng.random() < 0.3:
                 at_work(place, before, "killed", command.pid)
             else:
                 work(command.pid, rng.uniform(0, 2))

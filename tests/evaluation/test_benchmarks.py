@@ -316,7 +316,8 @@ def test_foretold(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("model", "ranking"), [("dit", "obs"), ("sdxl", "wanda"), ("flux", "wanda")])
 def test_real_size(bench: Bench, tmp_path: Path, model: str, ranking: str) -> None:
-    small = ("--model", model, "--ranking", ranking, "--shrink", 8, "--stages", 2, "--steps", 2)
+    small = ("--model", model, "--ranking", ranking, "--shrink", 8, "--stages", 1, "--steps", 1)
+    small = (*small, "--latents", 8, "--levels", 2)
     found = rows(
         bench("real_size", *small, "--memory", 0.1, "--macs", 0.8, "--results", tmp_path / "rows.jsonl", model=False)
     )

@@ -13,17 +13,17 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 AGAIN = "another process gives the same, to the bit"
 
 
-def told(name: str) -> list[str]:
-    """What an example prints, after 10 steps of training and with one generation of the search on 4 noises."""
-    command, one_thread = [sys.executable, str(EXAMPLES / name), "10", "1", "4"], {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=one_thread)
+def told(name: str, noises: int) -> list[str]:
+    """What an example prints, after 10 steps of training and with one generation of the search on few noises."""
+    command, one_thread = [str(EXAMPLES / name), "10", "1", str(noises)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=280, env=one_thread)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
 @pytest.mark.slow
 def test_a_transformer_with_a_loop_that_takes_times() -> None:
-    lines = told("foreign_denoiser.py")
+    lines = told("foreign_denoiser.py", 4)
     assert lines[-1] == AGAIN
     rows = [line.split() for line in lines[-8:-1]]
     names = ["dense", "fewer-steps", "trailing", "uniform", "mosaicdiff", "random", "diff-es"]
@@ -33,7 +33,7 @@ def test_a_transformer_with_a_loop_that_takes_times() -> None:
 
 @pytest.mark.slow
 def test_a_unet_with_a_loop_that_adds_noise() -> None:
-    lines = told("own_unet.py")
+    lines = told("own_unet.py", 2)
     assert lines[-1] == AGAIN
     assert any(line.startswith("levels ((") and "dB to the dense model" in line for line in lines)
     assert sum(line.startswith("diff-es, ") for line in lines) >= 3

@@ -21,6 +21,7 @@ from diff_es import Compressed, Levers, Method, Run, Settings, Width, compress
 from diff_es.execution import OnRay
 from diff_es.pipelines.families import Sampling
 from diff_es.pipelines.loading import load
+from diff_es.pruning.granularity import Granularity
 from diff_es.utils.errors import DiffESError
 
 NODE = {"num_cpus": 4, "node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
@@ -50,7 +51,8 @@ def test_any_number_of_workers_finds_what_one_process_does(
 def test_workers_open_the_bundled_models_by_themselves(model: str, hired: Callable[[int], Standing]) -> None:
     settings = Settings(sampling=Sampling(4, 2.0, batch=2), stages=2, levers=Levers.BOTH, reference_multiple=2)
     settings = replace(settings, **LITTLE, first_rung=0, timestep_generations=1, front=())
-    settings = replace(settings, method=Method(Width(dense=())))  # no timing: its findings may differ from run to run
+    method = Method(Width(3, dense=()), granularity=Granularity.WHOLE)  # no timing: its findings may differ
+    settings = replace(settings, method=method)
     alone, together = (
         compress(load(model, device="cpu"), 0.6, settings, run=run) for run in (Run(), Run(executor=hired(2)))
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from tests.helpers.on_ray import Standing
 from tests.helpers.own import own
-from tests.helpers.tiny import CALL, assert_same_statistics, joint, stages_of, tiny
+from tests.helpers.tiny import CALL, assert_same_plans, assert_same_statistics, joint, stages_of, tiny
 
-from diff_es import Compressed, Reporter, compress
+from diff_es import Compressed, Method, Reporter, Wanda, compress
 from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.final import Finalist, Found, select
 from diff_es.compression.starts import by_rule
@@ -29,7 +31,10 @@ from diff_es.layers import declared, discover
 from diff_es.pipelines.families import Pipeline
 from diff_es.pipelines.loading import load
 from diff_es.pipelines.probes import make_probes
+from diff_es.pipelines.sampling import denoiser_of
 from diff_es.pruning.calibration import calibrate
+from diff_es.pruning.library import Library
+from diff_es.pruning.solving import by_workers
 from diff_es.pruning.statistics import Spilled
 from diff_es.pruning.wanted import Wanted, parts_within
 from diff_es.scoring.journal import Journal
@@ -89,6 +94,25 @@ def test_statistics_are_gathered_in_parts_to_the_bit_of_one_run(pair: Standing, 
         assert pair.done - before == pieces
         assert all(isinstance(stage, Spilled) == (memory is not None) for stage in found.stages)
         assert_same_statistics(whole, found)
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("method", [Method(), Method(shared_order=True), Method(ranking=Wanda(), compensation=None)])
+def test_levels_are_solved_by_workers_to_the_bit(
+    method: Method, memory: int | None, pair: Standing, pipe: Pipeline
+) -> None:
+    """Whose weights stay in memory, and whose wait on disk."""
+    anatomy = discover(pipe.transformer)
+    wanted = Wanted(anatomy.layers, squares=method.squares)
+    statistics = calibrate(pipe, make_probes(pipe, 2, 0, "calibration"), CALL, stages_of(pipe, 3), wanted, QUIET)
+    given, before = (denoiser_of(pipe), anatomy, statistics, method, QUIET, None, memory), pair.done
+    alone, together = Library(*given), Library(*given, partial(by_workers, pipe, pair.workers))
+    assert pair.done - before == len(anatomy.layers) * (1 if method.shared_order else 3)
+    units = range(len(alone.units))
+    for stage, unit in itertools.product(range(3), units):
+        for level in range(1, len(alone.units[unit].options)):
+            assert together.left(stage, unit, level) == alone.left(stage, unit, level)
+            assert_same_plans(*([library.part(stage, unit, level)] for library in (together, alone)))
 
 
 def test_finalists_are_judged_by_workers_to_the_same_choice(pair: Standing, pipe: Pipeline) -> None:

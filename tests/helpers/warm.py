@@ -107,10 +107,8 @@ class Warm:
 def warm(folder: Path, temporary: Path) -> Iterator[Warm]:
     """``folder`` is for what the commands print, ``temporary`` their folder for temporary files."""
     pipe = subprocess.PIPE
-    environment, root = (
-        {**os.environ, **OWN, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
-        Path(__file__).parents[2],
-    )
+    own = {name: value for name, value in os.environ.items() if name not in OWN}  # which the command sees to by itself
+    environment, root = {**own, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}, Path(__file__).parents[2]
     python = [sys.executable, "-c", _SERVE]
     server = subprocess.Popen(python, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=root)
     with server:

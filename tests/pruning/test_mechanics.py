@@ -20,7 +20,8 @@ from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.compaction import Compaction
 from diff_es.pruning.granularity import Granularity, units_of
 from diff_es.pruning.importance import Obs
-from diff_es.pruning.library import Library, fused
+from diff_es.pruning.library import Library
+from diff_es.pruning.solving import fused
 from diff_es.pruning.statistics import Statistics
 from diff_es.pruning.wanted import Wanted
 from diff_es.routing.placements import Placement

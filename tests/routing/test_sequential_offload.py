@@ -17,7 +17,7 @@ from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, discover, named_pa
 from diff_es.pipelines.probes import Probe, make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.pipelines.tracing import trace
-from diff_es.pruning.library import Method
+from diff_es.pruning.method import Method
 from diff_es.routing.placements import Placed, Stitched
 from diff_es.routing.realise import output_of
 from diff_es.routing.routing import routed

@@ -14,7 +14,7 @@ from ..pruning.budget import Budget
 from ..pruning.compensation import Ridge
 from ..pruning.granularity import Depth, Granularity, Ladder, Width
 from ..pruning.importance import Obs, Ranking
-from ..pruning.library import Method
+from ..pruning.method import Method
 from ..routing.placements import Compact, Saved, Streamed
 from ..utils.errors import DiffESError
 from .options import (

@@ -17,7 +17,7 @@ from ..pipelines.loading import origin_of
 from ..pipelines.sampling import AnyPipeline, denoiser_of
 from ..pruning.budget import Budget, MacsRatio, MeasuredPrices, Speedup, WeightMemory
 from ..pruning.compaction import Compaction
-from ..pruning.library import Method
+from ..pruning.method import Method
 from ..routing.placements import Compact, Placement, Saved
 from ..scoring.journal import Journal
 from ..scoring.timing import Runner, measure

@@ -19,7 +19,7 @@ from ..pipelines.denoiser import device_of
 from ..pipelines.families import Pipeline
 from ..pipelines.sampling import denoiser_of
 from ..pruning.granularity import Thin, Width, counts_by_layer
-from ..pruning.library import title_of
+from ..pruning.method import title_of
 from ..pruning.moments import Moments
 from ..routing.realise import output_of, weight_of
 from ..scoring.speed import Speed, measured_speed

@@ -13,7 +13,7 @@ from ..pipelines.families import Sampling
 from ..pruning.compensation import Ridge
 from ..pruning.granularity import Depth, Granularity, Width
 from ..pruning.importance import Activation, Magnitude, Obs, Wanda
-from ..pruning.library import Method
+from ..pruning.method import Method
 from ..routing.placements import Compact, Resident, Streamed
 from ..scoring.distribution import Blend, Distribution
 from ..scoring.fidelity import BandSNR, ImagePSNR, ImageSSIM, LatentSNR, Measure

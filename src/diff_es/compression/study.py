@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -19,6 +19,7 @@ from ..pruning.budget import Budget, MeasuredPrices
 from ..pruning.calibration import calibrate
 from ..pruning.granularity import Width
 from ..pruning.library import Library
+from ..pruning.solving import by_itself, by_workers
 from ..pruning.statistics import Statistics
 from ..pruning.wanted import Wanted
 from ..scoring.fitness import Comparison, Fitness, timesteps_of
@@ -148,7 +149,7 @@ def study(surveyed: Survey, reporter: Reporter, memory: int | None = None, crew:
     """Calibrate on the model's own trajectories and rank; neither where nothing is pruned.
 
     Args:
-        crew: who calibrates; None: this process.
+        crew: who calibrates and ranks; None: this process.
         memory: bytes that statistics may take while they are gathered. After that a quarter of it is for steps that
             need not be run again, and the rest for weights of levels, half of it as the library keeps them and half
             laid out to run; what is more waits on disk. None: half of what is free.
@@ -164,7 +165,9 @@ def study(surveyed: Survey, reporter: Reporter, memory: int | None = None, crew:
     probes = make_probes(pipe, surveyed.calibration_samples, settings.seed, "calibration", settings.prompts)
     own = (settings.sampling, surveyed.stages, wanted_of(surveyed))
     statistics = calibrate(pipe, probes, *own, reporter, room, crew)
-    library = Library(denoiser_of(pipe), anatomy, statistics, method, reporter, surveyed.units, weights_of(room))
+    solve = by_itself if crew is None or crew.size == 1 else partial(by_workers, pipe, crew)
+    given = (statistics, method, reporter, surveyed.units, weights_of(room))
+    library = Library(denoiser_of(pipe), anatomy, *given, solve)
     return Study(**vars(surveyed), statistics=statistics, library=library, known_bytes=room // 4)
 
 

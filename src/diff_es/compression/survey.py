@@ -21,8 +21,8 @@ from ..pruning.budget import Budget, MacsRatio, MeasuredPrices, Prices, Speedup,
 from ..pruning.costs import Costs
 from ..pruning.granularity import Depth, Granularity, Unit, Width, never_thinned, undivided, units_of, usual_granularity
 from ..pruning.latency import fitted
-from ..pruning.library import Method
 from ..pruning.macs import MacCounter
+from ..pruning.method import Method
 from ..routing.placements import Streamed, parameter_bytes
 from ..routing.routing import routing_of
 from ..scoring.distribution import OfSets, feature_network

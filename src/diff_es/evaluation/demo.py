@@ -20,7 +20,7 @@ from ..pipelines.families import Pipeline, Sampling
 from ..pipelines.loading import load
 from ..pruning.budget import Budget, MacsRatio
 from ..pruning.granularity import Granularity
-from ..pruning.library import Method
+from ..pruning.method import Method
 from ..utils.locks import held_folder
 from ..utils.progress import Reporter
 from .assemble import Provenance, publish, side_by_side, tell

@@ -6,7 +6,8 @@ from .compensation import Ridge
 from .declare import declare
 from .granularity import Depth, Granularity, Width
 from .importance import Activation, Magnitude, Obs, Wanda
-from .library import Library, Method
+from .library import Library
+from .method import Method
 from .statistics import Statistics
 
 __all__ = [

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..layers import Cut, Factor, Layer, Plan, as_matrix
 from ..routing.realise import output_of, weight_of
-from .library import Library, solved
+from .library import Library
 from .lowrank import factorise
 from .moments import Moments, damped
+from .solving import solved
 
 
 class Compaction:

@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
-from typing import Annotated
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan, Projection, as_matrix, from_matrix
+from ..layers import DENSE, Anatomy, Block, Bypass, Cut, Layer, Plan
 from ..pipelines.families import Denoiser
 from ..routing.bypass import shortcut_of
-from ..routing.realise import output_of, weight_of
-from ..utils.arguments import checked, named
 from ..utils.malloc import give_back
 from ..utils.progress import Reporter
-from .compensation import Ridge, Solved, regress
+from .compensation import Ridge, regress
 from .cut_store import CutStore
-from .granularity import (
-    Depth,
-    Granularity,
-    Ladder,
-    Thin,
-    Unit,
-    Width,
-    counts_by_layer,
-    units_of,
-    usual_granularity,
-)
-from .importance import Obs, Ranking, column_powers, grouped
+from .granularity import Thin, Unit, Width, counts_by_layer, units_of, usual_granularity
+from .method import Method, title_of
 from .moments import Moments
+from .solving import Solve, Solver, Some, Thinning, by_itself
 from .statistics import Statistics
-
-
-@checked()
-@dataclass(frozen=True)
-class Method:
-    """How levels are made from statistics."""
-
-    ladder: Ladder = field(default_factory=Width)
-    ranking: Ranking = field(default_factory=Obs)
-    compensation: Ridge | None = field(default_factory=Ridge)  # None slices the dense weights
-    stagewise: bool = True  # False shares one set of statistics between all stages
-    shared_order: bool = False  # True lets all stages give up their groups in one order, and only the weights differ
-    granularity: Annotated[Granularity, named(Granularity)] | None = (
-        None  # what carries its own level; None: units.usual_granularity
-    )
-
-    @property
-    def depth(self) -> Depth | None:
-        """How blocks are skipped, if they are."""
-        return self.ladder if isinstance(self.ladder, Depth) else self.ladder.depth
-
-    @property
-    def squares(self) -> bool:
-        """Whether of the inputs of layers only the power of each matters: nothing is inverted or solved."""
-        return self.compensation is None and not isinstance(self.ranking, Obs)
-
-
-def title_of(method: Method) -> str:
-    """What making its levels is called."""
-    return "rank and compensate" if method.compensation else "rank"
 
 
 class _Held(WeakValueDictionary[tuple[int, tuple[int, ...]], Plan]):
@@ -87,6 +44,7 @@ class Library:
         reporter: shows the progress of ranking.
         units: what carries levels; None: what the method says. Where none of them has a level but 0, nothing is ranked.
         memory: bytes of re-solved weights to keep in memory; the others wait on disk. None: all of them.
+        solve: who ranks and solves; they may come to their ends in any order.
     """
 
     def __init__(
@@ -98,19 +56,20 @@ class Library:
         reporter: Reporter,
         units: tuple[Unit, ...] | None = None,
         memory: int | None = None,
+        solve: Solve = by_itself,
     ) -> None:
         self.method, self.anatomy, self.denoiser = method, anatomy, denoiser
         granularity = method.granularity or usual_granularity(method.ladder)
         self.units = units_of(anatomy, method.ladder, granularity) if units is None else units
         self._statistics = statistics.stages if method.stagewise else (statistics.shared(),)
         self.shared = statistics.shared() if method.shared_order else None
-        self._orders = dict[tuple[int, str], Tensor]()
+        self._solver, self._orders = Solver(denoiser, anatomy, method), dict[tuple[int, str], Tensor]()
         self._cuts, self.memory = CutStore(memory), memory
         self._left = dict[tuple[int, str, int], float]()  # of each cut
         self._plans, self._kept = _Held(), _Held()  # by levels, and by groups that stay
         self._fits = dict[tuple[int, str], tuple[Bypass | None, float]]()
         if isinstance(method.ladder, Width) and any(len(unit.options) > 1 for unit in self.units):
-            self._thin(reporter)
+            self._thin(reporter, solve)
 
     def plan(self, stage: int, levels: Sequence[int]) -> Plan:
         """The pruning of a stage, for one level of each unit; where all are 0 it is dense: nothing at all."""
@@ -175,58 +134,38 @@ class Library:
         cuts = dict[str, Cut]()
         for layer, count in zip(layers, kept, strict=True):
             if count < layer.groups:
-                if (source, layer.name, count) not in self._cuts:
-                    self._solve(source, layer, (count,))
-                cuts[layer.name] = self._cuts[source, layer.name, count]
+                key = (source, layer.name, count)
+                if key not in self._cuts:
+                    order, moments = self._orders[source, layer.name], self._statistics[source][layer.name]
+                    (self._cuts[key], self._left[key]), *_ = self._solver.cuts(layer, moments, order, (count,))
+                cuts[layer.name] = self._cuts[key]
         return cuts
 
-    def _thin(self, reporter: Reporter) -> None:
-        counts = counts_by_layer(self.units)
-        with reporter.task(title_of(self.method), len(self._statistics) * len(self.anatomy.layers)) as task:
-            for source, moments in enumerate(self._statistics):
-                for layer in self.anatomy.layers:
-                    self._orders[source, layer.name] = self._order(source, layer, moments)
-                    self._solve(source, layer, sorted(counts[layer.name] - {layer.groups}))
-                    task.advance()
-                give_back()
+    def _thin(self, reporter: Reporter, solve: Solve) -> None:
+        pieces = self._pieces()
+        with reporter.task(title_of(self.method), len(pieces)) as task:
+            for number, found in enumerate(solve(self._solver, pieces), 1):
+                self._orders |= found.orders
+                for key, left in found.cuts.items():
+                    self._cuts[key], self._left[key] = left
+                task.advance()
+                if number % len(self.anatomy.layers) == 0:
+                    give_back()
 
-    def _order(self, source: int, layer: Layer, moments: Mapping[str, Moments]) -> Tensor:
-        """The groups of a layer, first to go first; layers that keep the same ones are ranked together."""
-        if self.shared is not None:
-            if source > 0:
-                return self._orders[0, layer.name]
-            moments = self.shared
-        family = self.anatomy.family(layer)
-        known = next(
-            (self._orders[source, other.name] for other in family if (source, other.name) in self._orders), None
-        )
-        if known is not None:
-            return known
-        weights = [as_matrix(weight_of(output_of(self.denoiser, one), one)) for one in family]
-        return fused(
-            [
-                self.method.ranking.order(weight, moments[one.name], one.width)
-                for weight, one in zip(weights, family, strict=True)
-            ]
-        )
-
-    def _solve(self, source: int, layer: Layer, counts: Sequence[int]) -> None:
-        """Fill in the cuts of a layer for several numbers of groups that stay."""
-        order, output = self._orders[source, layer.name], output_of(self.denoiser, layer)
-        ridge, kept = self.method.compensation, [order[len(order) - count :].sort().values.cpu() for count in counts]
-        moments = self._statistics[source][layer.name]
-        if ridge is None:
-            powers = grouped(column_powers(as_matrix(weight_of(output, layer)), moments), layer.width)
-            shares = powers / powers.sum().clamp_min(torch.finfo(powers.dtype).tiny)
-            for groups in kept:
-                key = (source, layer.name, len(groups))
-                self._cuts[key], self._left[key] = Cut(groups), float(1 - shares[groups.to(shares.device)].sum())
-            return
-        found = solved(ridge, output, layer, moments, layer.columns(order), counts)
-        for groups, one in zip(kept, found, strict=True):
-            key = (source, layer.name, len(groups))
-            self._cuts[key] = Cut(groups, one.weight.to(output.weight), one.bias.to(output.weight))
-            self._left[key] = one.left
+    def _pieces(self) -> list[Thinning]:
+        """What there is to rank and solve: of each stage, or of all where they share an order, layer by layer; those
+        that keep the same groups together."""
+        counts, whole = counts_by_layer(self.units), range(len(self._statistics))
+        left = {layer.name: sorted(counts[layer.name] - {layer.groups}) for layer in self.anatomy.layers}
+        same = (tuple(one.name for one in self.anatomy.family(layer)) for layer in self.anatomy.layers)
+        families = list(dict.fromkeys(same))
+        pieces = list[Thinning]()
+        for sources in [whole] if self.shared is not None else [range(source, source + 1) for source in whole]:
+            for names in families:
+                own = {source: Some(self._statistics[source], names) for source in sources}
+                ranked = own[sources[0]] if self.shared is None else Some(self.shared, names)
+                pieces.append(Thinning(names, ranked, own, {name: left[name] for name in names}))
+        return pieces
 
     def _dispensable(self, stage: int) -> list[str]:
         """The blocks of the denoiser, the one that the stage misses least first."""
@@ -253,37 +192,6 @@ class Library:
         if depth is not None and not depth.bypass:
             return None, error / power
         return Bypass(**dict(zip(block.shapes(), parts, strict=True))), error / power
-
-
-def fused(orders: Sequence[Tensor]) -> Tensor:
-    """One order of several over the same groups: by the mean of a group's ranks, ties by its index."""
-    if len(orders) == 1:
-        return orders[0]
-    ranks = torch.stack([order.argsort().cpu() for order in orders])
-    return ranks.sum(0).argsort(stable=True)
-
-
-def solved(
-    ridge: Ridge,
-    output: Projection,
-    layer: Layer,
-    moments: Moments,
-    order: Tensor,
-    counts: Sequence[int],
-) -> list[Solved]:
-    """The compensated weight (O, K * width, ...) and bias (O,) of a layer, for each of several numbers of groups.
-
-    Args:
-        order: int64 (size,), the layer's columns, the one that goes first first.
-    """
-    part = weight_of(output, layer)
-    taps = part[0, 0].numel()
-    bias = None if output.bias is None else output.bias.detach().repeat_interleave(taps) / taps
-    columns = [count * layer.width for count in counts]
-    found = ridge.solve(as_matrix(part), bias, moments, order, columns)
-    return [
-        one._replace(weight=from_matrix(one.weight, part), bias=one.bias.view(len(part), -1).sum(1)) for one in found
-    ]
 
 
 def _output_power(moments: Moments, inputs: int, carried: nn.Conv2d | None) -> float:
