@@ -12,9 +12,7 @@ Results are appended to a file; what it holds is not measured again.
 from __future__ import annotations
 
 import itertools
-import math
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,8 +25,8 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from cluster import makespan
-from common import Model, Results, ResultsFile, Rounds, Steps, header, options, row
+from common import Model, Results, ResultsFile, Rounds, Steps, options
+from scaling_tables import Rows, show_overhead, show_solving, show_start, show_throughput, show_weights
 
 from diff_es import Levers, Sampling, Settings
 from diff_es.compression.evaluator import Job, Scorer
@@ -41,7 +39,10 @@ from diff_es.execution.ray_crew import RayCrew
 from diff_es.execution.shipping import shipped
 from diff_es.pipelines.bundled import MODELS
 from diff_es.pipelines.loading import load
+from diff_es.pipelines.sampling import denoiser_of
 from diff_es.pruning.budget import Budget
+from diff_es.pruning.library import Library
+from diff_es.pruning.solving import Solve, by_itself, by_workers
 from diff_es.scoring.journal import Scale
 from diff_es.utils.progress import Reporter
 
@@ -55,6 +56,7 @@ class Part(StrEnum):
     START = "start"
     OVERHEAD = "overhead"
     THROUGHPUT = "throughput"
+    LEVELS = "levels"
     BYTES = "bytes"
 
 
@@ -73,7 +75,6 @@ class Options:
 
 Address: TypeAlias = Callable[[], str]
 """Of a cluster of two nodes, which is started when it is first asked for."""
-Rows: TypeAlias = Sequence[dict[str, Any]]
 
 
 class Timed(NamedTuple):
@@ -239,6 +240,23 @@ def throughput(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
                 yield {"workers": workers, "cores": cores, "round": index, "wall": wall, "busy": busy, "cpu": processor}
 
 
+def solving(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
+    """Seconds in which levels are ranked and solved by this process and by two workers, in turn."""
+    pipe = load(asked.model, dtype=torch.float32)
+    ready = made(pipe, asked, 2)
+    given = (ready.anatomy, ready.statistics, ready.settings.method, QUIET, ready.units)
+    with OnRay(workers=2, address=address()).crew(QUIET) as crew:
+        solvers: dict[str, Solve] = {"alone": by_itself, "ray": partial(by_workers, pipe, crew)}
+        Library(denoiser_of(pipe), *given, solve=solvers["ray"])  # opened, and warm
+        for index in range(asked.rounds):
+            took = dict[str, float]()
+            for name in [*solvers][:: 1 if index % 2 else -1]:
+                began = time.monotonic()
+                Library(denoiser_of(pipe), *given, solve=solvers[name])
+                took[name] = time.monotonic() - began
+            yield {"round": index, **took}
+
+
 def weights(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
     """Bytes that travel to a machine once, with a piece, and with an answer."""
     from ray import cloudpickle
@@ -255,66 +273,11 @@ def weights(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
         yield {"model": name, "origin": whole, "memory": in_memory, **each}
 
 
-def show_start(rows: Rows) -> None:
-    header("Ray's start", "a worker's process and imports", "opening of what is shared", "a piece", "the end", "load")
-    for one in rows:
-        names = ("ray", "worker", "open", "piece", "end")
-        row(*(f"{one[name]:.1f} s" for name in names), f"{one['load']:.1f}")
-
-
-def show_overhead(rows: Rows) -> None:
-    header("seconds of a piece", "pieces", "rounds", "Ray against this process, median", "least to most", "load")
-    for _, each in itertools.groupby(rows, lambda one: one["noises"]):
-        found = list(each)
-        own = statistics.mean(one["alone"] / one["pieces"] for one in found)
-        more = [one["ray"] / one["alone"] - 1 for one in found]
-        spread = f"{min(more):+.1%} to {max(more):+.1%}"
-        shown = f"{found[0]['pieces']}", f"{len(found)}", f"{statistics.median(more):+.1%}"
-        row(f"{own:.2f}", *shown, spread, f"{found[0]['load']:.1f}")
-
-
-def show_throughput(rows: Rows) -> None:
-    piece, first = latency(rows), [one for one in rows if one["workers"] == 1]
-    count, cores, single = len(first[0]["busy"]), first[0]["cores"], mean_of(first, "busy")
-
-    def foretold(workers: int, seconds: float) -> float:
-        return makespan([seconds * max(1.0, workers / cores) + piece] * count, workers)
-
-    header("workers", "pieces a second", "foretold", "times one, by round", "by processor time", "piece", "processor")
-    for workers in sorted({one["workers"] for one in rows}):
-        found = [one for one in rows if one["workers"] == workers]
-        times = [own["wall"] / one["wall"] for own, one in zip(first, found, strict=True)]
-        took = statistics.median(one["wall"] for one in found)
-        faster = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
-        free = foretold(1, mean_of(first, "cpu")) / foretold(workers, mean_of(found, "cpu"))
-        shown = f"{count / took:.2f}", f"{count / foretold(workers, single):.2f}", faster, f"{free:.2f}"
-        row(f"{workers}", *shown, *(f"{mean_of(found, key):.2f} s" for key in ("busy", "cpu")))
-    print(f"\nLoad {rows[0]['load']:.1f} before it began; a piece takes {1e3 * piece:.1f} ms beside its own time.")
-
-
-def mean_of(rows: Rows, key: str) -> float:
-    """Seconds of a piece."""
-    return statistics.mean(list[float](itertools.chain.from_iterable(one[key] for one in rows)))
-
-
-def latency(rows: Rows) -> float:
-    """Seconds of a piece beside its own: of generations in wall time beyond what their pieces, packed, come to."""
-    left: list[float] = [one["wall"] - makespan(one["busy"], one["workers"]) for one in rows]
-    most = [math.ceil(len(one["busy"]) / one["workers"]) for one in rows]
-    return float(statistics.median(beyond / pieces for beyond, pieces in zip(left, most, strict=True)))
-
-
-def show_weights(rows: Rows) -> None:
-    header("model", "opened from its origin", "made in memory", "statistics", "levels", "a piece", "an answer")
-    for one in rows:
-        sizes = (f"{one[name] / 1e6:.2f} MB" for name in ("origin", "memory", "statistics", "levels"))
-        row(one["model"], *sizes, f"{one['piece']} bytes", f"{one['answer']} bytes")
-
-
 PARTS: dict[Part, tuple[Callable[[Options, Address], Iterator[dict[str, Any]]], Callable[[Rows], None]]] = {
     Part.START: (start_up, show_start),
     Part.OVERHEAD: (overhead, show_overhead),
     Part.THROUGHPUT: (throughput, show_throughput),
+    Part.LEVELS: (solving, show_solving),
     Part.BYTES: (weights, show_weights),
 }
 

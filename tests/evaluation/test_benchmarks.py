@@ -171,9 +171,10 @@ def test_population(bench: Bench, tmp_path: Path) -> None:
 def test_scaling(bench: Bench, tmp_path: Path, model_folder: Path) -> None:
     results = tmp_path / "scaling.jsonl"
     small = ("--steps", 4, "--workers", 1, "--noises", 2, "--pieces", 2, "--rounds", 1, "--shared", model_folder)
-    options = (*small, "--parts", "throughput", "bytes", "--results", results)  # the others start Ray again
-    output = bench("scaling", *options)
-    one, sizes = rows(output)
+    options = (*small, "--parts", "throughput", "levels", "bytes", "--results", results)
+    output = bench("scaling", *options)  # the other parts start Ray again
+    one, solved, sizes = rows(output)
+    assert all(float(cell.removesuffix(" s")) > 0 for cell in solved[:2])
     assert [one[0], *one[3:5]] == ["1", "1.00 (1.00 to 1.00)", "1.00"]
     origin, in_memory = (float(cell.removesuffix(" MB")) for cell in sizes[1:3])
     assert origin < in_memory, "a pipeline that is opened by its origin does not travel"
@@ -316,13 +317,11 @@ def test_foretold(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("model", "ranking"), [("dit", "obs"), ("sdxl", "wanda"), ("flux", "wanda")])
 def test_real_size(bench: Bench, tmp_path: Path, model: str, ranking: str) -> None:
-    small = ("--model", model, "--ranking", ranking, "--shrink", 8, "--stages", 1, "--steps", 1)
-    small = (*small, "--latents", 8, "--levels", 2)
-    found = rows(
-        bench("real_size", *small, "--memory", 0.1, "--macs", 0.8, "--results", tmp_path / "rows.jsonl", model=False)
-    )
+    which, results = ("--model", model, "--ranking", ranking), tmp_path / "rows.jsonl"
+    small = ("--shrink", 8, "--stages", 1, "--steps", 1, "--latents", 8, "--levels", 2, "--memory", 0.1)
+    found = rows(bench("real_size", *which, *small, "--macs", 0.8, "--results", results, model=False))
     assert [[len(row) for row in found], [row[0] for row in found]] == [[6] * 3, ["measured", "foretold", "dense"]]
-    (kept,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    (kept,) = [json.loads(line) for line in results.read_text().splitlines()]
     assert kept["dense"] < kept["peak"]
     assert kept["memory"] == 0.1
 
