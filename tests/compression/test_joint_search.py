@@ -228,7 +228,7 @@ def test_a_first_rung_is_a_part_of_the_score(study: Study, rung: int) -> None:
     alone = Sampling(CALL.steps, CALL.guidance, 1)  # one probe a call, with or without rungs
     racing, plain = (fitness_of(study, 4, sampling=alone, rung=n) for n in (rung, 0))
     first = fitness_of(study, rung, sampling=alone)
-    for candidate in drawn(study, 3):
+    for candidate in drawn(study, 2):
         score = racing.first(candidate)
         assert score == pytest.approx(first(candidate), rel=1e-12)
         calls = racing.calls
