@@ -97,8 +97,8 @@ def test_compact(bench: Bench) -> None:
 
 def test_effort(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "effort.jsonl"
-    options = ("--levers", "prune", "--seeds", 0, "--steps", 10, "--noises", 2, "--efforts", 0.00001)
-    options = (*options, "--results", results)
+    small = ("--levers", "prune", "--seeds", 0, "--steps", 10, "--noises", 2, "--efforts", 0.00001)
+    options = (*small, "--results", results)
     found = rows(bench("effort", *options, "--budgets", 0.5))
     searches = ("measured", "ours", "paper", "random")
     assert [row[2:5] for row in found] == [["0.5", "1e-05", search] for search in searches]

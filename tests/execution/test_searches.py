@@ -47,14 +47,24 @@ def test_any_number_of_workers_finds_what_one_process_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["bundled", "bundled-unet"])
-def test_workers_open_the_bundled_models_by_themselves(model: str, hired: Callable[[int], Standing]) -> None:
-    settings = Settings(sampling=Sampling(4, 2.0, batch=2), stages=2, levers=Levers.BOTH, reference_multiple=2)
+@pytest.mark.parametrize(
+    ("model", "levers", "count"),
+    [
+        ("bundled", Levers.PRUNE, 1),
+        ("bundled", Levers.BOTH, 4),
+        ("bundled-unet", Levers.STEPS, 4),
+        ("bundled-unet", Levers.BOTH, 2),
+    ],
+)
+def test_workers_open_the_bundled_models_by_themselves(
+    model: str, levers: Levers, count: int, hired: Callable[[int], Standing]
+) -> None:
+    settings = Settings(sampling=Sampling(4, 2.0, batch=2), stages=2, levers=levers, reference_multiple=2)
     settings = replace(settings, **LITTLE, first_rung=0, timestep_generations=1, front=())
     method = Method(Width(3, dense=()), granularity=Granularity.WHOLE)  # no timing: its findings may differ
     settings = replace(settings, method=method)
     alone, together = (
-        compress(load(model, device="cpu"), 0.6, settings, run=run) for run in (Run(), Run(executor=hired(2)))
+        compress(load(model, device="cpu"), 0.6, settings, run=run) for run in (Run(), Run(executor=hired(count)))
     )
     assert_same(together, alone)
 
