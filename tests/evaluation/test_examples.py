@@ -1,10 +1,10 @@
-"""The examples of denoisers that diffusers does not know run to their end, each in a process of its own."""
+"""The examples of denoisers that diffusers does not know run to their end, and again in a process of their own."""
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +13,22 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 AGAIN = "another process gives the same, to the bit"
 
 
-def told(name: str, noises: int) -> list[str]:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str, int], list[str]]:
     """What an example prints, after 10 steps of training and with one generation of the search on few noises."""
-    command, one_thread = [str(EXAMPLES / name), "10", "1", str(noises)], {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=280, env=one_thread)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+
+    def run(name: str, noises: int) -> list[str]:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the process that it starts
+        monkeypatch.setattr(sys, "argv", [name, "10", "1", str(noises)])
+        capsys.readouterr()
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
 @pytest.mark.slow
-def test_a_transformer_with_a_loop_that_takes_times() -> None:
+def test_a_transformer_with_a_loop_that_takes_times(told: Callable[[str, int], list[str]]) -> None:
     lines = told("foreign_denoiser.py", 4)
     assert lines[-1] == AGAIN
     rows = [line.split() for line in lines[-8:-1]]
@@ -32,7 +38,7 @@ def test_a_transformer_with_a_loop_that_takes_times() -> None:
 
 
 @pytest.mark.slow
-def test_a_unet_with_a_loop_that_adds_noise() -> None:
+def test_a_unet_with_a_loop_that_adds_noise(told: Callable[[str, int], list[str]]) -> None:
     lines = told("own_unet.py", 2)
     assert lines[-1] == AGAIN
     assert any(line.startswith("levels ((") and "dB to the dense model" in line for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -162,6 +163,14 @@ def test_a_recipe_comes_to_the_same_files(pair: Standing, place: Path, fast: Com
             assert_equal(load_file(here), load_file(there))
         else:
             assert here.read_bytes() == there.read_bytes(), file
+    run_recipe(ready, tmp_path / "there", QUIET, Nobody(), keep=True)  # nothing is left to do
+
+
+class Nobody:
+    """An executor that is not to be called."""
+
+    def crew(self, reporter: Reporter) -> AbstractContextManager[Crew]:
+        raise AssertionError
 
 
 def assert_equal(scores: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:

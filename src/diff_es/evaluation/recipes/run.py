@@ -92,8 +92,9 @@ def run_recipe(
         left = [Piece(batch, keep) for batch in batches if not _done(ready, shards, batch, keep)]
         if done := len(batches) - len(left):
             reporter.say(f"Going on: {done} of {len(batches)} batches are in {folder}.")
+        workers = executor if executor and left else InProcess()  # nobody is called for nothing
         try:
-            with (executor or InProcess()).crew(reporter) as crew, reporter.task("evaluate", len(left)) as task:
+            with workers.crew(reporter) as crew, reporter.task("evaluate", len(left)) as task:
                 for piece, answer in crew.answers(work, left):
                     _write(shards, piece.images, answer)
                     task.advance()
