@@ -50,10 +50,8 @@ def test_any_number_of_workers_finds_what_one_process_does(
 @pytest.mark.parametrize(
     ("model", "levers", "count"),
     [
-        ("bundled", Levers.PRUNE, 1),
         ("bundled", Levers.BOTH, 2),
-        ("bundled-unet", Levers.STEPS, 1),
-        ("bundled-unet", Levers.BOTH, 2),
+        ("bundled-unet", Levers.PRUNE, 1),
     ],
 )
 def test_workers_open_the_bundled_models_by_themselves(
