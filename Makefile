@@ -5,8 +5,6 @@ SHELL := /bin/bash
 PYTHON ?= python3 python3.13 python3.12 python3.11
 TORCH ?= torch==2.13.0
 JOBS ?= 2
-# One more than cores: some tests wait for processes that they have started.
-TESTERS ?= 3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -26,7 +24,7 @@ readme: demo  ## the demo, and its picture and tables into README.md and docs/
 
 test: $(STAMP)  ## lint, types, documentation and every test, slow ones included
 	$(MAKE) --no-print-directory --output-sync=target -j $(JOBS) lint docs
-	$(BIN)/pytest -n $(TESTERS) --dist worksteal
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	$(BIN)/ruff check .

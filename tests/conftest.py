@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, no network, and a pruned tiny pipeline that several files share."""
+"""What every test runs under: one thread, no network, no deadline; and a pruned tiny pipeline that several share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before Ray is: its clusters are of this machine alone
 
+import hypothesis
 import pytest
 import torch
 from tests.helpers.tiny import settings, tiny
@@ -18,6 +19,8 @@ from diff_es import Compressed, Run, compress
 from diff_es.compression.study import Study, prepare
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
