@@ -19,8 +19,8 @@ from .cut_store import CutStore
 from .granularity import Thin, Unit, Width, counts_by_layer, units_of, usual_granularity
 from .method import Method, title_of
 from .moments import Moments
-from .solving import Solve, Solver, Some, Thinning, by_itself
-from .statistics import Statistics
+from .solving import Solve, Solver, Thinning, by_itself
+from .statistics import Some, Statistics
 
 
 class _Held(WeakValueDictionary[tuple[int, tuple[int, ...]], Plan]):
@@ -143,13 +143,14 @@ class Library:
 
     def _thin(self, reporter: Reporter, solve: Solve) -> None:
         pieces = self._pieces()
+        often = max(1, len(pieces) // len(self._statistics))  # as many times as there are stages
         with reporter.task(title_of(self.method), len(pieces)) as task:
             for number, found in enumerate(solve(self._solver, pieces), 1):
                 self._orders |= found.orders
                 for key, left in found.cuts.items():
                     self._cuts[key], self._left[key] = left
                 task.advance()
-                if number % len(self.anatomy.layers) == 0:
+                if number % often == 0:
                     give_back()
 
     def _pieces(self) -> list[Thinning]:
@@ -164,7 +165,7 @@ class Library:
             for names in families:
                 own = {source: Some(self._statistics[source], names) for source in sources}
                 ranked = own[sources[0]] if self.shared is None else Some(self.shared, names)
-                pieces.append(Thinning(names, ranked, own, {name: left[name] for name in names}))
+                pieces.append(Thinning(ranked, own, {name: left[name] for name in names}))
         return pieces
 
     def _dispensable(self, stage: int) -> list[str]:

@@ -20,37 +20,16 @@ from .method import Method
 from .moments import Moments
 
 
-class Some(Mapping[str, Moments]):
-    """The moments of some layers, read where they are used: here from where they lie, elsewhere from a copy."""
-
-    def __init__(self, whole: Mapping[str, Moments], names: Sequence[str]) -> None:
-        self._whole, self._names = whole, names
-
-    def __getitem__(self, name: str) -> Moments:
-        return self._whole[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __reduce__(self) -> tuple[Callable[..., dict[str, Moments]], tuple[dict[str, Moments]]]:
-        return dict, (dict(self),)
-
-
 @dataclass(frozen=True)
 class Thinning:
     """Layers that keep the same groups, and what they are ranked and solved from.
 
     Args:
-        layers: their names.
         ranked: the moments that order their groups.
         sources: those that weights are solved from, by the stage that they are of.
-        counts: of each layer, the numbers of groups that levels leave.
+        counts: of each layer, by its name, the numbers of groups that levels leave.
     """
 
-    layers: tuple[str, ...]
     ranked: Mapping[str, Moments]
     sources: Mapping[int, Mapping[str, Moments]]
     counts: Mapping[str, Sequence[int]]
@@ -81,7 +60,7 @@ class Solver:
 
     def thinned(self, piece: Thinning) -> Thinned:
         """All orders and cuts of a piece."""
-        layers = [layer for layer in self.anatomy.layers if layer.name in piece.layers]
+        layers = [layer for layer in self.anatomy.layers if layer.name in piece.counts]
         order = self._order(layers, piece.ranked)
         orders = {(source, layer.name): order for source in piece.sources for layer in layers}
         cuts = dict[tuple[int, str, int], Left]()

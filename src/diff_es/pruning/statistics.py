@@ -27,19 +27,11 @@ class Statistics:
         return {name: sum_moments([stage[name] for stage in self.stages]) for name in self.stages[0]}
 
 
-class Spilled(Mapping[str, Moments]):
-    """The moments of a stage, of which the matrices wait on disk."""
+class Lying(Mapping[str, Moments]):
+    """Moments that are read where they are used, by their names."""
 
-    def __init__(self, spill: Spill, stage: int, names: Sequence[str]) -> None:
-        self._spill, self._stage, self._names, self._rest = spill, stage, names, dict[str, Moments]()
-
-    def put(self, name: str, moments: Moments) -> None:
-        self._spill.put((self._stage, name), moments.second)
-        self._rest[name] = replace(moments, second=torch.empty(0, dtype=moments.second.dtype))
-
-    def __getitem__(self, name: str) -> Moments:
-        rest = self._rest[name]
-        return replace(rest, second=self._spill.get((self._stage, name)).to(rest.first.device))
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -50,6 +42,33 @@ class Spilled(Mapping[str, Moments]):
     def __reduce__(self) -> tuple[Callable[..., dict[str, Moments]], tuple[dict[str, Moments]]]:
         """A copy in another process has them in memory."""
         return dict, (dict(self),)
+
+
+class Some(Lying):
+    """Those of some layers."""
+
+    def __init__(self, whole: Mapping[str, Moments], names: Sequence[str]) -> None:
+        super().__init__(names)
+        self._whole = whole
+
+    def __getitem__(self, name: str) -> Moments:
+        return self._whole[name]
+
+
+class Spilled(Lying):
+    """The moments of a stage, of which the matrices wait on disk."""
+
+    def __init__(self, spill: Spill, stage: int, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self._spill, self._stage, self._rest = spill, stage, dict[str, Moments]()
+
+    def put(self, name: str, moments: Moments) -> None:
+        self._spill.put((self._stage, name), moments.second)
+        self._rest[name] = replace(moments, second=torch.empty(0, dtype=moments.second.dtype))
+
+    def __getitem__(self, name: str) -> Moments:
+        rest = self._rest[name]
+        return replace(rest, second=self._spill.get((self._stage, name)).to(rest.first.device))
 
 
 def spilled(stages: int, names: Sequence[str], parts: Iterable[Statistics]) -> Statistics:
