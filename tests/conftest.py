@@ -13,12 +13,14 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before Ray is: its clus
 import hypothesis
 import pytest
 import torch
+from tests.helpers.forks import share_no_lock
 from tests.helpers.tiny import settings, tiny
 
 from diff_es import Compressed, Run, compress
 from diff_es.compression.study import Study, prepare
 
 torch.set_num_threads(1)
+share_no_lock()
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 

@@ -21,7 +21,9 @@ import torch
 torch.set_num_threads(1)
 from diff_es import __main__, cli
 from diff_es import compress
+from tests.helpers.forks import share_no_lock
 from tests.helpers.tiny import settings, tiny
+share_no_lock()
 compress(tiny(), 0.6, settings(generations=1))  # imports the rest
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 for line in sys.stdin:
