@@ -132,6 +132,24 @@ def test_runs_that_branch_off_go_on_from_there(name: str, corrected: bool) -> No
         assert known[0] > known[2] > known[1] > known[3]
 
 
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("name", CORRECTED)
+def test_the_memory_of_known_steps_is_foretold(name: str, corrected: bool) -> None:
+    """By a trajectory without arithmetic; the first and the last step may differ from the others."""
+    kind, options = SAMPLERS[name]
+    pipe, cache = tiny(scheduler=kind, options=options), PrefixCache(1 << 20)
+    told, path = trace(pipe, CALL), trajectory(pipe.scheduler, trace(pipe, CALL).timesteps)
+    fine, few = trailing(path, 12), trailing(path, 6)
+    recording = Recording(fine, path.end)
+    with stepped(pipe, fine, CALL.steps, recording if corrected else None):
+        sample(pipe, make_probes(pipe, CALL.batch, 0, "test"), CALL)
+    correct = fitting(recording, few, path.end, 4) if corrected else None
+    with stepped(pipe, few, CALL.steps, correct):
+        run(pipe, cache)
+    each = told.output_bytes + told.left_bytes + corrected * told.start_bytes
+    assert cache.held_bytes == pytest.approx(len(few) * CALL.batch * each, rel=0.15)
+
+
 @pytest.mark.parametrize("name", ["DDIM", "DPM"])
 def test_a_run_that_breaks_off_leaves_nothing_wrong(name: str) -> None:
     kind, options = SAMPLERS[name]
@@ -154,6 +172,14 @@ def test_a_run_that_breaks_off_leaves_nothing_wrong(name: str) -> None:
     assert torch.equal(latents, expected)
     assert runs == CALL.steps - 4  # one of the first attempt, three of the second
     assert calls == runs + 1
+
+
+def test_memory_counts_whole_and_once_where_parts_of_it_are_held() -> None:
+    cache, halves = PrefixCache(1 << 20), torch.zeros(8).chunk(2)
+    for key, half in enumerate(halves):
+        cache.enter(key)
+        cache.hold(key, half)
+    assert cache.held_bytes == 32
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=30), st.integers(0, 40))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from inspect import signature
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..utils.calls import Args, Kwargs
 from ..utils.errors import FOREIGN, DiffESError, said
+from ..utils.patching import exchanged
 from .denoiser import meta_twin
 from .families import Pipeline, Sampling
 from .own_sampler import OwnSampler
@@ -28,7 +32,8 @@ class Trace:
     ``timesteps`` are the scheduler's, one for every denoiser call. ``args`` and ``kwargs`` are those of the first call,
     on the meta device, unless ``real``, where the denoiser may need its weights. ``calls`` is how often each of the
     scheduler's timesteps calls the denoiser: twice where guidance runs in calls of its own. ``output_bytes`` are those
-    of what a call of one sample gives.
+    of what a call of one sample gives; ``left_bytes`` of what a step of the scheduler leaves, in its result and for the
+    steps to come; ``start_bytes`` of what it begins with, where that is not the result of the step before.
     """
 
     timesteps: tuple[float, ...]
@@ -37,6 +42,8 @@ class Trace:
     calls: int = 1
     real: bool = False
     output_bytes: int = 0
+    left_bytes: int = 0
+    start_bytes: int = 0
 
 
 class _Caught(Exception):
@@ -91,9 +98,9 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
 
         return stand_in
 
-    handle = on_timestep(denoiser, heard.append)
+    handle, steps = on_timestep(denoiser, heard.append), _Steps()
     try:
-        with intercepted(denoiser, shapes_only):
+        with intercepted(denoiser, shapes_only), steps.of(pipe):
             sample(pipe, make_probes(pipe, 1, 0, "trace"), sampling)
     except FOREIGN as error:
         if isinstance(pipe, OwnSampler) or isinstance(error, DiffESError | torch.OutOfMemoryError):
@@ -102,20 +109,71 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
     finally:
         handle.remove()
     if isinstance(pipe, OwnSampler):
-        return _own_trace(pipe, sampling, heard, calls, _bytes(outputs))
+        return _own_trace(pipe, sampling, heard, calls, outputs)
     own = [float(t) for t in pipe.scheduler.timesteps.tolist()]  # what is heard may be rounded
     if not own or not heard:
         raise _no_trajectory(pipe, sampling, "no call of the denoiser")
     each = len(heard) // len(own)
-    return Trace(tuple(t for t in own for _ in range(each)), *calls[0], each, real, _bytes(outputs))
+    timesteps = tuple(t for t in own for _ in range(each))
+    return Trace(timesteps, *calls[0], each, real, _bytes(outputs), *steps.each())
 
 
-def _bytes(outputs: Sequence[Any]) -> int:
-    return sum(leaf.nbytes for leaf in tree_leaves(list(outputs)) if isinstance(leaf, Tensor))
+class _Steps:
+    """Bytes that the steps of a scheduler leave; of memory that several share, once."""
+
+    def __init__(self) -> None:
+        self._seen, self._count, self._left, self._starts = dict[int, UntypedStorage](), 0, 0, 0
+
+    @contextmanager
+    def of(self, pipe: Pipeline) -> Iterator[None]:
+        """Those that run inside a ``with`` block; a loop of the user's own has none."""
+        if isinstance(pipe, OwnSampler):
+            yield
+            return
+        scheduler, original = pipe.scheduler, pipe.scheduler.step
+
+        @wraps(original)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            start = signature(original).bind(*args, **kwargs).arguments["sample"]
+            if not self._count:
+                self._new((start, vars(scheduler)))
+            self._starts += self._new(start)
+            result = original(*args, **kwargs)
+            latents = result[0] if isinstance(result, tuple) else result.prev_sample
+            self._left += self._new((latents, vars(scheduler)))
+            self._count += 1
+            return result
+
+        with exchanged(scheduler, "step", step):
+            yield
+
+    def _new(self, value: Any) -> int:
+        """Bytes that were not seen before."""
+        found = {id(one): one for one in (leaf.untyped_storage() for leaf in _tensors(value))}
+        fresh = [one for key, one in found.items() if key not in self._seen]
+        self._seen |= found
+        return sum(one.nbytes() for one in fresh)
+
+    def each(self) -> tuple[int, int]:
+        """Of a step, in the mean: what it left, and what it began with."""
+        count = max(1, self._count)
+        return self._left // count, self._starts // count
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _bytes(value: Any) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(value))
 
 
 def _own_trace(
-    own: OwnSampler, sampling: Sampling, heard: Sequence[float], calls: Sequence[tuple[Args, Kwargs]], output_bytes: int
+    own: OwnSampler,
+    sampling: Sampling,
+    heard: Sequence[float],
+    calls: Sequence[tuple[Args, Kwargs]],
+    outputs: Sequence[Any],
 ) -> Trace:
     """What was heard of a loop of the user's own."""
     if not heard:
@@ -126,4 +184,5 @@ def _own_trace(
     each = len(heard) // len(steps)
     timesteps = tuple(told[t] for t in heard)
     alike = timesteps == tuple(t for t in steps for _ in range(each))
-    return Trace(timesteps, *calls[0], each if alike else 1, real=True, output_bytes=output_bytes)
+    left = _bytes(_tensors(calls[0])[:1])
+    return Trace(timesteps, *calls[0], each if alike else 1, True, _bytes(outputs), left)

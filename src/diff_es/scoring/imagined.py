@@ -83,7 +83,6 @@ class Imagined(Fitness):
         self, *others: Any, tally: Tally, trace: Trace, macs: Callable[[Sequence[int]], int], own: Sequence[int]
     ) -> None:
         self._tally, self._trace, self._macs, self._own = tally, trace, cache(macs), own
-        self._latents = next(iter(trace.args), None)
         super().__init__(*others)
         self._heap.close()  # nothing is computed
 
@@ -154,9 +153,10 @@ class Imagined(Fitness):
             known, levels = self.cache.enter(keys[step]), rows[stage]
             if not known.outputs:
                 calls, macs = calls + each, macs + each * self._macs(levels)
-                known.outputs.append(self._like_outputs(chunk, each))
+                known.outputs.append(self._like(chunk, each * self._trace.output_bytes))
                 self.cache.hold(keys[step], known.outputs[-1])
-            after = After(Result(self._like_latents(chunk)), {})
+            left = self._trace.left_bytes + self._trace.start_bytes * (correct is not None)  # which reach back to it
+            after = After(Result(self._like(chunk, left)), {})
             known.after[_next(times, step)] = after
             self.cache.hold(keys[step], after)
         self._count_calls(chunk, calls, macs)
@@ -172,19 +172,9 @@ class Imagined(Fitness):
                 return step + 1
         return 0
 
-    def _like_outputs(self, chunk: int, calls: int) -> Tensor:
-        """Of the size of what so many denoiser calls give, without any memory."""
-        return torch.empty(
-            len(self._chunks[chunk]) * calls * self._trace.output_bytes, dtype=torch.uint8, device="meta"
-        )
-
-    def _like_latents(self, chunk: int) -> Tensor:
-        """Of the latents' size, without any memory."""
-        samples = len(self._chunks[chunk])
-        given = self._latents
-        if not isinstance(given, Tensor):
-            return torch.empty(samples, device="meta")
-        return torch.empty(samples, *given.shape[1:], dtype=given.dtype, device="meta")
+    def _like(self, chunk: int, size: int) -> Tensor:
+        """So many bytes for each sample, without any memory."""
+        return torch.empty(len(self._chunks[chunk]) * size, dtype=torch.uint8, device="meta")
 
 
 def _next(times: Timesteps, step: int) -> float | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import wraps
 from inspect import BoundArguments, Parameter, signature
 from itertools import pairwise
 from threading import get_ident
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +26,7 @@ from .samplers import WHOLE, Scheduler, check_settings, end_of, is_flow, noise_o
 from .whole import LEAVE, Whole
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """What the steps of a pipeline's call leave to those that follow."""
 
     thread: int | None = None  # which called ``set_timesteps``

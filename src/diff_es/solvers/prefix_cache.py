@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, NamedTuple, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from ..pipelines.families import Pipeline
 from ..pipelines.sampling import denoiser_of, intercepted
@@ -40,7 +40,7 @@ class Known:
 
     outputs: list[Any] = field(default_factory=list)
     after: dict[float | None, After] = field(default_factory=dict)
-    held: list[Tensor] = field(default_factory=list)
+    held: list[UntypedStorage] = field(default_factory=list)
 
 
 class PrefixCache:
@@ -49,7 +49,8 @@ class PrefixCache:
     Several may share one, each under a name of its own (``name``), so that one limit binds all of them.
 
     Args:
-        limit: bytes of tensors to hold; one that several steps share counts once.
+        limit: bytes of tensors to hold; memory that several steps share counts once, and whole where a part of it is
+            held.
     """
 
     def __init__(self, limit: int) -> None:
@@ -89,15 +90,16 @@ class PrefixCache:
         if (known := self._steps.get(key)) is None:
             return
         for tensor in _tensors(value):
-            known.held.append(tensor)
-            self._holders[id(tensor)] += 1
-            self._bytes += tensor.nbytes if self._holders[id(tensor)] == 1 else 0
+            storage = tensor.untyped_storage()
+            known.held.append(storage)
+            self._holders[id(storage)] += 1
+            self._bytes += storage.nbytes() if self._holders[id(storage)] == 1 else 0
         while self._bytes > self._limit:
-            for tensor in self._steps.popitem(last=False)[1].held:
-                self._holders[id(tensor)] -= 1
-                if not self._holders[id(tensor)]:
-                    del self._holders[id(tensor)]
-                    self._bytes -= tensor.nbytes
+            for storage in self._steps.popitem(last=False)[1].held:
+                self._holders[id(storage)] -= 1
+                if not self._holders[id(storage)]:
+                    del self._holders[id(storage)]
+                    self._bytes -= storage.nbytes()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
