@@ -98,7 +98,7 @@ class Evaluator:
             StorageError: the journal's disk refused.
         """
         known, rungs = self.journal.known[scale], self.journal.known[Scale.RUNG]
-        new = [one for one in candidates if one not in known]
+        new = [one for one in dict.fromkeys(candidates) if one not in known]
         for _ in range(len(candidates) - len(new)):
             done()
         jobs = [Job(one, scale, rungs.get(one) if scale is Scale.ALL else None) for one in new]
