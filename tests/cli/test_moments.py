@@ -191,7 +191,7 @@ def test_ten_drivers_may_be_killed_in_one_search(place: Place, server: Warm) -> 
             if turn in (2, 5, 8):
                 at_work(place, before, "killed")
             else:
-                time.sleep(rng.uniform(0, 4))  # mostly while its worker starts
+                time.sleep(rng.uniform(0, 2))  # mostly while its worker starts
             command.kill(signal.SIGKILL)
             assert command.ended().code in (0, -signal.SIGKILL)
             assert place.scores("killed") >= before

@@ -14,7 +14,17 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 from tests.helpers.fresh import images_of
-from tests.helpers.tiny import assert_same, assert_same_plans, images, joint, random_plan, settings, snapshot, tiny
+from tests.helpers.tiny import (
+    LITTLE,
+    assert_same,
+    assert_same_plans,
+    images,
+    joint,
+    random_plan,
+    settings,
+    snapshot,
+    tiny,
+)
 
 from diff_es import ArtefactError, Compressed, Depth, DiffESError, Method, compress, load
 from diff_es.layers import discover
@@ -24,12 +34,12 @@ from diff_es.utils.files import digest
 
 @pytest.fixture(scope="module")
 def skipping() -> Compressed:
-    return compress(tiny(), 0.8, settings(method=Method(Depth())))
+    return compress(tiny(), 0.8, settings(method=Method(Depth()), **LITTLE))
 
 
 @pytest.fixture(scope="module")
 def corrected() -> Compressed:
-    found = compress(tiny(), 0.6, joint())
+    found = compress(tiny(), 0.6, joint(population=2, generations=1, timestep_generations=1, finalists=1, survivors=1))
     assert found.timesteps is not None
     assert len(found.corrections) == len(found.timesteps)
     assert any(found.corrections)

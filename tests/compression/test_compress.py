@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTPipeline, DPMSolverMultistepScheduler
-from tests.helpers.tiny import assert_same, assert_same_plans, images, settings, snapshot, tiny
+from tests.helpers.tiny import LITTLE, assert_same, assert_same_plans, images, settings, snapshot, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -84,7 +84,7 @@ def counted_macs(pipe: DiTPipeline) -> int:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_the_budget_and_spends_it(name: str) -> None:
-    pipe, chosen = tiny(), settings(method=METHODS[name])
+    pipe, chosen = tiny(), settings(method=METHODS[name], **LITTLE)
     before, dense, dense_macs = snapshot(pipe.transformer), images(pipe), counted_macs(pipe)
     fast = compress(pipe, 0.7, chosen)
     assert_same(before, snapshot(pipe.transformer))
@@ -121,7 +121,7 @@ def test_what_is_found_is_the_best_of_what_was_judged(fast: Compressed) -> None:
 def test_the_measure_of_the_search_is_a_choice(study: Study) -> None:
     scores = []
     for measure in (ImagePSNR(), ImageSSIM()):
-        other = replace(study, settings=settings(measure=measure))
+        other = replace(study, settings=settings(measure=measure, **LITTLE))
         judge, quiet = Evaluator(other, Journal(None, {}, resume=False)), Reporter(quiet=True)
         table = sensitivity(other, judge, quiet)
         scores.append(evolve(other, (0.7,), judge, table, quiet)[0].score)

@@ -25,7 +25,7 @@ from tests.helpers.exports import (
     share_the_embedder,
     thin,
 )
-from tests.helpers.tiny import images, random_plan, settings, tiny
+from tests.helpers.tiny import LITTLE, images, random_plan, settings, tiny
 from torch import Tensor
 
 from diff_es import Depth, Exported, Method, compress, export
@@ -188,7 +188,7 @@ def test_searched_results_of_one_stage_export(tmp_path: Path) -> None:
     methods = {"width": settings().method, "depth": Method(Depth()), "plain": Method(Depth(bypass=False))}
     for name, method in methods.items():
         pipe = tiny(layers=3)
-        result = compress(pipe, 0.8, settings(stages=1, method=method))
+        result = compress(pipe, 0.8, settings(stages=1, method=method, **LITTLE))
         expected = routed_images(result, pipe)
         export(result, pipe, tmp_path / name)
         assert torch.equal(images(open_export(tmp_path / name)), expected), name

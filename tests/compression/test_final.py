@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
 from shutil import copytree
@@ -170,9 +171,8 @@ def test_what_is_reported_was_measured_on_noises_that_chose_nothing(study: Study
 
 @pytest.mark.parametrize("levers", [Levers.STEPS, Levers.BOTH])
 def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) -> None:
-    ready = prepare(
-        tiny(), joint(levers=levers, first_rung=0, search_noises=2, population=4, generations=1, timestep_generations=2)
-    )
+    few = {"population": 4, "survivors": 1, "generations": 1, "timestep_generations": 1}
+    ready = prepare(tiny(), joint(levers=levers, first_rung=0, search_noises=2, **few))
     evaluator = Evaluator(ready, Journal(None, {}, resume=False))
     found = evolve(ready, (0.6, 1.0), evaluator, sensitivity(ready, evaluator, QUIET), QUIET)
     for budget, one in zip((0.6, 1.0), found, strict=True):
@@ -193,20 +193,24 @@ def test_what_users_do_and_what_chance_finds_are_in_the_final(levers: Levers) ->
     assert (smaller.candidate, smaller.corrected) in [(one.candidate, one.corrected) for one in larger.finalists]
 
 
+@cache
+def judged_on(noises: int) -> Compressed:
+    """A result whose finalists were judged on so many noises a part."""
+    return compress(tiny(), 0.6, small(search_noises=2, population=4, generations=1, held_out_noises=noises))
+
+
 def test_uniform_pruning_is_in_the_final() -> None:
-    fast = compress(tiny(), 0.6, small(search_noises=2, population=4, generations=1))
+    fast = judged_on(2)
     shapes = [{level for (level,) in one.candidate.levels} for one in found_again(fast.report).finalists]
     assert any(max(shape) - min(shape) <= 1 for shape in shapes)  # what is left of the budget is spent
 
 
 def test_a_result_says_on_how_many_noises_it_was_chosen_and_how_sure_its_score_is() -> None:
-    few = {"search_noises": 2, "population": 4, "generations": 1}
-    fast: Compressed = compress(tiny(), 0.6, small(held_out_noises=2, **few))
+    fast, one = judged_on(2), judged_on(1)
     assert {one.noises for one in fast.report.finalists} <= {2 * part for part in range(1, PARTS + 1)}
     assert fast.report.held_out_error is not None
     assert fast.report.held_out_error > 0
     assert found_again(fast.report).finalists == fast.report.finalists
-    one = compress(tiny(), 0.6, small(held_out_noises=1, **few))
     assert one.report.held_out_error is None
     assert found_again(one.report).error == np.inf
 

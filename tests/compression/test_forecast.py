@@ -30,9 +30,9 @@ from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 SEARCHES = {
-    "levels": settings(stages=6, method=EIGHT, search_noises=4, generations=4, population=6, held_out_noises=4),
-    "steps and levels": joint(search_noises=4, generations=4, population=6, held_out_noises=4),
-    "steps": joint(levers=Levers.STEPS, search_noises=4, generations=4, population=6, held_out_noises=4),
+    "levels": settings(stages=6, method=EIGHT, search_noises=4, generations=2, population=4, held_out_noises=2),
+    "steps and levels": joint(search_noises=4, generations=2, population=4, held_out_noises=2),
+    "steps": joint(levers=Levers.STEPS, search_noises=4, generations=2, population=4, held_out_noises=2),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.cli.test_cli import CALL, Run, refused
 from tests.cli.test_cli import run as run
-from tests.helpers.tiny import joint, settings, tiny
+from tests.helpers.tiny import LITTLE, joint, settings, tiny
 from torch import nn
 
 from diff_es import (
@@ -62,7 +62,7 @@ def test_levers_said_as_a_string_are_those(fast: Compressed) -> None:
     """``fast`` is of levels alone."""
     same = compress(tiny(), 0.6, settings(levers="prune", timestep_generations=16))
     assert (same.schedule, same.timesteps) == (fast.schedule, None)
-    steps = compress(tiny(), 0.6, joint(generations=1, population=2, timestep_generations=1, levers="steps"))
+    steps = compress(tiny(), 0.6, joint(**LITTLE, first_rung=0, timestep_generations=1, levers="steps"))
     assert steps.timesteps is not None
     assert not any(map(any, steps.schedule.levels))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from diff_es.compression.study import Study, prepare
 from diff_es.scoring.journal import Journal
 
 
+@cache
 def evaluator_of(scheduler: Any = DDIMScheduler, corrections: int = 4) -> tuple[Study, Evaluator]:
     case = CASES["SD"]
     pipe = made(case.make)

@@ -38,11 +38,15 @@ from diff_es.utils.progress import Reporter
 QUIET = Reporter(quiet=True)
 PROMPTS = ("a fox", "two hats", "a blue door")
 METHOD = Method(Width(4, dense=()), granularity=Granularity.KIND)
+FEW: dict[str, Any] = {"population": 2, "finalists": 1, "survivors": 1, "held_out_noises": 1}
+FEW |= {"calibration_samples": 2, "generations": 1, "stages": 2}
 COUNTS = ((2, 2, 1), (2, 4, 1), (2, 2, 4), (1, 0, 3), (2, 4, 2))
 
 
-@pytest.mark.parametrize("name", ["FLUX", "Wan", "Qwen-Image", "SDXL"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("FLUX", torch.bfloat16), ("Wan", torch.bfloat16), ("Qwen-Image", torch.float32), ("SDXL", torch.float32)],
+)
 def test_prefixes_are_reused_to_the_bit(name: str, dtype: torch.dtype) -> None:
     """Also where the denoiser receives rounded timesteps, or is called twice a step."""
     case = CASES[name]
@@ -74,7 +78,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
     pipe = made(case.make)
     probes = make_probes(pipe, 2, 0, "test", PROMPTS)
     dense = sample(pipe, probes, case.sampling)
-    small = joint(sampling=case.sampling, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
+    small = joint(sampling=case.sampling, prompts=PROMPTS, method=METHOD, timestep_generations=1, **FEW)
     assert restore(json.loads(json.dumps(describe(small)))) == small
     fast = compress(pipe, 0.7, small)
     assert fast.report.macs_ratio <= 0.7
@@ -93,7 +97,7 @@ def test_steps_and_levels_of_a_text_pipeline_are_searched_saved_and_loaded(name:
 def test_a_text_pipeline_is_evaluated_and_timed() -> None:
     case = CASES["PixArt-alpha"]
     pipe, asked = made(case.make), replace(case.sampling, negative_prompt="blurred")
-    small = settings(sampling=asked, prompts=PROMPTS, method=METHOD, generations=1, stages=2)
+    small = settings(sampling=asked, prompts=PROMPTS, method=METHOD, **FEW)
     fast = compress(pipe, 0.8, replace(small, measure=ImageSSIM()))
     ready = prepare(pipe, fast.report.settings)
     effort = Extent(noises=2, images=2, rounds=1, batch=2, strip=1, random=2)
@@ -108,7 +112,7 @@ def test_a_text_pipeline_is_evaluated_and_timed() -> None:
 
 def test_a_journal_is_bound_to_its_prompts(tmp_path: Path) -> None:
     case, journal = CASES["PixArt-alpha"], tmp_path / "journal.jsonl"
-    small = settings(sampling=case.sampling, prompts=PROMPTS, method=Method(Width(2, dense=())), generations=1)
+    small = settings(sampling=case.sampling, prompts=PROMPTS, method=Method(Width(2, dense=())), **FEW)
     fast = compress(made(case.make), 0.8, small, run=Run(journal=journal))
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join(lines[:4]) + "\n")
@@ -135,13 +139,15 @@ def test_the_command_line_takes_prompts(tmp_path: Path, capfd: pytest.CaptureFix
         "--generations",
         1,
         "--population",
-        4,
+        2,
+        "--finalists",
+        1,
         "--search-noises",
         2,
         "--first-rung",
         0,
         "--held-out-noises",
-        2,
+        1,
         "--front",
         "",
     ]

@@ -22,18 +22,26 @@ from diff_es.evaluation.rivals.solvers import Spacing
 from diff_es.utils.files import write_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SAMPLED = ("--steps", 4, "--stages", 2, "--calibration-samples", 4)
+SAMPLED = ("--steps", 4, "--stages", 2, "--calibration-samples", 2)
 SEARCHED = ("--seeds", 0, "--noises", 2, "--held-out-noises", 2, "--population", 2, "--generations", 1)
 
 Bench: TypeAlias = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def one_block(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The least model."""
+    folder = tmp_path_factory.mktemp("least") / "model"
+    tiny(layers=1).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_folder: Path) -> Bench:
-    """Runs a script on the tiny model, as a command line does, and gives what it prints."""
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_block: Path) -> Bench:
+    """Runs a script on the tiny model, of one block, as a command line does, and gives what it prints."""
 
     def run(name: str, *options: object, model: bool = True) -> str:
-        chosen = ["--model", str(model_folder)] if model else []
+        chosen = ["--model", str(one_block)] if model else []
         monkeypatch.syspath_prepend(str(BENCHMARKS))
         monkeypatch.setattr(sys, "argv", [name, *chosen, *map(str, options)])
         capsys.readouterr()
@@ -63,15 +71,15 @@ def names(output: str, column: int = 0) -> list[str]:
 def test_ablation(bench: Bench, tmp_path: Path) -> None:
     tiny(layers=3).save_pretrained(tmp_path)
     methods = ("OBS order, no compensation", "OBS, ridge (the default)", "blocks left out, fitted linear map")
-    options = ("--steps", 10, "--calibration-samples", 4, "--noises", 2, "--levels", 2, "--model", tmp_path)
+    options = ("--steps", 3, "--calibration-samples", 2, "--noises", 1, "--levels", 2, "--model", tmp_path)
     assert names(bench("ablation", *options, "--methods", *methods)) == list(methods)
 
 
-def test_caches(bench: Bench, tmp_path: Path) -> None:
+def test_caches(bench: Bench, tmp_path: Path, model_folder: Path) -> None:
     results, ours = tmp_path / "results.jsonl", tmp_path / "ours"
-    search = ("--steps", 4, "--levers", "steps", "--effort", 0.0001, "--budgets", 0.8, 0.5, "--ours", ours)
-    few = ("--fewer", 2, "--noises", 4, "--batch", 2, "--timed-batch", 2, "--rounds", 1)
-    small = (*search, *few, "--results", results)
+    search = ("--steps", 4, "--levers", "steps", "--effort", 0.00001, "--budgets", 0.8, 0.5, "--ours", ours)
+    few = ("--fewer", 2, "--noises", 2, "--batch", 1, "--timed-batch", 1, "--rounds", 1)
+    small = ("--model", model_folder, *search, *few, "--results", results)
     found = rows(bench("caches", *small))
     all_ways, beside = [row for row in found if len(row) == 7], [row for row in found if len(row) == 5]
     assert {"dense", "2 steps", "diff-es, macs=0.8", "diff-es, macs=0.5"} < {row[0] for row in all_ways}
@@ -88,7 +96,7 @@ def test_caches(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_compact(bench: Bench) -> None:
-    options = ("--steps", 10, "--calibration-samples", 4, "--noises", 2, "--tolerances", 0.5)
+    options = ("--steps", 10, "--calibration-samples", 2, "--noises", 1, "--tolerances", 0.5)
     found = rows(bench("compact", *options))
     assert [len({row[0] for row in found}), len({row[1] for row in found}), len(found)] == [2, 3, 6]
     resident, streamed = ([row[i].split(" ")[0] for row in found] for i in (2, 3))
@@ -97,7 +105,7 @@ def test_compact(bench: Bench) -> None:
 
 def test_effort(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "effort.jsonl"
-    small = ("--levers", "prune", "--seeds", 0, "--steps", 10, "--noises", 2, "--efforts", 0.00001)
+    small = ("--levers", "prune", "--seeds", 0, "--steps", 2, "--noises", 1, "--efforts", 0.00001)
     options = (*small, "--results", results)
     found = rows(bench("effort", *options, "--budgets", 0.5))
     searches = ("measured", "ours", "paper", "random")
@@ -107,7 +115,7 @@ def test_effort(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_calibration(bench: Bench) -> None:
-    options = ("--steps", 10, "--noises", 2, "--effort", 0.00001, "--budgets", 0.75, "--samples", 2, 4)
+    options = ("--steps", 2, "--noises", 1, "--effort", 0.00001, "--budgets", 0.75, "--samples", 2, 4)
     few, more = rows(bench("calibration", *options))
     assert [few[1:3], more[1:3]] == [["2", "1.0"], ["4", "2.0"]]
     assert few[3] != more[3]
@@ -115,14 +123,14 @@ def test_calibration(bench: Bench) -> None:
 
 def test_hours(bench: Bench) -> None:
     ((model, units, *_, images, hours),) = rows(
-        bench("hours", "--models", "PixArt-Sigma", "--effort", 0.00001, "--stages", 2, model=False)
+        bench("hours", "--models", "PixArt-Sigma", "--effort", 0.00001, "--stages", 1, model=False)
     )
     assert (model, units) == ("PixArt-Sigma", "28")
     assert 0 < float(hours) < float(images.replace(",", ""))
 
 
 def test_cluster(bench: Bench) -> None:
-    small = ("--models", "PixArt-Sigma", "--effort", 0.00001, "--stages", 2, "--workers", 1, 3)
+    small = ("--models", "PixArt-Sigma", "--effort", 0.00001, "--stages", 1, "--workers", 1, 3)
     one, three = rows(bench("cluster", *small, "--population", 4, model=False))
     assert [one[:3], three[:3]] == [["PixArt-Sigma", "4", "1"], ["PixArt-Sigma", "4", "3"]]
     assert one[3] == three[3], "any number of workers has the same pieces"
@@ -158,10 +166,10 @@ def test_pieces_on_an_imagined_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert crew.now == 11.0, "who is still at the other copy is asked nothing"
 
 
-def test_population(bench: Bench, tmp_path: Path) -> None:
+def test_population(bench: Bench, tmp_path: Path, model_folder: Path) -> None:
     results = tmp_path / "population.jsonl"
-    small = ("--steps", 4, "--stages", 2, "--seeds", 0, "--noises", 2, "--search-noises", 2, "--results", results)
-    options = (*small, "--populations", 2, 4, "--workers", 2, "--units", 4)
+    small = ("--steps", 4, "--stages", 2, "--seeds", 0, "--noises", 1, "--search-noises", 2, "--results", results)
+    options = ("--model", model_folder, *small, "--populations", 2, 4, "--workers", 2, "--units", 4)
     start, few, many = rows(bench("population", *options))
     assert [one[2:5] for one in (start, few, many)] == [["the start alone", "0", "1"], ["2", "2", "4"], ["4", "2", "8"]]
     before = results.read_bytes()
@@ -171,7 +179,8 @@ def test_population(bench: Bench, tmp_path: Path) -> None:
 
 def test_scaling(bench: Bench, tmp_path: Path, model_folder: Path) -> None:
     results = tmp_path / "scaling.jsonl"
-    small = ("--steps", 4, "--workers", 1, "--noises", 2, "--pieces", 2, "--rounds", 1, "--shared", model_folder)
+    model, few = ("--model", model_folder, "--shared", model_folder), ("--workers", 1, "--pieces", 2, "--rounds", 1)
+    small = (*model, *few, "--steps", 4, "--noises", 2)
     options = (*small, "--parts", "throughput", "levels", "bytes", "--results", results)
     output = bench("scaling", *options)  # the other parts start Ray again
     one, solved, sizes = rows(output)
@@ -183,10 +192,10 @@ def test_scaling(bench: Bench, tmp_path: Path, model_folder: Path) -> None:
 
 
 def test_corrections(bench: Bench) -> None:
-    options = ("--steps", 10, "--guidances", 2, 3, "--directions", 2, "--search-noises", 2, 3, "--noises", 2)
+    options = ("--steps", 4, "--guidances", 2, 3, "--directions", 2, "--search-noises", 2, 3, "--noises", 1)
     found = {row[0]: row[1:] for row in rows(bench("corrections", *options))}
     carried, fitted = "half, corrected as for guidance 2", "half, 4 directions, 2 noises"
-    assert set(found) == {"all 10 steps", "half of them", carried, "half, 2 directions, 3 noises", fitted}
+    assert set(found) == {"all 4 steps", "half of them", carried, "half, 2 directions, 3 noises", fitted}
     assert all(len(values) == 2 for values in found.values())
 
 
@@ -199,7 +208,7 @@ def test_inspect_sdxl(bench: Bench) -> None:
 
 def test_few_steps(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    small = ("--steps", 3, "--effort", 0.0001, "--budgets", 0.6, "--seeds", 0, "--noises", 4, "--results", results)
+    small = ("--steps", 3, "--effort", 0.00001, "--budgets", 0.6, "--seeds", 0, "--noises", 2, "--results", results)
     *found, nearer = rows(bench("few_steps", *small, "--scheduler", "LCMScheduler", "--random"))
     rivals = ["fewer-steps", "uniform", "mosaicdiff", "random", "diff-es"]
     assert [(cells[2], cells[3]) for cells in found] == [("1", "dense"), *(("0.6", name) for name in rivals)]
@@ -215,7 +224,7 @@ def test_few_steps(bench: Bench, tmp_path: Path) -> None:
 
 def test_solvers(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    small = ("--guidances", 2, "--calls", 3, 5, "--seeds", 0, "--noises", 4, "--trial-noises", 1, "--effort", 0.00001)
+    small = ("--guidances", 2, "--calls", 2, 3, "--seeds", 0, "--noises", 2, "--trial-noises", 1, "--effort", 0.00001)
     few = ("--fitted-noises", 1, "--iterations", 1, "--sensitivity-noises", 1, "--bases", "DPM-Solver++ 2M")
     options = (*small, *few, "--results", results)
     found = rows(bench("solvers", *options))
@@ -233,14 +242,14 @@ def test_solvers(bench: Bench, tmp_path: Path) -> None:
             assert abs(sign * own - max(sign * other for other in others) - float(ahead)) < 0.02
             assert best.strip("()") in (*rivals, *fitted)
     before = results.read_bytes()
-    assert {one["calls"] for one in map(json.loads, before.splitlines())} == {3, 5, 250}
+    assert {one["calls"] for one in map(json.loads, before.splitlines())} == {2, 3, 250}
     assert rows(bench("solvers", *options)) == found
     assert results.read_bytes() == before, "what is there is passed over"
 
 
 def test_ingredients(bench: Bench, tmp_path: Path) -> None:
     tiny(layers=4, head_size=8).save_pretrained(tmp_path)
-    options = ("--model", tmp_path, "--steps", 2, "--calibration-samples", 4, "--noises", 2, "--levels", 2)
+    options = ("--model", tmp_path, "--steps", 2, "--calibration-samples", 2, "--noises", 1, "--levels", 2)
     found = rows(bench("ingredients", *options, model=False))
     assert {cells[1] for cells in found} == {
         "effect",
@@ -257,8 +266,8 @@ def test_ingredients(bench: Bench, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_digits(bench: Bench, tmp_path: Path) -> None:
     work, results = ("--work", tmp_path / "digits"), tmp_path / "results.jsonl"
-    bench("digits", *work, "--minutes", 0.01, model=False)
-    small = ("--steps", 3, "--effort", 0.0001, "--budgets", 0.7, "--seeds", 0, "--noises", 4, "--results", results)
+    bench("digits", *work, "--minutes", 0.004, model=False)
+    small = ("--steps", 2, "--effort", 0.00001, "--budgets", 0.7, "--seeds", 0, "--noises", 2, "--results", results)
     *found, _ = rows(bench("digits", *work, *small, "--measures", "blend", model=False))
     rivals = [("1", "dense"), *(("0.7", name) for name in ("fewer-steps", "uniform", "mosaicdiff", "diff-es"))]
     searched = "levers prune, measure blend"
@@ -300,7 +309,7 @@ def test_overhead(bench: Bench, part: tuple[object, ...]) -> None:
 @pytest.mark.slow
 def test_promise(bench: Bench, tmp_path: Path) -> None:
     results = tmp_path / "promise.jsonl"
-    small = ("--budgets", 0.7, "--noises", 2, "--population", 2, "--generations", 1, "--results", results)
+    small = ("--budgets", 0.7, "--noises", 1, "--population", 2, "--generations", 1, "--results", results)
     first = bench("promise", "--seeds", 1, *small)
     assert names(first, 3) == ["1"]
     assert bench("promise", "--seeds", 1, *small) == first  # a seed that is held is passed over
@@ -358,7 +367,7 @@ def test_routing(bench: Bench) -> None:
 @pytest.mark.slow
 def test_search(bench: Bench) -> None:
     rivals = ("the paper's", "default", "random", "EvoPress'")
-    small = ("--seeds", 0, "--noises", 2, "--search-noises", 2, "--racing", 4, "--evaluations", 4)
+    small = ("--seeds", 0, "--noises", 1, "--search-noises", 1, "--racing", 2, "--evaluations", 2)
     found = names(bench("search", *SAMPLED, *small, "--rivals", *rivals))
     assert sorted(found) == sorted([*rivals, "knapsack alone"])
 

@@ -50,7 +50,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PHONE = {"width": 390, "height": 844}
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
 
 
 @pytest.fixture(scope="module")
@@ -281,8 +281,7 @@ def test_play_names_the_extra_that_is_missing(studio: Studio, monkeypatch: pytes
         serve(studio, listening)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("size", [PHONE, {"width": 1280, "height": 800}], ids=["phone", "desk"])
+@pytest.mark.parametrize(("theme", "size"), [("light", PHONE), ("dark", DESK)], ids=["light-phone", "dark-desk"])
 def test_both_pages_follow_the_theme_and_fit(
     browser: Browser, report: str, play: str, theme: str, size: dict[str, int]
 ) -> None:

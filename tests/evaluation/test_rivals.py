@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from diffusers import DiTPipeline
-from tests.helpers.tiny import CALL, EIGHT, settings, tiny
+from tests.helpers.tiny import CALL, EIGHT, LITTLE, settings, tiny
 
 from diff_es import Compressed, DiffESError, Run, Streamed, compress, load
 from diff_es.cli.app import main
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.setattr("diff_es.compression.survey.measured_prices", slow_to_shrink)
         for name, budget in (("time", {"speedup": SPEEDUP}), ("weights", {"macs": 0.8, "weights_gb": limit})):
             journal = folder / name / "journal.jsonl"
-            little = settings(search_noises=2, population=4, generations=1, method=EIGHT)
+            little = settings(**LITTLE, method=EIGHT)
             compress(pipe, settings=little, run=Run(journal=journal), **budget).save(folder / name)
     return Made(folder / "model", {name: folder / name for name in ("time", "weights")})
 
@@ -67,7 +67,7 @@ def rivals(monkeypatch: pytest.MonkeyPatch) -> list[Contender]:
 
 
 def evaluated(made: Made, folder: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--noises", "2", "--rounds", "1", "--random", "4", "--batch", "2", "--out", str(target)]
+    options = ["--noises", "2", "--rounds", "1", "--random", "2", "--batch", "2", "--out", str(target)]
     monkeypatch.setattr(sys, "argv", ["diff-es", "evaluate", str(folder), "--model", str(made.model), *options])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from diff_es.routing.switch import Switch
 from diff_es.trajectory.stages import Schedule, Stages
 
 STAGES = 3
+STEPS = 3  # of which every stage has one
 FAMILIES = ("DiT", "SD", "SDXL", "SD3", "FLUX", "PixArt-Sigma", "Wan")
 
 
@@ -37,25 +40,29 @@ def made_of(name: str) -> Any:
 
 
 def sampling_of(name: str) -> Sampling:
-    return Sampling(5, 2.0, 2) if name == "DiT" else CASES[name].sampling
+    return Sampling(STEPS, 2.0, 2) if name == "DiT" else replace(CASES[name].sampling, num_inference_steps=STEPS)
+
+
+@cache
+def stages_of(name: str) -> Stages:
+    """Traced once for all tests."""
+    return Stages.split(trace(made_of(name), sampling_of(name)).timesteps, STAGES)
 
 
 def image_of(name: str, pipe: Any, seed: int = 1, **more: Any) -> Tensor:
     """What its user gets."""
     if name == "DiT":
-        return images(pipe, [1], steps=5, **more)
-    return shown(pipe, ["a fox"], [seed], **{**CASES[name].call, **more})
+        return images(pipe, [1], steps=STEPS, **more)
+    return shown(pipe, ["a fox"], [seed], STEPS, **{**CASES[name].call, **more})
 
 
 def result_of(name: str, pipe: Any, plans: Sequence[Plan] | None = None) -> Compressed:
     """Three stages, in each of them other groups of every layer, with output projections of their own."""
-    denoiser, sampling = denoiser_of(pipe), sampling_of(name)
+    denoiser = denoiser_of(pipe)
     anatomy = discover(denoiser)
-    stages = Stages.split(trace(pipe, sampling).timesteps, STAGES)
     plans = plans or [random_plan(denoiser, anatomy, seed) for seed in range(STAGES)]
-    return Compressed(
-        Schedule(stages, ((1,),) * STAGES), tuple(plans), sampling, fingerprint(denoiser), origin_of(pipe)
-    )
+    schedule = Schedule(stages_of(name), ((1,),) * STAGES)
+    return Compressed(schedule, tuple(plans), sampling_of(name), fingerprint(denoiser), origin_of(pipe))
 
 
 def halves(name: str, pipe: Any) -> list[Plan]:

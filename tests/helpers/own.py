@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,9 +81,8 @@ def own(seed: int = 0, **changes: Any) -> OwnSampler:
     return OwnSampler(pixels(seed), **given)
 
 
-if __name__ == "__main__":  # what a new process makes of saved results
-    torch.set_num_threads(1)
-    folder, target = sys.argv[1:]
+def write_latents(folder: str | Path, target: str | Path) -> None:
+    """What a process of its own makes of a saved result."""
     sampler = own()
     with load(folder).routed(sampler):
         save_file({"latents": sampler.latents(range(3), batch=3)}, target)

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from diff_es import Compact, Depth, DiffESError, Method, Resident, Streamed, Width
 from diff_es.compression.packing import pack, unpack
 from diff_es.compression.store import read_folder, write_folder
-from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Plan, Weights, as_matrix, discover
+from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Kind, Layer, Plan, Weights, as_matrix, discover
 from diff_es.pipelines.tracing import Trace
 from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.compaction import Compaction
@@ -155,7 +155,7 @@ def test_what_of_a_resnet_block_cannot_be_pruned_is_refused(change: Any, name: s
 def test_slim_equals_masked_and_leaves_no_trace(make: Make, solved: bool) -> None:
     model = make()
     anatomy, before, switch, dense = discover(model), snapshot(model), Switch(model), run(model)
-    for seed in range(3):
+    for seed in range(2):
         plan = random_plan(model, seed, solved=solved)
         with masked(model, anatomy, plan):
             expected = run(model)
@@ -228,7 +228,7 @@ def test_norms_keep_their_groups_and_skip_connections_their_widths_at_every_leve
     expected, switch, ready = dict(shapes), Switch(model), library(make)
 
     @given(data=st.data())
-    @examples(max_examples=20, deadline=None)
+    @examples(max_examples=8, deadline=None)
     def law(data: st.DataObject) -> None:
         levels = [data.draw(st.integers(0, len(unit.options) - 1), label=unit.name) for unit in ready.units]
         stage = data.draw(st.integers(0, 1), label="stage")
@@ -393,7 +393,7 @@ def test_the_table_of_macs_is_what_the_slimmed_network_computes(make: Make) -> N
     assert counter.dense() == counted(model, DENSE)
     ready = library(make)
     levels, saved = [0] * len(ready.units), 0
-    for unit in range(0, len(ready.units), 3):
+    for unit in range(0, len(ready.units), 4):
         levels[unit] = 1 + unit % (len(ready.units[unit].options) - 1)
         costs = counted(model, ready.part(0, unit, levels[unit]))
         assert counter.option(ready.units[unit], levels[unit]) == costs
@@ -441,9 +441,14 @@ def test_a_stage_without_calls_is_refused_by_the_name_of_a_layer() -> None:
         gatherer.statistics()
 
 
+def shallow() -> Any:
+    """Of one level, transformer blocks in the middle alone: what is compiled takes seconds."""
+    return conditioned(block_out_channels=(16,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+
+
 @pytest.mark.slow
 def test_compiled_u_nets_run_what_plain_ones_do() -> None:
-    model, ready, graphs = sd(), library(sd), list[Any]()
+    model, ready, graphs = shallow(), library(shallow), list[Any]()
     plans = [ready.plan(0, mixed(ready)), DENSE, ready.plan(1, mixed(ready))]
     switch, weights = Switch(model), [realise(model, ready.anatomy, plan) for plan in plans]
     expected = list[Tensor]()
@@ -469,28 +474,31 @@ def test_compiled_u_nets_run_what_plain_ones_do() -> None:
     assert counts[2:] == counts[1:2] * 4, "a stage of the same shapes compiles nothing"
 
 
-def outputs_of(model: Any, layer: Any, plan: Plan) -> Tensor:
-    """What a layer's output projection returns, its inputs being the dense ones."""
-    found, module = list[Tensor](), model.get_submodule(layer.output)
-    cut = plan.cuts.get(layer.name)
+def outputs_of(model: Any, layers: Sequence[Layer], plan: Plan) -> list[Tensor]:
+    """What the convolutions at the output of layers return, the inputs of each being the dense ones."""
+    found: list[list[Tensor]] = [[] for _ in layers]
 
-    def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if cut is None:
-            found.append(output)
-            return
-        x, columns = args[0], layer.columns(cut.kept)
-        weight = module.weight[:, columns] if cut.weight is None else cut.weight
-        bias = module.bias if cut.bias is None else cut.bias
-        if isinstance(module, nn.Conv2d):
-            found.append(nn.functional.conv2d(x[:, columns], weight, bias, padding=module.padding))
-        else:
-            found.append(nn.functional.linear(x[..., columns], weight, bias))
+    def hooking(layer: Layer, outputs: list[Tensor]) -> Any:
+        cut = plan.cuts.get(layer.name)
 
-    handle = module.register_forward_hook(hook)
+        def hook(module: nn.Conv2d, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if cut is None:
+                outputs.append(output)
+                return
+            columns = layer.columns(cut.kept)
+            weight = module.weight[:, columns] if cut.weight is None else cut.weight
+            bias = module.bias if cut.bias is None else cut.bias
+            outputs.append(nn.functional.conv2d(args[0][:, columns], weight, bias, padding=module.padding))
+
+        return hook
+
+    pairs = list(zip(layers, found, strict=True))
+    handles = [model.get_submodule(one.output).register_forward_hook(hooking(one, outputs)) for one, outputs in pairs]
     for seed in range(2):
         run(model, seed, 900.0)
-    handle.remove()
-    return torch.cat([output.double().flatten() for output in found])
+    for handle in handles:
+        handle.remove()
+    return [torch.cat([output.double().flatten() for output in outputs]) for outputs in found]
 
 
 @every_model
@@ -499,23 +507,22 @@ def test_compensation_leaves_no_larger_error_than_slicing(make: Make) -> None:
     correlations between taps included, here and in sum."""
     model, real = make(), [0.0, 0.0]
     made = [library(make, Granularity.WHOLE, solve=solve) for solve in (True, False)]
-    for layer in made[0].anatomy.layers:
-        if layer.kind is Kind.RESNET:
-            moments, output = statistics(make).stages[0][layer.name], model.get_submodule(layer.output)
-            dense, errors = as_matrix(output.weight), list[float]()
-            for ready in made:
-                cut = ready.plan(0, (2,)).cuts[layer.name]
-                assert cut.kept.equal(made[0].plan(0, (2,)).cuts[layer.name].kept)
-                columns = layer.columns(cut.kept)
-                weight = dense[:, columns] if cut.weight is None else as_matrix(cut.weight)
-                offset = (dense.double() @ moments.mean() - weight.double() @ moments.mean()[columns]) * (
-                    ready is made[0]
-                )
-                errors.append(output_error(dense, None, moments, columns, (weight, offset)))
-            assert errors[0] < errors[1]
-            before = outputs_of(model, layer, DENSE)
-            for i, ready in enumerate(made):
-                real[i] += float((outputs_of(model, layer, ready.plan(0, (2,))) - before).square().sum())
+    layers = [layer for layer in made[0].anatomy.layers if layer.kind is Kind.RESNET]
+    for layer in layers:
+        moments, output = statistics(make).stages[0][layer.name], model.get_submodule(layer.output)
+        dense, errors = as_matrix(output.weight), list[float]()
+        for ready in made:
+            cut = ready.plan(0, (2,)).cuts[layer.name]
+            assert cut.kept.equal(made[0].plan(0, (2,)).cuts[layer.name].kept)
+            columns = layer.columns(cut.kept)
+            weight = dense[:, columns] if cut.weight is None else as_matrix(cut.weight)
+            offset = (dense.double() @ moments.mean() - weight.double() @ moments.mean()[columns]) * (ready is made[0])
+            errors.append(output_error(dense, None, moments, columns, (weight, offset)))
+        assert errors[0] < errors[1]
+    before = outputs_of(model, layers, DENSE)
+    for i, ready in enumerate(made):
+        pairs = zip(outputs_of(model, layers, ready.plan(0, (2,))), before, strict=True)
+        real[i] = sum(float((one - other).square().sum()) for one, other in pairs)
     assert real[0] < 0.8 * real[1]
 
 

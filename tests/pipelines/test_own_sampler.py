@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 from tests.helpers.foreign import masked
-from tests.helpers.own import TIMES, WORK, euler, fixed, guided, own, pixels, uncorrected
+from tests.helpers.own import TIMES, WORK, euler, fixed, guided, own, pixels, uncorrected, write_latents
 from tests.helpers.tiny import assert_same, snapshot
 from torch import Tensor, nn
 
@@ -50,6 +49,16 @@ from diff_es.trajectory.stages import Schedule, Stages
 from diff_es.utils.progress import Reporter
 
 QUIET = Reporter(quiet=True)
+LEAST = replace(
+    WORK,
+    search_noises=2,
+    sensitivity_noises=1,
+    held_out_noises=1,
+    finalists=1,
+    population=2,
+    generations=1,
+    timestep_generations=1,
+)
 OWN_TIMES = (0.9, 0.7, 0.4, 0.3)
 
 
@@ -156,11 +165,16 @@ def test_the_promise_of_a_result_is_what_its_routing_gives(found: tuple[OwnSampl
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # of Python 3.12
 def test_a_saved_result_runs_the_same_in_a_new_process(tmp_path: Path, found: tuple[OwnSampler, Compressed]) -> None:
     sampler, fast = found
     fast.save(tmp_path / "fast")
-    command = [sys.executable, "-m", "tests.helpers.own", str(tmp_path / "fast"), str(tmp_path / "latents.safetensors")]
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=240)
+    child = get_context("fork").Process(
+        target=write_latents, args=(tmp_path / "fast", tmp_path / "latents.safetensors")
+    )
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
     with fast.routed(sampler):
         assert load_file(tmp_path / "latents.safetensors")["latents"].equal(sampler.latents(range(3), batch=3))
     other = own(seed=1)
@@ -170,17 +184,18 @@ def test_a_saved_result_runs_the_same_in_a_new_process(tmp_path: Path, found: tu
 
 def test_steps_alone_and_a_speed_up(found: tuple[OwnSampler, Compressed]) -> None:
     sampler, _ = found
-    fast = compress(sampler, 0.5, replace(WORK, levers=Levers.STEPS))
+    work = replace(LEAST, levers=Levers.STEPS)
+    fast = compress(sampler, 0.5, work)
     assert {level for row in fast.schedule.levels for level in row} == {0}
     assert len(fast.timesteps or ()) == 3
     assert len(fast.corrections) == 3
-    quick = compress(sampler, speedup=1.05, settings=replace(WORK, levers=Levers.STEPS))
+    quick = compress(sampler, speedup=1.05, settings=work)
     assert quick.report.measured_speedup is not None
 
 
 def test_a_loop_without_times_is_pruned_alone() -> None:
     sampler = own(sample=fixed, times=None, corrects=False)
-    work = replace(WORK, levers=Levers.PRUNE)
+    work = replace(LEAST, levers=Levers.PRUNE)
     fast = compress(sampler, 0.6, work)
     assert fast.timesteps is None
     assert fast.report.macs_ratio <= 0.6
@@ -195,7 +210,7 @@ def test_conditions_guidance_noise_and_two_calls_a_step(monkeypatch: pytest.Monk
     images = lambda latents: latents[:, :3] / 2 + 0.5  # noqa: E731
     sampler = own(sample=loop, times=None, corrects=False, conditions=(0, 2), decode=images)
     assert [probe.condition for probe in make_probes(sampler, 4, 0, "any")] == [0, 2, 0, 2]
-    fast = compress(sampler, 0.6, replace(WORK, levers=Levers.PRUNE, measure=ImagePSNR()))
+    fast = compress(sampler, 0.6, replace(LEAST, levers=Levers.PRUNE, measure=ImagePSNR()))
     assert fast.report.steps == (6, 6)  # calls
     rows = evaluated(sampler, fast, Extent(noises=2, rounds=1, batch=2, random=2)).rows
     assert all(row.psnr_db is not None for row in rows[1:])
@@ -261,7 +276,7 @@ class Wrapped(nn.Module):
             sample_size=8,
             in_channels=3,
             out_channels=3,
-            block_out_channels=(32, 32),
+            block_out_channels=(16, 16),
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
             layers_per_block=1,
@@ -289,7 +304,7 @@ def test_a_model_of_diffusers_that_is_wrapped_is_discovered() -> None:
     anatomy = declare(model, None, lambda: model(torch.randn(1, 3, 8, 8), torch.ones(1)), timestep="left")
     assert all(layer.name.startswith("unet.") for layer in anatomy.layers)
     assert len(anatomy.layers) > 4
-    fast = compress(sampler, 0.6, replace(WORK, levers=Levers.PRUNE))
+    fast = compress(sampler, 0.6, replace(LEAST, levers=Levers.PRUNE))
     assert fast.report.macs_ratio <= 0.6
     with fast.routed(sampler):
         pruned = sampler.latents(range(2))
@@ -306,7 +321,7 @@ def test_a_model_of_diffusers_needs_no_declaration() -> None:
             x = x - denoiser(x, t).sample / len(times)
         return x
 
-    fast = compress(OwnSampler(model, loop, noise=(3, 8, 8), times=range(900, 0, -150)), 0.6, WORK)
+    fast = compress(OwnSampler(model, loop, noise=(3, 8, 8), times=range(900, 0, -150)), 0.6, LEAST)
     assert fast.report.macs_ratio <= 0.6
     assert all(t == int(t) for t in fast.timesteps or ())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,8 @@ from diffusers import (
     TCDScheduler,
 )
 from tests.helpers.counting import counted
-from tests.helpers.pipelines import CASES, Case, flux, ltx, made, qwen_image, sana, shown, stable_diffusion, wan
+from tests.helpers.pipelines import CASES as ALL
+from tests.helpers.pipelines import Case, flux, ltx, made, qwen_image, sana, shown, stable_diffusion, wan
 from tests.helpers.tiny import tiny
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -32,7 +34,7 @@ from diff_es.pipelines.probes import Probe, bundled_prompts, make_probes
 from diff_es.pipelines.sampling import decode, denoiser_of, sample, with_denoiser
 from diff_es.pipelines.supported import SUPPORTED, check, check_denoiser
 from diff_es.pipelines.timestep_hook import on_timestep
-from diff_es.pipelines.tracing import first_call, trace
+from diff_es.pipelines.tracing import Trace, first_call, trace
 from diff_es.pruning.macs import MacCounter
 from diff_es.routing.placements import Resident
 from diff_es.routing.routing import routed
@@ -44,9 +46,14 @@ from diff_es.solvers.samplers import trajectory
 from diff_es.trajectory.stages import Stages
 from diff_es.trajectory.timesteps import placed
 
+STEPS = 3
+CASES = {
+    name: replace(case, sampling=replace(case.sampling, num_inference_steps=STEPS), call={**case.call, "steps": STEPS})
+    for name, case in ALL.items()
+}
 every_pipeline = pytest.mark.parametrize("name", CASES)
 steppable = pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.steppable])
-TEXT = [name for name, case in CASES.items() if make_probes(case.make(), 1, 0, "any")[0].condition]
+TEXT = [name for name, case in CASES.items() if case.sampling.guidance_scale]
 
 
 def opened(name: str, seed: int = 0) -> tuple[Case, Any, tuple[Probe, ...]]:
@@ -55,8 +62,15 @@ def opened(name: str, seed: int = 0) -> tuple[Case, Any, tuple[Probe, ...]]:
     return case, pipe, make_probes(pipe, 2, seed, "test")
 
 
-def stages_of(pipe: Any, sampling: Sampling, count: int) -> Stages:
-    return Stages.split(trace(pipe, sampling).timesteps, count)
+@cache
+def lent(name: str) -> tuple[Case, Any, tuple[Probe, ...]]:
+    """The same to all tests, none of which changes it."""
+    return opened(name)
+
+
+@cache
+def traced(name: str) -> Trace:
+    return trace(made(CASES[name].make), CASES[name].sampling)
 
 
 def dense(pipe: Any, stages: Stages) -> Any:
@@ -92,7 +106,7 @@ def test_a_sample_is_what_the_users_own_call_gives(name: str) -> None:
 
 @every_pipeline
 def test_a_sample_depends_on_its_noise_and_its_prompt(name: str) -> None:
-    case, pipe, probes = opened(name)
+    case, pipe, probes = lent(name)
     both = sample(pipe, [Probe(probes[0].seed, probe.condition) for probe in probes], case.sampling)
     others = sample(pipe, [Probe(probes[1].seed, probe.condition) for probe in probes], case.sampling)
     assert not torch.equal(both[0], others[0])
@@ -115,10 +129,10 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch(make: Any, kind: An
     """What a sampler adds on the way comes from the sample's own generator, guided or not."""
     pipe = make()
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **settings)
-    probes = make_probes(pipe, 5, 0, "test")
+    probes = make_probes(pipe, 3, 0, "test")
     for guidance in (1.0, 4.0):
-        whole = sample(pipe, probes, Sampling(4, guidance, 5))
-        turned = sample(pipe, probes[::-1], Sampling(4, guidance, 2)).flip(0)
+        whole = sample(pipe, probes, Sampling(3, guidance, 3))
+        turned = sample(pipe, probes[::-1], Sampling(3, guidance, 2)).flip(0)
         assert float(snr_db(whole, turned).min()) > 90
     assert "step" not in vars(pipe.scheduler)
 
@@ -148,9 +162,9 @@ def test_prompts_are_encoded_once(name: str) -> None:
 
 @every_pipeline
 def test_stages_that_prune_nothing_change_nothing(name: str) -> None:
-    case, pipe, probes = opened(name)
+    case, pipe, probes = lent(name)
     plain = sample(pipe, probes, case.sampling)
-    with routed(*dense(pipe, stages_of(pipe, case.sampling, 3))):
+    with routed(*dense(pipe, Stages.split(traced(name).timesteps, 3))):
         assert torch.equal(sample(pipe, probes, case.sampling), plain)
 
 
@@ -160,7 +174,7 @@ def test_a_trace_has_the_schedulers_timesteps_and_the_shapes_of_a_call(name: str
     found = trace(pipe, case.sampling)
     assert found.calls == case.calls
     assert list(found.timesteps) == [t for t in pipe.scheduler.timesteps.tolist() for _ in range(case.calls)]
-    assert len(set(found.timesteps)) == 5
+    assert len(set(found.timesteps)) == STEPS
     alone = Sampling(**{**vars(case.sampling), "batch": 1})
     real = first_call(pipe, alone)
     shapes = (tree_map_only(Tensor, lambda t: (t.shape, t.dtype), call) for call in (real, (found.args, found.kwargs)))
@@ -170,30 +184,31 @@ def test_a_trace_has_the_schedulers_timesteps_and_the_shapes_of_a_call(name: str
 
 @every_pipeline
 def test_counted_macs_are_those_of_real_calls(name: str) -> None:
-    case, pipe, _ = opened(name)
+    case, pipe, _ = lent(name)
     denoiser = denoiser_of(pipe)
     with counted(pipe) as calls:
         sample(pipe, make_probes(pipe, 1, 0, "trace"), case.sampling)  # Qwen-Image pads no prompt: lengths differ
-    assert len(calls) == 5 * case.calls
-    path = trace(pipe, case.sampling)
-    assert MacCounter(denoiser, discover(denoiser), path).dense() == calls[0].macs
+    assert len(calls) == STEPS * case.calls
+    assert MacCounter(denoiser, discover(denoiser), traced(name)).dense() == calls[0].macs
 
 
-@every_pipeline
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.bfloat16) for name in CASES), *((name, torch.float32) for name in ("SD", "FLUX", "Wan"))],
+)
 def test_every_step_is_routed_to_its_own_stage(name: str, dtype: torch.dtype) -> None:
     case, pipe, probes = opened(name)
     pipe.to(dtype)
     for part in ("transformer", "unet", "text_encoder"):
         if pipe.components.get(part) is not None:
             pipe.components[part].to(dtype)
-    own = tuple(dict.fromkeys(trace(pipe, case.sampling).timesteps))
+    own = tuple(dict.fromkeys(traced(name).timesteps))
     edges = Stages(own[1:])  # each boundary a timestep itself, as where steps are a choice
     entered = list[int]()
     handle = on_stage(denoiser_of(pipe), edges, entered.append)
     sample(pipe, probes, case.sampling)
     handle.remove()
-    assert entered == [step for step in range(5) for _ in range(case.calls)]
+    assert entered == [step for step in range(STEPS) for _ in range(case.calls)]
 
 
 def test_timesteps_that_are_scaled_for_the_denoiser_come_back() -> None:
@@ -210,19 +225,21 @@ def test_timesteps_that_are_scaled_for_the_denoiser_come_back() -> None:
 
 @steppable
 def test_chosen_timesteps_are_run(name: str) -> None:
-    case, pipe, probes = opened(name)
-    plain, path = sample(pipe, probes, case.sampling), trajectory(pipe.scheduler, trace(pipe, case.sampling).timesteps)
-    assert len(path.timesteps) == 5
+    case, pipe, probes = lent(name)
+    sampling = replace(case.sampling, num_inference_steps=4)  # two in the last stage
+    plain = sample(pipe, probes, sampling)
+    path = trajectory(pipe.scheduler, [t for t in pipe.scheduler.timesteps.tolist() for _ in range(case.calls)])
+    assert len(path.timesteps) == 4
     stages, denoiser = path.stages(3), denoiser_of(pipe)
     own = stages.steps(path.timesteps)
-    with stepped(pipe, placed(path, stages, own), 5):
-        assert torch.equal(sample(pipe, probes, case.sampling), plain)
+    with stepped(pipe, placed(path, stages, own), 4):
+        assert torch.equal(sample(pipe, probes, sampling), plain)
     for counts in ((2 * own[0], own[1], 0), (1, 1, 3 * own[2])):
         chosen, heard, entered = placed(path, stages, counts), list[float](), list[int]()
         assert all(a > b for a, b in pairwise(chosen))
         handles = on_timestep(denoiser, heard.append), on_stage(denoiser, stages, entered.append)
-        with stepped(pipe, chosen, 5):
-            result = sample(pipe, probes, case.sampling)
+        with stepped(pipe, chosen, 4):
+            result = sample(pipe, probes, sampling)
         for handle in handles:
             handle.remove()
         assert heard == pytest.approx([t for t in chosen for _ in range(case.calls)], rel=1e-6)

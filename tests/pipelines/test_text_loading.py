@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.helpers.pipelines import CASES, made
+from tests.helpers.pipelines import CASES as ALL
+from tests.helpers.pipelines import made
 from tests.helpers.single_file import write_sdxl, write_stable_diffusion
 
 from diff_es import DiffESError, UnsupportedModel
@@ -18,6 +20,7 @@ from diff_es.pipelines.loading import load, origin_of, reopen
 from diff_es.pipelines.probes import make_probes, read_prompts
 from diff_es.pipelines.sampling import decode, sample
 
+CASES = {name: replace(one, sampling=replace(one.sampling, num_inference_steps=2)) for name, one in ALL.items()}
 WRITERS = {"SD": write_stable_diffusion, "SDXL": write_sdxl}
 
 

@@ -144,7 +144,7 @@ def test_where_nothing_is_pruned_units_do_not_matter(grain: Granularity) -> None
 @pytest.fixture(scope="module")
 def study() -> Study:
     """With statistics of layers and blocks."""
-    return prepare(tiny(), settings(method=Method(EITHER)))
+    return prepare(tiny(), settings(**LITTLE, method=Method(EITHER)))
 
 
 def library_of(study: Study, method: Method) -> Library:
@@ -207,11 +207,11 @@ def macs_of(pipe: DiTPipeline, counter: MacCounter, library: Library, stage: int
 @every_combination
 def test_a_random_row_costs_what_its_units_add_up_to(ladder: Ladder, grain: Granularity, study: Study) -> None:
     method = Method(ladder, granularity=grain)
-    ready = prepare(tiny(layers=3), settings(method=method))
+    ready = prepare(tiny(layers=3), settings(**LITTLE, method=method))
     library, rng, costs = ready.library, np.random.default_rng(1), ready.costs
     assert len(costs.options) == len(library.units)
     assert costs.dense == CALL.steps * ready.counter.dense()
-    rows = [tuple(int(rng.integers(len(unit.options))) for unit in library.units) for _ in range(8)]
+    rows = [tuple(int(rng.integers(len(unit.options))) for unit in library.units) for _ in range(2)]
     rows += [tuple(len(unit.options) - 1 for unit in library.units), (0,) * len(library.units)]
     for i, row in enumerate(rows):
         assert macs_of(ready.pipe, ready.counter, library, i % 3, row) == {costs.call(row)}
@@ -236,23 +236,34 @@ def test_a_random_schedule_of_blocks_and_steps_costs_what_it_should(ladder: Widt
 # --------------------------------------------------------------------------------------------------------- searches
 
 
+FOUR = replace(CALL, num_inference_steps=4)
+
+
 def assert_kept(fast: Compressed, pipe: DiTPipeline, macs: float) -> None:
     with counted(pipe) as dense:
-        images(pipe, [1])
+        images(pipe, [1], FOUR.steps)
     with fast.routed(pipe), counted(pipe) as calls:
-        images(pipe, [1])
+        images(pipe, [1], FOUR.steps)
     spent, own = (sum(call.macs for call in seen) for seen in (calls, dense))
     assert spent / own == fast.report.macs_ratio <= macs
 
 
-@pytest.mark.parametrize("levers", [Levers.PRUNE, Levers.BOTH])
-@pytest.mark.parametrize("name", ["kinds", "blocks", "blocks, width or skip", "denoiser, width or depth"])
+@pytest.mark.parametrize(
+    ("name", "levers"),
+    [
+        ("kinds", Levers.BOTH),
+        ("blocks", Levers.PRUNE),
+        ("blocks, width or skip", Levers.BOTH),
+        ("denoiser, width or depth", Levers.PRUNE),
+    ],
+)
 def test_searches_over_units_keep_the_budget_and_come_back_from_disk(name: str, levers: Levers, tmp_path: Path) -> None:
     ladder, grain = COMBINATIONS[name]
     pipe, method = tiny(), Method(ladder, granularity=grain)
-    before, dense = snapshot(pipe.transformer), images(pipe)
+    before, dense = snapshot(pipe.transformer), images(pipe, steps=FOUR.steps)
     make = settings if levers is Levers.PRUNE else joint
-    fast = compress(pipe, 0.6, make(**{**LITTLE, "levers": levers, "method": method, "first_rung": 0}))
+    least = {**LITTLE, "first_rung": 0, "stages": 2, "population": 2, "sampling": FOUR}
+    fast = compress(pipe, 0.6, make(**{**least, "levers": levers, "method": method}))
     assert snapshot(pipe.transformer).keys() == before.keys()
     assert fast.report.units == tuple(unit.name for unit in units_of(discover(pipe.transformer), ladder, grain))
     assert {len(row) for row in fast.schedule.levels} == {len(fast.report.units)}
@@ -260,14 +271,14 @@ def test_searches_over_units_keep_the_budget_and_come_back_from_disk(name: str, 
     fast.save(tmp_path / "out")
     other = tiny()
     with fast.routed(pipe), load(tmp_path / "out").routed(other):
-        pruned = images(pipe)
-        assert torch.equal(images(other), pruned)
+        pruned = images(pipe, steps=FOUR.steps)
+        assert torch.equal(images(other, steps=FOUR.steps), pruned)
     assert not torch.equal(pruned, dense)
-    assert torch.equal(images(pipe), dense)
+    assert torch.equal(images(pipe, steps=FOUR.steps), dense)
 
 
 def test_what_is_left_of_a_budget_buys_no_unit_a_lower_level() -> None:
-    fast = compress(tiny(), 0.6, settings(method=Method(EITHER, granularity=Granularity.BLOCK)))
+    fast = compress(tiny(), 0.6, settings(**LITTLE, method=Method(EITHER, granularity=Granularity.BLOCK)))
     tables, steps, ratio = fast.report.macs_by_level, fast.report.steps, fast.report.macs_ratio
     for stage, row in enumerate(fast.schedule.levels):
         for table, level in zip(tables, row, strict=True):
@@ -280,7 +291,7 @@ def test_the_one_block_of_a_denoiser_is_the_denoiser() -> None:
     found = []
     for grain in (Granularity.WHOLE, Granularity.BLOCK):
         method = replace(settings().method, granularity=grain)
-        found.append(compress(tiny(layers=1), 0.7, settings(method=method)))
+        found.append(compress(tiny(layers=1), 0.7, settings(**{**LITTLE, "generations": 2}, method=method)))
     whole, block = found
     assert whole.schedule == block.schedule
     assert_same_plans(whole.plans, block.plans)

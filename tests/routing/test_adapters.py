@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from tests.helpers.pipelines import CASES, made
+from tests.helpers.in_use import made_of, result_of, sampling_of
 from tests.helpers.tiny import LITTLE, settings
 
 from diff_es import ArtefactError, Compressed, DiffESError, Method, UnsupportedModel, Width, compress
@@ -25,10 +25,7 @@ from diff_es.pruning.granularity import Granularity
 
 @pytest.fixture(scope="module")
 def compressed() -> Compressed:
-    small = {**LITTLE, "sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat")}
-    return compress(
-        made(CASES["SD"].make), 0.9, settings(**small, method=Method(Width(4, dense=()), granularity=Granularity.WHOLE))
-    )
+    return result_of("SD", made_of("SD"))
 
 
 def lora() -> LoraConfig:
@@ -37,7 +34,7 @@ def lora() -> LoraConfig:
 
 
 def test_adapters_are_refused_by_the_layers_that_they_wrap(compressed: Compressed) -> None:
-    pipe = made(CASES["SD"].make)
+    pipe = made_of("SD")
     torch.manual_seed(0)
     pipe.unet.add_adapter(lora())
     found = discover(pipe.unet)
@@ -59,73 +56,72 @@ def test_adapters_are_refused_by_the_layers_that_they_wrap(compressed: Compresse
 
 
 def test_a_model_with_adapters_is_not_compressed(compressed: Compressed) -> None:
-    pipe = made(CASES["SD"].make)
+    pipe = made_of("SD")
     torch.manual_seed(0)
     pipe.unet.add_adapter(lora())
     message = r"pipe\.unet: expected the model's own layers, found adapters on down_blocks.* and \d+ more\. Unload them"
     with pytest.raises(UnsupportedModel, match=message):
-        compress(pipe, 0.95, settings(sampling=CASES["SD"].sampling, prompts=("a fox", "a hat")))
+        compress(pipe, 0.95, settings(sampling=sampling_of("SD"), prompts=("a fox", "a hat")))
 
 
 def test_a_fused_adapter_is_a_model_like_any_other(compressed: Compressed) -> None:
-    case = CASES["SD"]
-    pipe = made(case.make)
+    pipe, sampling = made_of("SD"), sampling_of("SD")
     probes = make_probes(pipe, 2, 0, "test")
-    before = sample(pipe, probes, case.sampling)
+    before = sample(pipe, probes, sampling)
     torch.manual_seed(0)
     pipe.unet.add_adapter(lora())
-    loaded = sample(pipe, probes, case.sampling)
+    loaded = sample(pipe, probes, sampling)
     pipe.fuse_lora(components=["unet"])
     pipe.unload_lora_weights()
-    fused = sample(pipe, probes, case.sampling)
+    fused = sample(pipe, probes, sampling)
     assert torch.allclose(fused, loaded, atol=1e-2 * float(loaded.abs().max()))
     assert not torch.equal(fused, before)
     with pytest.raises(ArtefactError, match="hash of the base model"), compressed.routed(pipe):
         pass
-    small = {**LITTLE, "sampling": case.sampling, "prompts": ("a fox", "a hat")}
+    small = {**LITTLE, "sampling": sampling, "stages": 2, "prompts": ("a fox", "a hat")}
     with compress(
         pipe, 0.95, settings(**small, method=Method(Width(4, dense=()), granularity=Granularity.WHOLE))
     ).routed(pipe):
-        assert not torch.equal(sample(pipe, probes, case.sampling), fused)
-    assert torch.equal(sample(pipe, probes, case.sampling), fused)
+        assert not torch.equal(sample(pipe, probes, sampling), fused)
+    assert torch.equal(sample(pipe, probes, sampling), fused)
 
 
 def test_an_adapter_that_comes_while_routed_is_refused_by_its_layers(compressed: Compressed) -> None:
-    case, pipe = CASES["SD"], made(CASES["SD"].make)
+    pipe, sampling = made_of("SD"), sampling_of("SD")
     probes = make_probes(pipe, 2, 0, "test")
-    dense = sample(pipe, probes, case.sampling)
+    dense = sample(pipe, probes, sampling)
     with compressed.routed(pipe):
         torch.manual_seed(0)
         pipe.unet.add_adapter(lora())
         for _ in range(2):
             with pytest.raises(DiffESError, match=r"adapters on down_blocks.*\.to_\w+.* and \d+ more"):
-                sample(pipe, probes, case.sampling)
+                sample(pipe, probes, sampling)
         pipe.unet.delete_adapters("default")
         pipe.unload_lora_weights()
-        assert not torch.equal(sample(pipe, probes, case.sampling), dense)
-    assert torch.equal(sample(pipe, probes, case.sampling), dense)
+        assert not torch.equal(sample(pipe, probes, sampling), dense)
+    assert torch.equal(sample(pipe, probes, sampling), dense)
 
 
 def test_an_adapter_on_other_layers_runs_routed(compressed: Compressed) -> None:
-    case, pipe = CASES["SD"], made(CASES["SD"].make)
+    pipe, sampling = made_of("SD"), sampling_of("SD")
     assert isinstance(pipe, StableDiffusionPipeline)
     probes = make_probes(pipe, 2, 0, "test")
     with compressed.routed(pipe):
-        pruned = sample(pipe, probes, case.sampling)
+        pruned = sample(pipe, probes, sampling)
         torch.manual_seed(0)
         pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["conv_in", "linear_1"], init_lora_weights=False))
-        with_it = sample(pipe, probes, case.sampling)
+        with_it = sample(pipe, probes, sampling)
         assert not torch.equal(with_it, pruned)
     with compressed.routed(pipe):  # there before, and unloaded inside
-        assert torch.equal(sample(pipe, probes, case.sampling), with_it)
+        assert torch.equal(sample(pipe, probes, sampling), with_it)
         pipe.unload_lora_weights()
-        assert torch.equal(sample(pipe, probes, case.sampling), pruned)
+        assert torch.equal(sample(pipe, probes, sampling), pruned)
     with compressed.routed(pipe):
-        assert torch.equal(sample(pipe, probes, case.sampling), pruned)
+        assert torch.equal(sample(pipe, probes, sampling), pruned)
 
 
 def test_an_adapter_in_a_skipped_block_is_refused(compressed: Compressed) -> None:
-    pipe = made(CASES["SD"].make)
+    pipe = made_of("SD")
     block = next(block.name for block in discover(pipe.unet).blocks if "transformer_blocks" in block.name)
     skipping = replace(compressed, plans=(Plan(bypasses={block: None}),) * len(compressed.plans))
     with skipping.routed(pipe):
@@ -139,7 +135,7 @@ def test_an_adapter_in_a_skipped_block_is_refused(compressed: Compressed) -> Non
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Adapters of the denoiser and of the text encoder, as diffusers saves them."""
-    folder, pipe = tmp_path_factory.mktemp("adapters"), made(CASES["SD"].make)
+    folder, pipe = tmp_path_factory.mktemp("adapters"), made_of("SD")
     torch.manual_seed(0)
     pipe.unet.add_adapter(lora())
     pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
@@ -153,11 +149,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_adapters_from_files_come_and_go(compressed: Compressed, files: Path) -> None:
-    case, pipe = CASES["SD"], made(CASES["SD"].make)
+    pipe, sampling = made_of("SD"), sampling_of("SD")
     probes = make_probes(pipe, 2, 0, "test")
 
     def drawn() -> Any:
-        return sample(pipe, probes, case.sampling)
+        return sample(pipe, probes, sampling)
 
     dense = drawn()
     with compressed.routed(pipe):
@@ -182,13 +178,13 @@ def test_adapters_from_files_come_and_go(compressed: Compressed, files: Path) ->
 
 
 def test_adapters_of_the_text_encoder_change_the_prompt_alone(compressed: Compressed, files: Path) -> None:
-    case, pipe = CASES["SD"], made(CASES["SD"].make)
+    pipe, sampling = made_of("SD"), sampling_of("SD")
     probes = make_probes(pipe, 2, 0, "test")
     with compressed.routed(pipe):
-        pruned = sample(pipe, probes, case.sampling)
+        pruned = sample(pipe, probes, sampling)
     pipe.load_lora_weights(files / "text")
     with compressed.routed(pipe):
-        assert not torch.equal(sample(pipe, probes, case.sampling), pruned)
+        assert not torch.equal(sample(pipe, probes, sampling), pruned)
     pipe.unload_lora_weights()
     with compressed.routed(pipe):
-        assert torch.equal(sample(pipe, probes, case.sampling), pruned)
+        assert torch.equal(sample(pipe, probes, sampling), pruned)

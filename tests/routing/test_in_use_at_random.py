@@ -27,7 +27,7 @@ from diff_es import Compact, Compressed, DiffESError, Resident, Streamed
 from diff_es.layers import Plan
 from diff_es.pipelines.sampling import denoiser_of
 
-NAMES, SEEDS, LENGTH = ("DiT", "SD", "SD3", "FLUX", "PixArt-Sigma"), range(3), 14
+NAMES, SEEDS, LENGTH = ("DiT", "SD", "SD3", "FLUX", "PixArt-Sigma"), range(3), 12
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,14 @@ def oracles() -> dict[str, Oracle]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "seed"),  # two placements of the three with each family
+    [(name, seed) for i, name in enumerate(NAMES) for seed in SEEDS if (i + seed) % 3],
+)
 def test_what_is_done_inside_is_as_if_it_had_been_done_before(name: str, seed: int, oracles: dict[str, Oracle]) -> None:
-    oracle = oracles.setdefault(name, Oracle(name))
+    if name not in oracles:
+        oracles[name] = Oracle(name)
+    oracle = oracles[name]
     random, pipe, state, story = Random(f"{name} {seed}"), made_of(name), State(), list[str]()
     base = {key: value.clone() for key, value in denoiser_of(pipe).state_dict().items()}
     placement = (Resident(), Streamed(), Compact())[seed % 3]

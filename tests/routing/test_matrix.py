@@ -26,7 +26,12 @@ from diff_es.routing.stage_hook import on_stage
 from diff_es.trajectory.stages import Schedule
 from diff_es.utils.progress import Reporter
 
-ALL = {"DiT": Case(tiny, CALL), **CASES}
+ALL = {
+    name: replace(case, sampling=replace(case.sampling, num_inference_steps=3))  # two stages have no need of more
+    for name, case in {"DiT": Case(tiny, CALL), **CASES}.items()
+}
+LADDER = Width(3, dense=(), multiple=1)
+LEAST = {"calibration_samples": 2, "search_noises": 1, "held_out_noises": 1, "finalists": 1, "generations": 1}
 ACROSS_HEADS = ("Wan", "LTX")  # their norms run over what is left: tests/test_family_blocks.py compares the real class
 
 
@@ -56,14 +61,8 @@ def case(request: pytest.FixtureRequest) -> tuple[str, Made]:
     name = request.param
     pipe = made(ALL[name].make)
     dense, own = drawn(name, pipe), macs_of(name, pipe)  # models remember things from their first call on
-    before, small = (
-        snapshot(denoiser_of(pipe)),
-        {"calibration_samples": 2, "search_noises": 1, "held_out_noises": 1, "finalists": 1},
-    )
-    method = Method(Width(4, dense=(), multiple=1))
-    fast = compress(
-        pipe, 0.75, settings(sampling=ALL[name].sampling, stages=2, population=3, generations=1, method=method, **small)
-    )
+    before, small = snapshot(denoiser_of(pipe)), settings(**LEAST, stages=2, population=2, method=Method(LADDER))
+    fast = compress(pipe, 0.75, replace(small, sampling=ALL[name].sampling))
     with fast.routed(pipe):
         return name, Made(pipe, fast, before, dense, drawn(name, pipe), (own, macs_of(name, pipe)))
 
@@ -100,10 +99,10 @@ def test_leaving_restores_everything(case: tuple[str, Made]) -> None:
 def test_realised_is_nominal(case: tuple[str, Made]) -> None:
     _, found = case
     layers = {layer.name: layer for layer in discover(denoiser_of(found.pipe)).layers}
-    units, ladder = found.fast.report.units, Width(4, dense=(), multiple=1)
+    units = found.fast.report.units
     for row, plan in zip(found.fast.schedule.levels, found.fast.plans, strict=True):
         for name, cut in plan.cuts.items():
-            levels = {ladder.kept(layers[name], level) for level in row}
+            levels = {LADDER.kept(layers[name], level) for level in row}
             assert len(cut.kept) in levels
         assert len(row) == len(units)
     assert any(plan.cuts for plan in found.fast.plans)
@@ -190,26 +189,8 @@ def member_columns(groups: Sequence[int], width: int, start: int) -> list[int]:
 @pytest.mark.parametrize("name", ["SDXL", "SD3", "FLUX", "Wan"])
 def test_blocks_are_skipped_and_steps_chosen_in_the_same_search(name: str, tmp_path: Path) -> None:
     pipe, method = made(ALL[name].make), Method(Width(2, dense=(), multiple=1, depth=Depth()))
-    small = {
-        "calibration_samples": 2,
-        "search_noises": 2,
-        "sensitivity_noises": 1,
-        "held_out_noises": 1,
-        "finalists": 1,
-        "timestep_generations": 1,
-        "timestep_offspring": 2,
-        "first_rung": 1,
-    }
-    chosen = settings(
-        sampling=ALL[name].sampling,
-        stages=2,
-        levers=Levers.BOTH,
-        reference_multiple=2,
-        method=method,
-        population=3,
-        generations=1,
-        **small,
-    )
+    both = {"levers": Levers.BOTH, "reference_multiple": 2, "timestep_generations": 1, "timestep_offspring": 2}
+    chosen = settings(**LEAST, **both, sampling=ALL[name].sampling, stages=2, method=method, population=2)
     dense = drawn(name, pipe)
     fast = compress(pipe, 0.5, chosen)
     assert fast.report.cost_ratio <= 0.5

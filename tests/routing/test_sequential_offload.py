@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,21 +10,24 @@ import accelerate
 import pytest
 import torch
 from tests.helpers.pipelines import CASES, made
-from tests.helpers.tiny import CALL, settings, tiny
+from tests.helpers.tiny import CALL, LITTLE, settings, tiny
 from torch import Tensor, nn
 
 from diff_es import Compact, Compressed, DiffESError, Resident, Run, Streamed, UnsupportedModel, Width, compress
 from diff_es.layers import DENSE, Anatomy, Bypass, Cut, Plan, discover, named_parameters
 from diff_es.pipelines.probes import Probe, make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
-from diff_es.pipelines.tracing import trace
 from diff_es.pruning.method import Method
 from diff_es.routing.placements import Placed, Stitched
 from diff_es.routing.realise import output_of
 from diff_es.routing.routing import routed
 from diff_es.trajectory.stages import Stages
 
-ALL = {"DiT": (tiny, CALL), **{name: (case.make, case.sampling) for name, case in CASES.items()}}
+SHORT = replace(CALL, num_inference_steps=3)
+ALL = {
+    "DiT": (tiny, SHORT),
+    **{name: (case.make, replace(case.sampling, num_inference_steps=3)) for name, case in CASES.items()},
+}
 
 
 def solved(denoiser: nn.Module, anatomy: Anatomy, seed: int, skipped: tuple[str, ...] = ()) -> Plan:
@@ -97,9 +101,9 @@ def assert_equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> None:
 def test_it_changes_no_result_and_comes_back_whole(name: str) -> None:
     make, sampling = ALL[name]
     plain, pipe = made(make), made(make)
-    probes, stages, plans = make_probes(plain, 2, 0, "test"), None, plans_of(plain)
+    probes, plans = make_probes(plain, 2, 0, "test"), plans_of(plain)
     dense, weights = sample(plain, probes, sampling), values(denoiser_of(plain))
-    stages = Stages.split(trace(plain, sampling).timesteps, 3)
+    stages = Stages.split(plain.scheduler.timesteps.tolist(), 3)
     with under(plain, stages, plans):
         pruned = sample(plain, probes, sampling)
     assert not torch.equal(pruned, dense)
@@ -123,11 +127,13 @@ def test_it_changes_no_result_and_comes_back_whole(name: str) -> None:
 @pytest.fixture(scope="module")
 def fast() -> Compressed:
     """Of the tiny DiT, with factored corrections: it runs under every placement."""
-    return compress(tiny(), 0.6, settings(method=Method(Width(8, dense=()))), run=Run(placement=Compact()))
+    return compress(
+        tiny(), 0.6, settings(**LITTLE, sampling=SHORT, method=Method(Width(8, dense=()))), run=Run(placement=Compact())
+    )
 
 
 def drawn(pipe: Any) -> Tensor:
-    return sample(pipe, [Probe(i, i) for i in (1, 2)], CALL)
+    return sample(pipe, [Probe(i, i) for i in (1, 2)], SHORT)
 
 
 @pytest.mark.parametrize("placement", [None, Resident(), Streamed(), Compact()])

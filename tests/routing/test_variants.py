@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,18 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
 )
-from tests.helpers.pipelines import CASES, made, randomise
-from tests.helpers.tiny import LITTLE, images, settings, stages_of, tiny
+from tests.helpers.in_use import made_of, result_of, sampling_of, stages_of
+from tests.helpers.pipelines import randomise
+from tests.helpers.tiny import images, settings, tiny
+from tests.helpers.tiny import stages_of as tiny_stages
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from diff_es import Compressed, DiffESError, Method, Streamed, Width, compress
+from diff_es import DiffESError, Streamed, compress
 from diff_es.layers import DENSE, Cut, Plan, discover
 from diff_es.layers.offload import group_of, leads_others
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
-from diff_es.pipelines.tracing import trace
-from diff_es.pruning.granularity import Granularity
 from diff_es.routing.placements import Placement, Resident
 from diff_es.routing.routing import routed
 from diff_es.trajectory.stages import Stages
@@ -62,13 +62,6 @@ def under(pipe: Any, stages: Stages, plans: list[Plan], placement: Placement | N
     return routed(denoiser, stages, partial((placement or Resident()).open, denoiser, discover(denoiser), plans))
 
 
-@pytest.fixture(scope="module")
-def compressed() -> Compressed:
-    small = {**LITTLE, "sampling": CASES["SD"].sampling, "prompts": ("a fox", "a hat")}
-    method = Method(Width(4, dense=()), granularity=Granularity.WHOLE)
-    return compress(made(CASES["SD"].make), 0.95, settings(**small, method=method))
-
-
 def variants(name: str) -> dict[str, Callable[[Any], Tensor]]:
     """Calls of other pipelines with the parts of a text-to-image pipeline."""
     xl = name == "SDXL"
@@ -79,7 +72,7 @@ def variants(name: str) -> dict[str, Callable[[Any], Tensor]]:
     def call(pipe: Any, **given: Any) -> Tensor:
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(1)
-        asked = {"prompt": "a fox", "num_inference_steps": 5, "generator": generator, "output_type": "pt"}
+        asked = {"prompt": "a fox", "num_inference_steps": 4, "generator": generator, "output_type": "pt"}
         return pipe(**asked, **given).images
 
     def image(pipe: Any) -> Tensor:
@@ -105,9 +98,8 @@ def variants(name: str) -> dict[str, Callable[[Any], Tensor]]:
 @pytest.mark.parametrize("name", ["SD", "SDXL"])
 @pytest.mark.parametrize("kind", ["image to image", "inpainting", "ControlNet"])
 def test_pipelines_that_share_the_denoiser_run_routed(name: str, kind: str) -> None:
-    case = CASES[name]
-    pipe, call = made(case.make), variants(name)[kind]
-    stages, plain = Stages.split(trace(pipe, case.sampling).timesteps, 3), call(pipe)
+    pipe, call = made_of(name), variants(name)[kind]
+    stages, plain = stages_of(name), call(pipe)
     with under(pipe, stages, [DENSE] * 3):
         assert torch.equal(call(pipe), plain)
     with under(pipe, stages, some_plans(pipe)):
@@ -116,8 +108,9 @@ def test_pipelines_that_share_the_denoiser_run_routed(name: str, kind: str) -> N
     assert torch.equal(call(pipe), plain)
 
 
-def test_chosen_steps_are_refused_where_a_pipeline_does_not_begin_with_noise(compressed: Compressed) -> None:
-    other = StableDiffusionImg2ImgPipeline.from_pipe(made(CASES["SD"].make))
+def test_chosen_steps_are_refused_where_a_pipeline_does_not_begin_with_noise() -> None:
+    pipe = made_of("SD")
+    compressed, other = result_of("SD", pipe), StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     with compressed.routed(other):
         pass
     chosen = replace(compressed, timesteps=(801.0, 401.0))
@@ -139,34 +132,51 @@ def leaf_offload(pipe: Any) -> None:
     pipe.enable_group_offload(onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
 
 
-@pytest.mark.parametrize("offload", [model_offload, block_offload, leaf_offload])
-@pytest.mark.parametrize("placement", [Resident(), Streamed()])
-@pytest.mark.parametrize("name", ["SD", "FLUX"])
-@pytest.mark.parametrize("inside", [False, True])
+@cache
+def expected(name: str, placement: Resident | Streamed) -> tuple[Tensor, Tensor]:
+    """What a pipeline that is not offloaded gives, dense and pruned."""
+    plain = made_of(name)
+    dense = drawn(name, plain)
+    with under(plain, stages_of(name), some_plans(plain), placement):
+        return dense, drawn(name, plain)
+
+
+def drawn(name: str, pipe: Any) -> Tensor:
+    return sample(pipe, make_probes(pipe, 2, 0, "test"), sampling_of(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "offload", "placement", "inside"),  # every two of them
+    [
+        ("SD", model_offload, Resident(), False),
+        ("SD", block_offload, Streamed(), True),
+        ("SD", leaf_offload, Streamed(), False),
+        ("SD", leaf_offload, Resident(), True),
+        ("FLUX", model_offload, Streamed(), True),
+        ("FLUX", block_offload, Resident(), False),
+        ("FLUX", leaf_offload, Streamed(), True),
+        ("FLUX", leaf_offload, Resident(), False),
+    ],
+)
 def test_offloading_changes_no_result(
-    name: str, offload: Callable[[Any], None], placement: Placement, inside: bool
+    name: str, offload: Callable[[Any], None], placement: Resident | Streamed, inside: bool
 ) -> None:
     """On a machine without an accelerator the hooks run, from the CPU to the CPU."""
-    case = CASES[name]
-    plain, pipe = made(case.make), made(case.make)
-    probes, stages = make_probes(plain, 2, 0, "test"), Stages.split(trace(plain, case.sampling).timesteps, 3)
-    dense = sample(plain, probes, case.sampling)
-    with under(plain, stages, some_plans(plain), placement):
-        pruned = sample(plain, probes, case.sampling)
+    pipe, stages, (dense, pruned) = made_of(name), stages_of(name), expected(name, placement)
     assert not torch.equal(pruned, dense)
     if not inside:
         offload(pipe)
     with under(pipe, stages, some_plans(pipe), placement):
         if inside:
             offload(pipe)
-        assert torch.equal(sample(pipe, probes, case.sampling), pruned)
-    assert torch.equal(sample(pipe, probes, case.sampling), dense)
+        assert torch.equal(drawn(name, pipe), pruned)
+    assert torch.equal(drawn(name, pipe), dense)
 
 
 def test_parts_in_another_precision_keep_it_when_a_model_is_offloaded() -> None:
     """Wan's tables stay in float32 in a bfloat16 model."""
-    pipe = made(CASES["Wan"].make)
-    denoiser, stages = denoiser_of(pipe), Stages.split(trace(pipe, CASES["Wan"].sampling).timesteps, 3)
+    pipe, stages = made_of("Wan"), stages_of("Wan")
+    denoiser = denoiser_of(pipe)
     denoiser.to(torch.bfloat16)
     table = next(name for name, _ in denoiser.named_parameters() if name.endswith("scale_shift_table"))
     parameter = denoiser.get_parameter(table)
@@ -179,8 +189,8 @@ def test_parts_in_another_precision_keep_it_when_a_model_is_offloaded() -> None:
 
 
 def test_a_skipped_block_that_brings_in_others_is_refused() -> None:
-    pipe = made(CASES["SD3"].make)
-    denoiser, stages = denoiser_of(pipe), Stages.split(trace(pipe, CASES["SD3"].sampling).timesteps, 3)
+    pipe, stages = made_of("SD3"), stages_of("SD3")
+    denoiser = denoiser_of(pipe)
     where = {"onload_device": CPU, "offload_device": CPU, "offload_type": "block_level"}
     denoiser.enable_group_offload(**where, num_blocks_per_group=2)
     leader = next(block for block in discover(denoiser).blocks if leads_others(denoiser.get_submodule(block.name)))
@@ -196,9 +206,8 @@ def test_a_skipped_block_that_brings_in_others_is_refused() -> None:
     "kind", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]
 )
 def test_groups_that_wait_in_a_folder_are_refused(kind: dict[str, Any], tmp_path: Path) -> None:
-    pipe = made(CASES["SD"].make)
-    denoiser, stages = denoiser_of(pipe), Stages.split(trace(pipe, CASES["SD"].sampling).timesteps, 3)
-    plans = some_plans(pipe)
+    pipe, stages = made_of("SD"), stages_of("SD")
+    denoiser, plans = denoiser_of(pipe), some_plans(pipe)
     where = {"onload_device": CPU, "offload_device": CPU, "offload_to_disk_path": str(tmp_path)}
     denoiser.enable_group_offload(**where, **kind)
     message = r"denoiser: expected .*, found group offloading to a folder.*Enable it without offload_to_disk_path"
@@ -211,8 +220,8 @@ def test_groups_that_wait_in_a_folder_are_refused(kind: dict[str, Any], tmp_path
 @pytest.mark.parametrize("offload", [block_offload, leaf_offload])
 @pytest.mark.parametrize("name", ["SD", "FLUX"])
 def test_groups_move_every_parameter_of_every_stage(name: str, offload: Callable[[Any], None]) -> None:
-    pipe = made(CASES[name].make)
-    denoiser, stages = denoiser_of(pipe), Stages.split(trace(pipe, CASES[name].sampling).timesteps, 3)
+    pipe, stages = made_of(name), stages_of(name)
+    denoiser = denoiser_of(pipe)
     offload(pipe)
     groups = [group for group in map(group_of, denoiser.modules()) if group is not None]
 
@@ -246,7 +255,7 @@ class Elsewhere(ModelHook):
 
 def test_weights_of_stages_move_along_with_an_offloaded_model() -> None:
     pipe = tiny()
-    stages, dense = stages_of(pipe, 3), images(pipe)
+    stages, dense = tiny_stages(pipe, 3), images(pipe)
     with under(pipe, stages, skipping(pipe)):
         pruned = images(pipe)
     add_hook_to_module(pipe.transformer, Elsewhere())

@@ -128,7 +128,13 @@ def test_the_bundled_classifier_has_a_name() -> None:
 @pytest.mark.parametrize("measure", [Distribution(), Blend("tests.helpers.features:colours")])
 def test_a_search_goes_by_it_repeats_and_is_saved(measure: Distribution | Blend, tmp_path: Path) -> None:
     chosen = settings(
-        sampling=replace(CALL, batch=3), measure=measure, search_noises=7, held_out_noises=3, sensitivity_noises=2
+        sampling=replace(CALL, batch=3),
+        measure=measure,
+        search_noises=7,
+        held_out_noises=3,
+        sensitivity_noises=2,
+        population=3,
+        generations=1,
     )
     pipe = tiny()
     fast, again = (compress(pipe, 0.7, chosen, Run(reporter=QUIET)) for _ in range(2))

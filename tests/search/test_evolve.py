@@ -32,7 +32,7 @@ SPACE = Space(tuple(tuple(tuple(n * c for c in row) for row in ((7, 5, 2), (4, 3
 JOINT = Space(SPACE.costs, 60, Steps(((1, 2), *((0, 1, 2),) * 3, (1,)), (1,) * 5), (1,) * 5)
 SMALL = Evolution(population=8, generations=6, survivors=3)
 Fitness = Callable[[Candidate], float]
-laws = settings(max_examples=25, deadline=None)
+laws = settings(max_examples=12, deadline=None)
 
 
 def fitness(candidate: Candidate) -> float:

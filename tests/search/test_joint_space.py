@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diff_es.search import Candidate, Evolution, Space, StageChoice, Steps, evolutionary_search
 
-laws = settings(max_examples=80, deadline=None)
+laws = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -200,7 +200,7 @@ def reachable(space: Space, start: Candidate, draws: int) -> set[Candidate]:
     return reached
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(joint_spaces(), seeds)
 def test_moves_reach_every_maximal_candidate(space: Space, seed: int) -> None:
     best = maximal(space)

@@ -27,7 +27,7 @@ from diff_es.search import (
     prunings,
 )
 
-laws = settings(max_examples=150, deadline=None)
+laws = settings(max_examples=75, deadline=None)
 Problem = list[list[Branch]]
 exact = st.integers(0, 40).map(lambda eighths: eighths / 8)  # sums of which are exact, so ties are ties
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from diff_es.search import Candidate, Placing, Space, StageChoice, Steps, placing_search
 
-laws = settings(max_examples=60, deadline=None)
+laws = settings(max_examples=30, deadline=None)
 STEPS = Steps(((1,), (0,), (0,)), (1, 0, 0))
 BOUNDARIES, END = (60.0, 30.0), -1.0
 

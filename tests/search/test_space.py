@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diff_es.search import Candidate, Space
 
-laws = settings(max_examples=80, deadline=None)
+laws = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
 

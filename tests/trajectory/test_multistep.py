@@ -49,7 +49,7 @@ def recorded(states: list[Tensor]) -> Recording:
     return recording
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     count=st.integers(2, 5),
     taken=st.integers(1, 5),
@@ -63,7 +63,7 @@ def test_a_miss_along_the_directions_is_found_again(count: int, taken: int, weig
     assert found == pytest.approx(weights[:taken], abs=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(count=st.integers(2, 5), taken=st.integers(1, 5), seed=st.integers(0, 99))
 def test_a_fitted_step_is_never_further_from_its_goal(count: int, taken: int, seed: int) -> None:
     *states, goal = drawn(count + 1, seed)
@@ -209,11 +209,11 @@ def test_on_the_bundled_model_half_of_the_steps_lead_nearer_with_corrections(kin
     """Fitted on some noises, they are worth 3 dB and more on others."""
     pipe, call = (
         load("bundled", scheduler=kind, device="cpu"),
-        Sampling(num_inference_steps=16, guidance_scale=2.0, batch=8),
+        Sampling(num_inference_steps=16, guidance_scale=2.0, batch=4),
     )
     path = trajectory(pipe.scheduler, trace(pipe, call).timesteps)
     fine, few = trailing(path, 48), trailing(path, 8)
-    lessons, held_out = (make_probes(pipe, 8, 0, purpose) for purpose in ("lesson", "held-out"))
+    lessons, held_out = (make_probes(pipe, 4, 0, purpose) for purpose in ("lesson", "held-out"))
     recording = Recording(fine, path.end)
     with stepped(pipe, fine, call.steps, recording):
         sample(pipe, lessons, call)

@@ -143,15 +143,13 @@ class Library:
 
     def _thin(self, reporter: Reporter, solve: Solve) -> None:
         pieces = self._pieces()
-        often = max(1, len(pieces) // len(self._statistics))  # as many times as there are stages
         with reporter.task(title_of(self.method), len(pieces)) as task:
-            for number, found in enumerate(solve(self._solver, pieces), 1):
+            for found in solve(self._solver, pieces):
                 self._orders |= found.orders
                 for key, left in found.cuts.items():
                     self._cuts[key], self._left[key] = left
                 task.advance()
-                if number % often == 0:
-                    give_back()
+                give_back()
 
     def _pieces(self) -> list[Thinning]:
         """What there is to rank and solve: of each stage, or of all where they share an order, layer by layer; those

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..utils.malloc import give_back
 from ..utils.spill import Spill
 from .moments import Moments
 
@@ -85,6 +86,7 @@ def spilled(stages: int, names: Sequence[str], parts: Iterable[Statistics]) -> S
             for name in moments:
                 stage.put(name, moments[name])
         del part, moments
+        give_back()  # or the sums of the next part take new memory beside that of this one
     return Statistics(kept, change)
 
 
