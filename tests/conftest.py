@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before Ray is: its clusters are of this machine alone
 
 import hypothesis
 import pytest
@@ -18,7 +17,9 @@ from tests.helpers.tiny import settings, tiny
 
 from diff_es import Compressed, Run, compress
 from diff_es.compression.study import Study, prepare
+from diff_es.execution.cluster import OWN
 
+os.environ.update(OWN)  # before Ray is imported: its clusters are of this machine alone
 torch.set_num_threads(1)
 share_no_lock()
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from diff_es.execution import Crew, Work
-from diff_es.execution.cluster import OWN
 from diff_es.execution.ray_crew import RayCrew
 from diff_es.utils.errors import DiffESError
 from diff_es.utils.progress import Reporter
@@ -22,7 +21,6 @@ from diff_es.utils.progress import Reporter
 @contextmanager
 def two_nodes(workers: int = 2, *, connect: bool = True) -> Iterator[Any]:
     """A cluster, and whether this process is connected to it."""
-    os.environ.update(OWN)
     import ray
     from ray.cluster_utils import Cluster
 
