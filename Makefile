@@ -56,6 +56,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo 'Install one (Debian, Ubuntu: python3 and python3-venv), or name yours: make venv PYTHON=/path/to/python'; \
 	  exit 1; \
 	fi >&2
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-	  -c constraints.txt '$(TORCH)' -e '.[dev,docs]'  # what is imported is compiled then
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt '$(TORCH)' -e '.[dev,docs]'
 	@touch $@
