@@ -134,7 +134,7 @@ class _Steps:
 
         @wraps(original)
         def step(*args: Any, **kwargs: Any) -> Any:
-            start = signature(original).bind(*args, **kwargs).arguments["sample"]
+            start = signature(original).bind(*args, **kwargs).arguments.get("sample")
             if not self._count:
                 self._new((start, vars(scheduler)))
             self._starts += self._new(start)
