@@ -103,7 +103,7 @@ class PrefixCache:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Also of lists and mappings; what corrections of steps reach back to are results of earlier steps."""
+    """Also of lists, tuples and mappings: what multistep samplers keep, and what corrections reach back to."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (dict, list, tuple)):
