@@ -118,6 +118,23 @@ def test_progress_names_what_runs_at_any_width(width: int, monkeypatch: pytest.M
     assert not Counter(filter(str.isalnum, name)) - Counter(filter(str.isalnum, last))
 
 
+def test_a_line_of_progress_is_written_with_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one piece: whatever is said when a signal comes then begins a line of its own."""
+    written = list[str]()
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr("sys.stderr", Stream())
+    with Reporter().task("measure sensitivity", 2) as task:
+        task.advance()
+        task.advance()
+    assert len(written) == 2, "a start and an end"
+    assert all(text.endswith("\n") for text in written)
+
+
 # --------------------------------------------------------------------------------------------- terminals, other texts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -88,7 +89,7 @@ def test_a_loop_that_nobody_can_have_a_copy_of_is_refused(hired: Callable[[int],
 
 @pytest.mark.slow
 def test_ten_workers_and_two_nodes_may_die_in_one_search(cluster: Any, tmp_path: Path) -> None:
-    wanted = joint(population=12, generations=8, timestep_generations=8)
+    wanted = joint(population=12, generations=5, timestep_generations=5)
     alone = compress(tiny(), 0.6, wanted, run=Run(journal=tmp_path / "alone"))
     ended, deaths = threading.Event(), list[str]()
     doomed = [cluster.add_node(**NODE) for _ in range(2)]
@@ -108,25 +109,24 @@ def test_ten_workers_and_two_nodes_may_die_in_one_search(cluster: Any, tmp_path:
 
 
 def kill(cluster: Any, doomed: list[Any], journal: Path, ended: threading.Event, deaths: list[str]) -> None:
-    """Ten workers and two nodes, one after the other: after some more scores were written down, or, of every third, at
-    any moment, whoever started last."""
-    rng, wanted, written = random.Random(0), (["worker"] * 5 + ["node"]) * 2, 1
+    """Ten workers and two nodes, one after the other: after some more scores were written down, so many that the piece
+    which failed is among them and fails no third time, or, of every third, soon, whoever started last."""
+    rng, wanted = random.Random(0), (["worker"] * 5 + ["node"]) * 2
+    lines, due = 2, math.inf  # a death comes with the first of the two
     while wanted and not ended.is_set():
         time.sleep(0.02)
-        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
-        soon = len(wanted) % 3 == 0 and lines > 1
-        if lines <= written and not soon:
+        written = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        if written < lines and time.monotonic() < due:
             continue
-        if soon:
-            time.sleep(rng.uniform(0, 2))
         if wanted[0] == "node":
             cluster.remove_node(doomed.pop(), allow_graceful=False)
         elif alive := working():
-            (max(alive, key=psutil.Process.create_time) if soon else rng.choice(alive)).kill()
+            (max(alive, key=psutil.Process.create_time) if due < math.inf else rng.choice(alive)).kill()
         else:
             continue
         deaths.append(wanted.pop(0))
-        written = lines + rng.randint(0, 3)
+        soon = len(wanted) % 3 == 0
+        lines, due = written + rng.randint(4, 7), time.monotonic() + rng.uniform(0, 2) if soon else math.inf
 
 
 def working() -> list[psutil.Process]:

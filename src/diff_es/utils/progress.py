@@ -85,7 +85,7 @@ class _Lines:
         self._description, self._total, self._stream, self._course = description, total, stream, course
         self._done, self._start = 0, time.monotonic()
         self._last = self._start
-        print(f"{description}: {total} to do", file=stream, flush=True)
+        self._show(f"{description}: {total} to do")
 
     def advance(self, note: str = "") -> None:
         self._done += 1
@@ -95,7 +95,12 @@ class _Lines:
             eta = spent / self._done * (self._total - self._done)
             whole = _of_all(self._course, self._description, self._done, self._total)
             line = f"{self._description}: {self._done}/{self._total}, {spent:.0f} s, {eta:.0f} s to go {note}"
-            print(f"{line.rstrip()} {whole}".rstrip(), file=self._stream, flush=True)
+            self._show(f"{line.rstrip()} {whole}".rstrip())
+
+    def _show(self, line: str) -> None:
+        """In one piece: a signal would come between a line and its end, which ``print`` writes one after the other."""
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
 
 
 def duration(seconds: float) -> str:
