@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from diff_es.utils.errors import Extra
 
 PACKAGE = Path(__file__).parents[1] / "src" / "diff_es"
 LAYERS = (  # of rooms, low to high; a room imports from lower layers only
@@ -152,7 +154,7 @@ def test_importing_the_package_leaves_torchvision_alone():
 def test_no_dependency_requires_torchvision():
     """Follows requirements, without extras but those asked for, through everything installed."""
     seen: set[tuple[str, str]] = set()
-    todo = [("diff-es", extra) for extra in ("", "text", "caches", "dev")]
+    todo = [("diff-es", extra) for extra in ("", *Extra, "dev")]
     while todo:
         name, extra = todo.pop()
         if (name, extra) in seen:
@@ -166,3 +168,7 @@ def test_no_dependency_requires_torchvision():
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
                 todo += [(canonicalize_name(requirement.name), extra) for extra in ("", *requirement.extras)]
     assert "torchvision" not in {name for name, _ in seen}
+
+
+def test_what_a_message_says_to_install_can_be_installed():
+    assert set(metadata("diff-es").get_all("Provides-Extra")) == {*Extra, "dev", "docs"}

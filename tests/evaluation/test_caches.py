@@ -227,5 +227,5 @@ def test_what_does_not_take_a_pipeline_says_so(model, cache, sampling, said, pip
 )
 def test_missing_library_names_the_extra(model, cache, name, pipes, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DiffESError, match=rf"{name}: expected .* pip install diff-es\[caches\]"):
+    with pytest.raises(DiffESError, match=rf"{name}: expected .* pip install 'diff-es\[caches\]'"):
         latents(pipes[model], Cached("missing", CALL, cache))

@@ -119,5 +119,5 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         "diff_es.evaluation.metrics.text.find_spec", lambda name: None if name == "transformers" else find(name)
     )
-    with pytest.raises(DiffESError, match=r"found none\. pip install diff-es\[text\]"):
+    with pytest.raises(DiffESError, match=r"found none\. Install it: pip install 'diff-es\[text\]'"):
         metric(MetricName.CLIP_SCORE)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..utils.errors import FOREIGN, DiffESError, said
+from ..utils.errors import FOREIGN, DiffESError, Extra, said
 from ..utils.signals import deferred
 
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -44,8 +44,7 @@ def connected(address: str | None, workers: int) -> Iterator[Any]:
         DiffESError: Ray is not there, cannot start or be reached, or would listen beyond this machine.
     """
     if find_spec("ray") is None:
-        remedy = "pip install 'diff-es[ray]'"
-        raise DiffESError("executor", expected="Ray, for workers", found="none", remedy=remedy)
+        raise DiffESError("executor", expected="Ray, for workers", found="none", remedy=Extra.RAY.remedy)
     if (address is None or address.startswith(_HERE)) and "ray" not in sys.modules:
         for name, value in OWN.items():
             os.environ.setdefault(name, value)

@@ -25,7 +25,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from ..utils.errors import DiffESError, UnsupportedModel
+from ..utils.errors import DiffESError, Extra, UnsupportedModel
 from .bundled import MODELS as BUNDLED
 from .bundled import SHARED
 from .checkpoint import bounded, check_filled, check_folder, load_part
@@ -157,8 +157,8 @@ def _parts(where: str, kind: str, index: Mapping[str, Any]) -> dict[str, tuple[s
 
 def _check_text(kind: str) -> None:
     if FAMILIES[kind].asked is Asked.PROMPTS and find_spec("transformers") is None:
-        remedy = "pip install diff-es[text]"
-        raise UnsupportedModel(kind, expected="transformers, for its text encoders", found="none", remedy=remedy)
+        expected = "transformers, for its text encoders"
+        raise UnsupportedModel(kind, expected=expected, found="none", remedy=Extra.TEXT.remedy)
 
 
 def origin_of(pipe: Pipeline) -> Origin:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from functools import partial
 
 
@@ -40,6 +41,20 @@ class ArtefactError(DiffESError):
 
 class StorageError(DiffESError):
     """The disk refused: full, read-only, or a folder that is not ours to replace."""
+
+
+class Extra(StrEnum):
+    """What is not installed with Diff-ES unless it is asked for."""
+
+    CACHES = "caches"
+    PLAY = "play"
+    RAY = "ray"
+    TEXT = "text"
+
+    @property
+    def remedy(self) -> str:
+        """Where it is missing; in quotes, since a shell may take brackets for a pattern."""
+        return f"Install it: pip install 'diff-es[{self}]'."
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")

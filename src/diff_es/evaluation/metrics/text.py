@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...utils.errors import FOREIGN, DiffESError, said
+from ...utils.errors import FOREIGN, DiffESError, Extra, said
 from .contract import check_images
 
 _BATCH = 16
@@ -57,7 +57,7 @@ def clip(place: str, device: torch.device | str = "cpu") -> Clip:
     """
     expected = "a CLIP model of transformers with its tokenizer and image processor"
     if find_spec("transformers") is None:
-        raise DiffESError("transformers", expected="it for CLIP", found="none", remedy="pip install diff-es[text]")
+        raise DiffESError("transformers", expected="it for CLIP", found="none", remedy=Extra.TEXT.remedy)
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     try:

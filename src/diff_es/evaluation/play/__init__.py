@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import warnings
 
-from ...utils.errors import DiffESError
+from ...utils.errors import DiffESError, Extra
 from .studio import Studio
 
 HOST = "127.0.0.1"
@@ -26,8 +26,8 @@ def serve(studio: Studio, listening: socket.socket) -> None:
     try:
         from .page import server
     except ModuleNotFoundError as error:
-        expected, remedy = "what the extra `play` installs", "Install it: pip install 'diff-es[play]'."
-        raise DiffESError("diff-es play", expected=expected, found=f"no {error.name}", remedy=remedy) from error
+        expected, found = "what the extra `play` installs", f"no {error.name}"
+        raise DiffESError("diff-es play", expected=expected, found=found, remedy=Extra.PLAY.remedy) from error
     with warnings.catch_warnings():  # to find its server NiceGUI looks at every object, PyTorch's deprecated ones too
         warnings.filterwarnings("ignore", ".*reduce_op", FutureWarning)
         server(studio, HOST).run(sockets=[listening])

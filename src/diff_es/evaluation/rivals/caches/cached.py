@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ....pipelines.families import Pipeline, Sampling
 from ....pipelines.quiet import hushed
 from ....pipelines.sampling import denoiser_of
-from ....utils.errors import DiffESError
+from ....utils.errors import DiffESError, Extra
 from ....utils.patching import untouched
 from ..dense import DenseWay
 
@@ -51,5 +51,4 @@ def library(name: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        remedy = "pip install diff-es[caches]"
-        raise DiffESError(name, expected="this library", found="none", remedy=remedy) from error
+        raise DiffESError(name, expected="this library", found="none", remedy=Extra.CACHES.remedy) from error
