@@ -12,12 +12,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.helpers.tiny import LITTLE, settings, tiny
@@ -28,7 +30,7 @@ from diff_es.compression.study import prepare
 from diff_es.evaluation.assemble import Provenance, picture, publish, tell
 from diff_es.evaluation.evaluate import Conduct, Extent, evaluate
 from diff_es.evaluation.play import HOST, listen, serve
-from diff_es.evaluation.play.page import server
+from diff_es.evaluation.play.page import Server, server
 from diff_es.evaluation.play.studio import Studio
 from diff_es.pipelines.loading import load
 from diff_es.pipelines.probes import Probe
@@ -190,19 +192,29 @@ def studio(result: Compressed, model_folder: Path) -> Studio:
     return Studio(load(str(model_folder)), result)
 
 
-@pytest.fixture(scope="module")
-def play(studio: Studio) -> Iterator[str]:
-    """The address of the page of `diff-es play`."""
+@contextmanager
+def running(serving: Server) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The address of a server, and what ends it."""
     with listen(0) as listening:
-        serving = server(studio, HOST)
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
         thread.start()
+
+        def end() -> None:
+            serving.should_exit = True
+            thread.join()
+
         while not serving.started:
             assert thread.is_alive()
             time.sleep(0.02)
-        yield f"http://{HOST}:{listening.getsockname()[1]}/"
-        serving.should_exit = True
-        thread.join()
+        yield f"http://{HOST}:{listening.getsockname()[1]}/", end
+        end()
+
+
+@pytest.fixture(scope="module")
+def play(studio: Studio) -> Iterator[str]:
+    """The address of the page of `diff-es play`: NiceGUI has one in a process."""
+    with running(server(studio, HOST)) as (address, _):
+        yield address
 
 
 def choose(page: Page, label: str, option: str) -> None:
@@ -269,6 +281,21 @@ def test_play_counts_its_work_and_is_for_this_machine_alone(studio: Studio, play
     port = int(play.rsplit(":", 1)[1].strip("/"))
     with pytest.raises(DiffESError, match="--port: expected a port that is free"):
         listen(port)
+
+
+def test_play_ends_without_waiting_for_images(result: Compressed, model_folder: Path) -> None:
+    pipe = load(str(model_folder))
+    studio, heard = Studio(pipe, result), list[float]()
+    with running(Server(uvicorn.Config(FastAPI()), studio)) as (_, end):
+
+        def meanwhile(share: float) -> None:
+            heard.append(share)
+            end()
+
+        assert studio.generate(0, 0, 0, meanwhile) is None
+    assert len(heard) == 1, "the call that was running, and no other"
+    assert studio.generate(0, 0, 0, heard.append) is None
+    assert not pipe.transformer._forward_hooks
 
 
 def test_play_names_the_extra_that_is_missing(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 from functools import partial
 from importlib import resources
 
@@ -23,7 +24,19 @@ _SMALL = 128  # side of an image below which its pixels are shown as squares
 _ICON = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><path fill='#d55e00' d='M0 8L8 0V8Z'/></svg>"
 
 
-def server(studio: Studio, host: str) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Ends without waiting for images that nobody will see."""
+
+    def __init__(self, config: uvicorn.Config, studio: Studio) -> None:
+        super().__init__(config)
+        self._studio = studio
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._studio.end()
+        await super().shutdown(sockets)
+
+
+def server(studio: Studio, host: str) -> Server:
     """What serves the page, to whoever asks for it by a name of this machine."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost"])
@@ -37,7 +50,7 @@ def server(studio: Studio, host: str) -> uvicorn.Server:
         tailwind=False,
         show_welcome_message=False,
     )
-    return uvicorn.Server(uvicorn.Config(app, host=host, log_level="warning", timeout_graceful_shutdown=1))
+    return Server(uvicorn.Config(app, host=host, log_level="warning", timeout_graceful_shutdown=1), studio)
 
 
 class _Frame:

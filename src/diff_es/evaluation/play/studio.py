@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from PIL import Image
@@ -37,6 +37,10 @@ class Pair:
     fast: Taken
 
 
+class _Ended(Exception):
+    """Nobody waits for the images any more."""
+
+
 class Studio:
     """A pipeline with the front of a result. Images are those of ``diff-es sample --count 1``.
 
@@ -49,7 +53,7 @@ class Studio:
         self.points, self.asked = fast.front.points, fast.front.asked
         self.conditions = conditions_of(pipe)
         self.origin = "" if fast.origin is None else fast.origin.model
-        self._pipe, self._turn, self._warm = pipe, Lock(), False
+        self._pipe, self._turn, self._ended, self._warm = pipe, Lock(), Event(), False
         traced = trace(pipe, _single(fast.sampling))
         self._calls = len(traced.timesteps) * traced.calls  # of the denoiser, for a dense image
 
@@ -65,8 +69,8 @@ class Studio:
         """What can be asked for, with its name; of prompts those that come with the model, as examples."""
         return {condition: name_of(self._pipe, condition) for condition in self.conditions}
 
-    def generate(self, point: int, condition: Condition, seed: int, heard: Callable[[float], None]) -> Pair:
-        """The same noise twice, one after the other.
+    def generate(self, point: int, condition: Condition, seed: int, heard: Callable[[float], None]) -> Pair | None:
+        """The same noise twice, one after the other; None where :meth:`end` came before their end.
 
         Args:
             heard: is told, from the thread that this runs in, which share of the work is done.
@@ -81,15 +85,20 @@ class Studio:
             result = self.points[point]
             sampling, probe = _single(result.sampling), Probe(derive_seed(seed, "sample", 0), condition)
             calls = self._calls * (1 + _steps(result) / sampling.steps)
-            with self._heard(calls, heard):
+            with suppress(_Ended), self._heard(calls, heard):
                 if not self._warm:  # the first run of all is slower, and would be the dense one
                     sample(self._pipe, [probe], replace(sampling, num_inference_steps=1))
                     self._warm = True
                 dense = self._taken(probe, sampling, nullcontext())
                 fast = self._taken(probe, sampling, result.routed(self._pipe))
-            return Pair(dense, fast)
+                return Pair(dense, fast)
+            return None
         finally:
             self._turn.release()
+
+    def end(self) -> None:
+        """What runs is left off after the call of the denoiser that it is at; so is whatever begins later."""
+        self._ended.set()
 
     def _taken(self, probe: Probe, sampling: Sampling, way: AbstractContextManager[object]) -> Taken:
         with way:
@@ -104,6 +113,8 @@ class Studio:
         def count(*args: Any) -> None:
             nonlocal done
             done += 1
+            if self._ended.is_set():
+                raise _Ended
             heard(min(1.0, done / calls))
 
         handle = denoiser_of(self._pipe).register_forward_hook(count)
