@@ -36,6 +36,8 @@ from .survey import Survey
 _MEASURED, _GROWTH = 2048, 2.4
 """Columns of the largest layer that is ranked and solved to see how long it takes; the power that larger ones go by,
 where matrices are inverted."""
+_MATRICES = 7
+"""Of second moments in double precision, that ranking and solving a layer hold at once, gaps of the heap counted."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def sizes(surveyed: Survey) -> tuple[int, int, int]:
         weight = weight_of(output_of(denoiser_of(surveyed.pipe), layer), layer)
         if method.compensation is not None:
             levels += sets * sum(weight.nbytes * count // layer.groups for count in counts)
-        matrices = 0 if method.squares else 6 * layer.size**2
+        matrices = 0 if method.squares else _MATRICES * layer.size**2
         largest = max(largest, 8 * (matrices + 3 * layer.size * len(weight)))
     return statistics, levels, largest
 
