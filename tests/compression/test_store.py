@@ -281,6 +281,23 @@ def test_other_settings_are_refused_naming_what_changed(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_settings_that_are_equal_keep_every_score_however_they_are_written(tmp_path: Path) -> None:
+    """Guidance of 4 in a program, and of 4.0 on the command line."""
+    path = tmp_path / "search.jsonl"
+    Journal(path, {"guidance": 4, "front": [1]}, resume=False).add(A, 1 / 3)
+    for settings in ({"guidance": 4.0, "front": [1.0]}, {"guidance": 4, "front": [1.0]}):
+        again = Journal(path, settings, resume=True)
+        assert (again.known[Scale.ALL], again.dropped) == ({A: 1 / 3}, 0)
+
+
+def test_a_journal_of_many_prompts_is_one(tmp_path: Path) -> None:
+    path, settings = tmp_path / "search.jsonl", {"prompts": ["\u00e9" * 100] * 10_000}
+    Journal(path, settings, resume=False).add(A, 1.0)
+    with pytest.raises(DiffESError, match=r"found a journal of 1 evaluations. Add --resume"):
+        Journal(path, settings, resume=False)
+    assert Journal(path, settings, resume=True).known[Scale.ALL] == {A: 1.0}
+
+
 def test_an_existing_search_is_not_overwritten_without_resume(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     written(path)

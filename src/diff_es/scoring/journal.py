@@ -126,7 +126,8 @@ class Journal:
             )
         if count and found.header is not None:
             self._compare(found.header.settings, own)
-        whole = [line for line in found.lines if earlier is None or line.check == self._check(line)]
+        # settings that are equal may have been written otherwise, 4 or 4.0: lines were checked by those of their time
+        whole = [line for line in found.lines if earlier is None or line.check == _check(earlier, line)]
         for line in whole:
             self.known[line.scale][line.candidate.made()] = line.score
         self.dropped = count - len(whole)
@@ -148,14 +149,9 @@ class Journal:
             remedy = "Resume with the settings of the first run, or start anew in another folder."
             raise DiffESError(str(self.path), expected="the settings the search began with", found=found, remedy=remedy)
 
-    def _check(self, line: _Line) -> str:
-        return digest([self._settings, line.candidate.made().to_json(), line.score, line.scale])[:16]
-
     def _text(self, line: _Line) -> str:
-        candidate = line.candidate.made().to_json()
-        return json.dumps(
-            {"candidate": candidate, "score": line.score, "scale": line.scale, "check": self._check(line)}
-        )
+        candidate, check = line.candidate.made().to_json(), _check(self._settings, line)
+        return json.dumps({"candidate": candidate, "score": line.score, "scale": line.scale, "check": check})
 
     def add(self, candidate: Candidate, score: float, scale: Scale = Scale.ALL) -> None:
         """Remember a score; on return it is on the disk.
@@ -177,12 +173,17 @@ class Journal:
             raise StorageError(str(self.path), expected="room to write", found=str(error), remedy=remedy) from error
 
 
+def _check(settings: str, line: _Line) -> str:
+    """Of a score, under settings of this hash."""
+    return digest([settings, line.candidate.made().to_json(), line.score, line.scale])[:16]
+
+
 def _read(path: Path) -> _Contents:
     """What a journal holds; nothing where there is none."""
     try:
         check_size(path, _MOST_BYTES)
         with path.open("rb") as file:
-            first = file.readline(_LONGEST)
+            first = file.readline()  # with all prompts, which may be many
             if not first.endswith(b"\n") and _BEGIN.startswith(first[: len(_BEGIN)]):
                 return _Contents()  # nothing, or cut short by a kill
             contents = _Contents(validated(_HEADER, json.loads(first), f"{path}: first line", _REMEDY, DiffESError))
