@@ -78,6 +78,16 @@ def test_round_trip_to_the_bit(tmp_path: Path) -> None:
     assert shape(tmp_path / "deep") == {"out", *(f"out/plan-0{i}.#.safetensors" for i in range(3)), f"out/{MANIFEST}"}
 
 
+@pytest.mark.parametrize("about", [{"prompts": ["a,"] * (1 << 20)}, {"prompts": "a" * (1 << 25)}])
+def test_what_could_not_be_read_again_replaces_nothing(about: dict[str, Any], tmp_path: Path) -> None:
+    write_folder(tmp_path / "out", groups(), {"base": "abc"})
+    with pytest.raises(StorageError, match=r"expected a manifest that can be read again, found \d+ (values|bytes)"):
+        write_folder(tmp_path / "out", groups(), about)
+    tensors, manifest = read_folder(tmp_path / "out")
+    assert_same(tensors, groups())
+    assert manifest["base"] == "abc"
+
+
 @pytest.mark.parametrize("position", [0, 8, -1])
 def test_a_flipped_byte_is_refused_by_file_name(tmp_path: Path, position: int) -> None:
     write_folder(tmp_path / "out", groups(), {})

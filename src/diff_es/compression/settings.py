@@ -22,7 +22,8 @@ from ..utils.checking import shown
 from ..utils.errors import DiffESError
 from ..utils.limits import Chance, Count, CountOrNone, Directions, Finer, Seed, Share, Steps
 
-Prompts: TypeAlias = Annotated[tuple[Text, ...], LISTED, Field(min_length=1)]
+Prompts: TypeAlias = Annotated[tuple[Text, ...], LISTED, Field(min_length=1, max_length=10_000)]
+"""As many as a search may draw from: they are in its journal, and in the manifest of its result."""
 
 
 class Levers(StrEnum):

@@ -112,11 +112,24 @@ def write_folder(
             manifest = {"format": FORMAT, "diff_es": version("diff-es"), "files": files}
             manifest |= about({stem_of(name): facts["sha256"] for name, facts in files.items()})
             manifest["sha256"] = digest(manifest)
-            exchange_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            text = json.dumps(manifest, indent=2) + "\n"
+            if excess := _excess(text.encode()):
+                expected, remedy = "a manifest that can be read again", "Take fewer prompts, or shorter ones."
+                raise StorageError(str(folder), expected=expected, found=excess, remedy=remedy)
+            exchange_text(folder / MANIFEST, text)
         except (OSError, SafetensorError) as error:
             raise StorageError(str(folder), expected="room to write", found=str(error), remedy=REPLACE) from error
         finally:
             sweep(folder)
+
+
+def _excess(manifest: bytes) -> str:
+    """What is too much of it, if anything is, to be read into memory."""
+    values = sum(map(manifest.count, b"[{,"))
+    for found, most, what in ((len(manifest), _MOST_BYTES, "bytes"), (values, _MOST_VALUES, "values")):
+        if found > most:
+            return f"{found} {what}, where there can be no more than {most}"
+    return ""
 
 
 def sweep(folder: Path) -> None:
@@ -143,8 +156,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         check_size(path, _MOST_BYTES)
         data = path.read_bytes()
-        if (values := sum(map(data.count, b"[{,"))) > _MOST_VALUES:
-            raise OSError(errno.EFBIG, f"{values} values, where there can be no more than {_MOST_VALUES}")
+        if excess := _excess(data):
+            raise OSError(errno.EFBIG, excess)
         manifest = json.loads(data.decode())
     except FileNotFoundError as error:
         raise ArtefactError(str(folder), expected=f"a {MANIFEST} in it", found="none", remedy=remedy) from error
