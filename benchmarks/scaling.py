@@ -191,7 +191,7 @@ def start_up(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
 
 
 def scoring(ready: Study) -> Work[Job, Timed]:
-    return Work(here=Timing(ready), shared=lambda: shipped(ready.for_scoring(), ready.pipe), there=Timing)
+    return Work(here=Timing(ready), shared=lambda: shipped(ready.for_scoring(1), ready.pipe), there=Timing)
 
 
 def overhead(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
@@ -227,7 +227,7 @@ def throughput(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
         crews = list[tuple[int, Crew, Work[Job, Timed]]]()
         for workers in asked.workers:
             (own := folder / f"{workers}").mkdir()
-            places = Places(ready.for_scoring(), own)
+            places = Places(ready.for_scoring(workers), own)
             work = Work(here=Timing(ready), shared=partial(shipped, places, pipe), there=pinned)
             crew = stack.enter_context(OnRay(workers=workers, address=address()).crew(QUIET))
             while len(list(own.iterdir())) < workers:
@@ -268,7 +268,7 @@ def weights(asked: Options, address: Address) -> Iterator[dict[str, Any]]:
         here = made(type(pipe)(**pipe.components), own, 2)
         (job,), (gathered, levels) = Candidates(ready)(1), sizes(ready)[:2]
         travels = (len(cloudpickle.dumps(one)) for one in (job, 0.5))  # type: ignore[no-untyped-call]
-        whole, in_memory = (shipped(one.for_scoring(), one.pipe).bytes for one in (ready, here))
+        whole, in_memory = (shipped(one.for_scoring(1), one.pipe).bytes for one in (ready, here))
         each = {**dict(zip(("piece", "answer"), travels, strict=True)), "statistics": gathered, "levels": levels}
         yield {"model": name, "origin": whole, "memory": in_memory, **each}
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.helpers import on_ray
 from tests.helpers.on_ray import Standing, work
 
-from diff_es.execution import OnRay, Work
+from diff_es.execution import Crew, OnRay, Work
+from diff_es.execution.cluster import _initialised
 from diff_es.execution.ray_crew import RayCrew
+from diff_es.execution.ray_worker import Arithmetic
 from diff_es.utils.errors import DiffESError
 from diff_es.utils.progress import Reporter
 
@@ -23,7 +28,7 @@ def crew(hired: Callable[[int], Standing]) -> RayCrew:
     return hired(2).workers
 
 
-def answered(crew: RayCrew, asked: Work[Any, Any], pieces: Sequence[Any]) -> list[Any]:
+def answered(crew: Crew, asked: Work[Any, Any], pieces: Sequence[Any]) -> list[Any]:
     """Answers in the order of the pieces; each came once."""
     found = list(crew.answers(asked, pieces))
     assert len(found) == len(pieces)
@@ -88,6 +93,35 @@ def test_workers_that_nobody_has_room_for_are_not_waited_for_for_ever(cluster: A
         asked = Work(here=lambda piece: piece, shared=lambda: on_ray.Given(0, accelerated=True), there=on_ray.adding)
         with pytest.raises(DiffESError, match=r"expected one that is ready, found none after 2 seconds.*ray status"):
             list(crew.answers(asked, [1]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it has what the worker looks for")
+def test_a_worker_that_cannot_say_what_it_is_says_why(cluster: Any) -> None:
+    """Of a node with a GPU, but a PyTorch that knows of none."""
+    gone = cluster.add_node(num_cpus=1, num_gpus=1, node_ip_address="127.0.0.1", object_store_memory=100_000_000)
+    asked = Work(here=lambda piece: piece, shared=lambda: on_ray.Given(0, accelerated=True), there=on_ray.adding)
+    told = r"expected processes that start, found one that does not: .*CUDA"
+    with OnRay(workers=1).crew(QUIET) as crew, pytest.raises(DiffESError, match=told):
+        list(crew.answers(asked, [1]))
+    cluster.remove_node(gone)
+
+
+def test_workers_compute_as_the_process_that_asks(cluster: Any) -> None:
+    before = Arithmetic.own()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with OnRay(workers=1).crew(QUIET) as crew:
+            (told,) = answered(crew, work(on_ray.arithmetic), [0])
+        assert told == Arithmetic.own() != before
+    finally:
+        before.take()
+
+
+def test_ray_may_be_used_beside_the_main_thread() -> None:
+    """Where no signal's handler can be set."""
+    with ThreadPoolExecutor() as pool:
+        ray = SimpleNamespace(shutdown=lambda: None)
+        assert pool.submit(lambda: _initialised(ray, lambda: None).__enter__()).result() is None
 
 
 def test_a_node_may_go(cluster: Any) -> None:

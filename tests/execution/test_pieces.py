@@ -62,5 +62,13 @@ def test_who_takes_long_gets_company_once_and_the_first_answer_counts() -> None:
     assert pieces.done(3)
     assert not pieces.done(3)
     assert pieces.done(2)
-    assert not pieces.failed(2)  # the slow one, which nobody needs any more
+    assert pieces.next() is None  # of what is done nobody is asked again, however long the slow one still takes
+    assert not pieces.failed(2, for_good=True)  # that one, which nobody needs any more
     assert pieces.all_done
+
+
+def test_what_no_other_try_would_mend_is_given_up_at_once() -> None:
+    pieces = Pieces(2)
+    assert [pieces.next(), pieces.next()] == [0, 1]
+    assert pieces.done(0)
+    assert pieces.failed(1, for_good=True)

@@ -68,10 +68,34 @@ def test_a_pipeline_made_in_memory_brings_its_weights() -> None:
 
 def test_who_scores_needs_no_statistics_where_levels_are_solved_before() -> None:
     ready = prepare(tiny(), joint())
-    lean = ready.for_scoring()
+    lean = ready.for_scoring(2)
+    assert (lean.known_bytes, lean.library.memory) == (ready.known_bytes // 2, (ready.library.memory or 0) // 2)
     assert shipped(lean, ready.pipe).bytes < 0.9 * shipped(ready, ready.pipe).bytes
     again = shipped(lean, ready.pipe).opened("cpu")
     for unit in range(len(ready.units)):
         levels = [0] * len(ready.units)
         levels[unit] = len(ready.units[unit].options) - 1
         assert_same_plans([again.library.plan(1, levels)], [ready.library.plan(1, levels)])
+
+
+def strides(pipe: Any) -> list[tuple[int, ...]]:
+    return [one.stride() for part in (pipe.transformer, pipe.vae) for one in part.parameters()]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_weights_lie_in_memory_as_they_did(saved: bool, pipe: Any) -> None:
+    """Convolutions of the same weights, one after the other or channels last, differ in their last bits."""
+    pipe = pipe if saved else tiny()
+    plain = strides(pipe)
+    pipe.vae.to(memory_format=torch.channels_last)
+    across = torch.randn(3, 4).T
+    again, other = shipped((pipe, across), pipe).opened("cpu")
+    assert strides(again) == strides(pipe) != plain
+    assert torch.equal(other, across)
+    assert other.stride() == across.stride()
+
+
+def test_a_device_that_no_worker_has_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diff_es.execution.shipping.device_of", lambda denoiser: torch.device("mps"))
+    with pytest.raises(DiffESError, match=r"workers: expected a pipeline on the CPU or on a GPU.*one on mps.*--device"):
+        shipped(pipe, pipe)

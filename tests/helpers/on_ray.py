@@ -14,6 +14,7 @@ from typing import Any
 
 from diff_es.execution import Crew, Work
 from diff_es.execution.ray_crew import RayCrew
+from diff_es.execution.ray_worker import Arithmetic
 from diff_es.utils.errors import DiffESError
 from diff_es.utils.progress import Reporter
 
@@ -50,6 +51,10 @@ class Given:
 def work(there: Callable[[Any], Callable[[Any], Any]], value: Any = None) -> Work[Any, Any]:
     """Work that workers do, and nobody here."""
     return Work(here=there(value), shared=lambda: Given(value), there=there, remedy="Take less.")
+
+
+def arithmetic(value: None) -> Callable[[int], Arithmetic]:
+    return lambda piece: Arithmetic.own()
 
 
 def adding(value: int) -> Callable[[int], int]:

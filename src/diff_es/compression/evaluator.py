@@ -84,8 +84,9 @@ class Evaluator:
 
     def __init__(self, ready: Study, journal: Journal, crew: Crew | None = None) -> None:
         self.journal, self.scorer, self._crew = journal, Scorer(ready), crew or Alone()
+        size = self._crew.size
         self._work: Work[Any, list[float]] = Work(
-            here=self.scorer, shared=lambda: shipped(ready.for_scoring(), ready.pipe), there=Scorer
+            here=self.scorer, shared=lambda: shipped(ready.for_scoring(size), ready.pipe), there=Scorer
         )
 
     def scores(

@@ -102,12 +102,13 @@ class Study(Survey):
         """As :meth:`Library.left`."""
         return self.library.left(stage, unit, level)
 
-    def for_scoring(self) -> Study:
-        """What others need to score candidates: no statistics, unless levels are made of them on the way."""
-        library = self.library.without_statistics()
-        if library is self.library:
-            return self
-        return replace(self, library=library, statistics=Statistics((), self.statistics.change))
+    def for_scoring(self, workers: int) -> Study:
+        """What each of so many workers needs to score candidates: its part of the memory, since all may be on one
+        machine, and no statistics, unless levels are made of them on the way."""
+        own = replace(self, library=self.library.for_scoring(workers), known_bytes=self.known_bytes // workers)
+        if self.settings.method.depth is not None:
+            return own
+        return replace(own, statistics=Statistics((), self.statistics.change))
 
     @cached_property
     def _weights(self) -> WeightCache:

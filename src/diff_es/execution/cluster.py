@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -73,7 +74,7 @@ def _initialised(ray: Any, init: Callable[[], None]) -> Iterator[None]:
     try:
         init()
         sys.excepthook = hook
-        if before is not None:
+        if before is not None and threading.current_thread() is threading.main_thread():  # as Ray takes it there alone
             signal.signal(signal.SIGTERM, before)
         yield
     finally:

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from ..utils.arguments import Text, checked
 from ..utils.limits import Positive, Workers
 from ..utils.progress import Reporter
 from .cluster import connected
 from .contract import Crew
 from .ray_crew import RayCrew
+from .ray_worker import Arithmetic
 
 
 @checked("")
@@ -44,7 +43,7 @@ class OnRay:
             DiffESError: as :func:`connected` says.
         """
         with connected(self.address, self.workers) as ray:
-            crew = RayCrew(ray, self, torch.get_num_threads(), reporter)
+            crew = RayCrew(ray, self, Arithmetic.own(), reporter)
             try:
                 yield crew
             finally:

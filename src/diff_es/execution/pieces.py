@@ -52,15 +52,16 @@ class Pieces:
         self._gone(index)
         return first
 
-    def failed(self, index: int) -> bool:
-        """A worker did not do it; whether it was tried often enough. Else somebody else does it, and before others."""
+    def failed(self, index: int, for_good: bool = False) -> bool:
+        """A worker did not do it; whether nobody else is to: it was tried often enough, or trying again mends nothing.
+        Else somebody does it, and before others. Who fails at what another has done, does no harm."""
         self._gone(index)
         if index in self._done:
             return False
         self._failures[index] += 1
         if not self._copies[index]:
             self._waiting.appendleft(index)
-        return self._failures[index] >= TRIES
+        return for_good or self._failures[index] >= TRIES
 
     def _gone(self, index: int) -> None:
         self._copies[index] -= 1
@@ -68,4 +69,8 @@ class Pieces:
             del self._copies[index]
 
     def _is_late(self, index: int) -> bool:
-        return bool(self._took) and self._clock() - self._begun[index] > max(_LEAST, _LONG * median(self._took))
+        return (
+            index not in self._done
+            and bool(self._took)
+            and self._clock() - self._begun[index] > max(_LEAST, _LONG * median(self._took))
+        )

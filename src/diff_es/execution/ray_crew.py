@@ -13,7 +13,7 @@ from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
 from .contract import A, J, Work
 from .pieces import TRIES, Pieces
-from .ray_worker import Answered, Failed, Kind, Worker
+from .ray_worker import Answered, Arithmetic, Failed, Kind, Worker
 
 _LOOK = 1.0
 """Seconds after which it is looked for pieces that take too long."""
@@ -65,11 +65,11 @@ class RayCrew:
 
     Args:
         ray: the module, connected.
-        threads: of PyTorch in each worker.
+        arithmetic: of each worker.
     """
 
-    def __init__(self, ray: Any, terms: Terms, threads: int, reporter: Reporter) -> None:
-        self._ray, self._terms, self._threads, self._reporter = ray, terms, threads, reporter
+    def __init__(self, ray: Any, terms: Terms, arithmetic: Arithmetic, reporter: Reporter) -> None:
+        self._ray, self._terms, self._arithmetic, self._reporter = ray, terms, arithmetic, reporter
         self._starting, self._idle = dict[Any, Any](), list[Any]()  # workers, the first by who tells their kind
         self._running = dict[Any, tuple[Any, Pieces, int]]()  # by answer to come: worker, of which call, piece
         self._shared = list[tuple[Work[Any, Any], Any, bool]]()  # and the reference to what it is opened from
@@ -144,7 +144,7 @@ class RayCrew:
         gpus = (self._terms.gpus_per_worker or 1) if accelerated else 0
         kind = self._ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(Worker)
         for _ in range(missing):
-            worker = kind.remote(self._threads, accelerated)
+            worker = kind.remote(self._arithmetic, accelerated)
             self._starting[worker.kind.remote()] = worker
 
     def _give(self, number: int, left: Pieces, pieces: Sequence[Any]) -> None:
@@ -180,7 +180,7 @@ class RayCrew:
                 self._count(pieces=int(first), repeated=int(not first), busy=told.seconds)
                 if first:
                     yield index, told.value
-            elif left.failed(index) or told.error is not None:
+            elif left.failed(index, for_good=told.error is not None):
                 raise _failure(told, work, self.figures.workers)
 
     def _waited(self) -> float:
@@ -190,11 +190,13 @@ class RayCrew:
         """A worker is ready, if it computes as the others do; one that died is replaced, but not for ever."""
         worker = self._starting.pop(answer)
         kind, died = self._asked(answer)
-        if died:
+        if isinstance(kind, Failed):
+            if not died:  # it lives, and cannot say what it is
+                self._ray.kill(worker)
             self._failed_starts += 1
             if self._failed_starts >= TRIES * self._terms.workers:
                 remedy = "See that diff-es is installed on every machine of the cluster, and that they have memory."
-                found = f"one that died while it started: {kind.trace.splitlines()[-1]}"
+                found = f"one that does not: {kind.trace.splitlines()[-1]}"
                 raise DiffESError("workers", expected="processes that start", found=found, remedy=remedy)
             return
         self._kind, self._ready = self._kind or kind, self._ready or time.monotonic()

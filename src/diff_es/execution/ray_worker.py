@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from traceback import format_exception
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -44,16 +44,51 @@ class Failed:
     peak: int  # bytes that the worker has taken at most
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """How PyTorch computes in a process, as far as it can be told to: results depend on it in their last bits.
+
+    Args:
+        threads: of each operation.
+        matmul: the precision of float32 within products of matrices.
+        convolution_tf32: whether convolutions of cuDNN may take TF32.
+    """
+
+    threads: int
+    matmul: str
+    convolution_tf32: bool
+
+    @classmethod
+    def own(cls) -> Self:
+        """That of this process.
+
+        Raises:
+            DiffESError: it differs from operation to operation.
+        """
+        try:
+            precision = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        except RuntimeError as error:
+            expected, remedy = "one precision for all operations", "Set it by torch.set_float32_matmul_precision alone."
+            raise DiffESError("workers", expected=expected, found="several", remedy=remedy) from error
+        return cls(torch.get_num_threads(), *precision)
+
+    def take(self) -> None:
+        """Compute so in this process, too."""
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.matmul)
+        torch.backends.cudnn.allow_tf32 = self.convolution_tf32
+
+
 class Worker:
     """Answers pieces.
 
     Args:
-        threads: of PyTorch, as many as in the process that asks: results depend on them in their last bit.
+        arithmetic: that of the process that asks.
         accelerated: whether it computes on a GPU.
     """
 
-    def __init__(self, threads: int, accelerated: bool) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, arithmetic: Arithmetic, accelerated: bool) -> None:
+        arithmetic.take()
         self._device = "cuda" if accelerated else "cpu"
         self._opened: tuple[int, Callable[[Any], Any]] | None = None
 

@@ -36,13 +36,15 @@ class Shipped:
     Args:
         origin: where its pipeline is opened from; None: it is in the object.
         marks: of every part of the pipeline that has weights, a hash of their names and values.
+        channels_last: the parts whose weights lie so in memory.
         content: the object but its tensors and its pipeline, and what was declared of the denoiser, pickled.
         arrays: the tensors, as they lie in memory.
-        accelerated: whether its pipeline was on another device than the CPU.
+        accelerated: whether its pipeline was on a GPU.
     """
 
     origin: Origin | None
     marks: Mapping[str, str]
+    channels_last: tuple[str, ...]
     content: bytes
     arrays: tuple[NDArray[Any], ...]
     accelerated: bool
@@ -61,6 +63,8 @@ class Shipped:
         pipe = None if self.origin is None else reopen(self.origin, device=device)
         if pipe is not None:
             _check(pipe, self.marks)
+            for name in self.channels_last:
+                pipe.components[name].to(memory_format=torch.channels_last)
         value, pipe, known = _Opener(self, pipe, device).load()
         if known is not None:
             remember(denoiser_of(pipe), known)
@@ -71,20 +75,28 @@ def shipped(value: Any, pipe: AnyPipeline) -> Shipped:
     """An object, and the pipeline that it uses, for other processes.
 
     Raises:
-        DiffESError: something in it cannot be pickled.
+        DiffESError: something in it cannot be pickled, or workers have no device of the pipeline's kind.
     """
     origin = None if isinstance(pipe, OwnSampler) else origin_of(pipe)
     if origin is not None and not origin.model:
         origin = None
-    file, accelerated = io.BytesIO(), device_of(denoiser_of(pipe)).type != "cpu"
+    file, accelerated = io.BytesIO(), _accelerated(pipe)
     packer = _packer(file, {} if origin is None else _names(pipe))
     try:
         packer.dump((value, pipe, declared(denoiser_of(pipe))))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         expected, remedy = "what other processes can have a copy of", "Define classes and functions in a module."
         raise DiffESError("workers", expected=expected, found=str(error), remedy=remedy) from error
-    marks = {} if origin is None else _marks(pipe)
-    return Shipped(origin, marks, file.getvalue(), tuple(packer.arrays), accelerated)
+    marks, last = ({}, ()) if origin is None else (_marks(pipe), _channels_last(pipe))
+    return Shipped(origin, marks, last, file.getvalue(), tuple(packer.arrays), accelerated)
+
+
+def _accelerated(pipe: AnyPipeline) -> bool:
+    kind = device_of(denoiser_of(pipe)).type
+    if kind not in ("cpu", "cuda"):
+        expected, remedy = "a pipeline on the CPU or on a GPU of CUDA", "Take --device cpu, or this process alone."
+        raise DiffESError("workers", expected=expected, found=f"one on {kind}", remedy=remedy)
+    return kind == "cuda"
 
 
 def _packer(file: io.BytesIO, names: Mapping[int, tuple[str, ...]]) -> Any:
@@ -113,12 +125,18 @@ def _packer(file: io.BytesIO, names: Mapping[int, tuple[str, ...]]) -> Any:
 
 def _about(value: Tensor) -> tuple[object, ...]:
     parameter = isinstance(value, nn.Parameter)
-    return value.dtype, tuple(value.shape), value.device.type != "cpu", parameter, value.requires_grad
+    return value.dtype, tuple(value.shape), _order(value), value.device.type != "cpu", parameter, value.requires_grad
+
+
+def _order(value: Tensor) -> tuple[int, ...]:
+    """Its dimensions, those farthest apart in memory first: results depend on the order in their last bits."""
+    strides = value.stride()
+    return tuple(sorted(range(value.dim()), key=lambda axis: (-strides[axis], axis)))
 
 
 def _array(value: Tensor) -> NDArray[Any]:
-    """A tensor's bytes."""
-    flat = value.detach().cpu().contiguous().flatten()
+    """A tensor's bytes, as they lie in memory."""
+    flat = value.detach().permute(_order(value)).cpu().contiguous().flatten()
     return np.asarray(flat.view(torch.uint8).numpy() if len(flat) else np.empty(0, np.uint8))
 
 
@@ -146,11 +164,19 @@ class _Opener(pickle.Unpickler):
         return part.get_parameter(name) if whole == "parameter" else part.get_buffer(name)
 
     def _tensor(
-        self, index: int, dtype: torch.dtype, shape: tuple[int, ...], moved: bool, parameter: bool, grad: bool
+        self,
+        index: int,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        order: tuple[int, ...],
+        moved: bool,
+        parameter: bool,
+        grad: bool,
     ) -> Tensor:
-        array = self._arrays[index]
+        array, laid = self._arrays[index], [shape[axis] for axis in order]
         with warnings.catch_warnings(action="ignore"):  # it lies where all processes of the machine read it
-            found = torch.from_numpy(array).view(dtype).view(shape) if array.nbytes else torch.empty(shape, dtype=dtype)
+            found = torch.from_numpy(array).view(dtype).view(laid) if array.nbytes else torch.empty(laid, dtype=dtype)
+        found = found.permute([order.index(axis) for axis in range(len(order))])
         found = found.to(self._device) if moved else found
         return nn.Parameter(found.clone(), requires_grad=grad) if parameter else found
 
@@ -168,10 +194,22 @@ def _names(pipe: Any) -> dict[int, tuple[str, ...]]:
     return found
 
 
+def _parts(pipe: Any) -> dict[str, nn.Module]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
 def _marks(pipe: Any) -> dict[str, str]:
     """Of every part with weights; one with adapters is told from one without."""
-    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    return {name: f"{fingerprint(part)}, {sum(1 for _ in part.parameters())}" for name, part in parts.items()}
+    return {name: f"{fingerprint(part)}, {sum(1 for _ in part.parameters())}" for name, part in _parts(pipe).items()}
+
+
+def _channels_last(pipe: Any) -> tuple[str, ...]:
+    """The parts of which a kernel of a convolution lies so."""
+    return tuple(name for name, part in _parts(pipe).items() if any(map(_lies_last, part.parameters())))
+
+
+def _lies_last(value: Tensor) -> bool:
+    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
 
 
 def _check(pipe: AnyPipeline, marks: Mapping[str, str]) -> None:

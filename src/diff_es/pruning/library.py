@@ -117,13 +117,14 @@ class Library:
         """Whose statistics a stage uses: its own, or the one set that all share."""
         return stage if self.method.stagewise else 0
 
-    def without_statistics(self) -> Library:
-        """The same without statistics, where none of its units' levels needs them any more: those that thin are solved
-        when a library is made, those that skip blocks when they are asked for."""
-        if self.method.depth is not None:
-            return self
+    def for_scoring(self, workers: int) -> Library:
+        """The same for one of so many workers, with its part of the memory; without statistics, where no level of its
+        units needs them any more: those that thin are solved when a library is made, those that skip blocks when they
+        are asked for."""
         twin = copy(self)
-        twin._statistics, twin.shared = ({},) * len(self._statistics), None
+        twin.memory = None if self.memory is None else self.memory // workers
+        if self.method.depth is None:
+            twin._statistics, twin.shared = ({},) * len(self._statistics), None
         return twin
 
     def moments(self, stage: int, layer: str) -> Moments:
