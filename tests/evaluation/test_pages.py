@@ -185,6 +185,7 @@ def test_without_its_script_the_report_is_there_to_read(browser: Browser, report
         expect(page.get_by_role("button")).to_have_count(0)
         points, rows = page.locator(".point:visible"), page.locator(".measures tbody tr:has(td)")
         assert points.count() == rows.count() - 1 > 5  # all but the dense model
+        expect(page.get_by_text("Diff-ES, all budgets up to 0.8:")).to_be_visible()  # the front was searched at once
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from diff_es.compression.final import Found
+from diff_es.evaluation.assemble import curves_of
 from diff_es.evaluation.cases import chosen, judged_by
 from diff_es.evaluation.report import (
     Case,
@@ -32,6 +34,7 @@ from diff_es.evaluation.report import (
 )
 from diff_es.evaluation.report import heat as heats
 from diff_es.evaluation.report.prose import figures
+from diff_es.search import Candidate, Generation
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 STEPPED = "fewer steps of the dense model"
@@ -328,6 +331,25 @@ def test_findings_set_the_distance_to_real_data_beside_fidelity() -> None:
     rows = (replace(DENSE, frechet_distance=12.4), row("diff-es", frechet_distance=15.0), row("random", 0.5))
     expected = "(lower is closer) is 15.00 for Diff-ES, against 12.40 for the dense model."
     assert f"At 0.7 of the compute, the Fréchet distance to real data {expected}" in findings(rows)
+
+
+def searched(limit: float, *best: float) -> Found:
+    """What a search came back with whose best score went like this."""
+    history = tuple(Generation(i, score, score, score, 8 * (i + 1)) for i, score in enumerate(best))
+    return Found(limit, Candidate.of(((0,),)), best[-1], best[-1], (), history, 8 * len(best))
+
+
+def test_budgets_that_were_searched_together_share_one_curve_which_is_of_no_single_one() -> None:
+    curves = curves_of((searched(0.5, 20.0, 34.5), searched(0.7, 20.0, 34.5)), (searched(0.5, 9.0), searched(0.7, 9.8)))
+    together = Curve("Diff-ES, all budgets up to 0.7", ((8, 20.0), (16, 34.5)))
+    assert curves == [together, Curve("Random at 0.5", ((8, 9.0),)), Curve("Random at 0.7", ((8, 9.8),))]
+    assert [one.title for one in curves_of((searched(0.5, 20.0), searched(0.7, 21.0)), ())] == [
+        "Diff-ES at 0.5",
+        "Diff-ES at 0.7",
+    ]
+    told = Reader(render(story(curves=tuple(curves)))).text
+    assert "Diff-ES, all budgets up to 0.7: 34.5 dB after 16 evaluations" in told
+    assert "All end before timesteps are moved and finals are judged" in " ".join(told.split())
 
 
 def test_headline_takes_the_tightest_budget() -> None:

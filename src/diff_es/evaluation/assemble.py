@@ -66,6 +66,20 @@ def side_by_side(evaluation: Evaluation) -> Image.Image:
     return page
 
 
+def curves_of(found: Sequence[Found], random: Sequence[Found]) -> list[Curve]:
+    """The courses of the searches. Budgets that were searched in one run share one: the best of all that fit the
+    largest, which is no score of a smaller budget's."""
+    shared = dict[tuple[Generation, ...], list[float]]()
+    for one in found:
+        shared.setdefault(one.history, []).append(one.limit)
+    titles = {
+        history: f"Diff-ES at {limits[0]:g}" if len(limits) == 1 else f"Diff-ES, all budgets up to {max(limits):g}"
+        for history, limits in shared.items()
+    }
+    curves = [_curve(title, history) for history, title in titles.items()]
+    return curves + [_curve(f"Random at {one.limit:g}", one.history) for one in random]
+
+
 def _curve(title: str, history: Sequence[Generation]) -> Curve:
     return Curve(title, tuple((generation.evaluations, generation.best) for generation in history))
 
@@ -128,8 +142,6 @@ def tell(
         Strip(row.contender, row.budget, tuple(picture(image) for image in images), snr_db)
         for row, images, snr_db in zip(evaluation.rows, evaluation.images, evaluation.snr_db, strict=True)
     ]
-    curves = [_curve(f"Diff-ES at {one.limit:g}", one.history) for one in found]
-    curves += [_curve(f"Random at {one.limit:g}", one.history) for one in evaluation.random]
     return Story(
         title=f"Diff-ES on {model}",
         model=model,
@@ -138,7 +150,7 @@ def tell(
         strips=tuple(strips),
         cases=evaluation.cases,
         heats=tuple(_heat(study, one) for one in (*found, *made.front)),
-        curves=tuple(curves),
+        curves=tuple(curves_of((*found, *made.front), evaluation.random)),
         notes=made.notes,
         sensed=None if made.table is None else sensed(made.table, tuple(unit.name for unit in study.units)),
         command=made.command,
