@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -50,7 +51,9 @@ def first_screen(rows: list[Row]) -> str:
         found = [at.get((name, budget)) for budget in budgets]
         if any(found):
             cells = ["–" if row is None else f"{decibels(row.snr_db)} dB, {row.sped()}" for row in found]
-            lines.append(line(shown, *([f"**{cell}**" for cell in cells] if name == "diff-es" else cells)))
+            lines.append(
+                line(f"{shown}{drawn(found)}", *([f"**{cell}**" for cell in cells] if name == "diff-es" else cells))
+            )
     return "\n".join(lines)
 
 
@@ -62,8 +65,14 @@ def whole(rows: list[Row]) -> str:
         spent = (f"{row.budget:g}", str(row.steps), f"{row.macs_ratio:.3f}", row.sped())
         close = (decibels(row.snr_db), decibels(row.own_snr_db), decibels(row.psnr_db))
         distance = f"{row.frechet_distance:.2f}" if is_number(row.frechet_distance) else "–"
-        lines.append(line(CONTENDERS[row.contender].name, *spent, *close, distance))
+        lines.append(line(f"{CONTENDERS[row.contender].name}{drawn([row])}", *spent, *close, distance))
     return "\n".join(lines)
+
+
+def drawn(rows: Sequence[Row | None]) -> str:
+    """Of how many schedules random search has the best, behind its name; nothing behind others'."""
+    counts = {str(row.tried) for row in rows if row is not None and row.contender == "random" and row.tried}
+    return f", best of {' and '.join(sorted(counts))}" if counts else ""
 
 
 def decibels(value: float | None) -> str:

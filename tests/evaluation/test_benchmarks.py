@@ -340,7 +340,7 @@ def test_readme(bench: Bench, tmp_path: Path) -> None:
     demo, into = tmp_path / "demo", tmp_path / "repository"
     fewer = Row("fewer-steps", 0.5, 10, 0.5, 4.0, 0.1, 1.96, 1.9, 14.06, 18.9, 28.7, None, 8)
     dense = Row("dense", 1.0, 20, 1.0, 9.0, 0.1, 1.0, 1.0, 20.44, None, 35.0, 2.3, 8)
-    measured = [dense, fewer, replace(fewer, contender="diff-es")]
+    measured = [dense, fewer, replace(fewer, contender="random", tried=32), replace(fewer, contender="diff-es")]
     facts = {"Reference": "the dense model at 80 steps", "Seed": "0", "Device": "a processor"}
     write_text(demo / "result.json", json.dumps({"facts": facts, "rows": [row.to_json() for row in measured]}))
     contact_sheet([torch.zeros(3, 2, 2)]).save(demo / "side-by-side.png")
@@ -351,8 +351,9 @@ def test_readme(bench: Bench, tmp_path: Path) -> None:
     assert readme.startswith("Before.\n<!-- demo -->\nMean SNR")
     assert readme.endswith("<!-- /demo -->\nAfter.\n")
     assert "20.4 dB (`make demo` at commit" in readme
-    assert [row[1] for row in rows(readme)] == ["**14.1 dB, 1.96x**", "14.1 dB, 1.96x"]
-    assert names(table)[:3] == ["Dense", "Fewer steps", "Diff-ES"]
+    assert [row[1] for row in rows(readme)] == ["**14.1 dB, 1.96x**", "14.1 dB, 1.96x", "14.1 dB, 1.96x"]
+    assert names(readme)[-1] == "random search of steps and levels, best of 32"
+    assert names(table)[:4] == ["Dense", "Fewer steps", "Random, best of 32", "Diff-ES"]
     assert (into / "docs/side-by-side.png").read_bytes() == (demo / "side-by-side.png").read_bytes()
     (into / "README.md").write_text("No place for it.")
     with pytest.raises(ValueError, match="expected one <!-- demo -->"):

@@ -294,7 +294,7 @@ def test_findings_say_above_below_and_level() -> None:
     told = findings((*rows, row("diff-es", snr_db=24.14, frechet_distance=None)))
     assert told == (
         "At 0.7 of the compute, Diff-ES (24.1 dB) is 1.2 dB above uniform pruning, "
-        "0.4 dB below MosaicDiff-like pruning and level with a random schedule.",
+        "0.4 dB below MosaicDiff-like pruning and level with the best random schedule.",
         f"At 0.7 of the compute, Diff-ES runs 1.38{TIMES} as fast as the dense model (the denoiser alone 1.44{TIMES}), "
         f"where its MACs ratio promises 1.45{TIMES}.",
     )
@@ -331,6 +331,31 @@ def test_findings_set_the_distance_to_real_data_beside_fidelity() -> None:
     rows = (replace(DENSE, frechet_distance=12.4), row("diff-es", frechet_distance=15.0), row("random", 0.5))
     expected = "(lower is closer) is 15.00 for Diff-ES, against 12.40 for the dense model."
     assert f"At 0.7 of the compute, the Fréchet distance to real data {expected}" in findings(rows)
+
+
+@pytest.mark.parametrize(
+    ("tried", "sentence"),
+    [
+        ({"random": 32, "diff-es": 185}, "The best of 32 random schedules; Diff-ES tried 185."),
+        ({"random": 185, "diff-es": 185}, "The best of 185 random schedules; Diff-ES tried 185."),
+        ({"random": 32}, "The best of 32 random schedules."),
+        ({}, "The best of some schedules drawn at random."),  # rows of an earlier version
+    ],
+)
+def test_random_search_says_of_how_many_it_is_the_best(tried: dict[str, int], sentence: str) -> None:
+    rows = tuple(replace(one, tried=tried.get(one.contender)) for one in ROWS)
+    told = " ".join(Reader(render(story(rows=rows))).text.split())
+    assert told.count(sentence) == 1  # beside its point
+    assert f"Random: {sentence[0].lower()}{sentence[1:]}" in told
+
+
+def test_random_search_says_so_of_each_budget_where_they_differ() -> None:
+    tried = {("random", 0.7): 32, ("diff-es", 0.7): 185, ("random", 0.5): 32, ("diff-es", 0.5): 1800}
+    told = Reader(render(story(rows=tuple(row(*one, tried=count) for one, count in tried.items()), heats=()))).text
+    loose, tight = (f"the best of 32 random schedules; Diff-ES tried {count}." for count in ("185", "1,800"))
+    expected = f"Random: at 0.7 of the compute, {loose} At 0.5 of the compute, {tight}"
+    assert expected in " ".join(told.split())
+    assert [told.count(f"T{one[1:]}") for one in (loose, tight)] == [1, 1]
 
 
 def searched(limit: float, *best: float) -> Found:

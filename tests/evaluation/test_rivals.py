@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -105,6 +106,9 @@ def test_rivals_of_a_speed_up_take_no_more_time(
     assert [rival.cost_ratio for rival in rivals] == pytest.approx([spent(rival) for rival in rivals], rel=1e-6)
     assert min(spent(rival) for rival in rivals[1:]) > share - SAVED  # and spend it
     assert max(rival.macs_ratio for rival in rivals[1:]) < share - SAVED  # which MACs would not tell
+    rows = json.loads((tmp_path / "out/result.json").read_text())["rows"]
+    searched = {"random": 2, "diff-es": load(folder).report.evaluations}
+    assert {row["contender"]: row["tried"] for row in rows if row["tried"] is not None} == searched
 
 
 def test_rivals_of_a_limit_of_weights_keep_it(

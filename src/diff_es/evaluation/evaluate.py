@@ -135,7 +135,9 @@ def _field(
         entrants += contenders(study, one, rival, saved)
     entrants += [] if saved is None else _other_points(study, saved)
     if alone is not None:
-        entrants += [scheduled(alone.study, "pruning", one.limit, one.candidate, ()) for one in alone.found]
+        for one in alone.found:
+            pruning = scheduled(alone.study, "pruning", one.limit, one.candidate, ())
+            entrants.append(replace(pruning, tried=one.evaluations))
     return entrants
 
 
@@ -159,7 +161,7 @@ def _other_points(study: Study, saved: Compressed) -> list[Contender]:
     runners = [other.runner("diff-es", sampling, study.placement) for other in saved.others]
     reports = [other.report for other in saved.others]
     return [
-        Contender("diff-es", report.limit, report.macs_ratio, runner, report.cost_ratio)
+        Contender("diff-es", report.limit, report.macs_ratio, runner, report.cost_ratio, report.evaluations)
         for report, runner in zip(reports, runners, strict=True)
     ]
 
@@ -190,6 +192,7 @@ def _row(study: Study, contender: Contender, timing: Timing) -> Row:
         psnr_db=None,
         frechet_distance=None,
         weight_bytes=contender.runner.weight_bytes(study.pipe),
+        tried=contender.tried,
     )
 
 

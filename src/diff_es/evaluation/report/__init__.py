@@ -9,6 +9,7 @@ check each against the table.
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -31,7 +32,7 @@ from diff_es.evaluation.report.data import (
     key_of,
     ordered,
 )
-from diff_es.evaluation.report.prose import at_budget, decibels, figures, findings, headline, sped_between
+from diff_es.evaluation.report.prose import at_budget, by_chance, decibels, figures, findings, headline, sped_between
 from diff_es.evaluation.report.table import COLUMNS, table
 
 __all__ = [
@@ -72,6 +73,7 @@ def render(story: Story) -> str:
         by_time=plots.by_time(story.rows),
         by_cost=plots.by_cost(story.rows),
         legend=plots.legend(story.rows),
+        by_chance=by_chance(story.rows),
         unreliable=any(row.doubt for row in story.rows),
         columns=COLUMNS,
         table=table(story.rows),
@@ -101,14 +103,21 @@ def _points(story: Story) -> list[_Point]:
     found = list[_Point]()
     drawn = {key_of(one): one for one in story.heats}
     for row in sorted(ordered(story.rows), key=lambda row: (row.budget, row.contender != "diff-es")):
-        one, appearance = drawn.get(key_of(row)), CONTENDERS[row.contender]
+        one = drawn.get(key_of(row))
         facts = (f"{row.steps} step{'s' * (row.steps != 1)}", f"{row.macs_ratio:.3f} of the MACs", sped_between(row))
         facts = (*((decibels(row),) if is_number(row.snr_db) else ()), *facts)
-        name = f"{appearance.name}, {at_budget(row.budget).lower()}"
+        name = f"{CONTENDERS[row.contender].name}, {at_budget(row.budget).lower()}"
         shown = (None, None, 0) if one is None else (_heat(one), Markup(heat.heat_legend(one.most)), one.most)
-        told = appearance.way if one is None else meaning.of_schedule(one)
+        told = _way(row, story.rows) if one is None else meaning.of_schedule(one)
         found.append(_Point(key_of(row), row.contender, name, facts, told, *shown))
     return found
+
+
+def _way(row: Row, rows: Sequence[Row]) -> str:
+    """How a contender samples whose schedule is not drawn."""
+    if row.contender == "random":
+        return by_chance([one for one in rows if one.budget == row.budget])
+    return CONTENDERS[row.contender].way
 
 
 def _heat(one: Heat) -> Markup:

@@ -44,9 +44,9 @@ CONTENDERS = {  # in the order of every table, grid and legend; the colours are 
     ),
     "random": Appearance(
         "Random",
-        "a random schedule",
+        "the best random schedule",
         "M0 -5.4L5.4 0L0 5.4L-5.4 0Z",
-        "The best of as many schedules drawn at random as Diff-ES tried.",
+        "The best of some schedules drawn at random.",
     ),
     "pruning": Appearance(
         "Diff-ES, pruning alone",
@@ -82,6 +82,7 @@ class Row:
     speedup_low: float | None = None  # the interval of the speed-up; None: too few runs for one
     speedup_high: float | None = None
     doubt: str = ""  # why the speed-up was not measured reliably; empty where it was
+    tried: int | None = None  # schedules that the search for it ran; None: nothing was searched, or it is not known
 
     def __post_init__(self) -> None:
         _known(self.contender)

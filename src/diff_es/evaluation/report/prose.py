@@ -96,6 +96,20 @@ def figures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     return [*figures, (f"{ours.speedup:.2f}", TIMES, f"as fast as the dense model, {promise}")]
 
 
+def by_chance(rows: Sequence[Row]) -> str:
+    """What random search is: of how many schedules it kept the best, and how many Diff-ES tried."""
+    told = list[tuple[float, str]]()
+    for row in sorted((row for row in rows if row.contender == "random" and row.tried), key=lambda row: -row.budget):
+        ours = next((one for one in rows if one.contender == "diff-es" and one.budget == row.budget), None)
+        beside = f"; Diff-ES tried {ours.tried:,}" if ours is not None and ours.tried else ""
+        told.append((row.budget, f"the best of {row.tried:,} random schedules{beside}."))
+    if not told:
+        return CONTENDERS["random"].way
+    if len({sentence for _, sentence in told}) == 1:
+        return f"{told[0][1][0].upper()}{told[0][1][1:]}"
+    return " ".join(f"{at_budget(budget)}, {sentence}" for budget, sentence in told)
+
+
 def at_budget(budget: float) -> str:
     return "At the full compute" if budget == 1 else f"At {budget:g} of the compute"
 

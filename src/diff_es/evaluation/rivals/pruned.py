@@ -42,6 +42,7 @@ class Contender:
     macs_ratio: float
     runner: Way
     cost_ratio: float | None = None  # where it is priced in the unit of the budget
+    tried: int | None = None  # schedules that the search for it ran; None: nothing was searched
 
 
 def random_rival(
@@ -136,9 +137,11 @@ def contenders(
         with suppress(NoneFits):
             rivals.append(pruned(study, budget))
     if random is not None:
-        rivals.append(scheduled(study, "random", budget, random.candidate, None if random.corrected else ()))
+        drawn = scheduled(study, "random", budget, random.candidate, None if random.corrected else ())
+        rivals.append(replace(drawn, tried=random.evaluations))
     ours = scheduled(study, "diff-es", budget, found.candidate, () if saved or not found.corrected else None)
-    rivals.append(ours if saved is None else replace(ours, runner=saved.runner("diff-es", sampling, study.placement)))
+    ours = ours if saved is None else replace(ours, runner=saved.runner("diff-es", sampling, study.placement))
+    rivals.append(replace(ours, tried=found.evaluations))
     return tuple(rivals)
 
 
