@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +110,25 @@ def test_rivals_of_a_speed_up_take_no_more_time(
     rows = json.loads((tmp_path / "out/result.json").read_text())["rows"]
     searched = {"random": 2, "diff-es": load(folder).report.evaluations}
     assert {row["contender"]: row["tried"] for row in rows if row["tried"] is not None} == searched
+
+
+def test_an_evaluation_goes_on_with_its_own_scores_and_begins_anew_with_other_versions(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, folder = tmp_path / "out", made.results["weights"]
+
+    def journals() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.glob("random-*.jsonl")}
+
+    evaluated(made, folder, out, monkeypatch)
+    first = journals()
+    evaluated(made, folder, out, monkeypatch)
+    assert journals() == first
+    monkeypatch.setattr("diff_es.compression.survey.version", lambda name: f"{version(name)}+later")
+    evaluated(made, folder, out, monkeypatch)
+    assert len(first) == 1
+    assert len(journals()) == 2
+    assert first.items() < journals().items()
 
 
 def test_rivals_of_a_limit_of_weights_keep_it(

@@ -263,6 +263,17 @@ def began_with(path: Path) -> Began | None:
     return Began(method, prices)
 
 
+def facts_of(surveyed: Survey, table: Sensitivity | None = None) -> dict[str, object]:
+    """Everything that the scores and the course of a search depend on, as JSON values."""
+    prices = None if surveyed.prices is None else surveyed.prices.measured.model_dump()
+    facts = {**describe(surveyed.settings), "budget": surveyed.budget.to_json(), "prices": prices}
+    return {
+        **facts,
+        **identity(surveyed.pipe),
+        "table": None if table is None else sha256(repr(table).encode()).hexdigest(),
+    }
+
+
 def open_journal(
     surveyed: Survey,
     path: str | PurePath | None,
@@ -272,10 +283,7 @@ def open_journal(
     table: Sensitivity | None = None,
 ) -> Journal:
     """The journal of one search, bound to everything that its scores and its course depend on; for who holds it."""
-    prices = None if surveyed.prices is None else surveyed.prices.measured.model_dump()
-    facts = {**describe(surveyed.settings), "budget": surveyed.budget.to_json(), "prices": prices}
-    facts |= {**identity(surveyed.pipe), "table": None if table is None else sha256(repr(table).encode()).hexdigest()}
-    journal = Journal(Path(path) if path is not None else None, facts, resume=resume)
+    journal = Journal(Path(path) if path is not None else None, facts_of(surveyed, table), resume=resume)
     if journal.dropped:
         reporter.warn(f"{path}: damaged lines, left out, whose candidates are evaluated again: {journal.dropped}.")
     return journal

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...compression.compress import open_journal
+from ...compression.compress import facts_of, open_journal
 from ...compression.evaluator import Evaluator
 from ...compression.final import Finalist, Found, select
 from ...compression.result import Compressed
@@ -27,6 +27,7 @@ from ...routing.placements import Placement, Resident
 from ...scoring.timing import Runner, Way
 from ...search import Candidate, NoneFits, Space, mosaic
 from ...trajectory.corrections import Corrections
+from ...utils.files import digest
 from ...utils.locks import held_file
 from ...utils.progress import Reporter
 from ...utils.seeds import derive_seed
@@ -55,13 +56,14 @@ def random_rival(
 ) -> Found:
     """Random search, judged by the same probes and finalists.
 
-    ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was. ``crew``
-    scores; None: this process.
+    ``journals`` is a folder in which its scores are kept, so that a stopped evaluation goes on where it was; with
+    other versions, or on another kind of device, in another file. ``crew`` scores; None: this process.
     """
-    path = None if journals is None else journals / f"random-{macs:g}-{study.settings.seed}.jsonl"
     compute = study.budget.compute if study.prices else MacsRatio(macs)
     study = replace(study, budget=replace(study.budget, compute=compute))
     space, title = study.costs.space(macs), f"random search at {macs:g}"
+    name = f"random-{macs:g}-{study.settings.seed}-{digest(facts_of(study))[:8]}.jsonl"
+    path = None if journals is None else journals / name
     with held_file(path):
         evaluator = Evaluator(study, open_journal(study, path, reporter, resume=True), crew)
         search = by_chance(study, space, title, evaluations, evaluator, reporter)
