@@ -3,7 +3,7 @@ rows with how they were made.
 
     make readme
 
-runs the demo and then this.
+runs the demo from nothing and then this.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -358,6 +360,13 @@ def test_readme(bench: Bench, tmp_path: Path) -> None:
     (into / "README.md").write_text("No place for it.")
     with pytest.raises(ValueError, match="expected one <!-- demo -->"):
         bench("readme", "--demo", demo, "--into", into, model=False)
+
+
+def test_the_readme_is_made_of_a_demo_that_begins_from_nothing() -> None:
+    asked = ["make", "--dry-run", "readme"]
+    told = subprocess.check_output(asked, cwd=BENCHMARKS.parent, env={**os.environ, "MAKEFLAGS": ""}, text=True)
+    run = [".venv/bin/diff-es demo --out demo", ".venv/bin/python benchmarks/readme.py --demo demo"]
+    assert told.splitlines()[-3:] == ["rm -rf demo", *run]
 
 
 def test_routing(bench: Bench) -> None:

@@ -120,10 +120,15 @@ def test_an_evaluation_goes_on_with_its_own_scores_and_begins_anew_with_other_ve
     def journals() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in out.glob("random-*.jsonl")}
 
+    def time_taken() -> str:
+        return str(json.loads((out / "result.json").read_text())["facts"]["Time taken"])
+
     evaluated(made, folder, out, monkeypatch)
     first = journals()
+    assert time_taken().endswith(" minutes")
     evaluated(made, folder, out, monkeypatch)
     assert journals() == first
+    assert time_taken().endswith(" minutes, without those of an earlier session")
     monkeypatch.setattr("diff_es.compression.survey.version", lambda name: f"{version(name)}+later")
     evaluated(made, folder, out, monkeypatch)
     assert len(first) == 1

@@ -214,6 +214,7 @@ def evaluate_command(
     extent, target = Extent(noises, images, rounds, batch, random=random), out_folder or folder
     conduct = Conduct(reporter, who.chosen(), target)
     check_outputs(target, *PUBLISHED)
+    resumed = any(target.glob("random-*.jsonl"))
     fast, pipe = reopened(folder, model, device, point)
     fast.check(pipe)
     ready, found = prepare(pipe, fast.report.settings, reporter, *asked_again(fast, pipe)), (found_again(fast.report),)
@@ -223,7 +224,7 @@ def evaluate_command(
     notes = () if reference else ("No Fréchet distance: there are no reference statistics for this model.",)
     command, table = shlex.join(["diff-es", *sys.argv[1:]]), fast.report.sensitivity.table
     front = tuple(found_again(other.report) for other in fast.others)
-    made = Provenance(time.monotonic() - start, command, table, notes, front)
+    made = Provenance(time.monotonic() - start, command, table, notes, front, resumed)
     story = tell(ready, name, found, evaluation, extent, made)
     result = publish(target, story)
     tables.show_rows(out, story)

@@ -108,6 +108,7 @@ class Provenance:
     table: Sensitivity | None = None  # that the search was led by
     notes: tuple[str, ...] = ()
     front: tuple[Found, ...] = ()  # what the same search found for other budgets
+    resumed: bool = False  # with scores of an earlier session, whose time is not in `seconds`
 
 
 def tell(
@@ -136,7 +137,10 @@ def tell(
         ("Seed", str(settings.seed)),
         ("Device", f"{_device(device)}, {dtype_of(denoiser_of(study.pipe))}, {torch.get_num_threads()} threads"),
         ("Versions", f"diff-es {version('diff-es')}, torch {torch.__version__}, diffusers {version('diffusers')}"),
-        ("Time taken", f"{made.seconds / 60:.1f} minutes"),
+        (
+            "Time taken",
+            f"{made.seconds / 60:.1f} minutes{', without those of an earlier session' * made.resumed}",
+        ),
     )
     strips = [
         Strip(row.contender, row.budget, tuple(picture(image) for image in images), snr_db)

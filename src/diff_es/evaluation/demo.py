@@ -59,6 +59,7 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, 
 
 def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, object], Story]:
     start, journals = time.monotonic(), folder / "journals"
+    resumed = any(journals.glob("*.jsonl"))
     pipe, settings = load("bundled"), replace(SETTINGS, seed=seed)
     say_first(pipe, settings, reporter)
     ready = prepare(pipe, settings, reporter, Budget(MacsRatio(min(BUDGETS))))
@@ -70,7 +71,7 @@ def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, obje
     alone = levels_alone(ready, journals / f"levels-{seed}.jsonl", reporter)
     evaluation = evaluate(ready, found, load_reference(), EXTENT, Conduct(reporter, journals=journals), alone=alone)
     command = shlex.join(["diff-es", "demo", "--out", str(folder), "--seed", str(seed)])
-    made = Provenance(time.monotonic() - start, command, table)
+    made = Provenance(time.monotonic() - start, command, table, resumed=resumed)
     story = tell(ready, "bundled tiles DiT", found, evaluation, EXTENT, made)
     side_by_side(evaluation).save(folder / PICTURE)
     return publish(folder, story), story
