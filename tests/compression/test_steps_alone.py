@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from tests.helpers.pipelines import CASES, made
-from tests.helpers.tiny import calls_of, images, joint, tiny
+from tests.helpers.tiny import CALL, calls_of, images, joint, tiny
 
 from diff_es import BudgetOutOfReach, Compressed, Depth, Method, Run, Width, compress
 from diff_es.compression.settings import Levers
@@ -93,6 +95,17 @@ def test_no_ladder_and_no_grain_matters(ladder: Width | Depth, grain: Granularit
     ready = study(survey(pipe, chosen, Reporter(quiet=True)), Reporter(quiet=True))
     assert [(unit.name, len(unit.options)) for unit in ready.units] == [("denoiser", 1)]
     assert ready.library.units == ready.units
+
+
+@pytest.mark.parametrize("choice", ["use_karras_sigmas", "use_exponential_sigmas"])
+def test_steps_that_crowd_towards_the_image(choice: str) -> None:
+    """Of which the last stage begins within a few timesteps of the end, with no room for four times its own."""
+    fast, _ = stepped_alone(
+        tiny(scheduler=EulerDiscreteScheduler, options={choice: True}),
+        stages=4,
+        sampling=replace(CALL, num_inference_steps=20),
+    )
+    assert fast.timesteps is not None
 
 
 def test_a_denoiser_of_which_nothing_can_be_pruned() -> None:

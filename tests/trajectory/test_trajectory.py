@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diff_es import DiffESError
 from diff_es.trajectory.stages import Stages
-from diff_es.trajectory.timesteps import Trajectory, exponential, karras, placed, quadratic, trailing
+from diff_es.trajectory.timesteps import Trajectory, exponential, karras, placed, quadratic, step_choices, trailing
 
 LINEAR = tuple((((1 - a) / a) ** 0.5) for a in np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)).tolist())
 FLOW = tuple(t / 1000 for t in range(1001))
@@ -135,6 +135,28 @@ def test_fractions_stop_at_timestep_zero():
     assert placed(LINSPACE, LINSPACE.stages(20), [1] * 20)[-1] == 0
     with pytest.raises(DiffESError, match="stage 19: expected at most 1 timesteps"):
         placed(LINSPACE, LINSPACE.stages(20), [1] * 19 + [2])
+
+
+@settings(max_examples=300)
+@given(
+    ends=st.sampled_from([-1.0, 0.0]),
+    whole=st.booleans(),
+    least=st.sampled_from([0.0, 1.0, 1.07, 3.5, 40.0]),
+    steps=st.integers(2, 30),
+    power=st.sampled_from([1.0, 3.0, 7.0]),
+    data=st.data(),
+)
+def test_every_choice_of_every_stage_can_be_placed(
+    ends: float, whole: bool, least: float, steps: int, power: float, data: st.DataObject
+) -> None:
+    """Evenly, or dense towards the image, as Karras' are, whose last stages begin close to the end."""
+    own = [least + (999 - least) * (left / (steps - 1)) ** power for left in reversed(range(steps))]
+    own = [float(t) for t in dict.fromkeys(round(t) if whole else float(np.float32(t)) for t in own)]
+    path = Trajectory(tuple(own), ends, whole, ())
+    stages = path.stages(data.draw(st.integers(1, min(10, len(own)))))
+    choices = step_choices(stages.steps(path.timesteps), 4, path.room(stages))
+    counts = [data.draw(st.sampled_from(numbers)) for numbers in choices]
+    assert stages.steps(placed(path, stages, counts)) == tuple(counts)
 
 
 def test_boundaries_between_timesteps_are_refused_where_steps_would_cross_them():

@@ -49,11 +49,11 @@ class Trajectory:
         return Stages(tuple(next(t for t in self.timesteps if t <= boundary) for boundary in split.boundaries))
 
     def room(self, stages: Stages) -> tuple[int, ...]:
-        """The most timesteps that :func:`placed` finds room for in each stage: where they are integers, few in one that
-        begins close to the end."""
+        """The most timesteps that :func:`placed` finds room for in each stage: few in one that begins close to the end,
+        where they are integers or the sampler ends below 0, and none but its own in one that begins at it."""
         own = _own(self, stages)
-        spans = [first - end for (first, *_), end in zip(own, _ends(self, own), strict=True)]
-        return tuple(math.floor(span) if self.whole else sys.maxsize for span in spans)
+        spans = [(first - end, end) for (first, *_), end in zip(own, _ends(self, own), strict=True)]
+        return tuple(math.floor(span) if self.whole or end < 0 or span <= 0 else sys.maxsize for span, end in spans)
 
     @property
     def lowest(self) -> int:
