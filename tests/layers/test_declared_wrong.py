@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -19,7 +21,7 @@ from diff_es.pipelines.timestep_hook import on_timestep
 from diff_es.pruning.calibration import Gatherer
 from diff_es.pruning.declare import declare
 from diff_es.pruning.wanted import Wanted
-from diff_es.routing.stage_hook import on_stage
+from diff_es.routing.stage_hook import on_stage, stage_reader
 from diff_es.trajectory.stages import Stages
 from diff_es.trajectory.timesteps import Trajectory, placed
 from diff_es.utils.errors import DiffESError
@@ -381,6 +383,15 @@ def test_a_time_at_a_boundary_keeps_to_its_side_in_every_precision(dtype: torch.
         model.double()(torch.randn(1, 5, 6).double(), torch.tensor([t], dtype=dtype))
     handle.remove()
     assert heard == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("made", [float, np.float64, partial(torch.tensor, dtype=torch.float64), torch.tensor])
+def test_a_time_that_a_loop_hands_on_as_it_is_belongs_to_the_stage_of_its_trajectory(made: Any) -> None:
+    """Whose boundaries are of float32, in which 0.7 is a little less."""
+    times, case = (1.0, 0.9, 0.7, 0.6, 0.4, 0.3), CASES["root"]
+    case.declared(model := case.model())
+    stage_of = stage_reader(model, Trajectory(times, 0.0, False, (0.0, 1.0)).stages(3))
+    assert [stage_of((torch.zeros(1, 5, 6), made(t)), {}) for t in times] == [0, 0, 1, 1, 2, 2]
 
 
 def test_times_that_float32_cannot_hold_are_placed() -> None:

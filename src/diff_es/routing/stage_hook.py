@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -28,21 +29,20 @@ def stage_reader(denoiser: nn.Module, stages: Stages) -> Callable[[Args, Kwargs]
 
     ``stages`` are cut in timesteps of the scheduler, or in what else the denoiser is declared to receive. Where what is
     handed on is scaled and rounded, as 0.6 is in float32, the boundaries are scaled and rounded like it, so that a
-    timestep at a boundary keeps to its side. Two timesteps that become one by rounding, which in bfloat16 are less than
-    4 of 1000 apart, are one to the denoiser and belong to the later stage.
+    timestep at a boundary keeps to its side; what is finer than float32, a number of Python too, is rounded to it, as
+    trajectories are. Two timesteps that become one by rounding, which in bfloat16 are less than 4 of 1000 apart, are
+    one to the denoiser and belong to the later stage.
     """
     read, known = timestep_reader(denoiser), dict[torch.dtype, list[float]]()
-    exact = float(handed(denoiser, torch.ones(()))) == 1
 
     def stage_of(args: Args, kwargs: Kwargs) -> int:
         value = read(args, kwargs)
-        kind = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else torch.float64
+        kind = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else torch.float32
+        if kind is torch.float64:
+            kind = torch.float32
         if kind not in known:
-            boundaries = torch.tensor(stages.boundaries, dtype=torch.float64)
-            if not exact or kind is not torch.float64:
-                boundaries = boundaries.float().to(kind)
-            known[kind] = handed(denoiser, boundaries).tolist()
-        timestep = float(value)
+            known[kind] = handed(denoiser, torch.tensor(stages.boundaries, dtype=torch.float32).to(kind)).tolist()
+        timestep = float(np.float32(float(value)))
         return sum(timestep <= boundary for boundary in known[kind])
 
     return stage_of
