@@ -30,8 +30,10 @@ from diff_es.evaluation.metrics import Moments
 from diff_es.evaluation.metrics.inception import WEIGHTS, Inception, InceptionFeatures
 from diff_es.evaluation.metrics.sets import Fid, Kid, PrecisionRecall
 from diff_es.evaluation.recipes import run, shards
+from diff_es.evaluation.recipes.measures import measures_of, opened_metric
 from diff_es.evaluation.recipes.opened import Opened, opened
 from diff_es.evaluation.recipes.price import Basis, price
+from diff_es.evaluation.recipes.real import ByNetwork
 from diff_es.evaluation.recipes.recipe import RUNS, Conditions, Figure, Metric, Part, Recipe, read_recipe, shipped
 from diff_es.evaluation.recipes.run import run_recipe
 from diff_es.evaluation.tiles_reference import load_reference
@@ -231,6 +233,9 @@ def test_what_does_not_fit_the_pipeline_is_refused(
             "images": replace(recipe.images, conditions=Conditions.PROMPTS)
         },
         "metrics: expected one of snr, .*, found fit": {"metrics": [Metric("fit")]},
+        r"metrics\[2\]: expected metrics of different names, found a second psnr": {
+            "metrics": [Metric("psnr"), *TILES, Metric("psnr")]
+        },
         "metrics, tiles: expected no reference, found real": {"metrics": [Metric("tiles", "real")]},
         "metrics, fid: expected a reference that is here, found none": {"metrics": [Metric("fid")]},
         "metrics, ssim: expected no weights, found these": {"metrics": [Metric("ssim", None, "these")]},
@@ -304,6 +309,24 @@ def test_sets_are_judged_beside_real_images_by_features_taken_once(
         expected |= measure.distance(ours, theirs)
     assert found[0] == pytest.approx(expected, rel=1e-4)
     assert found[1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_measures_of_several_networks_each_have_their_own_features(tmp_path: Path) -> None:
+    """Beside one reference; those of one network take its features once, in whatever order they are named."""
+    for name, seed in (("one", 0), ("two", 1)):
+        (tmp_path / name).mkdir()
+        torch.save(drawn(shapes_of(Inception().state_dict()), seed), tmp_path / name / WEIGHTS.file)
+    picture(torch.rand(3, 16, 16)).save(tmp_path / "0.png")
+    networks = (("fid", "one"), ("kid", "two"), ("precision-recall", "one"))
+    metrics = [Metric(name, str(tmp_path), str(tmp_path / network)) for name, network in networks]
+    found = measures_of([opened_metric(one, "cpu") for one in metrics]).of_set
+    assert [[type(one) for one in by.measures] for by in found.values() if isinstance(by, ByNetwork)] == [
+        [Fid, PrecisionRecall],
+        [Kid],
+    ]
+    seen = torch.rand(1, 3, 16, 16)
+    one, two = (by.features(seen) for by in found.values())
+    assert not torch.equal(one, two)
 
 
 def test_an_image_is_the_same_in_any_batch(ready: Opened, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...scoring.metrics import snr_db
 from ...utils.errors import DiffESError
-from ..metrics import MetricName, OfSet, metric
+from ..metrics import MetricName, metric
 from ..metrics.names import Known
-from ..metrics.sets import Extractor, Fid, Kid, PrecisionRecall
+from ..metrics.sets import Fid, Kid, PrecisionRecall
 from ..metrics.text import ClipScore, PickScore
 from ..tiles_reference import load_reference
 from .real import BesideReal, ByNetwork, Tiles
@@ -63,8 +63,13 @@ def opened_metric(one: Metric, device: torch.device | str) -> Opened:
 
 
 def measures_of(metrics: Sequence[Opened]) -> Measures:
-    """All of a recipe; those that look with one network take its features once."""
-    found, beside_real = Measures(), dict[tuple[Extractor, str], list[OfSet]]()
+    """All of a recipe; those that look with one network take its features once.
+
+    Raises:
+        DiffESError: two are of one name, so that their figures could not be told apart.
+    """
+    _check_names([one.name for one, _ in metrics])
+    found, beside_real = Measures(), dict[tuple[str, str | None], list[Fid | Kid | PrecisionRecall]]()
     for one, measure in metrics:
         if one.name == SNR:
             found.of_latents[one.name] = _snr
@@ -72,14 +77,22 @@ def measures_of(metrics: Sequence[Opened]) -> Measures:
             found.of_set[one.name] = Tiles(load_reference())
         elif isinstance(measure, Fid | Kid | PrecisionRecall):
             assert one.reference is not None, "checked when it was opened"
-            beside_real.setdefault((measure.features, one.reference), []).append(measure)
+            beside_real.setdefault((one.reference, one.weights), []).append(measure)
         elif isinstance(measure, ClipScore | PickScore):
             found.of_text[one.name] = measure
         else:
             found.of_images[one.name] = measure
-    for (features, reference), measures in beside_real.items():
-        found.of_set[f"beside {reference}"] = ByNetwork(features, tuple(measures), Path(reference))
+    for (reference, weights), measures in beside_real.items():
+        name = f"beside {reference}" if weights is None else f"beside {reference} by {weights}"
+        found.of_set[name] = ByNetwork(measures[0].features, tuple(measures), Path(reference))
     return found
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            expected, remedy = "metrics of different names", "Leave one of them out, or judge by it in another recipe."
+            raise DiffESError(f"metrics[{place}]", expected=expected, found=f"a second {name}", remedy=remedy)
 
 
 def _check(one: Metric) -> None:
