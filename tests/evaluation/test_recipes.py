@@ -404,6 +404,26 @@ def test_what_was_damaged_is_evaluated_again_and_another_recipe_refused(ready: O
         run_recipe(ready, tmp_path / "file", QUIET)
 
 
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "unet", "sampler"])
+def test_a_run_over_other_weights_or_another_sampler_of_the_model_is_refused(
+    part: str, folder_of: Callable[[str], str], tmp_path: Path
+) -> None:
+    name, kind = "sdxl-coco2017-val5k", "StableDiffusionXLPipeline"
+    recipe = small(read_recipe(name), folder_of(kind), 2)
+    run_recipe(opened(recipe), tmp_path / "out", QUIET)
+    run_recipe(opened(recipe), tmp_path / "out", QUIET)  # the same goes on
+    other = MAKERS[kind]()
+    if part == "sampler":
+        other.scheduler.register_to_config(beta_end=0.02)
+    else:
+        with torch.no_grad():
+            next(iter(other.components[part].parameters())).mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    changed = opened(replace(recipe, model=replace(recipe.model, weights=str(tmp_path / "other"))))
+    with pytest.raises(DiffESError, match=f"that the run began with, found one with another {part}. Choose"):
+        run_recipe(changed, tmp_path / "out", QUIET)
+
+
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     """Exit code and outputs of ``diff-es evaluate``."""
     monkeypatch.setattr(sys, "argv", ["diff-es", "evaluate", *map(str, words)])

@@ -87,7 +87,7 @@ def shipped(value: Any, pipe: AnyPipeline) -> Shipped:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         expected, remedy = "what other processes can have a copy of", "Define classes and functions in a module."
         raise DiffESError("workers", expected=expected, found=str(error), remedy=remedy) from error
-    marks, last = ({}, ()) if origin is None else (_marks(pipe), _channels_last(pipe))
+    marks, last = ({}, ()) if origin is None else (marks_of(pipe), _channels_last(pipe))
     return Shipped(origin, marks, last, file.getvalue(), tuple(packer.arrays), accelerated)
 
 
@@ -198,8 +198,8 @@ def _parts(pipe: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
-def _marks(pipe: Any) -> dict[str, str]:
-    """Of every part with weights; one with adapters is told from one without."""
+def marks_of(pipe: Any) -> dict[str, str]:
+    """Of every part of a pipeline that has weights, their hash; one with adapters is told from one without."""
     return {name: f"{fingerprint(part)}, {sum(1 for _ in part.parameters())}" for name, part in _parts(pipe).items()}
 
 
@@ -213,7 +213,7 @@ def _lies_last(value: Tensor) -> bool:
 
 
 def _check(pipe: AnyPipeline, marks: Mapping[str, str]) -> None:
-    own = _marks(pipe)
+    own = marks_of(pipe)
     if changed := sorted(name for name in own.keys() | marks.keys() if own.get(name) != marks.get(name)):
         remedy = (
             "Save it with `save_pretrained`, adapters fused, and load it from there, in a folder that all machines see."

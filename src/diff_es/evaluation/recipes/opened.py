@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -15,11 +16,10 @@ import torch
 from ...compression.result import Compressed
 from ...compression.result import load as load_result
 from ...compression.store import MANIFEST
-from ...layers.fingerprint import fingerprint
+from ...execution.shipping import marks_of
 from ...pipelines.families import Asked, Condition, Pipeline, family_of
 from ...pipelines.loading import default_device, load, resampled
 from ...pipelines.probes import Probe, conditions_of, read_prompts
-from ...pipelines.sampling import denoiser_of
 from ...utils.errors import DiffESError
 from ...utils.files import digest
 from ...utils.seeds import derive_seed
@@ -70,12 +70,12 @@ class Opened:
         recipe = asdict(self.recipe)
         images = {name: value for name, value in recipe["images"].items() if name not in ("count", "prompts")}
         return {
-            "sampler": recipe["sampler"],
+            **marks_of(self.pipe),
+            "sampler": _sampler_of(self.pipe),
             "setting": recipe["setting"],
             "images": images,
             "conditions": digest(self.conditions),
             "metrics": recipe["metrics"],
-            "denoiser": fingerprint(denoiser_of(self.pipe)),
             "results": [[one.name, one.digest] for one in self.contenders[1:]],
         }
 
@@ -122,6 +122,13 @@ def _exchange_sampler(pipe: Pipeline, sampler: Part) -> None:
         expected = f"settings of a {sampler.name}"
         remedy = f"It has {', '.join(list(known)[1:])}."
         raise DiffESError("sampler.settings", expected=expected, found=", ".join(unknown), remedy=remedy)
+
+
+def _sampler_of(pipe: Pipeline) -> dict[str, object]:
+    """All that it is made with, of the recipe and of the model's own; without what diffusers keeps for itself."""
+    settings = json.loads(pipe.scheduler.to_json_string())
+    own = {name: value for name, value in settings.items() if not name.startswith("_")}
+    return {"name": type(pipe.scheduler).__name__, "settings": own}
 
 
 def _contender(recipe: Recipe, pipe: Pipeline, folder: str) -> Entrant:
