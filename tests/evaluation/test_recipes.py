@@ -37,12 +37,13 @@ from diff_es.evaluation.recipes.real import ByNetwork
 from diff_es.evaluation.recipes.recipe import RUNS, Conditions, Figure, Metric, Part, Recipe, read_recipe, shipped
 from diff_es.evaluation.recipes.run import run_recipe
 from diff_es.evaluation.tiles_reference import load_reference
-from diff_es.layers import anatomy_of
+from diff_es.layers import DENSE, anatomy_of, fingerprint
 from diff_es.pipelines.configured import call_without_pipeline, without_weights
 from diff_es.pipelines.sampling import decode, denoiser_of, sample
 from diff_es.pipelines.tracing import trace
 from diff_es.pruning.macs import MacCounter
 from diff_es.scoring.metrics import frechet_distance, psnr_db, snr_db
+from diff_es.trajectory.stages import Schedule, Stages
 
 QUIET, TILES = Reporter(quiet=True), (Metric("tiles"),)
 MAKERS: dict[str, Callable[[], Any]] = {
@@ -240,12 +241,50 @@ def test_what_does_not_fit_the_pipeline_is_refused(
         "metrics, fid: expected a reference that is here, found none": {"metrics": [Metric("fid")]},
         "metrics, ssim: expected no weights, found these": {"metrics": [Metric("ssim", None, "these")]},
         "metrics: expected something to compare with the dense model, found psnr": {"metrics": [Metric("psnr")]},
-        "expected a result for 2 sampler steps, found one that was made for 6": {"results": [str(tmp_path / "fast")]},
+        "expected a result for the steps 2, found one that was made for 6": {"results": [str(tmp_path / "fast")]},
+        r"fast: expected a result for the guidance 4.0, found one that was made for 2.0. Compress for the setting of": {
+            "results": [str(tmp_path / "fast")],
+            "setting": replace(recipe.setting, steps=6, guidance=4.0),
+        },
         "nowhere.txt: expected prompts": {"images": replace(recipe.images, prompts=str(tmp_path / "nowhere.txt"))},
     }
     for message, change in wrong.items():
         with pytest.raises(DiffESError, match=message):
             opened(replace(recipe, **change))
+
+
+SIDES = "height", "width"
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "FluxPipeline"])
+def test_a_result_of_another_size_or_negative_prompt_is_refused(
+    kind: str, folder_of: Callable[[str], str], tmp_path: Path
+) -> None:
+    """The pipeline's own size may be said or left out."""
+    name = {"FluxPipeline": "flux-dev-drawbench"}.get(kind, "sdxl-coco2017-val5k")
+    recipe, pipe = small(read_recipe(name), folder_of(kind)), MAKERS[kind]()
+    own = pipe.vae_scale_factor * pipe.default_sample_size
+    setting = replace(recipe.setting, height=own, width=None)
+    recipe = replace(recipe, setting=setting, results=(str(tmp_path / "fast"),))
+    base, dense = fingerprint(denoiser_of(pipe)), Schedule(Stages(()), ((0,),))
+
+    def judged(**change: Any) -> Opened:
+        sampling = Sampling(2, setting.guidance, 1, setting.negative_prompt)
+        Compressed(dense, (DENSE,), replace(sampling, **change), base).save(tmp_path / "fast")
+        return opened(recipe)
+
+    assert [one.name for one in judged().contenders] == ["dense", "fast"]
+    assert judged(height=own, width=own).contenders[1].result is not None
+    for side in SIDES:
+        with pytest.raises(
+            DiffESError, match=f"fast: expected a result for the {side} .*, found one .* {2 * own}. Com"
+        ):
+            judged(**{"height": own, side: 2 * own})
+    if kind != "FluxPipeline":
+        with pytest.raises(
+            DiffESError, match=r"expected a result for the negative prompt 'normal.*found .* for 'blurred'"
+        ):
+            judged(negative_prompt="blurred")
 
 
 def test_a_result_is_judged_beside_the_dense_model(

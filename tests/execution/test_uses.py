@@ -141,11 +141,11 @@ def test_an_evaluation_has_the_same_images_and_figures(pair: Standing, pipe: Pip
 
 
 def test_a_recipe_comes_to_the_same_files(pair: Standing, place: Path, fast: Compressed, tmp_path: Path) -> None:
-    recipe = read_recipe("dit-xl-256-ddim20")
+    recipe, made = read_recipe("dit-xl-256-ddim20"), fast.sampling
     asked = replace(
         recipe,
         model=replace(recipe.model, weights=str(place / "model")),
-        setting=replace(recipe.setting, steps=fast.sampling.steps, dtype=Dtype.FLOAT32),
+        setting=replace(recipe.setting, steps=made.steps, guidance=made.guidance, dtype=Dtype.FLOAT32),
         images=replace(recipe.images, count=7, batch=2),
         metrics=(Metric("tiles"), Metric("snr")),
         results=(str(place / "fast"),),

@@ -12,14 +12,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ...compression.result import Compressed
 from ...compression.result import load as load_result
 from ...compression.store import MANIFEST
 from ...execution.shipping import marks_of
-from ...pipelines.families import Asked, Condition, Pipeline, family_of
+from ...pipelines.families import Asked, Condition, Pipeline, Sampling, family_of
 from ...pipelines.loading import default_device, load, resampled
 from ...pipelines.probes import Probe, conditions_of, read_prompts
+from ...pipelines.tracing import first_call
 from ...utils.errors import DiffESError
 from ...utils.files import digest
 from ...utils.seeds import derive_seed
@@ -134,13 +137,43 @@ def _sampler_of(pipe: Pipeline) -> dict[str, object]:
 def _contender(recipe: Recipe, pipe: Pipeline, folder: str) -> Entrant:
     result = load_result(folder)
     result.check(pipe)
-    own, asked = result.sampling.steps, recipe.setting.steps
-    if own != asked:
-        found, remedy = f"one that was made for {own}", "Compress for the setting of the recipe."
-        raise DiffESError(folder, expected=f"a result for {asked} sampler steps", found=found, remedy=remedy)
+    _check_setting(pipe, result.sampling.of(pipe), recipe.sampling, folder)
     made = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()
     alone = replace(result, others=())  # who judges it needs no other point of its front
     return Entrant(Path(folder).resolve().name, alone, made)
+
+
+def _check_setting(pipe: Pipeline, made: Sampling, asked: Sampling, where: str) -> None:
+    """Whether a result was made for the recipe's setting, to which its levels and corrections belong."""
+    family = family_of(pipe)
+    assert family is not None, "checked when it was loaded"
+    pairs: dict[str, tuple[object, object]] = {"steps": (made.steps, asked.steps)}
+    if family.asked is not Asked.NOTHING:
+        pairs["guidance"] = made.guidance, asked.guidance
+    pairs["negative prompt"] = made.negative_prompt, asked.negative_prompt
+    if not _of_one_size(pipe, made, asked):
+        pairs |= {"height": (made.height, asked.height), "width": (made.width, asked.width)}
+    for name, (own, wanted) in pairs.items():
+        if own != wanted:
+            shown, other = ("the pipeline's own" if value is None else repr(value) for value in (wanted, own))
+            found, remedy = f"one that was made for {other}", "Compress for the setting of the recipe."
+            raise DiffESError(where, expected=f"a result for the {name} {shown}", found=found, remedy=remedy)
+
+
+def _of_one_size(pipe: Pipeline, one: Sampling, other: Sampling) -> bool:
+    """Whether images are equally high and wide, for which the pipeline's own size may be said or left out."""
+    sides = (one.height, other.height), (one.width, other.width)
+    if not all(a == b or None in (a, b) for a, b in sides):
+        return False
+    if all(a == b for a, b in sides):
+        return True
+    resized = replace(other, batch=1), replace(other, batch=1, height=one.height, width=one.width)
+    first, second = (tree_leaves(first_call(pipe, sampling)) for sampling in resized)
+    return len(first) == len(second) and all(map(_equal, first, second))
+
+
+def _equal(one: object, other: object) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one == other
 
 
 def _conditions(recipe: Recipe, pipe: Pipeline, prompts: Sequence[str] | None) -> tuple[Condition, ...]:
