@@ -34,7 +34,17 @@ from diff_es.evaluation.recipes.measures import measures_of, opened_metric
 from diff_es.evaluation.recipes.opened import Opened, opened
 from diff_es.evaluation.recipes.price import Basis, price
 from diff_es.evaluation.recipes.real import ByNetwork
-from diff_es.evaluation.recipes.recipe import RUNS, Conditions, Figure, Metric, Part, Recipe, read_recipe, shipped
+from diff_es.evaluation.recipes.recipe import (
+    RUNS,
+    Conditions,
+    Figure,
+    Metric,
+    Part,
+    Recipe,
+    Result,
+    read_recipe,
+    shipped,
+)
 from diff_es.evaluation.recipes.run import run_recipe
 from diff_es.evaluation.tiles_reference import load_reference
 from diff_es.layers import DENSE, anatomy_of, fingerprint
@@ -241,9 +251,11 @@ def test_what_does_not_fit_the_pipeline_is_refused(
         "metrics, fid: expected a reference that is here, found none": {"metrics": [Metric("fid")]},
         "metrics, ssim: expected no weights, found these": {"metrics": [Metric("ssim", None, "these")]},
         "metrics: expected something to compare with the dense model, found psnr": {"metrics": [Metric("psnr")]},
-        "expected a result for the steps 2, found one that was made for 6": {"results": [str(tmp_path / "fast")]},
+        "expected a result for the steps 2, found one that was made for 6": {
+            "results": [Result(str(tmp_path / "fast"))]
+        },
         r"fast: expected a result for the guidance 4.0, found one that was made for 2.0. Compress for the setting of": {
-            "results": [str(tmp_path / "fast")],
+            "results": [Result(str(tmp_path / "fast"))],
             "setting": replace(recipe.setting, steps=6, guidance=4.0),
         },
         "nowhere.txt: expected prompts": {"images": replace(recipe.images, prompts=str(tmp_path / "nowhere.txt"))},
@@ -265,7 +277,7 @@ def test_a_result_of_another_size_or_negative_prompt_is_refused(
     recipe, pipe = small(read_recipe(name), folder_of(kind)), MAKERS[kind]()
     own = pipe.vae_scale_factor * pipe.default_sample_size
     setting = replace(recipe.setting, height=own, width=None)
-    recipe = replace(recipe, setting=setting, results=(str(tmp_path / "fast"),))
+    recipe = replace(recipe, setting=setting, results=(Result(str(tmp_path / "fast")),))
     base, dense = fingerprint(denoiser_of(pipe)), Schedule(Stages(()), ((0,),))
 
     def judged(**change: Any) -> Opened:
@@ -296,7 +308,7 @@ def test_a_result_is_judged_beside_the_dense_model(
     recipe = replace(
         recipe,
         metrics=(Metric("snr"), Metric("psnr"), *TILES),
-        results=(str(tmp_path / "fast"),),
+        results=(Result(str(tmp_path / "fast")),),
         published=(figure,),
     )
     ready = opened(recipe)
@@ -502,6 +514,42 @@ def test_the_command_prices_runs_and_keeps_images(
     assert pictures[2].exists()
 
 
+def test_the_point_that_is_asked_for_is_judged_and_a_run_of_another_is_refused(
+    folder_of: Callable[[str], str],
+    fast: Compressed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Beside one that is cheaper, a result that is no cheaper than dense is dense itself."""
+    none = replace(fast.schedule, levels=tuple((0,) * len(row) for row in fast.schedule.levels))
+    whole = replace(fast, schedule=none, plans=(DENSE,) * 3, searched=replace(fast.report, macs_ratio=1.0))
+    replace(fast, others=(whole,)).save(tmp_path / "fast")
+    file, out = tmp_path / "mine.toml", tmp_path / "out"
+    text = (RUNS / "bundled.toml").read_text().replace("steps = 20", "steps = 6").replace('"tiles"', '"psnr"')
+    file.write_text(text)
+    asked = tmp_path / "fast", "--recipe", file, "--model", folder_of("DiTPipeline"), "--count", 2, "--out", out
+    code, said, err = command(monkeypatch, capfd, *asked, "--point", 1, "--json")
+    assert code == 0, err
+    found = {row["contender"]: row["value"] for row in json.loads(said.splitlines()[-1])["rows"]}
+    assert found.keys() == {"fast@1"}
+    before = result(out)
+    for other in ((), ("--point", 1.5)):
+        code, _, err = command(monkeypatch, capfd, *asked, *other)
+        assert (code, "expected the recipe that the run began with, found one with another results" in err) == (2, True)
+    assert result(out) == before
+    pair = f'results = ["{tmp_path}/fast", {{ folder = "{tmp_path}/fast", point = 1 }}]'
+    file.write_text(f"{pair}\n{text}")
+    code, said, err = command(monkeypatch, capfd, *asked[1:-1], tmp_path / "both", "--json")
+    assert code == 0, err
+    both = {row["contender"]: row["value"] for row in json.loads(said.splitlines()[-1])["rows"]}
+    assert both.keys() == {"fast", "fast@1"}
+    assert both["fast@1"] == found["fast@1"] > both["fast"]
+    code, said, err = command(monkeypatch, capfd, *asked, "--point", 99, "--dry-run", "--json")
+    assert code == 0, err
+    assert any("found 99x" in one for one in json.loads(said.splitlines()[-1])["missing"])
+
+
 def test_ctrl_c_says_how_to_go_on(
     folder_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -521,6 +569,13 @@ def test_ctrl_c_says_how_to_go_on(
         ((), "DIR: expected a result, or a recipe, found neither."),
         (("--dry-run",), "--dry-run: expected a recipe, found none."),
         (("folder", "--count", 3), "--count: expected a recipe, found none."),
+        (
+            ("folder", "--recipe", "bundled", "--noises", 64),
+            "--noises: expected no recipe, found bundled. Leave it out",
+        ),
+        (("--recipe", "bundled", "--batch", 4), "--batch: expected no recipe, found bundled."),
+        (("--recipe", "bundled", "--point", 2), "--point: expected a result, found none. Say DIR,"),
+        (("folder", "--recipe", "bundled", "--point", 0.5), "point: expected a number from 1 to 1000, found 0.5."),
         (("--recipe", "nothing"), "recipe nothing: expected a recipe in TOML"),
         (("--recipe", "bundled", "--count", 0), "count: expected a whole number from 1 to 1000000, found 0."),
         (("--recipe", "dit-xl-256-ddim20", "--model", "nowhere", "--out", "new"), "metrics, fid: expected a reference"),

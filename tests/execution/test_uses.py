@@ -23,7 +23,7 @@ from diff_es.compression.starts import by_rule
 from diff_es.compression.study import prepare
 from diff_es.evaluation.evaluate import Extent, evaluated
 from diff_es.evaluation.recipes.opened import opened
-from diff_es.evaluation.recipes.recipe import Dtype, Metric, read_recipe
+from diff_es.evaluation.recipes.recipe import Dtype, Metric, Result, read_recipe
 from diff_es.evaluation.recipes.run import run_recipe
 from diff_es.evaluation.report import Row
 from diff_es.execution import Crew
@@ -148,7 +148,7 @@ def test_a_recipe_comes_to_the_same_files(pair: Standing, place: Path, fast: Com
         setting=replace(recipe.setting, steps=made.steps, guidance=made.guidance, dtype=Dtype.FLOAT32),
         images=replace(recipe.images, count=7, batch=2),
         metrics=(Metric("tiles"), Metric("snr")),
-        results=(str(place / "fast"),),
+        results=(Result(str(place / "fast")),),
     )
     ready = opened(asked)
     run_recipe(ready, tmp_path / "here", QUIET, keep=True)

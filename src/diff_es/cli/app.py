@@ -21,7 +21,7 @@ from ..evaluation import inspection
 from ..evaluation.assemble import PUBLISHED, Provenance, contact_sheet, picture, publish, tell
 from ..evaluation.benchmark import compare
 from ..evaluation.demo import SETTINGS, run_demo
-from ..evaluation.evaluate import Conduct, Extent, evaluate
+from ..evaluation.evaluate import Conduct, evaluate
 from ..evaluation.tiles_reference import load_reference
 from ..pipelines.bundled import MODELS
 from ..pipelines.families import Asked, Pipeline, Sampling, family_of
@@ -37,7 +37,7 @@ from . import tables
 from .compress import compress_command
 from .console import finish, open_pipeline, out, print_anywhere, reopened
 from .ending import Ending
-from .evaluate import RecipeOptions, evaluate_recipe
+from .evaluate import ExtentOptions, RecipeOptions, evaluate_recipe
 from .executor_options import ExecutorOptions
 from .grouped import Sections, grouped
 from .options import (
@@ -189,13 +189,9 @@ def _class(pipe: Pipeline, label: str) -> int:
 @grouped
 def evaluate_command(
     by: RecipeOptions,
+    how_much: ExtentOptions,
     who: ExecutorOptions,
     folder: ArtefactOrNone = None,
-    noises: Annotated[int, typer.Option(help="held-out noises for SNR and PSNR")] = 64,
-    images: Annotated[int, typer.Option(min=128, help="images for the Frechet distance, where it can be had")] = 256,
-    rounds: Annotated[int, typer.Option(help="timed rounds")] = 5,
-    batch: Annotated[int, typer.Option(help="samples per timed pipeline call")] = 32,
-    random: Annotated[int | None, typer.Option(help="candidates of random search; default as many as ours")] = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="where results go; default DIR, or by a recipe evaluation-NAME")
     ] = None,
@@ -205,13 +201,13 @@ def evaluate_command(
     as_json: AsJson = False,
 ) -> None:
     """The comparison with the dense model and all baselines at equal cost, or by a recipe beside published figures."""
-    recipe = by.asked(folder, model)
+    recipe = by.asked(folder, point, model, how_much)
     if recipe is not None:
         evaluate_recipe(recipe, by, who, out_folder, device, as_json=as_json)
         return
     assert folder is not None, "as there is no recipe"
     start, reporter = time.monotonic(), Reporter()
-    extent, target = Extent(noises, images, rounds, batch, random=random), out_folder or folder
+    extent, target = how_much.extent(), out_folder or folder
     conduct = Conduct(reporter, who.chosen(), target)
     check_outputs(target, *PUBLISHED)
     resumed = any(target.glob("random-*.jsonl"))

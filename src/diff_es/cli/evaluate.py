@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
 
+from ..evaluation.evaluate import Extent
 from ..evaluation.recipes.opened import opened
 from ..evaluation.recipes.price import price
-from ..evaluation.recipes.recipe import Recipe, read_recipe
+from ..evaluation.recipes.recipe import Recipe, Result, read_recipe
 from ..evaluation.recipes.run import PICTURES, run_recipe
 from ..evaluation.recipes.shards import RESULT
 from ..utils.errors import DiffESError
@@ -19,6 +20,30 @@ from ..utils.progress import Reporter
 from . import tables
 from .console import finish, out
 from .executor_options import ExecutorOptions
+
+
+@dataclass(frozen=True)
+class ExtentOptions:
+    """How much the comparison with the baselines runs."""
+
+    title: ClassVar = "Without a recipe"
+
+    noises: Annotated[int | None, typer.Option(help="Held-out noises for SNR and PSNR; default 64.")] = None
+    images: Annotated[
+        int | None, typer.Option(min=128, help="Images for the Frechet distance, where it can be had; default 256.")
+    ] = None
+    rounds: Annotated[int | None, typer.Option(help="Timed rounds; default 5.")] = None
+    batch: Annotated[int | None, typer.Option(help="Samples per timed pipeline call; default 32.")] = None
+    random: Annotated[int | None, typer.Option(help="Candidates of random search; default as many as ours.")] = None
+
+    @property
+    def said(self) -> dict[str, int]:
+        """Those that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def extent(self) -> Extent:
+        """As the library takes it."""
+        return Extent(**{"images": 256, **self.said})
 
 
 @dataclass(frozen=True)
@@ -35,11 +60,13 @@ class RecipeOptions:
     count: Annotated[int | None, typer.Option(help="Images; default the recipe's.")] = None
     keep_images: Annotated[bool, typer.Option("--keep-images", help="Keep every image as a PNG file.")] = False
 
-    def asked(self, folder: Path | None, model: str | None) -> Recipe | None:
+    def asked(
+        self, folder: Path | None, point: float | None, model: str | None, extent: ExtentOptions
+    ) -> Recipe | None:
         """The recipe with what is said instead; None: there is none.
 
         Raises:
-            DiffESError: neither a recipe nor a result, or what only a recipe has without one.
+            DiffESError: neither a recipe nor a result, or what only one of them has without it.
         """
         if self.recipe is None:
             given = {"--dry-run": self.dry_run, "--count": self.count is not None, "--keep-images": self.keep_images}
@@ -49,12 +76,18 @@ class RecipeOptions:
                 remedy = "Say DIR, what `diff-es compress` wrote, or --recipe."
                 raise DiffESError("DIR", expected="a result, or a recipe", found="neither", remedy=remedy)
             return None
+        for name in extent.said:
+            remedy = "Leave it out: a recipe says what is run. Or leave --recipe out."
+            raise DiffESError(f"--{name}", expected="no recipe", found=self.recipe, remedy=remedy)
+        if point is not None and folder is None:
+            remedy = "Say DIR, what `diff-es compress` wrote, or leave it out."
+            raise DiffESError("--point", expected="a result", found="none", remedy=remedy)
         found = read_recipe(self.recipe)
         if self.count is not None:
             found = replace(found, images=replace(found.images, count=self.count))
         if model is not None:
             found = replace(found, model=replace(found.model, weights=model))
-        return found if folder is None else replace(found, results=(*found.results, str(folder)))
+        return found if folder is None else replace(found, results=(*found.results, Result(str(folder), point)))
 
 
 def evaluate_recipe(

@@ -27,7 +27,7 @@ from ...utils.errors import DiffESError
 from ...utils.files import digest
 from ...utils.seeds import derive_seed
 from .measures import Measures, measures_of, opened_metric
-from .recipe import Conditions, Part, Recipe
+from .recipe import Conditions, Part, Recipe, Result
 
 DENSE = "dense"
 
@@ -39,6 +39,7 @@ class Entrant:
     name: str
     result: Compressed | None
     digest: str  # of what a result consists of
+    point: float | None = None  # which of those for several budgets was asked for
 
     def context(self, pipe: Pipeline) -> AbstractContextManager[object]:
         """Where the pipeline samples this way."""
@@ -79,7 +80,7 @@ class Opened:
             "images": images,
             "conditions": digest(self.conditions),
             "metrics": recipe["metrics"],
-            "results": [[one.name, one.digest] for one in self.contenders[1:]],
+            "results": [[one.name, one.digest, one.point] for one in self.contenders[1:]],
         }
 
 
@@ -93,10 +94,10 @@ def opened(recipe: Recipe, device: str | None = None) -> Opened:
     measures = measures_of([opened_metric(one, place) for one in recipe.metrics])
     prompts = None if recipe.images.prompts is None else read_prompts(Path(recipe.images.prompts))
     pipe = pipeline_of(recipe, device)
-    beside = tuple(_contender(recipe, pipe, folder) for folder in recipe.results)
+    beside = tuple(_contender(recipe, pipe, named) for named in recipe.results)
     names = [DENSE, *(one.name for one in beside)]
     if len(set(names)) < len(names):
-        remedy = "Rename one of them."
+        remedy = "Rename one of them, or take another point."
         raise DiffESError("results", expected="folders of different names", found=", ".join(names), remedy=remedy)
     _check_measures(recipe, pipe, measures)
     return Opened(recipe, pipe, (Entrant(DENSE, None, ""), *beside), measures, _conditions(recipe, pipe, prompts))
@@ -134,13 +135,13 @@ def _sampler_of(pipe: Pipeline) -> dict[str, object]:
     return {"name": type(pipe.scheduler).__name__, "settings": own}
 
 
-def _contender(recipe: Recipe, pipe: Pipeline, folder: str) -> Entrant:
-    result = load_result(folder)
+def _contender(recipe: Recipe, pipe: Pipeline, named: Result) -> Entrant:
+    result = load_result(named.folder, named.point)
     result.check(pipe)
-    _check_setting(pipe, result.sampling.of(pipe), recipe.sampling, folder)
-    made = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()
+    _check_setting(pipe, result.sampling.of(pipe), recipe.sampling, named.folder)
+    made = hashlib.sha256((Path(named.folder) / MANIFEST).read_bytes()).hexdigest()
     alone = replace(result, others=())  # who judges it needs no other point of its front
-    return Entrant(Path(folder).resolve().name, alone, made)
+    return Entrant(named.name, alone, made, named.point)
 
 
 def _check_setting(pipe: Pipeline, made: Sampling, asked: Sampling, where: str) -> None:

@@ -107,9 +107,9 @@ def _note(recipe: Recipe, missing: list[str]) -> None:
             read_prompts(Path(recipe.images.prompts))
     except DiffESError as error:
         missing.append(str(error))
-    for folder in recipe.results:
+    for named in recipe.results:
         try:
-            load_result(folder)
+            load_result(named.folder, named.point)
         except DiffESError as error:
             missing.append(str(error))
 

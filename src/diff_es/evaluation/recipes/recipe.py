@@ -9,14 +9,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AllowInfNan, ConfigDict, Field, Strict, TypeAdapter
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter
 
 from ...pipelines.families import Sampling
 from ...utils.arguments import LISTED, Text, checked, named
 from ...utils.checking import validated
 from ...utils.errors import DiffESError
 from ...utils.files import check_size
-from ...utils.limits import Batch, Count, Guidance, Pixels, Seed, Steps
+from ...utils.limits import Batch, Count, Guidance, Pixels, Seed, Speedup, Steps
 
 RUNS = Path(__file__).parent / "runs"
 """The recipes that ship with the package."""
@@ -107,6 +107,27 @@ class Metric:
 
 @checked()
 @dataclass(frozen=True)
+class Result:
+    """What is judged beside the dense model."""
+
+    __pydantic_config__: ClassVar = _KNOWN
+
+    folder: Text
+    point: Speedup | None = None  # of results for several budgets, as ``compression.result.load`` takes it
+
+    @property
+    def name(self) -> str:
+        """By which its figures are told."""
+        own = Path(self.folder).resolve().name
+        return own if self.point is None else f"{own}@{self.point:.9g}"
+
+
+def _result(value: object) -> object:
+    return Result(value) if isinstance(value, str) else value
+
+
+@checked()
+@dataclass(frozen=True)
 class Figure:
     """What somebody has published of the dense model."""
 
@@ -130,7 +151,7 @@ class Recipe:
     setting: Setting
     images: Images
     metrics: Annotated[tuple[Metric, ...], LISTED, Field(min_length=1)]
-    results: Annotated[tuple[Text, ...], LISTED] = ()  # folders of Diff-ES results, judged beside the dense model
+    results: Annotated[tuple[Annotated[Result, BeforeValidator(_result)], ...], LISTED] = ()  # a folder's name will do
     published: Annotated[tuple[Figure, ...], LISTED] = ()
 
     @property
