@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load, load_file, save_file
 from tests.helpers.pipelines import flux, made, sd35, sdxl, stable_diffusion
 from tests.helpers.tiny import tiny
 from tests.helpers.weights import drawn, shapes_of
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from diff_es import Compressed, DiffESError, Reporter, Sampling, StorageError, UnsupportedModel
 from diff_es.cli.app import main
@@ -187,6 +190,70 @@ def test_each_bundled_recipe_is_priced_by_calls_of_its_pipeline(name: str) -> No
     assert found.seconds > 0
     assert found.disk == 5000 * 64 * 4  # the features
     assert kept.disk == found.disk + 5000 * 32 * 32 * 3
+
+
+def unwanted(*_: object, **__: object) -> None:
+    raise AssertionError("the hub was asked")
+
+
+def test_a_dry_run_takes_a_model_from_the_cache_if_it_is_whole_and_fetches_nothing(
+    folder_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the hub is in reach."""
+    whole, repository, commit = Path(folder_of("DiTPipeline")), tmp_path / "models--me--tiny", "0" * 40
+    place, asked, download = repository / "snapshots" / commit, list[object](), DiffusionPipeline.download
+    place.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diff_es.pipelines.hub.model_info", unwanted)
+    for module in ("hub", "loading"):
+        monkeypatch.setattr(f"diff_es.pipelines.{module}.hub_out_of_reach", lambda: None)
+
+    def heard(*given: Any, **named: Any) -> Any:
+        asked.append(named.get("local_files_only"))
+        return download(*given, **named)
+
+    monkeypatch.setattr(DiffusionPipeline, "download", heard)
+    recipe = small(read_recipe("dit-xl-256-ddim20"), "me/tiny")
+    recipe = replace(recipe, model=replace(recipe.model, denoiser=None))
+    assert price(recipe, "cpu").basis is Basis.NOTHING, "there is no cache"
+    shutil.copy(whole / "model_index.json", place)
+    assert price(recipe, "cpu").basis is Basis.NOTHING, "there is the index alone"
+    shutil.copytree(whole, place, dirs_exist_ok=True)
+    assert price(recipe, "cpu").basis is Basis.TIMED
+    (place / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    found = price(recipe, "cpu")
+    assert found.basis is Basis.NOTHING
+    assert any("the weights of me/tiny" in one for one in found.missing)
+    assert asked
+    assert all(asked)
+
+
+def test_a_dry_run_fetches_no_network_of_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+
+    def heard(*_: object, **named: object) -> nn.Module:
+        asked.append(named.get("local_files_only"))
+        return nn.Linear(1, 1)
+
+    for kind in (CLIPModel, AutoImageProcessor, AutoTokenizer):
+        monkeypatch.setattr(kind, "from_pretrained", heard)
+    for name in ("clip-score", "pick-score"):
+        opened_metric(Metric(name), "cpu", local_only=True)
+    assert asked == [True] * 6
+    opened_metric(Metric("clip-score"), "cpu")
+    assert asked[6:] == [False] * 3
+
+    def missing(*given: object, **named: object) -> None:
+        heard(*given, **named)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", missing)
+    recipe = read_recipe("sdxl-coco2017-val5k")
+    unsaid = replace(recipe, model=replace(recipe.model, denoiser=None))
+    assert any("not in the cache" in one for one in price(unsaid, "cpu").missing)
+    assert asked[9:] == [True]
 
 
 @pytest.mark.parametrize("kind", sorted(MAKERS))

@@ -79,6 +79,24 @@ def _check_sizes(config: Any, where: str, key: str = "") -> None:
                 raise UnsupportedModel(where, expected=f"{key} of at most {most}", found=found, remedy=AGAIN)
 
 
+def check_part(place: Path, kind: Any, where: str) -> None:
+    """Whether the files that a part of a pipeline is made from lie in its folder.
+
+    Raises:
+        UnsupportedModel: weights, a configuration or a vocabulary are missing.
+    """
+    if issubclass(kind, nn.Module):
+        if not _weights_in(place):
+            raise UnsupportedModel(where, expected="a .safetensors file of its weights", found="none", remedy=AGAIN)
+        read_json(place / "config.json", where, "a configuration")
+    elif kind.__module__.startswith("transformers."):
+        _check_vocabulary(kind, place, where)
+
+
+def _weights_in(place: Path) -> list[Path]:
+    return [file for file in place.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file()]
+
+
 def load_part(place: Path, kind: Any, dtype: torch.dtype, where: str) -> Any:
     """A part of a pipeline, of a class, from its folder; of a model every weight comes from its files.
 
@@ -86,14 +104,11 @@ def load_part(place: Path, kind: Any, dtype: torch.dtype, where: str) -> Any:
         UnsupportedModel: files that it cannot be made from, or weights that they do not hold.
     """
     expected, folder = f"the files of a {kind.__name__}", str(place)
+    check_part(place, kind, where)
     if not issubclass(kind, nn.Module):
-        if kind.__module__.startswith("transformers."):
-            _check_vocabulary(kind, place, where)
         return attempted(where, expected, AGAIN, lambda: kind.from_pretrained(folder))
-    files = [file for file in place.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file()]
-    if not files:
-        raise UnsupportedModel(where, expected="a .safetensors file of its weights", found="none", remedy=AGAIN)
-    config, ours = read_json(place / "config.json", where, "a configuration"), issubclass(kind, ModelMixin)
+    files, ours = _weights_in(place), issubclass(kind, ModelMixin)
+    config = read_json(place / "config.json", where, "a configuration")
     as_dtype = {"torch_dtype" if ours else "dtype": dtype}
     with bounded(files, where):
         if ours:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from functools import partial
 from http.client import HTTPException
@@ -20,13 +19,17 @@ from ..utils.errors import UnsupportedModel
 from .model_index import INDEX, attempted
 
 
-def fetched(model: str) -> Path:
+def fetched(model: str, *, local_only: bool = False) -> Path:
     """The folder that the files of a hub repository lie in: from the cache, where the hub is out of reach.
+
+    Args:
+        local_only: whether the hub is not asked for anything.
 
     Raises:
         UnsupportedModel: there is no such repository, or the hub is out of reach and the cache does not hold it.
     """
-    cause, expected = hub_out_of_reach(), "a diffusers pipeline"
+    cause = "nothing is to be fetched" if local_only else hub_out_of_reach()
+    expected = "a diffusers pipeline"
     if cause is None:
         try:
             attempted(model, expected, PLACES, partial(model_info, model, timeout=10))
@@ -44,11 +47,6 @@ def fetched(model: str) -> Path:
     with warnings.catch_warnings():  # of how diffusers calls huggingface_hub
         warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
         return Path(attempted(model, expected, PLACES, download))
-
-
-def cached(model: str) -> bool:
-    """Whether the local cache holds the index of such a hub repository."""
-    return re.fullmatch(ID, model) is not None and isinstance(try_to_load_from_cache(model, INDEX), str)
 
 
 def hub_out_of_reach() -> str | None:

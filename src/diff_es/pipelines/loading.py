@@ -28,10 +28,10 @@ from diffusers import (
 from ..utils.errors import DiffESError, Extra, UnsupportedModel
 from .bundled import MODELS as BUNDLED
 from .bundled import SHARED
-from .checkpoint import bounded, check_filled, check_folder, load_part
+from .checkpoint import bounded, check_filled, check_folder, check_part, load_part
 from .denoiser import dtype_of
 from .families import FAMILIES, Asked, Pipeline
-from .hub import ID, PLACES, cached, fetched, hub_out_of_reach
+from .hub import ID, PLACES, fetched, hub_out_of_reach
 from .model_index import AGAIN, INDEX, attempted, check_class_names, class_of, parts_of, read_json
 from .origin import Origin
 from .own_sampler import OwnSampler
@@ -65,6 +65,7 @@ def load(
     device: str | torch.device | None = None,
     scheduler: str | None = None,
     config: str | None = None,
+    local_only: bool = False,
 ) -> Pipeline:
     """A pipeline of ours, from a folder, a single ``.safetensors`` file of Stable Diffusion or SDXL, or a hub id.
 
@@ -76,6 +77,7 @@ def load(
         scheduler: class name of one of ``SCHEDULERS`` to sample with; default the model's own.
         config: for a single file, the folder or hub id of a pipeline of the same shape, whose configurations and
             tokenizers are taken; default the original model's, from the hub.
+        local_only: whether nothing is fetched from elsewhere, nor asked for there.
 
     Raises:
         UnsupportedModel: nothing loads from there, its pipeline class is none that Diff-ES knows, or transformers is
@@ -87,7 +89,8 @@ def load(
     source = str(BUNDLED.get(model, model))
     with hushed():
         single = source.endswith(".safetensors")
-        pipe = _from_file(source, config, dtype) if single else _from_folder(model, source, dtype)
+        make = partial(_from_file, source, config) if single else partial(_from_folder, model, source)
+        pipe = make(dtype, local_only=local_only)
         pipe.register_to_config(_name_or_path=source)
     if config is not None:
         _CONFIGS[pipe] = config
@@ -99,28 +102,45 @@ def load(
 
 
 def at_hand(model: str) -> bool:
-    """Whether :func:`load` would find this model here, and fetch nothing from elsewhere, or no more than what the cache
-    lacks of a repository."""
+    """Whether :func:`load` would find this model here, of a hub repository all files, and fetch nothing from elsewhere.
+
+    Raises:
+        UnsupportedModel: what is here of a repository is of a pipeline class that Diff-ES does not know.
+    """
     source = str(BUNDLED.get(model, model))
-    return Path(source).exists() or cached(source)
+    if Path(source).exists():
+        return True
+    if not re.fullmatch(ID, source):
+        return False
+    try:
+        folder = fetched(source, local_only=True)
+    except UnsupportedModel:
+        return False
+    kinds = _kinds_in(folder, model)
+    try:
+        check_folder(folder, list(kinds), model)
+        for name, kind in kinds.items():
+            if kind is not None:
+                check_part(folder / name, kind, model)
+    except UnsupportedModel:
+        return False
+    return True
 
 
-def _from_folder(model: str, source: str, dtype: torch.dtype) -> Pipeline:
+def _from_folder(model: str, source: str, dtype: torch.dtype, *, local_only: bool) -> Pipeline:
     """From a folder in diffusers format, or a hub repository of one."""
     folder, expected = Path(source), "a diffusers pipeline"
     if not folder.is_dir():
         if not re.fullmatch(ID, source):
             found = "no folder of that name, and hub ids look like owner/name"
             raise UnsupportedModel(model, expected=expected, found=found, remedy=PLACES)
-        folder = fetched(source)
+        folder = fetched(source, local_only=local_only)
     if not (folder / INDEX).exists():
         found = f"a folder without a {INDEX}"
         raise UnsupportedModel(model, expected=expected, found=found, remedy=PLACES)
-    index = read_json(folder / INDEX, model, expected)
-    parts = _parts(model, str(index.get("_class_name")), index)
+    kinds = _kinds_in(folder, model)
     shared, lender = SHARED.get(model, ("", folder))
-    check_folder(folder, [name for name in parts if name != shared], model)
-    kinds = {name: class_of(*part, f"{model}, {name}") for name, part in parts.items()}
+    check_folder(folder, [name for name in kinds if name != shared], model)
     places = {name: (lender if name == shared else folder) / name for name in kinds}
     made = {name: load_part(places[name], kind, dtype, f"{model}, {name}") for name, kind in kinds.items() if kind}
     assemble = partial(diffusers.DiffusionPipeline.from_pretrained, str(folder), dtype=dtype, **made)
@@ -128,14 +148,21 @@ def _from_folder(model: str, source: str, dtype: torch.dtype) -> Pipeline:
     return pipe
 
 
-def _from_file(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
+def _kinds_in(folder: Path, model: str) -> dict[str, type | None]:
+    """The classes of a pipeline's parts by name; None as :func:`class_of` has it."""
+    index = read_json(folder / INDEX, model, "a diffusers pipeline")
+    parts = _parts(model, str(index.get("_class_name")), index)
+    return {name: class_of(*part, f"{model}, {name}") for name, part in parts.items()}
+
+
+def _from_file(source: str, config: str | None, dtype: torch.dtype, *, local_only: bool) -> Pipeline:
     """From a checkpoint in the format of its authors."""
     kind, local = kind_of_file(source), config is not None and Path(config).is_dir()
     _check_text(kind)
     if config is not None and local:
         index = read_json(Path(config, INDEX), config, "a diffusers pipeline")
         check_folder(Path(config), list(_parts(config, kind, index)), config)
-    offline = not local and hub_out_of_reach() is not None
+    offline = not local and (local_only or hub_out_of_reach() is not None)
     make = partial(getattr(diffusers, kind).from_single_file, source, config=config, local_files_only=offline)
     with bounded([Path(source)], source) as unfilled:
         try:

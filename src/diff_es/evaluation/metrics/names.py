@@ -38,13 +38,20 @@ PICK_MODEL = "yuvalkirstain/PickScore_v1"
 Known: TypeAlias = OfPairs | Lpips | Fid | Kid | PrecisionRecall | ClipScore | PickScore
 
 
-def metric(name: MetricName, weights: Path | None = None, device: torch.device | str = "cpu") -> Known:
+def metric(
+    name: MetricName,
+    weights: Path | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    local_only: bool = False,
+) -> Known:
     """The measure of that name.
 
     Args:
         weights: where its weights are, of those that have any: a file or its folder for what looks with Inception,
             AlexNet or VGG, a model's folder for CLIP. None: where they lie when they were fetched the usual way.
         device: that its network runs on.
+        local_only: whether nothing is fetched from elsewhere.
 
     Raises:
         DiffESError: the weights are not there, and how to get them; or the extra ``text`` is missing.
@@ -67,6 +74,6 @@ def metric(name: MetricName, weights: Path | None = None, device: torch.device |
         case MetricName.PRECISION_RECALL:
             return PrecisionRecall(inception(weights, device))
         case MetricName.CLIP_SCORE:
-            return ClipScore(clip(CLIP_MODEL if weights is None else str(weights), device))
+            return ClipScore(clip(str(weights or CLIP_MODEL), device, local_only=local_only))
         case MetricName.PICK_SCORE:
-            return PickScore(clip(PICK_MODEL if weights is None else str(weights), device))
+            return PickScore(clip(str(weights or PICK_MODEL), device, local_only=local_only))

@@ -49,8 +49,12 @@ class Clip:
         return float(self.model.logit_scale.exp())
 
 
-def clip(place: str, device: torch.device | str = "cpu") -> Clip:
+def clip(place: str, device: torch.device | str = "cpu", *, local_only: bool = False) -> Clip:
     """From a folder, or from the hub's repository of that id or its local cache.
+
+    Args:
+        device: that it runs on.
+        local_only: whether nothing is fetched from the hub.
 
     Raises:
         DiffESError: there is none, or transformers is missing.
@@ -61,9 +65,12 @@ def clip(place: str, device: torch.device | str = "cpu") -> Clip:
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     try:
-        model = CLIPModel.from_pretrained(place, dtype=torch.float32)
-        images = AutoImageProcessor.from_pretrained(place, backend="pil")  # the published one, torchvision or not
-        texts = AutoTokenizer.from_pretrained(place)
+        here = {"local_files_only": local_only}
+        model = CLIPModel.from_pretrained(place, dtype=torch.float32, **here)
+        images = AutoImageProcessor.from_pretrained(
+            place, backend="pil", **here
+        )  # the published one, torchvision or not
+        texts = AutoTokenizer.from_pretrained(place, **here)
     except FOREIGN as error:
         remedy = f"Run `hf download {place}` where the hub is in reach, or give a folder with its files as the weights."
         raise DiffESError(place, expected=expected, found=said(error), remedy=remedy) from error

@@ -47,11 +47,12 @@ Opened: TypeAlias = tuple[Metric, Known | None]
 """A metric of a recipe, and what measures it where that is one of ``evaluation.metrics``."""
 
 
-def opened_metric(one: Metric, device: torch.device | str) -> Opened:
+def opened_metric(one: Metric, device: torch.device | str, *, local_only: bool = False) -> Opened:
     """What a name stands for, read where it needs files of its own.
 
     Args:
         device: that its network runs on.
+        local_only: whether nothing is fetched from elsewhere.
 
     Raises:
         DiffESError: a name that stands for nothing, what a metric does not take or needs, or weights that are not here.
@@ -59,7 +60,8 @@ def opened_metric(one: Metric, device: torch.device | str) -> Opened:
     _check(one)
     if one.name in (SNR, TILES):
         return one, None
-    return one, metric(MetricName(one.name), None if one.weights is None else Path(one.weights), device)
+    weights = None if one.weights is None else Path(one.weights)
+    return one, metric(MetricName(one.name), weights, device, local_only=local_only)
 
 
 def measures_of(metrics: Sequence[Opened]) -> Measures:

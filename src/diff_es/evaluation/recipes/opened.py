@@ -103,14 +103,18 @@ def opened(recipe: Recipe, device: str | None = None) -> Opened:
     return Opened(recipe, pipe, (Entrant(DENSE, None, ""), *beside), measures, _conditions(recipe, pipe, prompts))
 
 
-def pipeline_of(recipe: Recipe, device: str | None = None) -> Pipeline:
+def pipeline_of(recipe: Recipe, device: str | None = None, *, local_only: bool = False) -> Pipeline:
     """A recipe's pipeline, with its sampler.
+
+    Args:
+        device, local_only: as ``load`` takes them.
 
     Raises:
         UnsupportedModel: nothing loads from there, or diffusers has no such sampler.
         DiffESError: it is of another class, or the sampler has no such settings.
     """
-    pipe = load(recipe.model.weights, dtype=getattr(torch, recipe.setting.dtype.value), device=device)
+    dtype = getattr(torch, recipe.setting.dtype.value)
+    pipe = load(recipe.model.weights, dtype=dtype, device=device, local_only=local_only)
     kind, wanted = type(pipe).__name__, recipe.model.pipeline
     if kind != wanted:
         remedy = "Take other weights, or another recipe."

@@ -94,7 +94,7 @@ def _measures(metrics: Sequence[Metric], device: torch.device | str, missing: li
     usable = list[Opened]()
     for metric in metrics:
         try:
-            usable.append(opened_metric(metric, device))
+            usable.append(opened_metric(metric, device, local_only=True))
         except DiffESError as error:
             missing.append(str(error))
     return measures_of(usable)
@@ -116,7 +116,7 @@ def _note(recipe: Recipe, missing: list[str]) -> None:
 
 def _timed(recipe: Recipe, device: str | None, measures: Measures) -> _Cost:
     """One batch in one step and in two, from noise to images, and its scores."""
-    pipe, own = pipeline_of(recipe, device), recipe.sampling
+    pipe, own = pipeline_of(recipe, device, local_only=True), recipe.sampling
     probes = make_probes(pipe, own.batch, 0, "price")
     prompts = tuple(str(probe.condition) for probe in probes)
 
