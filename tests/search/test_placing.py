@@ -56,16 +56,17 @@ def generations(space: Space, start: Candidate, chosen: Placing) -> list[Candida
 
 
 @laws
-@given(start=starts(), seed=st.integers(0, 2**32 - 1))
+@given(start=starts(), seed=st.integers(0, 2**32 - 1), whole=st.booleans())
 def test_every_candidate_keeps_the_budget_and_takes_the_steps_it_says(
-    start: tuple[Space, Candidate], seed: int
+    start: tuple[Space, Candidate], seed: int, whole: bool
 ) -> None:
     space, schedule = start
-    found = generations(space, schedule, Placing(offspring=6, generations=4, seed=seed))
+    found = generations(space, schedule, Placing(offspring=6, generations=4, seed=seed, whole=whole))
     assert len(found) == len(set(found))
     for one in found:
         assert one.timesteps[0] == 99
         assert all(a > b for a, b in pairwise((*one.timesteps, END)))
+        assert min(one.timesteps) >= 0
         assert one.steps == counts_of(one.timesteps)
         assert total(space, one) <= space.budget
 
@@ -89,15 +90,18 @@ def test_levels_and_timesteps_both_move() -> None:
     assert all(total(space, one) <= space.budget for one in found)
 
 
-def test_the_search_finds_where_steps_belong() -> None:
-    """Dense early, as a quadratic rule would have it, from even steps, under costs that do not differ."""
+@pytest.mark.parametrize("unit", [1.0, 0.01])
+def test_the_search_finds_where_steps_belong(unit: float) -> None:
+    """Dense early, as a quadratic rule would have it, from even steps, under costs that do not differ; in timesteps, or
+    in times that run from 1 to 0."""
     space = Space((((1,),),) * 3, 10, STEPS, (1,) * 3)
     goal = (99, 93, 81, 60, 33)
-    even = Candidate.of([[0]] * 3, [2, 2, 1], [99.0, 79.0, 59.0, 39.0, 19.0])
-    search = placing_search(space, BOUNDARIES, END, Placing(offspring=20, generations=60), [even])
+    even = Candidate.of([[0]] * 3, [2, 2, 1], [t * unit for t in (99.0, 79.0, 59.0, 39.0, 19.0)])
+    boundaries, chosen = [t * unit for t in BOUNDARIES], Placing(offspring=20, generations=60, whole=unit == 1)
+    search = placing_search(space, boundaries, END if unit == 1 else 0.0, chosen, [even])
 
     def miss(candidate: Candidate) -> float:
-        return float(sum(abs(a - b) for a, b in zip(candidate.timesteps, goal, strict=True)))
+        return float(sum(abs(a / unit - b) for a, b in zip(candidate.timesteps, goal, strict=True)))
 
     while asked := search.ask():
         search.tell({candidate: -miss(candidate) for candidate in asked})

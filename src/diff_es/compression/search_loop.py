@@ -153,6 +153,7 @@ def _placed(
         offspring=settings.timestep_offspring,
         generations=settings.timestep_generations,
         seed=derive_seed(settings.seed, "placing") % 2**32,
+        whole=path.whole,
     )
     search = placing_search(space, ready.stages.boundaries, path.end, placing, first)
     total = len(first) + settings.timestep_offspring * (settings.timestep_generations - 1)

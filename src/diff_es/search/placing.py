@@ -24,6 +24,7 @@ class Placing:
     generations: int = 20  # in all, the starts included
     survivors: int = 3  # mu
     spread: float = 0.3  # standard deviation of a move, relative to the distance of the neighbours
+    whole: bool = True  # timesteps are integers; else numbers of float32
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ def placing_search(
                     switched = own.mutate(parent.at(()), rng, usual_switches(own.genes))
                     child = switched.at(parent.timesteps)
                 else:
-                    child = moved(space, parent, boundaries, end, settings.spread, rng)
+                    child = moved(space, parent, boundaries, end, settings, rng)
                 if child not in taken:
                     taken.add(child)
                     cohort.append(child)
@@ -82,7 +83,12 @@ def placing_search(
 
 
 def moved(
-    space: Space, schedule: Candidate, boundaries: Sequence[float], end: float, spread: float, rng: np.random.Generator
+    space: Space,
+    schedule: Candidate,
+    boundaries: Sequence[float],
+    end: float,
+    settings: Placing,
+    rng: np.random.Generator,
 ) -> Candidate:
     """One or two timesteps moved, and levels repaired where steps have changed their stage; the schedule itself where
     none can be moved or paid for."""
@@ -92,9 +98,10 @@ def moved(
             break
         i = int(rng.integers(1, len(timesteps)))
         above, below = timesteps[i - 1], timesteps[i + 1] if i + 1 < len(timesteps) else end
-        wanted = round(timesteps[i] + rng.normal() * spread * (above - below) / 2)
-        if above > wanted > max(below, -1):
-            timesteps[i] = float(wanted)
+        wanted = timesteps[i] + rng.normal() * settings.spread * (above - below) / 2
+        wanted = float(round(wanted) if settings.whole else np.float32(wanted))
+        if above > wanted > below and wanted >= 0:
+            timesteps[i] = wanted
     counts = _counts(timesteps, boundaries)
     there = Candidate.of(schedule.levels, counts)
     if there.stages != schedule.stages:
