@@ -25,7 +25,7 @@ from tests.helpers.fresh import images_of
 from tests.helpers.tiny import CALL, assert_same, assert_same_plans, images, joint, snapshot, tiny
 from torch import Tensor
 
-from diff_es import Compressed, DiffESError, Resident, Streamed, compress, export, load
+from diff_es import Compressed, DiffESError, Resident, Streamed, compress, disable, export, load
 from diff_es.compression.reopening import found_again
 from diff_es.compression.settings import Levers
 from diff_es.compression.study import prepare
@@ -71,6 +71,23 @@ def heard(pipe: DiTPipeline) -> Iterator[list[float]]:
 
 
 # ------------------------------------------------------------------------------------------------------- the result
+
+
+def test_another_denoiser_is_refused_and_the_result_still_goes_away() -> None:
+    fast = searched(*COMBINATIONS[0]).fast
+    pipe = tiny()
+    own, dense, scheduler = pipe.transformer, images(pipe), pipe.scheduler
+    for end in (fast.remove, disable):
+        fast.apply(pipe)
+        pipe.transformer = tiny(seed=1).transformer
+        with pytest.raises(DiffESError, match=r"another DiTTransformer2DModel\. Leave the `routed` context"):
+            images(pipe)
+        end(pipe)
+        assert routing_of(own) is None
+        assert stepping_of(pipe) is None
+        assert pipe.scheduler is scheduler
+        pipe.transformer = own
+        assert torch.equal(images(pipe), dense)
 
 
 def test_the_calls_that_are_made_cost_what_was_promised(case: Case) -> None:

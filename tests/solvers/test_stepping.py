@@ -344,6 +344,23 @@ def test_a_scheduler_that_the_user_puts_in_stays():
     assert pipe.scheduler is mine
 
 
+def test_another_denoiser_is_refused_and_leaves_no_trace():
+    pipe, other = tiny(), tiny(seed=1)
+    own, stepping = pipe.transformer, Stepping(pipe, (999, 500, 3), 6)
+    scheduler = pipe.scheduler
+    stepping.attach()
+    pipe.transformer = torch.compile(own, backend="eager")
+    assert heard(pipe, 6)[1] == [999, 500, 3]
+    for another in (other.transformer, None):
+        pipe.transformer = another
+        with pytest.raises(DiffESError, match=r"expected the denoiser that the chosen steps are for, found another"):
+            pipe.scheduler.set_timesteps(6)
+    stepping.detach()
+    assert pipe.scheduler is scheduler
+    assert stepping_of(pipe) is None
+    assert not own._forward_pre_hooks
+
+
 def test_attached_by_hand():
     pipe, other = tiny(), tiny()
     scheduler, stepping = pipe.scheduler, Stepping(pipe, (999, 500, 3), 6)

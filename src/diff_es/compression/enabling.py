@@ -6,11 +6,11 @@ from pydantic import SkipValidation
 
 from ..pipelines.sampling import AnyPipeline
 from ..pipelines.supported import check_denoiser
-from ..routing.routing import routing_of
 from ..utils.arguments import Place, checked
 from ..utils.errors import DiffESError
 from ..utils.limits import Speedup
 from .result import Compressed
+from .routable import applied_to
 
 
 @checked()
@@ -38,7 +38,7 @@ def disable(pipe: SkipValidation[AnyPipeline]) -> None:
     Raises:
         DiffESError: nothing is enabled.
     """
-    routing = routing_of(check_denoiser(pipe))
+    routing = applied_to(pipe)
     if routing is None:
         remedy = "Call diff_es.enable(pipe, folder) first."
         raise DiffESError("pipe", expected="a pipeline with a result enabled", found="a dense one", remedy=remedy)

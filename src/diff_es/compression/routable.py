@@ -30,6 +30,12 @@ from .base import check_base
 Piped = TypeVar("Piped", bound=AnyPipeline | nn.Module)
 
 
+def applied_to(pipe: AnyPipeline | nn.Module) -> Routing | None:
+    """What routes a pipeline's denoiser or, where another was put in its place, the one that it had."""
+    routing, held = routing_of(check_denoiser(pipe)), stepping_of(pipe)
+    return routing_of(held.denoiser) if routing is None and held is not None else routing
+
+
 @dataclass(frozen=True)
 class Routable:
     """What a pipeline is run with. The pipeline itself stays with the user."""
@@ -95,7 +101,7 @@ class Routable:
         Raises:
             DiffESError: nothing is applied to this pipeline.
         """
-        routing = routing_of(check_denoiser(pipe))
+        routing = applied_to(pipe)
         if routing is None:
             remedy = "Call apply(pipe) first; a `with routed(pipe)` block needs no remove."
             raise DiffESError("pipe", expected="a pipeline with a result applied", found="a dense one", remedy=remedy)

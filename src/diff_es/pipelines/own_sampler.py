@@ -263,6 +263,11 @@ class OwnStepping:
             raise DiffESError("OwnSampler", expected="one with its own times", found=found, remedy=remedy)
         _CHOSEN[self._own] = self
 
+    @property
+    def denoiser(self) -> Any:
+        """That of the loop."""
+        return self._own.denoiser
+
     def detach(self) -> None:
         """Run the loop's own times again; a second time, do nothing."""
         if stepping_of(self._own) is self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from fractions import Fraction
 from functools import wraps
@@ -43,15 +43,21 @@ class Chosen:
         timesteps: strictly descending.
         asked: the number of steps that pipelines go on asking for.
         correct: what each step's result is corrected by; None: nothing.
+        begin: called with whichever scheduler begins to run them; raises where it is not to.
 
     Raises:
         DiffESError: timesteps that the scheduler cannot take.
     """
 
     def __init__(
-        self, scheduler: Scheduler, timesteps: Sequence[float], asked: int, correct: Correct | None = None
+        self,
+        scheduler: Scheduler,
+        timesteps: Sequence[float],
+        asked: int,
+        correct: Correct | None = None,
+        begin: Callable[[Scheduler], None] = lambda scheduler: None,
     ) -> None:
-        self._own, self._asked, self._correct = scheduler, asked, correct
+        self._own, self._asked, self._correct, self._begin = scheduler, asked, correct, begin
         self._kind: Any = type(scheduler)
         self.timesteps, self._strides, self._active = tuple(map(float, timesteps)), dict[int, int](), False
         self._pristine = None if correct is None else deepcopy(scheduler)
@@ -105,6 +111,7 @@ class Chosen:
 
     def _set(self, scheduler: Scheduler, given: Kwargs) -> None:
         kind = self._kind
+        self._begin(scheduler)
         self._check_arithmetic(scheduler)
         self._check_call(scheduler, given)
         if given.get("num_inference_steps") is not None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..layers import submodule
 from ..pipelines.families import Pipeline
 from ..pipelines.own_sampler import OwnSampler, OwnStepping
 from ..pipelines.own_sampler import stepping_of as own_stepping_of
@@ -37,7 +38,7 @@ class Stepping:
     """A pipeline that runs the given timesteps when it is called as before, from :meth:`attach` to :meth:`detach`.
 
     The user's scheduler is left alone: a copy of it takes its place in the pipeline. Another in that place is refused
-    when the denoiser is called.
+    when the denoiser is called, and another denoiser in its place when the pipeline is.
 
     Args:
         pipe: any pipeline with one of the schedulers of ``STEPPABLE``.
@@ -56,7 +57,8 @@ class Stepping:
         _check_free(pipe)
         check_scheduler(pipe.scheduler)
         self._pipe, self._before = pipe, pipe.scheduler
-        self._chosen = Chosen(pipe.scheduler, timesteps, asked, correct)
+        self.denoiser = denoiser_of(pipe)
+        self._chosen = Chosen(pipe.scheduler, timesteps, asked, correct, _check_denoiser)
         self._stand_in = self._chosen.stand_in()
         self._handle: RemovableHandle | None = None  # while it is attached
 
@@ -74,9 +76,8 @@ class Stepping:
         """
         _check_free(self._pipe)
         self._pipe.scheduler = self._stand_in
-        denoiser = denoiser_of(self._pipe)
-        self._handle = denoiser.register_forward_pre_hook(_check_schedulers)
-        _HEARD.setdefault(denoiser, []).append(ref(self))
+        self._handle = self.denoiser.register_forward_pre_hook(_check_schedulers)
+        _HEARD.setdefault(self.denoiser, []).append(ref(self))
         _STEPPED[self._pipe] = _STEPPED[self._stand_in] = ref(self)
 
     def detach(self) -> None:
@@ -89,9 +90,9 @@ class Stepping:
         del _STEPPED[self._pipe], _STEPPED[self._stand_in]
         if self._handle is not None:
             self._handle.remove()
-        heard = [held for held in _HEARD.pop(denoiser_of(self._pipe), []) if held() is not self]
+        heard = [held for held in _HEARD.pop(self.denoiser, []) if held() is not self]
         if heard:
-            _HEARD[denoiser_of(self._pipe)] = heard
+            _HEARD[self.denoiser] = heard
         if self._pipe.scheduler is self._stand_in:
             self._pipe.scheduler = self._before
         self._chosen.release(self._stand_in)
@@ -114,6 +115,18 @@ class Stepping:
             expected, found = "the one that runs the chosen steps", f"another {type(self._pipe.scheduler).__name__}"
             raise DiffESError("pipe.scheduler", expected=expected, found=found, remedy=remedy)
 
+    def check_denoiser(self) -> None:
+        """Whether the pipeline still has the denoiser that the steps were chosen for, compiled or not.
+
+        Raises:
+            DiffESError: it has another one.
+        """
+        found: object = denoiser_of(self._pipe)
+        if not isinstance(found, nn.Module) or submodule(found, "") is not submodule(self.denoiser, ""):
+            remedy = "Leave the `routed` context or call `remove(pipe)` first, and then give the pipeline another."
+            expected = "the denoiser that the chosen steps are for"
+            raise DiffESError("pipe", expected=expected, found=f"another {type(found).__name__}", remedy=remedy)
+
 
 _STEPPED: WeakKeyDictionary[Any, ref[Stepping]] = WeakKeyDictionary()  # by pipelines, and by the stand-ins they hold
 
@@ -127,6 +140,13 @@ def _check_schedulers(denoiser: nn.Module, *_: object) -> None:
     for held in _HEARD.get(denoiser, ()):
         if (stepping := held()) is not None:
             stepping.check_scheduler()
+
+
+def _check_denoiser(stand_in: Scheduler) -> None:
+    """When a stand-in begins to run the chosen steps."""
+    held = _STEPPED.get(stand_in)
+    if held is not None and (stepping := held()) is not None:
+        stepping.check_denoiser()
 
 
 def stepping_of(pipe: AnyPipeline | nn.Module) -> Stepping | OwnStepping | None:

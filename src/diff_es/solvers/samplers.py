@@ -138,5 +138,5 @@ def noise_of(scheduler: Scheduler) -> Any:
     trained = scheduler.config.num_train_timesteps
     if is_flow(scheduler):
         return np.arange(trained + 1) / trained
-    alphas = scheduler.alphas_cumprod.clamp_min(2**-24)  # as diffusers does where no signal is left
+    alphas = scheduler.alphas_cumprod.cpu().clamp_min(2**-24)  # as diffusers does where no signal is left
     return np.array(((1 - alphas) / alphas) ** 0.5)
