@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.helpers.pipelines import CASES, made
 from tests.helpers.tiny import CALL, EIGHT, LITTLE, assert_same, images, joint, settings, slimmed, snapshot, tiny
 from torch import Tensor, nn
 
@@ -272,6 +273,22 @@ def test_measured_prices_are_positive_and_leave_no_trace(method: Method) -> None
     assert_same(before, snapshot(pipe.transformer))
     assert_same(decoder, snapshot(pipe.vae))
     assert torch.equal(images(pipe), dense)
+
+
+def test_prompts_are_no_part_of_a_step() -> None:
+    """Whose encoding is slept: half of the steps save nothing of it."""
+    pipe, case = made(CASES["SD"].make), CASES["SD"]
+    encode, slept = pipe.encode_prompt, 0.15
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(slept)
+        return encode(*args, **kwargs)
+
+    pipe.encode_prompt = slowly
+    found = survey(pipe, settings(sampling=case.sampling), QUIET)
+    measured = measured_prices(pipe, found.counter, found.units, found.macs, case.sampling, QUIET)
+    assert measured.other > 0.8 * slept * 1e9
+    assert measured.costs.fixed < slept * 1e9 / sum(found.macs.steps)
 
 
 NAP = 0.010  # seconds that each of three feed-forward layers sleeps at full width

@@ -14,6 +14,7 @@ import torch
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
 from ..pipelines.denoiser import device_of
+from ..pipelines.encodings import Encodings, encoded_once
 from ..pipelines.families import Pipeline, Sampling
 from ..pipelines.probes import make_probes
 from ..pipelines.sampling import decode, denoiser_of, intercepted, sample
@@ -156,7 +157,7 @@ class Prices:
     """What sampler steps cost on this device, measured, and what a pipeline call costs beside them."""
 
     costs: Costs  # whole nanoseconds
-    other: float  # ns of a pipeline call outside of its steps: the decoder
+    other: float  # ns of a pipeline call outside of its steps: prompts and the decoder
 
     @property
     def measured(self) -> MeasuredPrices:
@@ -207,8 +208,9 @@ def measured_prices(
 
     Units that cost the same are timed together: what one of them saves may be lost in the noise of a whole call, and
     its error would count as often as there are units. What a call takes inside of the pipeline is the pipeline's time
-    less that of a run whose denoiser answers at once; what the rest of a step takes is that run's time less the
-    decoder's. The weights' values do not matter, and the pipeline is as it was afterwards.
+    less that of a run whose denoiser answers at once; what the rest of a step takes is a part of such a run whose
+    prompts were encoded before. Encoding them takes as long for any number of steps, and so does decoding. The weights'
+    values do not matter, and the pipeline is as it was afterwards.
     """
     denoiser = denoiser_of(pipe)
     args, kwargs = first_call(pipe, sampling)
@@ -228,8 +230,8 @@ def measured_prices(
                 seen = plan_ratios(denoiser, counter.anatomy, plan, run, rounds, _PATIENCE)
                 ratios[-1].append(1 - (1 - statistics.median(seen)) / len(same))
                 task.advance()
-        whole, idle, decoding = list[float](), list[float](), list[float]()
-        probes, latents = make_probes(pipe, sampling.batch, 0, "timing"), torch.empty(0)
+        whole, idle, known, decoding = (list[float]() for _ in range(4))
+        probes, latents, encodings = make_probes(pipe, sampling.batch, 0, "timing"), torch.empty(0), Encodings()
 
         def drawn() -> None:
             nonlocal latents
@@ -240,13 +242,16 @@ def measured_prices(
             decoding.append(nanoseconds(device_of(denoiser), lambda: decode(pipe, latents)))
             with intercepted(denoiser, lambda _: lambda *args, **kwargs: answer):
                 idle.append(nanoseconds(device_of(denoiser), drawn))
+                with encoded_once(pipe, encodings):
+                    known.append(nanoseconds(device_of(denoiser), drawn))
             task.advance()
-    steps, rest = sum(counted.steps), statistics.median(idle[1:])
+    steps, rest = sum(counted.steps), statistics.median(known[1:])
+    encoding = max(0.0, statistics.median(a - b for a, b in zip(idle[1:], known[1:], strict=True)))
     dense = max(1.0, statistics.median(a - b for a, b in zip(whole[1:], idle[1:], strict=True)) / steps)
     table = [tuple(max(1, round(dense * ratio)) for ratio in row) for row in ratios]
     costs = Costs.tabled(table, counted.steps, counted.choices)
     costs = replace(costs, fixed=costs.fixed + round(rest / steps))
-    return Prices(costs, statistics.median(decoding[1:]))
+    return Prices(costs, statistics.median(decoding[1:]) + encoding)
 
 
 def within_memory(costs: Costs, counter: MacCounter, units: Sequence[Unit], limit: float) -> Costs:
