@@ -50,7 +50,9 @@ class OwnSampler:
         noise: the shape of one noise, without the batch.
         times: at which the loop calls the denoiser, as this receives them, from noise to image. The loop has to take
             any other such list, longer or shorter, for steps to be a choice. Integers where it takes nothing else.
-            None: the loop takes no list, and stages are found by listening to the denoiser.
+            Diffusers' own transformers of Flux, Qwen-Image and Sana receive a fraction of their scheduler's timestep:
+            of these, say that timestep, and let the loop scale it. None: the loop takes no list, and stages are found
+            by listening to the denoiser.
         conditions: what samples can be asked for, numbers or texts, on which the search is judged in turn.
         end: the time that the last step leads to; None: -1 after integers, which is past 0, else 0.
         corrects: whether the loop takes a function as its last argument and puts every step through it,
