@@ -220,7 +220,8 @@ def test_compact_holds_the_dense_network_the_merged_projections_and_the_factors(
             outputs = {layer.name: layer.output for layer in discover(pipe.transformer).layers}
             merged = [f"{outputs[name]}.{leaf}" for name in plan.cuts for leaf in ("weight", "bias")]
             active = sum(pipe.transformer.get_parameter(name).nbytes for name in merged)
-            assert routing.store.weight_bytes == dense + factors + active + spare
+            waiting = spare if stage else 0  # what the rows lay in at first may be somebody's
+            assert routing.store.weight_bytes == dense + factors + active + waiting
         assert routing.store.peak_bytes <= dense + factors + active * 1.2 + spare
 
 

@@ -43,7 +43,11 @@ class Guard:
         """Somebody looks at a watched dictionary."""
         if self.watching:
             self.down()
-            self._looked()
+            try:
+                self._looked()
+            except BaseException:  # so that the next look is told of as well
+                self.up()
+                raise
 
 
 class _Watched(MutableMapping[str, Any], dict[str, Any]):  # type: ignore[misc, metaclass]

@@ -156,8 +156,9 @@ class Routing:
                 self._ready()
             self._turns.append(stage)
             try:
-                self.store.to(stage)
-                self._follow()
+                with _own_mode():
+                    self.store.to(stage)
+                    self._follow()
                 with room_to_compile():
                     yield
             finally:
@@ -167,7 +168,8 @@ class Routing:
     def _after(self) -> None:
         """After a call: back to the stage of the call around it, or to rest."""
         if self._turns:
-            self.store.to(self._turns[-1])
+            with _own_mode():
+                self.store.to(self._turns[-1])
             return
         try:
             self._rest()
@@ -177,12 +179,13 @@ class Routing:
 
     def _rest(self) -> None:
         assert self._known is not None
-        self.store.rest()
+        with _own_mode():
+            self.store.rest()
         self._known.guard.up()
 
     def _looked(self) -> None:
         """Somebody looks at parameters between calls: they are to be dense in every respect."""
-        with self._lock:
+        with self._lock, _own_mode():
             self.store.settle()
 
     def _ready(self) -> None:
@@ -211,22 +214,32 @@ class Routing:
         check_groups(self._denoiser)
         if self._known is None or not self._known.holds():
             self._known = Known(self._denoiser, self._anatomy, self._looked)
-        return self._open()
+        with _own_mode():
+            return self._open()
 
     def _close(self) -> None:
         """All is dense, and lies where the rest of the denoiser does."""
-        store, self._store = self._store, None
-        if store is not None and self._known is not None:
+        if self._store is not None and self._known is not None:
             self._known.guard.down()
-            store.close()
-            if _offloaded(self._denoiser):
-                self._known.follow()
+            with _own_mode():
+                self._store.close()
+                if _offloaded(self._denoiser):
+                    self._known.follow()
+        self._store = None  # now that it has, and not where it failed
 
     def _follow(self) -> None:
         """Move what is in place where the rest went: accelerate's hook moves nothing where the first parameter is there
         already."""
         if _offloaded(self._denoiser) and self._known is not None and self._known.moved():
             self._known.follow()
+
+
+@contextmanager
+def _own_mode() -> Iterator[None]:
+    """Weights are made and moved in one mode, whichever a call comes in: memory of PyTorch's inference mode cannot be
+    written to in any other."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 _CALL, _COMPILED = "_call_impl", "_compiled_call_impl"

@@ -130,9 +130,11 @@ class CompactStore:
                 index, spare = now.argsort()[order].to(values.device), self._spare.pop(values.shape, None)
                 moved = torch.empty_like(values) if spare is None else spare
                 rows_first = row_dimension(submodule(self._denoiser, rows.module), leaf)
+                own = name in self._orders  # memory of this store's; what others have seen may be theirs by now
                 self._orders[name] = (torch.index_select(values, rows_first, index, out=moved), order)
                 parameter.data = moved
-                self._spare[values.shape] = values
+                if own:
+                    self._spare[values.shape] = values
             parameter.data = self._orders.get(name, (values, now))[0]
 
 
