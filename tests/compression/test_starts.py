@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from tests.helpers.pipelines import CASES, made
-from tests.helpers.tiny import joint
+from tests.helpers.tiny import CALL, LITTLE, joint, settings, tiny
 
+from diff_es import Depth, Granularity, Method, Width, compress
 from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.settings import Levers
 from diff_es.compression.starts import straightest
@@ -56,3 +58,23 @@ def test_what_a_step_misses_is_the_same_in_the_states_of_every_sampler() -> None
     assert np.isinf(ddim[np.tril_indices(len(ddim))]).all()
     assert ddim[later] == pytest.approx(euler[later], rel=2e-3)
     assert ddim.diagonal(1) == pytest.approx(np.zeros(len(ddim) - 1), abs=1e-4)
+
+
+def test_a_budget_below_the_deepest_level_of_all_is_kept_by_another() -> None:
+    """Where the deepest skips blocks, and costs more than the thinnest that skips none."""
+    method = Method(Width(4, dense=(), depth=Depth()), granularity=Granularity.WHOLE)
+    fast = compress(tiny(), 0.42, settings(**{**LITTLE, "search_noises": 2}, method=method))
+    assert fast.report.macs_ratio <= 0.42
+
+
+def test_a_share_of_many_digits_is_kept() -> None:
+    fast = compress(tiny(), 0.3333333333, joint(**{**LITTLE, "search_noises": 2}))
+    assert fast.report.macs_ratio <= 0.3333333333
+
+
+def test_steps_are_those_of_the_sampler_however_often_each_calls_the_denoiser() -> None:
+    pipe = tiny(scheduler=HeunDiscreteScheduler)
+    own = settings(**{**LITTLE, "search_noises": 2}, stages=2, sampling=replace(CALL, num_inference_steps=5))
+    report = compress(pipe, 0.7, own).report
+    assert (sum(report.steps), len(report.timesteps)) == (5, 5)
+    assert len(set(report.timesteps)) == 5

@@ -63,6 +63,8 @@ def result_of(
     candidate, settings, reporter = found.candidate, ready.settings, reporter or Reporter(quiet=True)
     plans = tuple(ready.library.plan(stage, levels) for stage, levels in enumerate(candidate.levels))
     timesteps = ready.timesteps(candidate)
+    # the user's own once each, however often a step calls the denoiser there
+    steps_at = tuple(dict.fromkeys(ready.trace.timesteps)) if timesteps is None else timesteps
     compact = own = to_own = None
     if isinstance(placement, Compact):
         plans, compact = compacted(ready, found, placement, reporter)
@@ -80,8 +82,8 @@ def result_of(
         finalists=found.finalists,
         history=found.history,
         evaluations=found.evaluations,
-        steps=ready.steps(candidate),
-        timesteps=ready.trace.timesteps if timesteps is None else timesteps,
+        steps=ready.stages.steps(steps_at),
+        timesteps=steps_at,
         reference_timesteps=ready.reference,
         macs_by_level=ready.macs.options,
         units=tuple(unit.name for unit in ready.units),

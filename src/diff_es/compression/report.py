@@ -35,7 +35,7 @@ class SearchReport:
     held_out_error: float | None  # standard error of that mean; None: of one probe
     finalists: tuple[Judged, ...]  # the winner first
     history: tuple[Generation, ...]
-    evaluations: int  # candidates that were run
+    evaluations: int  # candidates that were run, those of the table of sensitivities among them
     steps: tuple[int, ...]  # of the sampler, in each stage
     timesteps: tuple[float, ...]
     reference_timesteps: tuple[float, ...] | None  # of the run that results are compared with; None: the user's own

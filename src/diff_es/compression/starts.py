@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
-from ..search import Candidate, Space, mosaic
+from ..search import Candidate, NoneFits, Space, mosaic
 from ..solvers.ays import published
 from ..trajectory.shortest import COEFFICIENTS, cheapest
 from ..trajectory.timesteps import by_hand
@@ -26,7 +26,9 @@ def starts(ready: Study, spaces: Sequence[Space], table: Sensitivity, evaluator:
         found.append(space.repair(table.best(space), rng))
     for space in spaces:
         if ready.costs.choices is None:
-            found += [*space.starts(rng), space.repair(mosaic(space, ready.statistics.change), rng)]
+            found += space.starts(rng)
+            with suppress(NoneFits):  # where the deepest level is not the cheapest, and no budget for it
+                found.append(space.repair(mosaic(space, ready.statistics.change), rng))
             continue
         found += [space.repair(table.best(space, coherent=True), rng), *space.starts(rng)]
         share = space.budget / ready.costs.dense
@@ -67,7 +69,7 @@ def _affordable(ready: Study, share: float) -> int:
     """How many steps of the dense model a share of the cost holds; 0 where it may not run, or steps are set."""
     if ready.path is None or ready.costs.choices is None or 0 in ready.costs.barred:
         return 0
-    return math.floor(share * sum(ready.costs.steps) + 1e-9)
+    return ready.costs.space(share).budget * sum(ready.costs.steps) // ready.costs.dense
 
 
 def _stepping(ready: Study, timesteps: Sequence[float]) -> Candidate:

@@ -60,7 +60,7 @@ def _found(report: SearchReport, corrections: Corrections) -> list[tuple[str, st
     if not isinstance(report.budget.compute, MacsRatio):
         kept += f", {report.cost_ratio:.3f} of the time of its steps"
     memory = "" if report.budget.memory is None else f", {report.budget.memory}"
-    taken = f"{own} where the user takes {sampling.steps}" if report.reference_timesteps else f"{own}, the user's own"
+    taken = f"{own}, the user's own" if own == sampling.steps else f"{own} where the user takes {sampling.steps}"
     corrected = f", corrected along up to {max(map(len, corrections)) - 1} directions" if corrections else ""
     error = "" if report.held_out_error is None else f" ± {report.held_out_error:.2f}"
     kind = type(report.settings.measure).__name__
