@@ -23,7 +23,7 @@ from ..utils.limits import Batch, Count, Rounds, Several
 from ..utils.progress import Reporter
 from .cases import chosen, judged_by
 from .report import Case, Row
-from .rivals import Contender, contenders, random_rival, scheduled
+from .rivals import Contender, contenders, random_rival, searched
 from .sampling import Sampled, probes_of, sampled_all
 from .tiles_reference import Reference
 
@@ -135,9 +135,7 @@ def _field(
         entrants += contenders(study, one, rival, saved)
     entrants += [] if saved is None else _other_points(study, saved)
     if alone is not None:
-        for one in alone.found:
-            pruning = scheduled(alone.study, "pruning", one.limit, one.candidate, ())
-            entrants.append(replace(pruning, tried=one.evaluations))
+        entrants += [searched(alone.study, "pruning", one, corrected=False) for one in alone.found]
     return entrants
 
 

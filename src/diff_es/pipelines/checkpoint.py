@@ -86,15 +86,17 @@ def check_part(place: Path, kind: Any, where: str) -> None:
         UnsupportedModel: weights, a configuration or a vocabulary are missing.
     """
     if issubclass(kind, nn.Module):
-        if not _weights_in(place):
-            raise UnsupportedModel(where, expected="a .safetensors file of its weights", found="none", remedy=AGAIN)
-        read_json(place / "config.json", where, "a configuration")
+        _files_of_model(place, where)
     elif kind.__module__.startswith("transformers."):
         _check_vocabulary(kind, place, where)
 
 
-def _weights_in(place: Path) -> list[Path]:
-    return [file for file in place.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file()]
+def _files_of_model(place: Path, where: str) -> tuple[list[Path], dict[str, Any]]:
+    """The files of its weights, and its configuration; raises as :func:`check_part` does."""
+    files = [file for file in place.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file()]
+    if not files:
+        raise UnsupportedModel(where, expected="a .safetensors file of its weights", found="none", remedy=AGAIN)
+    return files, read_json(place / "config.json", where, "a configuration")
 
 
 def load_part(place: Path, kind: Any, dtype: torch.dtype, where: str) -> Any:
@@ -104,11 +106,10 @@ def load_part(place: Path, kind: Any, dtype: torch.dtype, where: str) -> Any:
         UnsupportedModel: files that it cannot be made from, or weights that they do not hold.
     """
     expected, folder = f"the files of a {kind.__name__}", str(place)
-    check_part(place, kind, where)
     if not issubclass(kind, nn.Module):
+        check_part(place, kind, where)
         return attempted(where, expected, AGAIN, lambda: kind.from_pretrained(folder))
-    files, ours = _weights_in(place), issubclass(kind, ModelMixin)
-    config = read_json(place / "config.json", where, "a configuration")
+    (files, config), ours = _files_of_model(place, where), issubclass(kind, ModelMixin)
     as_dtype = {"torch_dtype" if ours else "dtype": dtype}
     with bounded(files, where):
         if ours:

@@ -37,11 +37,10 @@ def stage_reader(denoiser: nn.Module, stages: Stages) -> Callable[[Args, Kwargs]
 
     def stage_of(args: Args, kwargs: Kwargs) -> int:
         value = read(args, kwargs)
-        kind = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else torch.float32
-        if kind is torch.float64:
-            kind = torch.float32
+        coarse = isinstance(value, Tensor) and value.is_floating_point() and value.dtype is not torch.float64
+        kind = value.dtype if coarse else torch.float32
         if kind not in known:
-            known[kind] = handed(denoiser, torch.tensor(stages.boundaries, dtype=torch.float32).to(kind)).tolist()
+            known[kind] = _received(denoiser, stages.boundaries, kind)
         timestep = float(np.float32(float(value)))
         return sum(timestep <= boundary for boundary in known[kind])
 
@@ -58,14 +57,16 @@ def stage_at(denoiser: nn.Module, stages: Stages) -> Callable[[float], int]:
     kinds = {parameter.dtype for parameter in denoiser.parameters() if parameter.is_floating_point()}
     kind = torch.float32 if kinds <= {torch.float32, torch.float64} else torch.bfloat16
 
-    def received(timesteps: Sequence[float]) -> list[float]:
-        values: list[float] = handed(denoiser, torch.tensor(timesteps, dtype=torch.float64).float().to(kind)).tolist()
-        return values
-
-    boundaries = received(stages.boundaries)
+    boundaries = _received(denoiser, stages.boundaries, kind)
 
     def stage_of(timestep: float) -> int:
-        (value,) = received([timestep])
+        (value,) = _received(denoiser, [timestep], kind)
         return sum(value <= boundary for boundary in boundaries)
 
     return stage_of
+
+
+def _received(denoiser: nn.Module, timesteps: Sequence[float], kind: torch.dtype) -> list[float]:
+    """Timesteps of a scheduler, which has them in float32, as the denoiser receives them in a precision."""
+    values: list[float] = handed(denoiser, torch.tensor(timesteps, dtype=torch.float32).to(kind)).tolist()
+    return values

@@ -84,6 +84,12 @@ def scheduled(
     return Contender(name, budget, study.macs.ratio(candidate), runner, study.costs.ratio(candidate))
 
 
+def searched(study: Study, name: str, found: Found, *, corrected: bool) -> Contender:
+    """What a search found, by the study's own library, with its steps corrected or not."""
+    schedule = scheduled(study, name, found.limit, found.candidate, None if corrected else ())
+    return replace(schedule, tried=found.evaluations)
+
+
 def _uniform(study: Study, budget: float) -> Contender:
     """The same of every layer, to within one channel where MACs are counted; a level where they are not all there is:
     widths between the levels have no price."""
@@ -139,11 +145,9 @@ def contenders(
         with suppress(NoneFits):
             rivals.append(pruned(study, budget))
     if random is not None:
-        drawn = scheduled(study, "random", budget, random.candidate, None if random.corrected else ())
-        rivals.append(replace(drawn, tried=random.evaluations))
-    ours = scheduled(study, "diff-es", budget, found.candidate, () if saved or not found.corrected else None)
-    ours = ours if saved is None else replace(ours, runner=saved.runner("diff-es", sampling, study.placement))
-    rivals.append(replace(ours, tried=found.evaluations))
+        rivals.append(searched(study, "random", random, corrected=random.corrected))
+    ours = searched(study, "diff-es", found, corrected=found.corrected and saved is None)
+    rivals.append(ours if saved is None else replace(ours, runner=saved.runner("diff-es", sampling, study.placement)))
     return tuple(rivals)
 
 
