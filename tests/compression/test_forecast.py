@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,17 +15,20 @@ from torch import nn
 
 from diff_es import DiffESError, Forecast, Levers, Run, Settings, compress, forecast
 from diff_es.compression.evaluator import Evaluator
+from diff_es.compression.forecast import machine_of
 from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.simulation import simulate
 from diff_es.compression.study import study, wanted_of
 from diff_es.compression.survey import survey
 from diff_es.layers import Anatomy, Plan, Weights
+from diff_es.pipelines.families import Pipeline
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import denoiser_of, sample
 from diff_es.pruning.budget import Budget
 from diff_es.pruning.calibration import calibrate
 from diff_es.routing.realise import realise
 from diff_es.scoring import fitness
+from diff_es.scoring.fidelity import ImagePSNR
 from diff_es.scoring.journal import Journal
 from diff_es.utils.progress import Reporter
 
@@ -105,6 +109,27 @@ def test_the_weights_that_a_table_lays_out_are_foretold(room: int, monkeypatch: 
     sensitivity(ready, Evaluator(ready, Journal(None, {}, resume=False)), QUIET)
     assert sizes
     assert simulate(surveyed, room).sensitivity.laid_out == pytest.approx(sum(sizes), rel=0.02)
+
+
+def test_the_images_that_a_table_compares_are_foretold_and_priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, view = list[int](), ImagePSNR.view
+
+    def noted(self: ImagePSNR, pipe: Pipeline, latents: torch.Tensor) -> torch.Tensor:
+        seen.append(len(latents))
+        return view(self, pipe, latents)
+
+    monkeypatch.setattr(ImagePSNR, "view", noted)
+    surveyed = survey(tiny(), replace(SEARCHES["levels"], measure=ImagePSNR()), QUIET, Budget.of(0.7))
+    ready = study(surveyed, QUIET)
+    seen.clear()
+    sensitivity(ready, Evaluator(ready, Journal(None, {}, resume=False)), QUIET)
+    found = simulate(surveyed).sensitivity
+    assert found.compared == sum(seen) > 0
+    machine = machine_of(surveyed)
+    free = replace(machine.speed, look=0.0).seconds(found, surveyed.counter.dense())
+    assert machine.speed.look > 0
+    priced = machine.speed.seconds(found, surveyed.counter.dense())
+    assert priced == pytest.approx(free + machine.speed.look * found.compared)
 
 
 @pytest.mark.parametrize("name", ["SD", "Wan"])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from tests.helpers.in_use import halves, image_of, made_of, result_of
+from tests.helpers.in_use import halves, image_of, made_of, result_of, slim_of, stages_of
 
 from diff_es import Compact, Compressed, Resident, Streamed
-from diff_es.layers import Cut, Plan
+from diff_es.layers import DENSE, Cut, Plan
 from diff_es.pipelines.sampling import denoiser_of
 from diff_es.routing.placements import Placed
 
@@ -63,6 +64,36 @@ def test_what_others_hold_of_the_weights_stays_as_it_was(name: str, placement: P
         assert_equal(values, before)
     assert_equal(values, before)
     assert torch.equal(image_of(name, other), dense)
+
+
+@pytest.mark.parametrize("order", [(0, 0), (0, 1), (0, 1, 2, 0), (1, 2, 1, 0)], ids=str)
+@pytest.mark.parametrize("placement", [Resident(), Streamed(), Compact()], ids=lambda one: type(one).__name__)
+def test_a_gradient_through_several_stages_is_right_or_refused(placement: Placed, order: tuple[int, ...]) -> None:
+    """The first and the last stage are pruned, the one between them is not; PyTorch says which weights are gone."""
+    pipe = made_of("DiT")
+    first, _, last = slices("DiT", pipe).plans
+    plans = [first, DENSE, last]
+    fast, times = result_of("DiT", pipe, plans), [999.0, *stages_of("DiT").boundaries]
+    wanted = gradient([slim_of(pipe, plans[stage]) for stage in order], [times[stage] for stage in order])
+    with fast.routed(pipe, placement):
+        try:
+            found = gradient([pipe] * len(order), [times[stage] for stage in order])
+        except RuntimeError as refused:
+            if isinstance(placement, Resident) or len(set(order)) == 1 or "by an inplace operation" not in str(refused):
+                raise
+        else:
+            assert torch.equal(found, wanted)
+
+
+def gradient(pipes: Sequence[Any], times: Sequence[float]) -> torch.Tensor:
+    """Of a sample that goes through the denoisers one after the other."""
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sample, labels = start, torch.tensor([0, 1])
+    for pipe, time in zip(pipes, times, strict=True):
+        sample = sample + denoiser_of(pipe)(sample, torch.tensor([time] * 2), labels).sample[:, :4]
+    sample.square().sum().backward()
+    assert start.grad is not None
+    return start.grad
 
 
 def test_a_store_that_cannot_close_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def machine_of(surveyed: Survey) -> Machine:
     held, before = held_memory(device), peak_memory(device)
     chosen = None if surveyed.path is None else surveyed.path.timesteps
     own = surveyed.pipe, surveyed.counter, surveyed.units, surveyed.settings.sampling
-    speed = measured_speed(*own, surveyed.stages, chosen)
+    speed = measured_speed(*own, surveyed.stages, surveyed.settings.measure, chosen)
     peak = peak_memory(device)
     slim = sum(surveyed.counter.slim_bytes(unit, len(unit.options) // 2)[0] for unit in surveyed.units)
     working, algebra = max(0, peak - held - slim) if peak > before else 0, _algebra(surveyed)

@@ -35,13 +35,15 @@ class Tally:
     """What was run, or would have been.
 
     ``batches`` are denoiser calls, of ``calls`` samples in all, which compute ``macs`` at their levels, with weights of
-    which ``laid_out`` bytes had to be copied for it; what is re-solved runs as the library holds it.
+    which ``laid_out`` bytes had to be copied for it; what is re-solved runs as the library holds it. ``compared`` are
+    results that were looked at as the measure does.
     """
 
     calls: int = 0
     batches: int = 0
     macs: int = 0
     laid_out: int = 0
+    compared: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         own, others = vars(self), vars(other)
@@ -87,7 +89,8 @@ class Imagined(Fitness):
         self._heap.close()  # nothing is computed
 
     def _learn(self, chunk: int, reference: Sequence[float] | None) -> Tensor:
-        """Of the reference, its calls alone."""
+        """Of the reference, its calls and the look at it."""
+        self._tally.compared += len(self._chunks[chunk])
         if self._path is None:
             self._run(chunk, Candidate.of([(0,) * len(self._library.units)] * len(self._stages)), corrected=False)
         else:
@@ -115,6 +118,7 @@ class Imagined(Fitness):
 
     def _scores(self, chunk: int, candidate: Candidate, *, corrected: bool = True) -> Tensor:
         self._run(chunk, candidate, corrected=corrected)
+        self._tally.compared += len(self._chunks[chunk])
         steps = candidate.steps if candidate.chooses_steps else self._own
         error = 1e-6
         for stage, (count, levels) in enumerate(zip(steps, candidate.levels, strict=True)):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..layers import Plan, Weights
 from ..pipelines.denoiser import device_of
@@ -29,6 +30,7 @@ from ..trajectory.stages import Stages
 from ..trajectory.timesteps import Timesteps
 from ..utils.calls import Args, Kwargs
 from ..utils.malloc import Kept
+from .fidelity import Measure
 from .imagined import Tally
 
 _ROUNDS, _SECONDS = 3, 1.0
@@ -40,8 +42,8 @@ class Speed:
     """Of a pipeline on its device, in seconds.
 
     A dense denoiser call takes ``call`` and ``sample`` for each of its samples, of which pruning leaves ``fixed_call``
-    and ``fixed_sample`` at the least, were no MACs left. A step of the routed pipeline takes ``step`` besides, and a
-    byte of weights that is laid out ``byte``.
+    and ``fixed_sample`` at the least, were no MACs left. A step of the routed pipeline takes ``step`` besides, a byte
+    of weights that is laid out ``byte``, and a result that is compared ``look``, decoding included where images are.
     """
 
     call: float
@@ -50,6 +52,7 @@ class Speed:
     fixed_sample: float
     step: float
     byte: float
+    look: float
 
     def seconds(self, work: Tally, dense: int) -> float:
         """How long some work takes, where a dense call of one sample computes ``dense`` MACs."""
@@ -57,7 +60,7 @@ class Speed:
         dense_calls = self.call * work.batches + self.sample * work.calls
         fixed = self.fixed_call * work.batches + self.fixed_sample * work.calls
         calls = fixed + (dense_calls - fixed) * spent
-        return calls + self.step * work.batches + self.byte * work.laid_out
+        return calls + self.step * work.batches + self.byte * work.laid_out + self.look * work.compared
 
 
 @torch.no_grad()
@@ -67,10 +70,12 @@ def measured_speed(
     units: Sequence[Unit],
     sampling: Sampling,
     stages: Stages,
+    measure: Measure,
     chosen: Timesteps | None = None,
 ) -> Speed:
     """Time a dense call and one with all units at their middle levels, in turn, of a batch and of one sample, and a run
-    as a search makes it whose calls answer at once: routed, and with timesteps of its own where these are ``chosen``.
+    as a search makes it whose calls answer at once: routed, and with timesteps of its own where these are ``chosen``;
+    and what ``measure`` takes to compare its results.
 
     The pipeline is as it was afterwards.
     """
@@ -92,12 +97,13 @@ def measured_speed(
         if sampling.batch > 1:
             alone = timed(*first_call(pipe, replace(sampling, batch=1)))
         store = ResidentStore(denoiser, laid_out * len(stages))
-        step = _idle(pipe, sampling, answer, Routing(denoiser, stages, lambda: store), chosen)
+        step, latents = _idle(pipe, sampling, answer, Routing(denoiser, stages, lambda: store), chosen)
+        look = _look(pipe, measure, latents)
     share = saved / counter.dense()
     dense, pruned = (_parts(many, one, sampling.batch) for many, one in zip(whole, alone, strict=True))
     fixed_call, fixed_sample = (_fixed(own, left, share) for own, left in zip(dense, pruned, strict=True))
     byte = laying / 1e9 / max(1, laid_out[0].bytes)
-    return Speed(*dense, fixed_call, fixed_sample, step, byte)
+    return Speed(*dense, fixed_call, fixed_sample, step, byte, look)
 
 
 def _timed(denoiser: Denoiser, switch: Switch, slim: Content | None, args: Args, kwargs: Kwargs) -> tuple[float, float]:
@@ -137,9 +143,18 @@ def _parts(many: float, one: float, batch: int) -> tuple[float, float]:
     return many - each * batch, each
 
 
-def _idle(pipe: Pipeline, sampling: Sampling, answer: object, routing: Routing, chosen: Timesteps | None) -> float:
-    """Seconds of a step whose denoiser call gives ``answer`` at once."""
-    denoiser, steps, encodings = denoiser_of(pipe), 0, Encodings()
+def _look(pipe: Pipeline, measure: Measure, latents: Tensor) -> float:
+    """Seconds of a result that is compared, one of a batch."""
+    device, reference = device_of(denoiser_of(pipe)), measure.view(pipe, latents)
+    taken = [nanoseconds(device, lambda: measure.closeness(reference, measure.view(pipe, latents))) for _ in range(2)]
+    return min(taken) / 1e9 / len(latents)
+
+
+def _idle(
+    pipe: Pipeline, sampling: Sampling, answer: object, routing: Routing, chosen: Timesteps | None
+) -> tuple[float, Tensor]:
+    """Seconds of a step whose denoiser call gives ``answer`` at once; and what comes out of it."""
+    denoiser, steps, encodings, latents = denoiser_of(pipe), 0, Encodings(), torch.empty(0)
     probes, device = make_probes(pipe, sampling.batch, 0, "timing"), device_of(denoiser)
 
     def at_once(*args: object, **kwargs: object) -> object:
@@ -148,13 +163,14 @@ def _idle(pipe: Pipeline, sampling: Sampling, answer: object, routing: Routing, 
         return answer
 
     def run() -> None:
+        nonlocal latents
         with ExitStack() as stack:
             if chosen is not None:
                 stack.enter_context(stepped(pipe, chosen, sampling.steps))
             stack.enter_context(attached(routing))
             stack.enter_context(intercepted(denoiser, lambda _: at_once))
             stack.enter_context(encoded_once(pipe, encodings))
-            sample(pipe, probes, sampling)
+            latents = sample(pipe, probes, sampling)
 
     idle = min(nanoseconds(device, run) for _ in range(_ROUNDS))
-    return idle / 1e9 / (steps / _ROUNDS)
+    return idle / 1e9 / (steps / _ROUNDS), latents

@@ -82,13 +82,15 @@ class CompactStore:
         for layers in self._outputs:
             for layer in layers:
                 cut = plan.cuts.get(layer.name)
-                self._reorder(layer, torch.arange(layer.groups) if cut is None else cut.kept)
+                kept = torch.arange(layer.groups) if cut is None else cut.kept
+                self._reorder(layer, kept)
+                for rows, leaf, parameter in fed_by(self._denoiser, layer):
+                    # of a layer that stays whole too: a backward pass finds what its stage ran with, or that it is gone
+                    name, count = f"{rows.module}.{leaf}", rows.chunks * len(kept) * (rows.width or layer.width)
+                    rows_first = row_dimension(submodule(self._denoiser, rows.module), leaf)
+                    tensors[name] = self._values(name, parameter).narrow(rows_first, 0, count)
                 if cut is not None:
-                    for rows, leaf, parameter in fed_by(self._denoiser, layer):
-                        count = rows.chunks * len(cut.kept) * (rows.width or layer.width)
-                        rows_first = row_dimension(submodule(self._denoiser, rows.module), leaf)
-                        tensors[f"{rows.module}.{leaf}"] = parameter.data.narrow(rows_first, 0, count)
-                    counts |= layer.sizes(len(cut.kept))
+                    counts |= layer.sizes(len(kept))
                     picks |= placed_picks(self._denoiser, layer, cut)
             merged = merge(self._denoiser, layers, plan)
             self._active += sum(tensor.nbytes for tensor in merged.values())
@@ -116,6 +118,10 @@ class CompactStore:
         """Of the merged projections of the stage before."""
         self._switch.put({})
         self._current, self._content, self._active = None, {}, 0
+
+    def _values(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """A parameter's values as they are ordered now: the tensor that is written to, as autograd counts it."""
+        return self._orders[name][0] if name in self._orders else parameter.data
 
     def _reorder(self, layer: Layer, kept: Tensor) -> None:
         """Put the rows of the groups that stay first, each part of the others in its own order behind them."""
