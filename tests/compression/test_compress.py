@@ -288,6 +288,14 @@ def test_a_pipeline_in_training_mode_or_of_another_class_is_refused() -> None:
         compress(None, MACS, settings())  # type: ignore[arg-type]
 
 
+def test_autocast_around_a_search_is_refused_before_anything_runs() -> None:
+    pipe = tiny()
+    runs = pipe.transformer.register_forward_hook(lambda *_: pytest.fail("it ran"))
+    with torch.autocast("cpu"), pytest.raises(DiffESError, match=r"expected no autocast around it.*load the pipeline"):
+        compress(pipe, MACS, settings())
+    runs.remove()
+
+
 def test_a_routed_pipeline_is_not_compressed_again(fast: Compressed) -> None:
     pipe = tiny()
     with fast.routed(pipe), pytest.raises(DiffESError, match="routed already"):

@@ -94,6 +94,7 @@ def wan(**changes: Any) -> WanAttention:
         (lambda: LTXAttention(14, 2, 2, 7), [""], "belong to two heads"),
         (lambda: Flux2Attention(16, 2, 8), [""], "declare its heads"),
         (lambda: nn.MultiheadAttention(16, 2), [""], "nn.MultiheadAttention"),
+        (lambda: wrapped(Attention(16, heads=2), "to_out", nn.Identity()), [""], "no output projection of its own"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused_with_a_reason(

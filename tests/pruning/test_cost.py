@@ -22,7 +22,7 @@ from diff_es.routing.realise import realise
 from diff_es.routing.switch import Switch
 from diff_es.search import Candidate, NoneFits, StageChoice
 from diff_es.search.mosaic import middle_phase, mosaic
-from diff_es.utils.errors import BudgetOutOfReach
+from diff_es.utils.errors import BudgetOutOfReach, UnsupportedModel
 from diff_es.utils.progress import Reporter
 
 laws = settings(max_examples=60, deadline=None)
@@ -88,6 +88,16 @@ def test_macs_of_any_widths_equal_those_counted_by_hand(activation: str) -> None
         assert counter.thinned(kept) == by_hand(model, anatomy, cut_to(anatomy, kept))
     assert counter.thinned(tuple(layer.groups for layer in anatomy.layers)) == counter.dense()
     assert all(not parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_network_that_is_not_its_configuration_s_is_refused_and_counted_once_it_is() -> None:
+    model, whole = denoiser(), denoiser()
+    model.transformer_blocks = model.transformer_blocks[:2]
+    with pytest.raises(UnsupportedModel, match=r"transformer_blocks\.2\..*: not there, and .*register_to_config"):
+        MacCounter(model, discover(model), TRACE)
+    model.register_to_config(num_layers=2)
+    counter = MacCounter(whole, discover(whole), TRACE, bypass=False)
+    assert MacCounter(model, discover(model), TRACE).dense() == counter.skipping(["transformer_blocks.2"])
 
 
 def test_the_hand_count_of_one_attention_layer_is_the_textbook_one() -> None:

@@ -16,6 +16,7 @@ from tests.helpers.tiny import CALL, assert_same, settings, snapshot, tiny
 from torch import Tensor, nn
 
 from diff_es import DiffESError, Method, Run, Width, compress
+from diff_es.evaluation.demo import settings_of
 from diff_es.evaluation.inspection import inspect
 from diff_es.layers import Kind, Layer, discover
 from diff_es.pipelines.families import Sampling
@@ -103,3 +104,7 @@ def test_what_was_measured_is_kept_and_a_resume_does_not_measure_again(slow_when
     again = compress(tiny(), 0.9, chosen, run=Run(journal=journal, resume=True))  # here nothing is slow any more
     assert again.report.settings == first.report.settings
     assert again.schedule == first.schedule
+    goes_on, begins = settings_of(0, journal).method.ladder, settings_of(0, tmp_path / "none.jsonl").method.ladder
+    assert isinstance(goes_on, Width)
+    assert isinstance(begins, Width)
+    assert (goes_on.dense, begins.dense) == (ladder.dense, None), "so does the demo"

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from tests.helpers.in_use import made_of, result_of, sampling_of
+from tests.helpers.in_use import load_ip_adapter, made_of, result_of, sampling_of
 from tests.helpers.tiny import LITTLE, settings
 
 from diff_es import ArtefactError, Compressed, DiffESError, Method, UnsupportedModel, Width, compress
@@ -128,6 +128,17 @@ def test_an_adapter_in_a_skipped_block_is_refused(compressed: Compressed) -> Non
         pass
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=[f"{block}.attn1.to_q"]))
     message = rf"{re.escape(block)}\.attn1\.to_q: .*found an adapter in a block that is skipped.*unload adapters"
+    with pytest.raises(ArtefactError, match=message), skipping.routed(pipe):
+        pass
+
+
+def test_an_image_adapter_in_a_skipped_block_is_refused(compressed: Compressed) -> None:
+    """Its picture would change nothing."""
+    pipe = made_of("SD")
+    blocks = [block.name for block in discover(pipe.unet).blocks if "transformer_blocks" in block.name]
+    skipping = replace(compressed, plans=(Plan(bypasses={blocks[0]: None}),) * len(compressed.plans))
+    load_ip_adapter(pipe)
+    message = rf"{re.escape(blocks[0])}\.attn2: .*found an adapter in a block that is skipped"
     with pytest.raises(ArtefactError, match=message), skipping.routed(pipe):
         pass
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..layers import Plan, adapted, anatomy_of, fingerprint
+from ..layers import Plan, adapted, anatomy_of, fingerprint, image_adapters
 from ..pipelines.supported import check_module
 from ..routing.realise import check_plan
 from ..utils.errors import ArtefactError, several
@@ -29,7 +29,7 @@ def check_base(denoiser: nn.Module, result: Sequence[Plan], base: str) -> None:
     refused = {refusal.name: refusal.reason for refusal in anatomy.refusals if refusal.name in pruned}
     inside = "an adapter in a block that is skipped"
     wrapped = adapted(denoiser)
-    refused |= {name: inside for name in wrapped if name.startswith(skipped)}
+    refused |= {name: inside for name in (*wrapped, *image_adapters(denoiser)) if name.startswith(skipped)}
     if refused:  # which were none when it was compressed
         remedy = "Undo what changed them: unload adapters before routing, or fuse them and compress again."
         on = [name for name in wrapped if name.startswith(tuple(f"{layer}." for layer in refused))]

@@ -87,9 +87,10 @@ def _grouped(tensors: Mapping[str, Tensor], where: str) -> dict[tuple[str, str],
     """Tensors named KIND/NAME/PART by kind and name, then by part."""
     grouped = dict[tuple[str, str], dict[str, Tensor]]()
     for key, tensor in tensors.items():
-        if key.count("/") != 2:
+        kind, _, rest = key.partition("/")
+        name, _, part = rest.rpartition("/")  # names of modules may hold some, too
+        if not name:
             raise _unfit(f"{where}, {key[:80]}", "a tensor named KIND/NAME/PART", "another name")
-        kind, name, part = key.split("/")
         grouped.setdefault((kind, name), {})[part] = tensor
     return grouped
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from itertools import accumulate
 
+import torch
 from torch import nn
 
 from ..layers import Anatomy, anatomy_of, fingerprint
@@ -230,7 +231,11 @@ def _units(anatomy: Anatomy, settings: Settings, reporter: Reporter) -> tuple[Un
 
 
 def _anatomy(denoiser: nn.Module, settings: Settings) -> Anatomy:
-    """What can be pruned in a dense denoiser, if there is what these settings need."""
+    """What can be pruned in a dense denoiser, if there is what these settings need, and nothing around the call lowers
+    the precision of what is summed and solved."""
+    if torch.is_autocast_enabled(device_of(denoiser).type):
+        remedy = "Leave the context; load the pipeline in the type that it is to compute in. Results run in autocast."
+        raise DiffESError("compress", expected="no autocast around it", found="torch.autocast", remedy=remedy)
     if routing_of(denoiser) is not None:
         remedy = "Leave the `routed` context, or call `remove(pipe)`, first."
         raise DiffESError("pipe", expected="a dense pipeline", found="one that is routed already", remedy=remedy)

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..compression.compress import open_journal, result_of
+from ..compression.compress import began_with, open_journal, result_of
 from ..compression.evaluator import Evaluator
 from ..compression.evolve import evolve
 from ..compression.sensitivity import sensitivity
 from ..compression.settings import Levers, Settings
 from ..compression.starts import by_rule
 from ..compression.study import Study, prepare
-from ..compression.survey import survey
+from ..compression.survey import as_measured, survey
 from ..pipelines.families import Pipeline, Sampling
 from ..pipelines.loading import load
 from ..pruning.budget import Budget, MacsRatio
@@ -60,10 +60,11 @@ def run_demo(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, 
 def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, object], Story]:
     start, journals = time.monotonic(), folder / "journals"
     resumed = any(journals.glob("*.jsonl"))
-    pipe, settings = load("bundled"), replace(SETTINGS, seed=seed)
+    pipe, searched = load("bundled"), journals / f"search-{seed}.jsonl"
+    settings = settings_of(seed, searched)
     say_first(pipe, settings, reporter)
     ready = prepare(pipe, settings, reporter, Budget(MacsRatio(min(BUDGETS))))
-    evaluator = Evaluator(ready, open_journal(ready, journals / f"search-{seed}.jsonl", reporter, resume=True))
+    evaluator = Evaluator(ready, open_journal(ready, searched, reporter, resume=True))
     table = sensitivity(ready, evaluator, reporter)
     found = evolve(ready, BUDGETS, evaluator, table, reporter)
     for one in found:
@@ -75,6 +76,12 @@ def _run(folder: Path, seed: int, reporter: Reporter) -> tuple[Mapping[str, obje
     story = tell(ready, "bundled tiles DiT", found, evaluation, EXTENT, made)
     side_by_side(evaluation).save(folder / PICTURE)
     return publish(folder, story), story
+
+
+def settings_of(seed: int, journal: Path) -> Settings:
+    """The demo's, with what was measured when the search of a journal began: a second measurement might differ."""
+    settings, begun = replace(SETTINGS, seed=seed), began_with(journal)
+    return settings if begun is None else as_measured(settings, begun.method)
 
 
 def say_first(pipe: Pipeline, settings: Settings, reporter: Reporter) -> None:

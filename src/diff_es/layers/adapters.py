@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import IPAdapterTimeImageProjection, MultiIPAdapterImageProjection
 from torch import nn
 
@@ -37,9 +39,13 @@ def base_parameters(denoiser: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def image_adapters(denoiser: nn.Module) -> tuple[str, ...]:
     """The names of the attention layers whose processor has weights of its own, as an IP-Adapter gives them."""
-    own = (plain_name(name) for name, _ in denoiser.named_parameters())
-    found = (name.partition(".processor.") for name in own)
-    return tuple(dict.fromkeys(layer for layer, inside, _ in found if inside))
+    return tuple(plain_name(name) for name, module in denoiser.named_modules() if _processed(module))
+
+
+def _processed(module: nn.Module) -> bool:
+    """Whether it is an attention layer of diffusers whose processor has weights; others' parts may have that name."""
+    processor = module._modules.get("processor") if isinstance(module, Attention | AttentionModuleMixin) else None
+    return processor is not None and any(True for _ in processor.parameters())
 
 
 def _added(denoiser: nn.Module) -> Iterator[str]:
@@ -49,5 +55,5 @@ def _added(denoiser: nn.Module) -> Iterator[str]:
         if isinstance(module, _IMAGE):
             yield name
         added = [fused for fused, own in _FUSED.items() if fused in children and own in children]
-        added += ["processor"] if "processor" in children else []
+        added += ["processor"] if _processed(module) else []
         yield from (f"{name}.{child}".lstrip(".") for child in added)

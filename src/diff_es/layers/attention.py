@@ -83,7 +83,7 @@ def obstacle(module: Attention) -> str | None:
         return "it attends jointly with a second stream (add_k_proj), which this version does not slim"
     if module.spatial_norm is not None:
         return "it has a spatial norm, which this version does not slim"
-    if module.to_out is None or module.pre_only:
+    if not isinstance(module.to_out, nn.ModuleList) or module.pre_only:
         return "it has no output projection of its own"
     for part in (module.to_q, module.to_k, module.to_v, module.to_out[0]):
         if type(part) is not nn.Linear:

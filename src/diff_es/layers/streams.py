@@ -45,6 +45,7 @@ class _Watch:
     def __init__(self, denoiser: nn.Module, block: Residual, found: dict[str, Block]) -> None:
         self._block, self._found = block, found
         self._hidden: Tensor | None = None
+        self._version: int | None = None  # of the hidden states, where PyTorch counts what is written to them
         self._own, self._derived = set[int](), set[int]()  # sides that layers read the hidden states, and others, by
         if not block.module:
             remedy = "Name the blocks inside it."
@@ -66,6 +67,7 @@ class _Watch:
     def _enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         given = args[0] if args else kwargs.get(self._names[0])
         self._hidden = given if isinstance(given, Tensor) else None
+        self._version = None if self._hidden is None or self._hidden.is_inference() else self._hidden._version
 
     def _inside(self, part: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Note which side of the hidden states a layer's channels are, if it reads these, or something made of them."""
@@ -85,8 +87,11 @@ class _Watch:
             self._derived |= {channels} & set(sides)
 
     def _leave(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
-        block = self._block
-        self._hidden, names = None, self._names
+        block, hidden, names = self._block, self._hidden, self._names
+        self._hidden = None
+        if hidden is not None and self._version is not None and hidden._version != self._version:
+            remedy = "Have it add to a tensor of its own, x = x + y in place of x += y, or leave it out."
+            raise wrong(block.module, "to leave the hidden states that it is given", "that it writes to them", remedy)
         given = dict(zip(names, args, strict=False)) | kwargs
         given |= {STREAMS[0]: given.get(names[0])}
         returned = dict(zip(block.returns, output, strict=False)) if block.returns else {STREAMS[0]: output}

@@ -6,6 +6,8 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
+from ..layers import base_parameters
+from ..utils.errors import UnsupportedModel
 from .quiet import hushed
 
 
@@ -26,8 +28,19 @@ def dtype_of(denoiser: nn.Module) -> torch.dtype:
 
 
 def meta_twin(denoiser: ModelMixin) -> ModelMixin:
-    """The same architecture without weights, on the meta device."""
+    """The same architecture without weights, on the meta device.
+
+    Raises:
+        UnsupportedModel: its modules are not those of its configuration.
+    """
     with hushed(), torch.device("meta"):
         twin: ModelMixin = type(denoiser).from_config(denoiser.config)
+    own = {name: tuple(parameter.shape) for name, parameter in base_parameters(denoiser)}
+    told = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
+    if odd := sorted(name for name in own | told if own.get(name) != told.get(name)):
+        found = f"{odd[0]}: {own.get(odd[0], 'not there')}, and {told.get(odd[0], 'none')} by the configuration"
+        remedy = "Say in the configuration what was changed by hand (denoiser.register_to_config), or change it back."
+        expected = "the modules of its configuration"
+        raise UnsupportedModel(type(denoiser).__name__, expected=expected, found=found, remedy=remedy)
     nn.Module.to(twin, device="meta", dtype=denoiser.dtype)
     return twin.eval()

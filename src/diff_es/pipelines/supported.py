@@ -52,7 +52,10 @@ def check_weights(denoiser: Denoiser, where: str) -> None:
     """Whether a denoiser has its own weights, stored as it computes with them; raises as :func:`check`."""
     check_groups(denoiser)
     if odd := stored_otherwise(denoiser):
-        remedy = "Load it anew in float32, bfloat16 or float16, without quantization and without layerwise casting."
+        remedy = (
+            "Load it anew in float32, bfloat16 or float16, without quantization and without layerwise casting; keep "
+            "what is of no such type in buffers (register_buffer)."
+        )
         raise UnsupportedModel(where, expected="weights as it computes with them", found=odd, remedy=remedy)
     if prompted := image_adapters(denoiser):
         found, remedy = f"an IP-Adapter's on {several(prompted)}", "Call pipe.unload_ip_adapter() first."

@@ -55,8 +55,8 @@ class Obs:
 
     Args:
         damping: added to H, relative to its mean diagonal.
-        rounds: floor(groups / rounds) groups, but at least one, go at a time; up to twice ``rounds`` groups go one by
-            one.
+        rounds: floor(groups / rounds) groups, but at least one, go at a time; fewer than twice ``rounds`` groups go one
+            by one.
     """
 
     damping: Damping = 0.01
@@ -116,7 +116,7 @@ class _Left:
         inverse, gram = self._blocks
         if self._width == 1:
             return gram[:, 0, 0] / inverse[:, 0, 0]
-        one = torch.eye(self._width, device=inverse.device)
+        one = torch.eye(self._width, dtype=inverse.dtype, device=inverse.device)
         inverse = torch.where(self._gone[:, None, None], one, inverse)  # what is left of these is rounding
         scores: Tensor = torch.linalg.solve(inverse, gram).diagonal(dim1=1, dim2=2).sum(1)
         return scores

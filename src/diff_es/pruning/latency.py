@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ def time_layers(
         if layer.follows is not None:  # timed with the layer that it follows
             continue
         shapes = [parameter.shape for one in anatomy.family(layer) for _, _, parameter in fed_by(denoiser, one)]
-        key = (layer.kind, layer.groups, layer.width, tuple(shapes), _shape(inputs[layer.name]))
+        key = (layer.kind, layer.groups, layer.width, tuple(shapes), inputs[layer.name].shapes)
         classes.setdefault(key, []).append(layer)
     times = list[LayerTime]()
     with closing(Kept(device_of(denoiser))), reporter.task("time layers", len(classes) * (ladder.levels - 1)) as task:
@@ -103,46 +104,47 @@ def hardware_multiple(device: torch.device, dtype: torch.dtype) -> int:
     return 16
 
 
+class _Call(NamedTuple):
+    """Of a module, with what it receives."""
+
+    module: nn.Module
+    args: Args
+    kwargs: Kwargs
+
+    def __call__(self) -> object:
+        return self.module(*self.args, **self.kwargs)
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        values = (*self.args, *self.kwargs.values())
+        return tuple(value.shape for value in values if isinstance(value, torch.Tensor))
+
+
 @torch.no_grad()
-def _inputs(pipe: Pipeline, anatomy: Anatomy, sampling: Sampling) -> dict[str, tuple[Args, Kwargs]]:
-    """What the modules of the layers receive in the first denoiser call of a batch."""
-    denoiser, seen = denoiser_of(pipe), dict[str, tuple[Args, Kwargs]]()
+def _inputs(pipe: Pipeline, anatomy: Anatomy, sampling: Sampling) -> dict[str, _Call]:
+    """By layer: the call of the smallest module around it that the first denoiser call of a batch makes. Some modules
+    are never called, such as lists."""
+    denoiser, seen = denoiser_of(pipe), dict[str, _Call]()
     args, kwargs = first_call(pipe, sampling)
-    handles = []
-    for layer in anatomy.layers:
 
-        def keep(module: nn.Module, given: tuple[Any, ...], named: Kwargs, name: str = layer.name) -> None:
-            seen[name] = (given, named)
+    def keep(name: str, module: nn.Module, given: Args, named: Kwargs) -> None:
+        seen[name] = _Call(module, given, named)  # after those around it, in whose place it comes
 
-        handles.append(_home(denoiser, layer).register_forward_pre_hook(keep, with_kwargs=True))
-    try:
+    with ExitStack() as stack:
+        for layer in anatomy.layers:
+            for around in accumulate(["", *layer.home.split(".")], lambda above, own: f"{above}.{own}".strip(".")):
+                hook, module = partial(keep, layer.name), denoiser.get_submodule(around)
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         with torch.compiler.set_stance("force_eager"):  # compiled code would trace the hooks
             denoiser(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 
-def _home(denoiser: nn.Module, layer: Layer) -> nn.Module:
-    """The smallest module that holds a layer and has a forward."""
-    name = layer.home
-    while isinstance(denoiser.get_submodule(name), nn.ModuleList):
-        name = name.rpartition(".")[0]
-    return denoiser.get_submodule(name)
-
-
-def _shape(call: tuple[Args, Kwargs]) -> tuple[torch.Size, ...]:
-    values = (*call[0], *call[1].values())
-    return tuple(value.shape for value in values if isinstance(value, torch.Tensor))
-
-
 @torch.no_grad()
-def _ratios(denoiser: nn.Module, anatomy: Anatomy, layer: Layer, count: int, call: tuple[Args, Kwargs]) -> list[float]:
+def _ratios(denoiser: nn.Module, anatomy: Anatomy, layer: Layer, count: int, call: _Call) -> list[float]:
     """Time with ``count`` groups over the dense time, round by round: the faster a layer, the more rounds."""
     plan = Plan({one.name: Cut(torch.arange(count)) for one in anatomy.family(layer)})
-    run = partial(_home(denoiser, layer), *call[0], **call[1])
-    return plan_ratios(denoiser, anatomy, plan, run, 10, 0.05)[2:]  # the first rounds warm up
+    return plan_ratios(denoiser, anatomy, plan, call, 10, 0.05)[2:]  # the first rounds warm up
 
 
 def plan_ratios(

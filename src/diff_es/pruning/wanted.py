@@ -59,8 +59,8 @@ def parts_within(memory: int | None, stages: int, sizes: Mapping[str, int]) -> l
     if sizes[largest] > memory:
         expected, found = f"at least {sizes[largest] / 1e9:.3f} GB, for {largest}", f"{memory / 1e9:.3f} GB"
         remedy = (
-            "Give more, take a method without matrices (`--ranking wanda --no-compensate`), or search steps alone "
-            "(`--levers steps`)."
+            "Give more, take a method without matrices (`--ranking wanda --no-compensate`, and `--prune width`: what "
+            "skips blocks has some), or search steps alone (`--levers steps`)."
         )
         raise DiffESError("memory", expected=expected, found=found, remedy=remedy)
     parts, room = list[list[tuple[int, str]]](), 0
