@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,13 +25,30 @@ from tests.helpers.tiny import tiny
 from diff_es import Compressed, DiffESError
 from diff_es.cli import tables
 from diff_es.cli.app import main
-from diff_es.cli.console import print_anywhere
+from diff_es.cli.console import finish, print_anywhere
 from diff_es.cli.ending import Ending
 from diff_es.evaluation.inspection import inspect
 from diff_es.pipelines.probes import bundled_prompts, read_prompts
+from diff_es.utils.files import write_text
 from diff_es.utils.progress import Reporter
 
 WHERE = "down_blocks.{}.attentions.0.transformer_blocks.0.ff.net.0[proj]"
+
+
+def test_a_command_whose_output_is_closed_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cron and daemons call it."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "argv", ["diff-es", "--version"])
+    finish({"some": 1}, as_json=True)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+
+
+def test_text_that_names_odd_files_is_written(tmp_path: Path) -> None:
+    """Names of files that are no text come with surrogates in place of their bytes."""
+    write_text(tmp_path / "page.html", os.fsdecode(b"of l\xe9"))
+    assert (tmp_path / "page.html").read_text() == "of l?"
 
 
 @cache

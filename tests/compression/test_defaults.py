@@ -18,6 +18,7 @@ from tests.helpers.own import fixed, own
 from tests.helpers.tiny import CALL, settings, tiny
 
 from diff_es import DiffESError, Levers, Sampling, Settings
+from diff_es.compression.study import prepare
 from diff_es.compression.survey import Survey, survey
 from diff_es.pipelines.families import Pipeline
 from diff_es.utils.progress import Reporter
@@ -73,6 +74,18 @@ def test_levels_alone_are_searched_where_it_does_not(
     assert found.settings.levers is Levers.PRUNE
     assert found.path is None
     assert f"{kind.__name__} {why}: levels alone are searched." in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_sampler_that_takes_a_timestep_twice_keeps_its_steps() -> None:
+    """Exponential sigmas, whose timesteps are rounded, crowd towards the image."""
+    pipe = tiny()
+    pipe.scheduler = DPMSolverMultistepScheduler(use_exponential_sigmas=True)
+    assert surveyed(pipe, 4).settings.levers is Levers.BOTH
+    many = surveyed(pipe, 30)
+    assert many.settings.levers is Levers.PRUNE
+    assert len(set(many.trace.timesteps)) < 30
+    with pytest.raises(DiffESError, match=r"own timesteps of DPMSolver.*search levels alone \(levers=Levers.PRUNE"):
+        prepare(pipe, replace(settings(sampling=Sampling(30, CALL.guidance, CALL.batch)), levers=Levers.STEPS))
 
 
 def test_a_loop_of_the_users_own_without_times_keeps_its_steps() -> None:

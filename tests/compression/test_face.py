@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from tests.helpers.pipelines import CASES, made
 from tests.helpers.tiny import assert_same, images, snapshot, tiny
 
 import diff_es
-from diff_es import ArtefactError, BudgetOutOfReach, Compressed, DiffESError, Sampling, StorageError
+from diff_es import ArtefactError, BudgetOutOfReach, Compressed, DiffESError, Levers, Sampling, StorageError
+from diff_es.compression.report import SearchReport
+from diff_es.compression.summary import summary
 from diff_es.pruning.budget import Budget, MacsRatio, Speedup, WeightMemory
+from diff_es.trajectory.corrections import Corrections
 
 
 def test_steps_and_guidance_are_by_default_those_of_the_pipelines_own_call() -> None:
@@ -36,6 +40,21 @@ def test_a_budget_is_said_once() -> None:
             Budget.of(**twice)
     with pytest.raises(BudgetOutOfReach, match="one limit of memory"):
         Budget.of(both, weights_gb=1.0)
+
+
+def test_print_counts_directions_and_the_steps_of_the_sampler(fast: Compressed) -> None:
+    """However many timesteps each of its steps calls the denoiser at."""
+    row, report = (0.5, 0.25), fast.report
+
+    def shown(told: SearchReport, corrections: Corrections = ()) -> str:
+        return summary(fast.schedule, fast.plans, corrections, None, fast.origin, told)
+
+    assert "corrected along up to 2 directions" in shown(report, (row, row[:1]))
+    calls = tuple(t - half for t in report.timesteps for half in (0, 0.5))
+    twice = replace(report, steps=tuple(2 * count for count in report.steps), timesteps=calls)
+    assert "6, the user's own" in shown(twice)
+    choosing = replace(twice, settings=replace(report.settings, levers=Levers.STEPS))
+    assert "12 where the user takes 6" in shown(choosing)
 
 
 def test_print_says_what_a_result_is(fast: Compressed) -> None:

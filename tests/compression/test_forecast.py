@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from tests.helpers.pipelines import CASES, made
 from tests.helpers.tiny import CALL, EIGHT, assert_same, joint, settings, snapshot, tiny
 from torch import nn
@@ -89,6 +90,19 @@ def test_the_table_is_foretold_to_the_call(ran: Ran) -> None:
         assert simulate(surveyed, table=True).sensitivity.calls == 0
         assert work.calibration.calls == (0 if chosen.levers is Levers.STEPS else surveyed.calibration_samples * 6)
         assert work.reference.calls == (6 if chosen.levers is Levers.PRUNE else 12)
+
+
+def test_what_is_known_of_steps_that_look_ahead_is_not_foretold_for_others(ran: Ran) -> None:
+    """Samplers of third order lower it towards the end."""
+    pipe = tiny(scheduler=DPMSolverMultistepScheduler, options={"solver_order": 3})
+    surveyed = survey(pipe, SEARCHES["steps"], QUIET, Budget.of(0.7))
+    work, plain = simulate(surveyed), simulate(survey(tiny(), SEARCHES["steps"], QUIET, Budget.of(0.7)))
+    ready = study(surveyed, QUIET)
+    ran.fitnesses.clear()
+    ran.references.clear()
+    sensitivity(ready, Evaluator(ready, Journal(None, {}, resume=False)), QUIET)
+    assert work.sensitivity.calls == ran.calls
+    assert work.sensitivity.calls > plain.sensitivity.calls
 
 
 @pytest.mark.parametrize("room", [20_000, 1_000_000])

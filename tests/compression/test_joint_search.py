@@ -437,8 +437,9 @@ def test_a_second_budget_measures_no_sensitivity_again(first: Path, tmp_path: Pa
 
 
 def test_a_table_of_something_else_is_refused_by_name(first: Path) -> None:
-    seed, measure = joint(**FEW, seed=1), joint(**FEW, measure=ImageSSIM())
-    for other, named in ((seed, "seed 0 then and 1 now"), (measure, "measure")):
+    others = joint(**FEW, seed=1), joint(**FEW, measure=ImageSSIM()), joint(**FEW, sensitivity_levels=2)
+    names = "seed 0 then and 1 now", "measure", r"sensitivity_levels \d then and 2 now"
+    for other, named in zip(others, names, strict=True):
         with pytest.raises(DiffESError, match=rf"table of .*first: expected sensitivities of this .*{named}"):
             compress(tiny(), 0.8, other, run=Run(table=first))
     with pytest.raises(DiffESError, match=r"model .[0-9a-f]+. then"):

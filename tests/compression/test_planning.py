@@ -70,6 +70,13 @@ def test_a_search_is_as_large_as_the_hours_allow(slow: None) -> None:
     assert (kept.generations, kept.population) == (3, sized[2].population)
 
 
+def test_hours_choose_among_the_efforts_that_a_first_rung_allows(slow: None) -> None:
+    asked = settings(search_noises=32, first_rung=16)
+    assert within_hours(tiny(), 1000.0, 0.7, asked) == with_effort(asked, Effort.THOROUGH)
+    with pytest.raises(DiffESError, match="hours: expected at least"):
+        within_hours(tiny(), 0.1, 0.7, asked)
+
+
 def test_too_few_hours_are_refused_with_what_it_takes(slow: None) -> None:
     with pytest.raises(DiffESError, match=r"hours: expected at least 0\.\d+, what the smallest search takes .*0.001"):
         within_hours(tiny(), 0.001, 0.7, settings())

@@ -15,7 +15,7 @@ from tests.helpers.tiny import CALL, LITTLE, joint, settings, tiny
 from diff_es import Depth, Granularity, Method, Width, compress
 from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.settings import Levers
-from diff_es.compression.starts import straightest
+from diff_es.compression.starts import by_rule, straightest
 from diff_es.compression.study import Study, prepare
 from diff_es.scoring.journal import Journal
 
@@ -58,6 +58,28 @@ def test_what_a_step_misses_is_the_same_in_the_states_of_every_sampler() -> None
     assert np.isinf(ddim[np.tril_indices(len(ddim))]).all()
     assert ddim[later] == pytest.approx(euler[later], rel=2e-3)
     assert ddim.diagonal(1) == pytest.approx(np.zeros(len(ddim) - 1), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (EulerDiscreteScheduler, {"final_sigmas_type": "sigma_min"}),
+        (DDIMScheduler, {"set_alpha_to_one": False, "timestep_spacing": "linspace"}),
+    ],
+)
+def test_a_sampler_that_ends_at_its_last_timestep_has_starts_too(kind: Any, options: dict[str, Any]) -> None:
+    """Its last step has no length."""
+    pipe = tiny(scheduler=kind, options=options, layers=1)
+    ready = prepare(pipe, joint(levers=Levers.STEPS, search_noises=2, first_rung=0, corrections=2, stages=2))
+    evaluator = Evaluator(ready, Journal(None, {}, resume=False))
+    bends = evaluator.scorer.fitness.bends
+    assert bends is not None
+    assert not np.isnan(bends).any()
+    assert bends[-2, -1] == pytest.approx(0, abs=1e-4)
+    for share in (0.5, 1.0):
+        found = [*straightest(ready, share, evaluator), *by_rule(ready, share)]
+        assert found
+        assert all(sum(one.steps) <= share * CALL.steps for one in found)
 
 
 def test_a_budget_below_the_deepest_level_of_all_is_kept_by_another() -> None:

@@ -36,7 +36,7 @@ from diff_es.evaluation.recipes import run, shards
 from diff_es.evaluation.recipes.measures import measures_of, opened_metric
 from diff_es.evaluation.recipes.opened import Opened, opened
 from diff_es.evaluation.recipes.price import Basis, price
-from diff_es.evaluation.recipes.real import ByNetwork
+from diff_es.evaluation.recipes.real import ByNetwork, images_in
 from diff_es.evaluation.recipes.recipe import (
     RUNS,
     Conditions,
@@ -395,6 +395,23 @@ def test_a_result_is_judged_beside_the_dense_model(
     assert (rows["dense", "tiles"].published, rows["dense", "tiles"].source) == (3, "a paper")
     assert rows["fast", "tiles"].published is None
     assert len(rows) == 4
+
+
+def test_what_is_no_image_of_eight_bits_is_refused_by_its_file(tmp_path: Path) -> None:
+    """Pillow raises as it likes, and clips what has more."""
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.png")
+    (found,) = images_in(tmp_path)
+    assert found.shape == (1, 3, 6, 6)
+    whole = (tmp_path / "a.png").read_bytes()
+    for damaged in (whole.replace(b"IDAT", b"\x00DAT"), whole[:40]):
+        (tmp_path / "b.png").write_bytes(damaged)
+        with pytest.raises(DiffESError, match=r"b.png: expected an image, found .* Take it out"):
+            list(images_in(tmp_path))
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(
+        DiffESError, match=r"b.png: .* one of mode I;16, with more than eight bits .*save it with eight"
+    ):
+        list(images_in(tmp_path))
 
 
 def test_sets_are_judged_beside_real_images_by_features_taken_once(

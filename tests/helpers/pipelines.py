@@ -384,8 +384,10 @@ def ltx(timed_decoder: bool = False) -> LTXPipeline:
     return LTXPipeline(scheduler, vae, t5_encoder(16), t5_tokenizer(), transformer)
 
 
-def _pixel_unet() -> UNet2DModel:
+def pixel_unet(channels: int = 3) -> UNet2DModel:
     return UNet2DModel(
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=(8, 16),
         layers_per_block=1,
         sample_size=8,
@@ -397,11 +399,11 @@ def _pixel_unet() -> UNet2DModel:
 
 
 def ddpm() -> DDPMPipeline:
-    return DDPMPipeline(_pixel_unet(), DDPMScheduler())
+    return DDPMPipeline(pixel_unet(), DDPMScheduler())
 
 
 def ddim() -> DDIMPipeline:
-    return DDIMPipeline(_pixel_unet(), DDIMScheduler())
+    return DDIMPipeline(pixel_unet(), DDIMScheduler())
 
 
 @dataclass(frozen=True)

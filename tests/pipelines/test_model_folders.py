@@ -224,6 +224,17 @@ def test_models_in_several_files_load_and_miss_none(copy: Callable[[str], Path])
     refused(folder, "unet: expected the files that its index names")
 
 
+@pytest.mark.parametrize("shard", ["10GB", "20KB"])
+def test_a_folder_of_one_variant_is_loaded(shard: str, tmp_path: Path) -> None:
+    pipe, folder = made(CASES["SD"].make), tmp_path / "model"
+    pipe.save_pretrained(folder, variant="fp16", max_shard_size=shard)
+    assert all(".fp16" in path.name for path in weights_of(folder))
+    loaded = load(str(folder), device="cpu")
+    for part in ("unet", "vae", "text_encoder"):
+        found = loaded.components[part].state_dict()
+        assert all(torch.equal(found[key], value) for key, value in pipe.components[part].state_dict().items())
+
+
 def test_single_files_are_held_to_the_same(tmp_path: Path) -> None:
     pipe, file, config = made(CASES["SDXL"].make), tmp_path / "model.safetensors", tmp_path / "config"
     pipe.save_pretrained(config)

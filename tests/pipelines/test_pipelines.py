@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -20,7 +21,7 @@ from diffusers import (
 )
 from tests.helpers.counting import counted
 from tests.helpers.pipelines import CASES as ALL
-from tests.helpers.pipelines import Case, flux, ltx, made, qwen_image, sana, shown, stable_diffusion, wan
+from tests.helpers.pipelines import Case, flux, ltx, made, pixel_unet, qwen_image, sana, shown, stable_diffusion, wan
 from tests.helpers.tiny import tiny
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -371,3 +372,31 @@ def test_other_pipelines_are_refused_by_name() -> None:
     image_to_image.unet.train()
     with pytest.raises(UnsupportedModel, match=r"pipe\.unet: expected evaluation mode"):
         check(image_to_image)
+
+
+def test_grey_images_are_shown_and_compared_as_others_are() -> None:
+    pipe = DDIMPipeline(pixel_unet(1).eval(), DDIMScheduler())
+    latents = sample(check(pipe), make_probes(pipe, 2, 0, "test"), Sampling(2, 0.0, 2))
+    images = decode(pipe, latents)
+    assert (latents.shape, images.shape) == ((2, 1, 8, 8), (2, 3, 8, 8))
+    assert (images == images[:, :1]).all()
+    assert picture(images[0]).size == (8, 8)
+
+
+def test_one_side_of_an_image_is_asked_for_alone() -> None:
+    """Stable Diffusion's pipeline takes its own size where either is left out."""
+    pipe = made(stable_diffusion)
+    usual = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    asked = call_arguments(pipe, ["a fox"], Sampling(2, 4.0, 1, height=2 * usual))
+    assert (asked["height"], asked["width"]) == (2 * usual, usual)
+    latents = sample(pipe, make_probes(pipe, 1, 0, "test"), Sampling(2, 4.0, 1, height=2 * usual))
+    assert latents.shape[-2] == 2 * latents.shape[-1]
+    plain = call_arguments(pipe, ["a fox"], Sampling(2, 4.0, 1))
+    assert not {"height", "width"} & plain.keys()
+
+
+def test_a_size_that_a_pipeline_refuses_is_refused_by_whoever_asks_first() -> None:
+    pipe, sampling = made(stable_diffusion), Sampling(2, 4.0, 1, height=20, width=32)
+    for ask in (first_call, trace):
+        with pytest.raises(DiffESError, match=r"expected a trajectory, found .* divisible by 8.*Take another size"):
+            ask(pipe, sampling)

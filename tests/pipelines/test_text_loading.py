@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ def test_a_single_file_is_the_pipeline_that_it_was_written_from(name: str, tmp_p
     expected = sample(pipe, probes, case.sampling)
     assert torch.equal(sample(loaded, probes, case.sampling), expected)
     assert torch.equal(decode(loaded, expected), decode(pipe, expected))
-    origin = origin_of(loaded)
-    assert (origin.model, origin.config) == (str(file), str(folder))
+    with chdir(tmp_path):
+        origin = origin_of(load(file.name, config=folder.name, device="cpu"))
+    assert (origin.model, origin.config) == (str(file), str(folder)), "from wherever it is opened again"
     assert torch.equal(sample(reopen(origin), probes, case.sampling), expected)
 
 

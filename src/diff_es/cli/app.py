@@ -153,7 +153,7 @@ def sample_command(
         for chunk in chunks:
             latents.append(sample(pipe, chunk, setting))
             task.advance()
-    images = decode(pipe, torch.cat(latents))
+    images = decode(pipe, torch.cat(latents), setting.batch)
     make_folder(out_folder)
     stem, files = "dense" if dense else "diff-es", list[str]()
     for i, image in enumerate(images):
@@ -279,5 +279,6 @@ def main(listener: Listener | None = None) -> None:
     width, arguments = min(shutil.get_terminal_size().columns, 80) - 2, sys.argv[1:] or ["--help"]
     with Ending(listener), command.make_context("diff-es", arguments, terminal_width=width) as context:
         command.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who has called
+            sys.stdout.flush()
     sys.exit(0)

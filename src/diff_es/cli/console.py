@@ -65,5 +65,5 @@ def reopened(
 
 def finish(result: Mapping[str, object], as_json: bool) -> None:
     """One JSON object as the last line, where it was asked for."""
-    if as_json:
+    if as_json and sys.stdout is not None:
         sys.stdout.write(json.dumps(result) + "\n")

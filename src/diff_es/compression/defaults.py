@@ -8,7 +8,7 @@ from ..pipelines.families import Pipeline
 from ..pipelines.own_sampler import OwnSampler
 from ..pipelines.sampling import sampler_name
 from ..pipelines.tracing import Trace
-from ..solvers.samplers import is_deterministic, takes_timesteps
+from ..solvers.samplers import is_deterministic, repeats, takes_timesteps
 from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
 from .own_settings import own_settings
@@ -25,16 +25,16 @@ _CORRECTIONS = 4
 
 def of_pipeline(pipe: Pipeline, settings: Settings, reporter: Reporter) -> Settings:
     """With the sampling that the pipeline has by itself, and levers that its sampler can take."""
+    if not isinstance(pipe, OwnSampler):
+        settings = replace(settings, sampling=settings.sampling.of(pipe))
     if settings.levers is None:
-        settings = replace(settings, levers=_levers(pipe, reporter))
+        settings = replace(settings, levers=_levers(pipe, settings, reporter))
     if settings.corrections is None:
         settings = replace(settings, corrections=0 if settings.levers is Levers.PRUNE else _CORRECTIONS)
-    if settings.levers is Levers.PRUNE and settings.corrections and (why := _steps_stay(pipe)):
+    if settings.levers is Levers.PRUNE and settings.corrections and (why := _steps_stay(pipe, settings)):
         found, remedy = f"{settings.corrections} for one that {why}", "Leave them out."
         raise DiffESError("corrections", expected="none for this sampler", found=found, remedy=remedy)
-    if isinstance(pipe, OwnSampler):
-        return own_settings(pipe, settings)
-    return replace(settings, sampling=settings.sampling.of(pipe))
+    return own_settings(pipe, settings) if isinstance(pipe, OwnSampler) else settings
 
 
 def of_trajectory(settings: Settings, traced: Trace) -> tuple[Settings, int, int]:
@@ -45,19 +45,21 @@ def of_trajectory(settings: Settings, traced: Trace) -> tuple[Settings, int, int
     return replace(settings, stages=stages, reference_multiple=finer), stages, finer
 
 
-def _levers(pipe: Pipeline, reporter: Reporter) -> Levers:
-    if not (why := _steps_stay(pipe)):
+def _levers(pipe: Pipeline, settings: Settings, reporter: Reporter) -> Levers:
+    if not (why := _steps_stay(pipe, settings)):
         return Levers.BOTH
     reporter.say(f"{sampler_name(pipe)} {why}: levels alone are searched.")
     return Levers.PRUNE
 
 
-def _steps_stay(pipe: Pipeline) -> str:
+def _steps_stay(pipe: Pipeline, settings: Settings) -> str:
     """Why the steps of a sampler had better stay as they are; empty where they need not."""
     if isinstance(pipe, OwnSampler):
         takes = pipe.times is not None
     elif not is_deterministic(pipe.scheduler):
         return "draws noise on the way"
     else:
-        takes = takes_timesteps(pipe.scheduler)
+        takes, steps = takes_timesteps(pipe.scheduler), settings.sampling.steps
+        if takes and repeats(pipe.scheduler, steps):
+            return f"takes a timestep twice in {steps} steps"
     return "" if takes else "takes no timesteps but its own"

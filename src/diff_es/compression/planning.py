@@ -18,7 +18,7 @@ from ..utils.errors import DiffESError
 from ..utils.limits import Hours
 from ..utils.progress import Reporter
 from .compress import Run
-from .effort import SIZES, with_effort
+from .effort import SIZES, sizes_of, with_effort
 from .forecast import Forecast, forecast_of, foretold, machine_of
 from .settings import Settings, describe, restore
 from .survey import survey
@@ -80,12 +80,21 @@ def within_hours(
             sized = replace(surveyed, settings=with_effort(surveyed.settings, effort, keep))
             return forecast_of(sized, machine, how.bytes, table=how.table is not None).seconds
 
-        within = bisect_right(_EFFORTS, 3600 * hours, key=seconds)
+        efforts = _allowed(chosen, keep)
+        within = bisect_right(efforts, 3600 * hours, key=seconds)
         if not within:
-            expected = f"at least {seconds(_EFFORTS[0]) / 3600:.2g}, what the smallest search takes by the forecast"
+            expected = f"at least {seconds(efforts[0]) / 3600:.2g}, what the smallest search takes by the forecast"
             remedy = "Give more, take fewer stages, or see --dry-run for what takes the time."
             raise DiffESError("hours", expected=expected, found=f"{hours:g}", remedy=remedy)
-    effort = _EFFORTS[within - 1]
+    effort = efforts[within - 1]
     took = f"{seconds(effort) / 3600:.2g} h by the forecast"
     reporter.say(f"An effort of {effort:g} of the thorough search: {took}, of {hours:g} h.")
     return with_effort(chosen, effort, keep)
+
+
+def _allowed(chosen: Settings, keep: Sequence[str]) -> Sequence[float]:
+    """The efforts whose noises are more than a first rung of the user's takes; all, where none are, to be refused."""
+    if chosen.first_rung is None or "search_noises" in keep:
+        return _EFFORTS
+    first = chosen.first_rung
+    return tuple(one for one in _EFFORTS if sizes_of(one)["search_noises"] > first) or _EFFORTS

@@ -91,7 +91,8 @@ class SensitivityOf:
             DiffESError: it was measured on something else, and the message says what; or it is of other choices.
         """
         now, then = json.loads(json.dumps(_facts(ready))), self.of
-        changed = [f"{key} {then.get(key)!r} then and {now[key]!r} now" for key in now if then.get(key) != now[key]]
+        known = [key for key in now if key in then or key not in _SINCE]
+        changed = [f"{key} {then.get(key)!r} then and {now[key]!r} now" for key in known if then.get(key) != now[key]]
         if changed:
             remedy = "Take the settings of the earlier result, or leave --table out to measure anew."
             expected = "sensitivities of this model and these settings"
@@ -110,11 +111,15 @@ class SensitivityOf:
         return self.table
 
 
+_SINCE = ("prompts", "sensitivity_levels")
+"""Facts that tables of earlier versions do not tell."""
+
+
 def _facts(ready: Survey) -> dict[str, object]:
     """What a table depends on."""
     described = describe(ready.settings) | {"sensitivity_noises": ready.settings.sensed_noises}
     names = ["sampling", "stages", "levers", "method", "measure", "calibration_samples", "sensitivity_noises", "seed"]
-    names += [] if ready.path is None else ["reference_multiple", "corrections"]
+    names += [*_SINCE, *([] if ready.path is None else ["reference_multiple", "corrections"])]
     return {**{name: described[name] for name in names}, **identity(ready.pipe)}
 
 

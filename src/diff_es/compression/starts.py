@@ -50,6 +50,7 @@ def by_rule(ready: Study, share: float) -> tuple[Candidate, ...]:
     path, total = ready.path, _affordable(ready, share)
     if path is None or not total:
         return ()
+    total = min(total, path.most_steps)  # where the user's own end at the sampler's end, there is one fewer
     return tuple(
         _stepping(ready, one) for one in [*by_hand(path, total), *filter(None, [published(ready.pipe, path, total)])]
     )

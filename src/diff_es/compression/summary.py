@@ -11,6 +11,7 @@ from ..routing.placements import Placement
 from ..trajectory.corrections import Corrections
 from ..trajectory.stages import Schedule
 from .report import SearchReport
+from .settings import Levers
 
 _UNITS_IN_FULL = 16
 """The most units of which a table shows every level."""
@@ -55,13 +56,14 @@ def summary(
 
 def _found(report: SearchReport, corrections: Corrections) -> list[tuple[str, str]]:
     """The lines of a search."""
-    sampling, own = report.settings.sampling, sum(report.steps)
+    sampling, own, levers = report.settings.sampling, sum(report.steps), report.settings.levers
     kept = f"{report.macs_ratio:.3f} of the MACs"
     if not isinstance(report.budget.compute, MacsRatio):
         kept += f", {report.cost_ratio:.3f} of the time of its steps"
     memory = "" if report.budget.memory is None else f", {report.budget.memory}"
-    taken = f"{own}, the user's own" if own == sampling.steps else f"{own} where the user takes {sampling.steps}"
-    corrected = f", corrected along up to {max(map(len, corrections)) - 1} directions" if corrections else ""
+    stay = levers is Levers.PRUNE or own == sampling.steps  # a step may call the denoiser at several timesteps
+    taken = f"{sampling.steps}, the user's own" if stay else f"{own} where the user takes {sampling.steps}"
+    corrected = f", corrected along up to {max(map(len, corrections))} directions" if corrections else ""
     error = "" if report.held_out_error is None else f" ± {report.held_out_error:.2f}"
     kind = type(report.settings.measure).__name__
     lines = [

@@ -14,8 +14,8 @@ _SAMPLED = 512
 
 
 def fingerprint(denoiser: nn.Module) -> str:
-    """A hash of a denoiser's parameter names, shapes and evenly sampled values, the same in float32 and bfloat16, and
-    with adapters that are not fused."""
+    """A hash of a denoiser's parameter names, shapes, and values at equal distances from the first on, which may leave
+    up to half of a parameter unread; the same in float32 and bfloat16, and with adapters that are not fused."""
     digest = hashlib.sha256()
     for name, parameter in base_parameters(denoiser):
         flat = parameter.detach().flatten()

@@ -27,6 +27,8 @@ _MOST = (  # of whole numbers in configurations, by their names
     (re.compile("^num_|^n_|layers|order|offset|steps|seq_len|length"), 1 << 20),
 )
 
+_OF_VARIANT = re.compile(r"^(?:diffusion_pytorch_model|model|pytorch_model)\.([a-z]\w*?)(?:-\d+-of-\d+)?\.\w+$")
+
 
 def check_folder(folder: Path, names: Sequence[str], where: str) -> None:
     """Whether the folders of these parts hold regular files, and configurations of sizes that can be meant.
@@ -114,12 +116,19 @@ def load_part(place: Path, kind: Any, dtype: torch.dtype, where: str) -> Any:
     with bounded(files, where):
         if ours:
             _rehearse(kind, folder, where)
-        load = partial(kind.from_pretrained, folder, output_loading_info=True, **as_dtype)
+        load = partial(kind.from_pretrained, folder, output_loading_info=True, variant=_variant(files), **as_dtype)
         part, info = attempted(where, expected, AGAIN, load)
     check_filled(_strangers(part, info["missing_keys"]), where)
     if "quantization_config" not in config:
         _check_kinds(part, files, info["unexpected_keys"], where)
     return part
+
+
+def _variant(files: Sequence[Path]) -> str | None:
+    """The variant that all of these files of weights are of, as in ``model.fp16.safetensors``; None where some are of
+    none."""
+    found = {match[1] if (match := _OF_VARIANT.match(file.name)) else None for file in files}
+    return found.pop() if len(found) == 1 else None
 
 
 def _rehearse(kind: Any, folder: str, where: str) -> None:

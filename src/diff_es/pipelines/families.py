@@ -34,13 +34,14 @@ class Family:
 
     asked: Asked
     sized: bool = True  # whether height and width can be asked for
+    both: bool = False  # one without the other is taken for none
     frames: bool = False  # and a number of frames
     distilled: bool = False  # guidance may be an input of the denoiser; otherwise it takes a negative prompt
 
 
 FAMILIES: dict[str, Family] = {
     "DiTPipeline": Family(Asked.CLASSES, sized=False),
-    "StableDiffusionPipeline": Family(Asked.PROMPTS),
+    "StableDiffusionPipeline": Family(Asked.PROMPTS, both=True),
     "StableDiffusionXLPipeline": Family(Asked.PROMPTS),
     "StableDiffusion3Pipeline": Family(Asked.PROMPTS),
     "FluxPipeline": Family(Asked.PROMPTS, distilled=True),
@@ -149,7 +150,17 @@ def call_arguments(pipe: Pipeline, conditions: Sequence[Condition], sampling: Sa
     elif sampling.negative_prompt is not None:
         given["true_cfg_scale"] = sampling.guidance
     sizes = {"height": sampling.height, "width": sampling.width, "num_frames": sampling.num_frames}
-    return given | {name: size for name, size in sizes.items() if size is not None}
+    said = {name: size for name, size in sizes.items() if size is not None}
+    if family.both and said:
+        said = dict(zip(("height", "width"), _usual_size(pipe), strict=True)) | said
+    return given | said
+
+
+def _usual_size(pipe: Pipeline) -> tuple[int, int]:
+    """Height and width in pixels that the denoiser was trained on."""
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
 def _check_asked(pipe: Pipeline, family: Family, sampling: Sampling) -> None:

@@ -93,7 +93,7 @@ def load(
         pipe = make(dtype, local_only=local_only)
         pipe.register_to_config(_name_or_path=source)
     if config is not None:
-        _CONFIGS[pipe] = config
+        _CONFIGS[pipe] = str(Path(config).resolve()) if Path(config).exists() else config
     if scheduler is not None:
         chosen = {known.__name__: known for known in SCHEDULERS}[scheduler]
         change = partial(chosen.from_config, pipe.scheduler.config)

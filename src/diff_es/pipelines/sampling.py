@@ -199,14 +199,16 @@ def _cuda(denoiser: Denoiser) -> list[torch.device | int]:
 
 @torch.no_grad()
 def decode(pipe: Pipeline, latents: Tensor, batch: int = 16) -> Tensor:
-    """Images in [0, 1], float32 on the CPU, (N, 3, H, W), of videos (N, 3, F, H, W), of what :func:`sample` returned.
+    """Images in [0, 1], float32 on the CPU, (N, 3, H, W), of videos (N, 3, F, H, W), of what :func:`sample` returned;
+    of a pipeline in pixels whose images are grey, the same three times.
 
     They are what the pipeline itself gives, before one that rounds the size asked for crops them to it.
     """
     if isinstance(pipe, OwnSampler):
         return pipe.images(latents, batch)
     if "vae" not in pipe.components:
-        return (latents / 2 + 0.5).clamp(0, 1).float().cpu()
+        pixels = (latents / 2 + 0.5).clamp(0, 1).float().cpu()
+        return pixels.repeat(1, 3, 1, 1) if pixels.shape[1] == 1 else pixels
     vae, own = pipe.vae, pipe.vae.dtype
     if own != latents.dtype:  # as SDXL does with a decoder that overflows in half precision
         nn.Module.to(vae, dtype=latents.dtype)

@@ -54,7 +54,7 @@ class _Caught(Exception):
 
 
 def first_call(pipe: Pipeline, sampling: Sampling) -> tuple[Args, Kwargs]:
-    """The arguments of the first denoiser call of a batch, without running the denoiser."""
+    """The arguments of the first denoiser call of a batch, without running the denoiser; raises as :func:`trace`."""
 
     def catch(forward: Callable[..., Any]) -> Callable[..., Any]:
         def raise_it(*args: Any, **kwargs: Any) -> Any:
@@ -67,13 +67,24 @@ def first_call(pipe: Pipeline, sampling: Sampling) -> tuple[Args, Kwargs]:
             sample(pipe, make_probes(pipe, sampling.batch, 0, "trace"), sampling)
     except _Caught as caught:
         return caught.call
+    except FOREIGN as error:
+        if (refused := _refused(pipe, sampling, error)) is None:
+            raise
+        raise refused from error
     raise AssertionError("the pipeline ended without calling its denoiser")
 
 
 def _no_trajectory(pipe: Pipeline, sampling: Sampling, found: str) -> DiffESError:
     where = f"{sampling.steps} steps with {type(pipe.scheduler).__name__}"
-    remedy = "Take another number of steps, another scheduler, or a pipeline whose parts belong together."
+    remedy = "Take another size or number of steps, another scheduler, or a pipeline whose parts belong together."
     return DiffESError(where, expected="a trajectory", found=found, remedy=remedy)
+
+
+def _refused(pipe: Pipeline, sampling: Sampling, error: Exception) -> DiffESError | None:
+    """What a pipeline of diffusers raised, as its refusal; None where it is to be raised as it is."""
+    if isinstance(pipe, OwnSampler) or isinstance(error, DiffESError | torch.OutOfMemoryError):
+        return None
+    return _no_trajectory(pipe, sampling, said(error))
 
 
 def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
@@ -103,9 +114,9 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
         with intercepted(denoiser, shapes_only), steps.of(pipe):
             sample(pipe, make_probes(pipe, 1, 0, "trace"), sampling)
     except FOREIGN as error:
-        if isinstance(pipe, OwnSampler) or isinstance(error, DiffESError | torch.OutOfMemoryError):
+        if (refused := _refused(pipe, sampling, error)) is None:
             raise
-        raise _no_trajectory(pipe, sampling, said(error)) from error
+        raise refused from error
     finally:
         handle.remove()
     if isinstance(pipe, OwnSampler):

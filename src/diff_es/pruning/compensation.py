@@ -19,7 +19,8 @@ from .moments import Moments, damped, double
 
 class Solved(NamedTuple):
     """A compensated output projection: the columns that stay (int64, ascending), weight (O, K) and bias (O,), float64;
-    and the error that is left of the dense one's output, relative to that."""
+    and the error that is left of the dense one's output, relative to that, both of the damped H: of inputs of low rank,
+    or beside one of far more power, it is more than what is really left."""
 
     kept: Tensor
     weight: Tensor

@@ -128,7 +128,9 @@ class Fitness:
         states = [state.float() / scale for state, scale in zip(self._goal.states, time.scale.tolist(), strict=True)]
         tau: list[float] = time.tau.tolist()
         moves = zip(pairwise(states), pairwise(tau), strict=True)
-        return missed(tau, states, [(after - before) / (end - start) for (before, after), (start, end) in moves])
+        still = torch.zeros_like(states[0])  # where a sampler's last timestep is where it ends
+        along = [still if start == end else (after - before) / (end - start) for (before, after), (start, end) in moves]
+        return missed(tau, states, along)
 
     def _checked(self, chunk: int, latents: Tensor) -> Tensor:
         """What is compared of a dense result, which has to be finite."""
@@ -224,17 +226,21 @@ class Fitness:
         result, self._fitted[candidate] = self._replayed(chunk, candidate, fit)
         return result
 
+    @cached_property
+    def _looks_ahead(self) -> bool:
+        """Whether the steps to come matter to a step: samplers of third order lower it towards the end."""
+        sampler = None if isinstance(self._pipe, OwnSampler) else self._pipe.scheduler
+        return sampler is not None and int(sampler.config.get("solver_order", 1)) > 2
+
     def _replayed(self, chunk: int, candidate: Candidate, correct: Correct | None) -> tuple[Tensor, Corrections]:
         """Final latents, and what steps were corrected by."""
         if isinstance(self._pipe, OwnSampler):
             return self._recalled(chunk, candidate, correct)
-        rows = candidate.levels
-        # samplers of third order lower it towards the end, so that the steps to come matter as well
-        depends = int(self._pipe.scheduler.config.get("solver_order", 1)) > 2
+        rows, ahead = candidate.levels, self._looks_ahead
 
         def key(past: Timesteps, whole: Timesteps) -> Hashable:
             reached = max(map(self._stage_of, past))
-            return self._name, chunk, correct is not None, past, whole if depends else (), rows[: reached + 1]
+            return self._name, chunk, correct is not None, past, whole if ahead else (), rows[: reached + 1]
 
         self._weights.choose(rows)
         with self._stepped(candidate, correct) as stepping:

@@ -149,7 +149,8 @@ class Imagined(Fitness):
         keys, reached, calls, macs = list[Hashable](), 0, 0, 0
         for step, timestep in enumerate(times):
             reached = max(reached, self._stages.index(timestep))
-            keys.append((self._name, chunk, correct is not None, times[: step + 1], rows[: reached + 1]))
+            whole = times if self._looks_ahead else ()
+            keys.append((self._name, chunk, correct is not None, times[: step + 1], whole, rows[: reached + 1]))
         self._weights.choose(rows)
         for step in range(self._resumed(keys, times), len(times)):
             stage = self._stages.index(times[step])

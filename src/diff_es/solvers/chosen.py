@@ -22,7 +22,7 @@ from ..trajectory.timesteps import Timesteps, check_descending
 from ..utils.calls import Kwargs
 from ..utils.errors import DiffESError
 from .arithmetic import differing
-from .samplers import WHOLE, Scheduler, check_settings, end_of, is_flow, noise_of
+from .samplers import OTHERWISE, WHOLE, Scheduler, check_settings, end_of, is_flow, noise_of
 from .whole import LEAVE, Whole
 
 
@@ -231,7 +231,7 @@ def _own(scheduler: Scheduler) -> list[float]:
     """The timesteps a scheduler has set, without the repetitions of one of second order."""
     own: list[float] = scheduler.timesteps[:: scheduler.order].tolist()
     if any(a <= b for a, b in pairwise(own)):
-        remedy = "Take fewer steps, or another spacing of them."
+        remedy = f"Take fewer steps, or another spacing of them; or search levels alone ({OTHERWISE})."
         where = f"own timesteps of {type(scheduler).__name__}"
         raise DiffESError(where, expected="strictly descending ones", found=str(own[-8:]), remedy=remedy)
     return own

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -96,6 +98,18 @@ def takes_timesteps(scheduler: Scheduler) -> bool:
     except DiffESError:
         return False
     return True
+
+
+def repeats(scheduler: Scheduler, steps: int) -> bool:
+    """Whether a timestep comes twice in so many steps, as it may where they are rounded; in flow matching none is."""
+    if is_flow(scheduler):
+        return False
+    tried = deepcopy(scheduler)
+    try:
+        tried.set_timesteps(steps)
+    except ValueError:  # more than it has: a run of the pipeline says so
+        return False
+    return any(a == b for a, b in pairwise(tried.timesteps.tolist()))
 
 
 def check_settings(scheduler: Scheduler) -> None:

@@ -41,10 +41,11 @@ def exchange_text(path: Path, text: str) -> None:
         OSError: the disk refused; the old file, if any, is untouched.
     """
     partial = path.with_name(f".{path.name}.partial")
+    data = text.encode("utf-8", "replace")  # it may name files whose names are no text
     try:
         partial.unlink(missing_ok=True)  # of a process that was killed
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

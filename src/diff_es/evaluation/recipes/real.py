@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ...utils.errors import DiffESError, said
@@ -113,9 +113,12 @@ def images_in(folder: Path) -> Iterator[Tensor]:
     for path in paths:
         try:
             with Image.open(path) as file:
+                if file.mode.startswith(("I", "F")):  # which Pillow clips in place of scaling them
+                    raise ValueError(f"one of mode {file.mode}, with more than eight bits a value")
                 pixels = torch.from_numpy(np.asarray(file.convert("RGB")).copy())
-        except (OSError, UnidentifiedImageError) as error:
-            raise DiffESError(str(path), expected="an image", found=said(error), remedy="Take it out.") from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of broken files
+            remedy = "Take it out, or save it with eight bits a value."
+            raise DiffESError(str(path), expected="an image", found=said(error), remedy=remedy) from error
         side = min(pixels.shape[:2])
         top, left = ((length - side) // 2 for length in pixels.shape[:2])
         yield pixels[top : top + side, left : left + side].permute(2, 0, 1)[None].float() / 255
