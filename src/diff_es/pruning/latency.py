@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,7 +104,8 @@ def hardware_multiple(device: torch.device, dtype: torch.dtype) -> int:
     return 16
 
 
-class _Call(NamedTuple):
+@dataclass(frozen=True)
+class _Call:
     """Of a module, with what it receives."""
 
     module: nn.Module
