@@ -60,7 +60,7 @@ def test_print_counts_directions_and_the_steps_of_the_sampler(fast: Compressed) 
 def test_print_says_what_a_result_is(fast: Compressed) -> None:
     lines = str(fast).splitlines()
     assert str(fast) == fast.summary()
-    assert lines[0].endswith("made in memory (DDIMScheduler, float32)")
+    assert lines[0].endswith("a local pipeline (DDIMScheduler, float32)")
     report = fast.report
     for line, shown in zip(
         lines[1:6],
@@ -132,6 +132,20 @@ def test_what_is_uploaded_is_the_result_and_its_card(fast: Compressed, tmp_path:
     assert Compressed.from_pretrained(tmp_path).report == fast.report
     with pytest.raises(StorageError, match="hub: me/fast: expected an upload, found no network"):
         fast.push_to_hub("me/fast", client=Client(OSError("no network")))
+
+
+def test_where_the_base_model_lies_is_nobodys_business(fast: Compressed, tmp_path: Path) -> None:
+    client, origin = Client(), fast.origin
+    assert origin is not None
+    local = replace(origin, model="/home/me/models/secret", config="/home/me/configuration")
+    point = replace(fast, origin=local)
+    replace(point, others=(point,)).push_to_hub("me/fast", client=client)
+    assert not [name for name, data in client.files.items() if b"/home/me" in data]
+    for name, data in client.files.items():
+        (tmp_path / name).write_bytes(data)
+    assert Compressed.from_pretrained(tmp_path).origin == replace(origin, model="", config=None)
+    public = replace(origin, model="someone/model", config="someone/other")
+    assert public.told() == public
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:

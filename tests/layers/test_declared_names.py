@@ -131,19 +131,44 @@ def test_layers_whose_home_is_never_called_are_timed_compressed_saved_and_loaded
         assert torch.equal(loop(model, noise, TIMES), wanted)
 
 
+class TwoStreams(nn.Module):
+    """The time comes between the streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, temb: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        return x + self.up(x) + temb, encoder_hidden_states + x
+
+
+class Blocks(nn.Module):
+    def __init__(self, *blocks: nn.Module, named: bool = False) -> None:
+        super().__init__()
+        self.blocks, self.named = nn.ModuleList(blocks), named
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        hidden = x[:, None] + t[:, None, None]
+        other = hidden.clone()
+        for block in self.blocks:
+            if isinstance(block, InPlace):
+                hidden = block(hidden)
+            elif self.named:
+                hidden, other = block(hidden, temb=hidden, encoder_hidden_states=other)
+            else:
+                hidden, other = block(hidden, hidden, other)
+        return (hidden + other)[:, 0]
+
+
+def test_a_second_stream_is_second_or_named() -> None:
+    """Its stand-in would take what is second for it."""
+    returns = ("hidden_states", "encoder_hidden_states")
+    with pytest.raises(DiffESError, match=r"blocks\.0: expected to take encoder_hidden_states second, or by name"):
+        made(lambda: Blocks(TwoStreams()), Residual("blocks.*", returns=returns))
+    made(lambda: Blocks(TwoStreams(), named=True), Residual("blocks.*", returns=returns))
+
+
 def test_a_block_that_writes_to_what_it_is_given_is_refused() -> None:
     """Its input could not be told from its output."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList([InPlace()])
-
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            hidden = x + t[:, None]
-            for block in self.blocks:
-                hidden = block(hidden)
-            return hidden
-
     with pytest.raises(DiffESError, match=r"blocks\.0: expected to leave the hidden states .* x = x \+ y in place"):
-        made(Net, Residual("blocks.*"))
+        made(lambda: Blocks(InPlace()), Residual("blocks.*"))

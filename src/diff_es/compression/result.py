@@ -95,6 +95,8 @@ class Compressed(Routable):
     def push_to_hub(self, repository: str, *, private: bool | None = None, client: HubClient | None = None) -> None:
         """Upload this result, with a model card, to a repository of the hub, which is made where it is missing.
 
+        Where on this machine the base model lies is not told.
+
         Args:
             repository: such as ``"me/my-model-diff-es"``.
             private: whether one that is made is; None: as the account is set.
@@ -104,10 +106,15 @@ class Compressed(Routable):
             StorageError: the hub refused, or is out of reach.
         """
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name, "result")
-            self.save(folder)
-            write_text(folder / "README.md", model_card(self.summary(), self.origin, repository))
+            folder, told = Path(name, "result"), self._told()
+            told.save(folder)
+            write_text(folder / "README.md", model_card(told.summary(), told.origin, repository))
             push(folder, repository, client or HfApi(), private=private)
+
+    def _told(self) -> Compressed:
+        """As others may see it."""
+        origin, others = self.origin, tuple(one._told() for one in self.others)
+        return replace(self, origin=None if origin is None else origin.told(), others=others)
 
     def _described(self) -> dict[str, object]:
         """All but the plans, as JSON values."""

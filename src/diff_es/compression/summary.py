@@ -36,7 +36,7 @@ def summary(
     lines = list[tuple[str, str]]()
     if origin is not None:
         sampler = f"{origin.scheduler['_class_name']}, {origin.dtype}"
-        lines.append(("Model", f"{origin.model or 'made in memory'} ({sampler})"))
+        lines.append(("Model", f"{origin.model or 'a local pipeline'} ({sampler})"))
     if report is not None:
         lines += _found(report, corrections)
     sizes = {id(plan): _bytes(plan) for plan in plans}

@@ -92,6 +92,9 @@ class _Watch:
         if hidden is not None and self._version is not None and hidden._version != self._version:
             remedy = "Have it add to a tensor of its own, x = x + y in place of x += y, or leave it out."
             raise wrong(block.module, "to leave the hidden states that it is given", "that it writes to them", remedy)
+        if STREAMS[1] in block.returns and STREAMS[1] not in (names[1:2] if len(args) > 1 else kwargs):
+            expected, found = f"to take {STREAMS[1]} second, or by name", f"{names[1:2]} in its place"
+            raise wrong(block.module, expected, found, "Put it second in its forward, or pass it by name.")
         given = dict(zip(names, args, strict=False)) | kwargs
         given |= {STREAMS[0]: given.get(names[0])}
         returned = dict(zip(block.returns, output, strict=False)) if block.returns else {STREAMS[0]: output}
