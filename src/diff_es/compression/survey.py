@@ -233,7 +233,8 @@ def _units(anatomy: Anatomy, settings: Settings, reporter: Reporter) -> tuple[Un
 def _anatomy(denoiser: nn.Module, settings: Settings) -> Anatomy:
     """What can be pruned in a dense denoiser, if there is what these settings need, and nothing around the call lowers
     the precision of what is summed and solved."""
-    if torch.is_autocast_enabled(device_of(denoiser).type):
+    kind = device_of(denoiser).type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         remedy = "Leave the context; load the pipeline in the type that it is to compute in. Results run in autocast."
         raise DiffESError("compress", expected="no autocast around it", found="torch.autocast", remedy=remedy)
     if routing_of(denoiser) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from diffusers import ModelMixin
 from torch import nn
@@ -31,16 +33,17 @@ def meta_twin(denoiser: ModelMixin) -> ModelMixin:
     """The same architecture without weights, on the meta device.
 
     Raises:
-        UnsupportedModel: its modules are not those of its configuration.
+        UnsupportedModel: its weights are not of the shapes that its configuration says; names may be others.
     """
     with hushed(), torch.device("meta"):
         twin: ModelMixin = type(denoiser).from_config(denoiser.config)
     own = {name: tuple(parameter.shape) for name, parameter in base_parameters(denoiser)}
     told = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
-    if odd := sorted(name for name in own | told if own.get(name) != told.get(name)):
+    if Counter(own.values()) != Counter(told.values()):
+        odd = sorted(name for name in own | told if own.get(name) != told.get(name))
         found = f"{odd[0]}: {own.get(odd[0], 'not there')}, and {told.get(odd[0], 'none')} by the configuration"
         remedy = "Say in the configuration what was changed by hand (denoiser.register_to_config), or change it back."
-        expected = "the modules of its configuration"
+        expected = "the weights of its configuration"
         raise UnsupportedModel(type(denoiser).__name__, expected=expected, found=found, remedy=remedy)
     nn.Module.to(twin, device="meta", dtype=denoiser.dtype)
     return twin.eval()
