@@ -45,7 +45,7 @@ class Settings:
         sampling: as the user samples.
         stages: that the trajectory is cut into; None: ten, or one for each step where there are fewer.
         levers: what a schedule may change from stage to stage; None: levels and steps, but levels alone where the
-            sampler draws noise on the way or takes no timesteps.
+            sampler draws noise on the way, takes no timesteps, or takes one twice.
         method: how levels are made.
         measure: of closeness to the dense model.
         calibration_samples: that calibration runs; None: as many as it takes to see 16 vectors for each column of most
