@@ -93,7 +93,7 @@ def load(
         pipe = make(dtype, local_only=local_only)
         pipe.register_to_config(_name_or_path=source)
     if config is not None:
-        _CONFIGS[pipe] = str(Path(config).resolve()) if Path(config).exists() else config
+        _CONFIGS[pipe] = _from_anywhere(config)
     if scheduler is not None:
         chosen = {known.__name__: known for known in SCHEDULERS}[scheduler]
         change = partial(chosen.from_config, pipe.scheduler.config)
@@ -194,14 +194,18 @@ def origin_of(pipe: Pipeline) -> Origin:
     if isinstance(pipe, OwnSampler):
         return Origin("", dtype, {"_class_name": OWN, "function": sampler_name(pipe)})
     source = pipe.config.get("_name_or_path") or ""
-    folder = Path(source)
-    ours = next((name for name, place in BUNDLED.items() if place == folder), None)
+    ours = next((name for name, place in BUNDLED.items() if place == Path(source)), None)
     return Origin(
-        model=ours or (str(folder.resolve()) if source and folder.exists() else source),
+        model=ours or _from_anywhere(source),
         dtype=dtype,
         scheduler={"_class_name": type(pipe.scheduler).__name__, **json.loads(pipe.scheduler.to_json_string())},
         config=_CONFIGS.get(pipe),
     )
+
+
+def _from_anywhere(source: str) -> str:
+    """The whole path of what is on this machine, which it has from any folder; of all else the same."""
+    return str(Path(source).resolve()) if source and Path(source).exists() else source
 
 
 def reopen(origin: Origin, model: str | None = None, device: str | None = None) -> Pipeline:

@@ -63,14 +63,10 @@ def first_call(pipe: Pipeline, sampling: Sampling) -> tuple[Args, Kwargs]:
         return raise_it
 
     try:
-        with intercepted(denoiser_of(pipe), catch):
+        with _refusing(pipe, sampling), intercepted(denoiser_of(pipe), catch):
             sample(pipe, make_probes(pipe, sampling.batch, 0, "trace"), sampling)
     except _Caught as caught:
         return caught.call
-    except FOREIGN as error:
-        if (refused := _refused(pipe, sampling, error)) is None:
-            raise
-        raise refused from error
     raise AssertionError("the pipeline ended without calling its denoiser")
 
 
@@ -80,11 +76,15 @@ def _no_trajectory(pipe: Pipeline, sampling: Sampling, found: str) -> DiffESErro
     return DiffESError(where, expected="a trajectory", found=found, remedy=remedy)
 
 
-def _refused(pipe: Pipeline, sampling: Sampling, error: Exception) -> DiffESError | None:
-    """What a pipeline of diffusers raised, as its refusal; None where it is to be raised as it is."""
-    if isinstance(pipe, OwnSampler) or isinstance(error, DiffESError | torch.OutOfMemoryError):
-        return None
-    return _no_trajectory(pipe, sampling, said(error))
+@contextmanager
+def _refusing(pipe: Pipeline, sampling: Sampling) -> Iterator[None]:
+    """What a pipeline of diffusers raises inside is its refusal of the sampling; what a user's own loop does stays."""
+    try:
+        yield
+    except FOREIGN as error:
+        if isinstance(pipe, OwnSampler) or isinstance(error, DiffESError | torch.OutOfMemoryError):
+            raise
+        raise _no_trajectory(pipe, sampling, said(error)) from error
 
 
 def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
@@ -111,12 +111,8 @@ def trace(pipe: Pipeline, sampling: Sampling) -> Trace:
 
     handle, steps = on_timestep(denoiser, heard.append), _Steps()
     try:
-        with intercepted(denoiser, shapes_only), steps.of(pipe):
+        with _refusing(pipe, sampling), intercepted(denoiser, shapes_only), steps.of(pipe):
             sample(pipe, make_probes(pipe, 1, 0, "trace"), sampling)
-    except FOREIGN as error:
-        if (refused := _refused(pipe, sampling, error)) is None:
-            raise
-        raise refused from error
     finally:
         handle.remove()
     if isinstance(pipe, OwnSampler):

@@ -147,9 +147,9 @@ class Imagined(Fitness):
         if self._path is not None:
             each, times = self._trace.calls, timesteps_of(self._path, self._stages, candidate)
         keys, reached, calls, macs = list[Hashable](), 0, 0, 0
+        whole = times if self._looks_ahead else ()
         for step, timestep in enumerate(times):
             reached = max(reached, self._stages.index(timestep))
-            whole = times if self._looks_ahead else ()
             keys.append((self._name, chunk, correct is not None, times[: step + 1], whole, rows[: reached + 1]))
         self._weights.choose(rows)
         for step in range(self._resumed(keys, times), len(times)):

@@ -141,7 +141,7 @@ class CompactStore:
                 parameter.data = moved
                 if own:
                     self._spare[values.shape] = values
-            parameter.data = self._orders.get(name, (values, now))[0]
+            parameter.data = self._values(name, parameter)
 
 
 def _moved(plans: Sequence[Plan], like: Tensor) -> tuple[Plan, ...]:
