@@ -1,9 +1,11 @@
-"""Laws of where a search begins: steps where the dense run is straightest stand on it, whatever its sampler."""
+"""Laws of where a search begins: steps where the dense run is straightest, or where corrections miss least of it,
+stand on it, whatever its sampler."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from tests.helpers.tiny import CALL, LITTLE, joint, settings, tiny
 from diff_es import Depth, Granularity, Method, Width, compress
 from diff_es.compression.evaluator import Evaluator
 from diff_es.compression.settings import Levers
-from diff_es.compression.starts import by_rule, straightest
+from diff_es.compression.starts import by_rule, foreseen, straightest
 from diff_es.compression.study import Study, prepare
 from diff_es.scoring.journal import Journal
 
@@ -34,10 +36,10 @@ def evaluator_of(scheduler: Any = DDIMScheduler, corrections: int = 4) -> tuple[
 @pytest.mark.parametrize("share", [0.5, 0.7, 1.0])
 def test_steps_stand_on_points_of_the_dense_run_as_many_as_the_budget_holds(share: float) -> None:
     ready, evaluator = evaluator_of()
-    found = straightest(ready, share, evaluator)
-    assert found
+    found = straightest(ready, share, evaluator), foreseen(ready, share, evaluator)
+    assert all(found)
     assert ready.reference is not None
-    for one in found:
+    for one in chain(*found):
         assert one.timesteps[0] == ready.reference[0]
         assert set(one.timesteps) <= set(ready.reference)
         assert len(one.timesteps) == sum(one.steps) == int(share * sum(ready.costs.steps) + 1e-9)
@@ -46,7 +48,7 @@ def test_steps_stand_on_points_of_the_dense_run_as_many_as_the_budget_holds(shar
 
 def test_there_are_none_where_the_dense_run_was_not_written_down() -> None:
     ready, evaluator = evaluator_of(corrections=0)
-    assert straightest(ready, 0.7, evaluator) == ()
+    assert straightest(ready, 0.7, evaluator) == foreseen(ready, 0.7, evaluator) == ()
 
 
 def test_what_a_step_misses_is_the_same_in_the_states_of_every_sampler() -> None:
@@ -55,9 +57,12 @@ def test_what_a_step_misses_is_the_same_in_the_states_of_every_sampler() -> None
     assert ddim is not None
     assert euler is not None
     later = np.triu_indices(len(ddim), 2)
-    assert np.isinf(ddim[np.tril_indices(len(ddim))]).all()
-    assert ddim[later] == pytest.approx(euler[later], rel=2e-3)
-    assert ddim.diagonal(1) == pytest.approx(np.zeros(len(ddim) - 1), abs=1e-4)
+    assert np.isinf(ddim.missed[np.tril_indices(len(ddim))]).all()
+    assert ddim.missed[later] == pytest.approx(euler.missed[later], rel=2e-3)
+    assert ddim.missed.diagonal(1) == pytest.approx(np.zeros(len(ddim) - 1), abs=1e-4)
+    lost, also = (one.left(4, 5) for one in (ddim, euler))
+    assert (np.isinf(lost) == np.isinf(also)).all()
+    assert lost[np.isfinite(lost)] == pytest.approx(also[np.isfinite(also)], rel=2e-2, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +79,12 @@ def test_a_sampler_that_ends_at_its_last_timestep_has_starts_too(kind: Any, opti
     evaluator = Evaluator(ready, Journal(None, {}, resume=False))
     bends = evaluator.scorer.fitness.bends
     assert bends is not None
-    assert not np.isnan(bends).any()
-    assert bends[-2, -1] == pytest.approx(0, abs=1e-4)
+    assert not np.isnan(bends.missed).any()
+    assert not np.isnan(bends.left(2, 3)).any()
+    assert bends.missed[-2, -1] == pytest.approx(0, abs=1e-4)
     for share in (0.5, 1.0):
-        found = [*straightest(ready, share, evaluator), *by_rule(ready, share)]
-        assert found
+        found = [*straightest(ready, share, evaluator), *foreseen(ready, share, evaluator), *by_rule(ready, share)]
+        assert len(found) > 2
         assert all(sum(one.steps) <= share * CALL.steps for one in found)
 
 

@@ -36,7 +36,7 @@ from .survey import Survey
 _MEASURED, _GROWTH = 2048, 2.4
 """Columns of the largest layer that is ranked and solved to see how long it takes; the power that larger ones go by,
 where matrices are inverted."""
-_MATRICES = 7
+_MATRICES = 6
 """Of second moments in double precision, that ranking and solving a layer hold at once, gaps of the heap counted."""
 
 
@@ -217,10 +217,11 @@ def sizes(surveyed: Survey) -> tuple[int, int, int]:
     levels, largest = 0, 0
     for layer, counts in _counts(surveyed):
         weight = weight_of(output_of(denoiser_of(surveyed.pipe), layer), layer)
-        if method.compensation is not None:
-            levels += sets * sum(weight.nbytes * count // layer.groups for count in counts)
+        solved = 0 if method.compensation is None else sum(counts) / layer.groups  # in parts of the weight
+        levels += sets * int(solved * weight.nbytes)
         matrices = 0 if method.squares else _MATRICES * layer.size**2
-        largest = max(largest, 8 * (matrices + 3 * layer.size * len(weight)))
+        doubles = matrices + (3 + solved) * layer.size * len(weight)
+        largest = max(largest, int(8 * doubles + solved * weight.nbytes))
     return statistics, levels, largest
 
 

@@ -23,7 +23,7 @@ from ..search import (
 from ..utils.progress import Reporter
 from ..utils.seeds import derive_seed
 from .evaluator import Evaluator
-from .starts import by_rule, straightest, with_timesteps
+from .starts import by_rule, foreseen, straightest, with_timesteps
 from .study import Study
 
 Ranking = dict[Candidate, float]
@@ -117,8 +117,8 @@ def by_chance(ready: Study, space: Space, title: str, count: int, evaluator: Sco
 def place_steps(
     ready: Study, share: float, best: Sequence[Candidate], evaluator: Evaluator, reporter: Reporter
 ) -> Ranking:
-    """Where the steps of the best schedules of steps alone lie best, beside the rules that people use and where the
-    dense run is straightest: all candidates, with their timesteps.
+    """Where the steps of the best schedules of steps alone lie best, beside the rules that people use, where the dense
+    run is straightest, and where corrections miss least of it: all candidates, with their timesteps.
 
     Args:
         best: schedules within the budget, best first.
@@ -127,7 +127,8 @@ def place_steps(
     if space is None:
         return {}
     first = [with_timesteps(ready, one) for one in best[: ready.settings.survivors]]
-    first += [narrowed(one) for one in [*by_rule(ready, share), *straightest(ready, share, evaluator)]]
+    foretold = [*straightest(ready, share, evaluator), *foreseen(ready, share, evaluator)]
+    first += [narrowed(one) for one in [*by_rule(ready, share), *foretold]]
     return _placed(ready, f"place the steps at {share:g}", space, first, Unpruned(ready, evaluator), reporter)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import numpy as np
 
 from ..search import Candidate, NoneFits, Space, mosaic
 from ..solvers.ays import published
-from ..trajectory.shortest import COEFFICIENTS, cheapest
+from ..trajectory.shortest import COEFFICIENTS, Bends, cheapest
 from ..trajectory.timesteps import by_hand
 from ..utils.seeds import derive_seed
 from .evaluator import Evaluator
@@ -59,10 +59,27 @@ def by_rule(ready: Study, share: float) -> tuple[Candidate, ...]:
 def straightest(ready: Study, share: float, evaluator: Evaluator) -> tuple[Candidate, ...]:
     """The same where steps miss least of the dense run (GITS, arXiv 2405.11326), for each coefficient that its authors
     try; of one whose states are known, as corrections of steps need them."""
-    total, bends = _affordable(ready, share), evaluator.scorer.fitness.bends
-    if bends is None or not 0 < total < len(bends) or ready.reference is None:
+    total, bends = _bent(ready, share, evaluator)
+    if bends is None:
         return ()
-    found = dict.fromkeys(cheapest(bends, total, one) for one in COEFFICIENTS)
+    return _on(ready, dict.fromkeys(cheapest(bends.missed, total, one) for one in COEFFICIENTS))
+
+
+def foreseen(ready: Study, share: float, evaluator: Evaluator) -> tuple[Candidate, ...]:
+    """The same where steps miss least of it that are corrected."""
+    total, bends = _bent(ready, share, evaluator)
+    return () if bends is None else _on(ready, bends.nearest(total, ready.directions))
+
+
+def _bent(ready: Study, share: float, evaluator: Evaluator) -> tuple[int, Bends | None]:
+    """How many steps a share of the cost holds, and the dense run that they are placed on, if it has as many points."""
+    total, bends = _affordable(ready, share), evaluator.scorer.fitness.bends
+    return total, bends if bends is not None and 0 < total < len(bends) else None
+
+
+def _on(ready: Study, found: Iterable[Sequence[int]]) -> tuple[Candidate, ...]:
+    """The dense model, with steps at these points of the dense run."""
+    assert ready.reference is not None
     return tuple(_stepping(ready, [ready.reference[point] for point in points]) for points in found)
 
 

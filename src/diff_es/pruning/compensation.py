@@ -71,6 +71,7 @@ class Ridge:
         weight, mean = double(weight).to(hessian.device)[:, last_first], mean[last_first]
         hessian = hessian[last_first][:, last_first]
         factor = torch.linalg.cholesky(damped(hessian, self.damping, moments.rounding()))
+        del hessian  # as large as the factor
         dense_bias = torch.zeros_like(weight[:, 0]) if bias is None else double(bias).to(weight.device)
         scaled = (factor / factor.diagonal().max()).float()  # shares alone are at stake
         power = (weight.float() @ scaled).square().sum(0, dtype=torch.float64)  # of each column of W F

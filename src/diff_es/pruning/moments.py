@@ -84,4 +84,6 @@ def damped(hessian: Tensor, damping: float, floor: float | Tensor = 0.0) -> Tens
     """H + (damping * mean(diag H) + floor) * I; for an input that is always zero, I."""
     scale = damping * hessian.diagonal().mean().clamp_min(0) + floor
     ridge = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return hessian + ridge * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    found = hessian.clone()
+    found.diagonal().add_(ridge)
+    return found

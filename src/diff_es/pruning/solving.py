@@ -14,6 +14,7 @@ from ..execution.shipping import shipped
 from ..layers import Anatomy, Cut, Layer, Projection, as_matrix, from_matrix
 from ..pipelines.families import Denoiser, Pipeline
 from ..routing.realise import output_of, weight_of
+from ..utils.malloc import give_back
 from .compensation import Ridge, Solved
 from .importance import column_powers, grouped
 from .method import Method
@@ -62,6 +63,7 @@ class Solver:
         """All orders and cuts of a piece."""
         layers = [layer for layer in self.anatomy.layers if layer.name in piece.counts]
         order = self._order(layers, piece.ranked)
+        give_back()  # or what solves takes new memory beside what has ranked
         orders = {(source, layer.name): order for source in piece.sources for layer in layers}
         cuts = dict[tuple[int, str, int], Left]()
         for source, moments in piece.sources.items():

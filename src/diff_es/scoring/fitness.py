@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import pairwise
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..layers import Plan
@@ -31,7 +29,7 @@ from ..solvers.custom_timesteps import Stepping, stepped
 from ..solvers.flow_time import flow_time
 from ..solvers.prefix_cache import PrefixCache, Replay
 from ..trajectory.corrections import Correct, Corrections, Recording, fitting, fixed
-from ..trajectory.shortest import missed
+from ..trajectory.shortest import Bends
 from ..trajectory.stages import Stages
 from ..trajectory.timesteps import Timesteps, Trajectory, placed
 from ..utils.malloc import Kept
@@ -119,18 +117,14 @@ class Fitness:
             return self._checked(chunk, self._sample(self._chunks[chunk]))
 
     @cached_property
-    def bends(self) -> NDArray[np.float64] | None:
-        """What a step from each point of the dense run to each later one would miss (``trajectory.shortest``); None
-        where that run was not written down, or its noise is not known."""
+    def bends(self) -> Bends | None:
+        """What places of steps are chosen from, of the dense run; None where that run was not written down, or its
+        noise is not known."""
         if self._goal is None or isinstance(self._pipe, OwnSampler):
             return None
         time = flow_time(self._pipe.scheduler, self._goal.timesteps)
-        states = [state.float() / scale for state, scale in zip(self._goal.states, time.scale.tolist(), strict=True)]
-        tau: list[float] = time.tau.tolist()
-        moves = zip(pairwise(states), pairwise(tau), strict=True)
-        still = torch.zeros_like(states[0])  # where a sampler's last timestep is where it ends
-        along = [still if start == end else (after - before) / (end - start) for (before, after), (start, end) in moves]
-        return missed(tau, states, along)
+        pairs = zip(self._goal.states, time.scale.tolist(), strict=True)
+        return Bends.of(time.tau.tolist(), [state.float() / scale for state, scale in pairs])
 
     def _checked(self, chunk: int, latents: Tensor) -> Tensor:
         """What is compared of a dense result, which has to be finite."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..pipelines.families import Pipeline
@@ -22,6 +21,7 @@ from ..routing.switch import Content
 from ..search import Candidate
 from ..solvers.prefix_cache import After, Result
 from ..trajectory.corrections import Correct, Corrections, Recording
+from ..trajectory.shortest import Bends
 from ..trajectory.timesteps import Timesteps
 from .fitness import Fitness, timesteps_of
 from .weight_cache import WeightCache
@@ -101,13 +101,12 @@ class Imagined(Fitness):
         return torch.empty(0)
 
     @cached_property
-    def bends(self) -> NDArray[np.float64] | None:
-        """Of a run that bends alike everywhere."""
+    def bends(self) -> Bends | None:
+        """Of a run that bends alike everywhere, and more than corrections make up for."""
         if self._goal is None or isinstance(self._pipe, OwnSampler):
             return None
-        places = np.arange(len(self._goal.timesteps) + 1)
-        lengths = places[None, :] - places[:, None]
-        return np.where(lengths > 0, lengths**2.0, np.inf)
+        tau = np.linspace(1, 0, len(self._goal.timesteps) + 1).tolist()
+        return Bends.of(tau, [torch.tensor([[t**power for power in range(1, 6)]]) for t in tau])
 
     def _count_calls(self, chunk: int, calls: int, macs: int) -> None:
         samples = len(self._chunks[chunk])

@@ -2,11 +2,17 @@
 
 The cost of a step from the i-th fine point to the j-th is the distance at which Euler's method, along the direction
 that the run has at i, ends from the run at j. Steps of least total cost are found exactly, and serve any solver.
+
+Steps that are corrected (``corrections``) need not be straight: theirs is what no correction makes up for, the residual
+of the run at j regressed on the run at i, its direction there, and the run where the step before began. So a cost
+belongs to two steps, and its squares add up; whatever the sampler, what it steps along is among these directions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,6 +21,10 @@ from torch import Tensor
 
 COEFFICIENTS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
 """How much what follows a step counts against it: those that the authors try for Stable Diffusion."""
+
+_RIDGE = 1e-9
+_REACH = 4
+"""How many times the mean length a corrected step may have."""
 
 
 def missed(tau: Sequence[float], states: Sequence[Tensor], velocities: Sequence[Tensor]) -> NDArray[np.float64]:
@@ -54,4 +64,88 @@ def cheapest(costs: NDArray[np.float64], steps: int, coefficient: float) -> tupl
     found = [0]
     for choice in reversed(onward[1:]):
         found.append(int(choice[found[-1]]))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Bends:
+    """A finely stepped run of n steps by what places of steps are chosen from."""
+
+    tau: NDArray[np.float64]  # (n + 1,), descending
+    missed: NDArray[np.float64]  # as :func:`missed` gives it
+    products: NDArray[np.float64]  # (n + 1, n + 1): inner products of the first state and the n increments after it
+
+    @classmethod
+    def of(cls, tau: Sequence[float], states: Sequence[Tensor]) -> Bends:
+        """Of n + 1 points, descending, and the run's states there, (N, ...) each; products are means over noises."""
+        moves = zip(pairwise(states), pairwise(tau), strict=True)
+        still = torch.zeros_like(states[0])  # where a sampler's last timestep is where it ends
+        along = [still if start == end else (after - before) / (end - start) for (before, after), (start, end) in moves]
+        products = np.zeros((len(tau), len(tau)))
+        for noise in range(len(states[0])):
+            rows = np.stack([one[noise].flatten().double().numpy() for one in states])
+            rows[1:] -= rows[:-1].copy()
+            products += rows @ rows.T
+        return cls(np.asarray(tau), missed(tau, states, along), products / len(states[0]))
+
+    def __len__(self) -> int:
+        """Of the run's points, its end among them."""
+        return len(self.tau)
+
+    def left(self, directions: int, reach: int) -> NDArray[np.float64]:
+        """What a step misses that is corrected along so many directions: (n, reach, reach), the mean of the squared
+        distance over noises, by the point that it starts from, the length of the step before less one, and its own less
+        one; infinite where there is no way. The first step has none before, and stands where that is of length one."""
+        points = len(self) - 1
+        states = np.tri(points + 1)  # each as a sum of the first state and of increments
+        found = np.full((points, reach, reach), np.inf)
+        for start in range(points):
+            ends = range(start + 1, min(start + reach, points) + 1)
+            length, move = self.tau[start + 1] - self.tau[start], states[start + 1] - states[start]
+            share = (self.tau[ends] - self.tau[start]) / length if length else np.zeros(len(ends))
+            error = states[ends] - states[start] - share[:, None] * move
+            seen = error @ self.products
+            for before in range(min(reach, max(start, 1))):
+                back = [states[start] - states[start - 1 - before]] if start else []
+                along = np.stack([states[start], move, *back])[:directions]
+                gram, reached = along @ self.products @ along.T, along @ seen.T
+                gram.flat[:: len(gram) + 1] += _RIDGE * gram.diagonal() + np.finfo(float).tiny
+                rest = (error * seen).sum(1) - (reached * np.linalg.solve(gram, reached)).sum(0)
+                found[start, before, : len(ends)] = np.maximum(rest, 0)
+        return found
+
+    def nearest(self, steps: int, directions: int) -> tuple[tuple[int, ...], ...]:
+        """The points that so many corrected steps start from, at least cost, for every other of the coefficients.
+
+        Args:
+            steps: at most n, each of which takes up to a few times the mean length.
+            directions: the most that a step is corrected along, at least one.
+        """
+        reach = min(len(self) - 1, _REACH * -(-(len(self) - 1) // steps))
+        costs = self.left(directions, reach)
+        return tuple(dict.fromkeys(cheapest_pairs(costs, steps, one) for one in COEFFICIENTS[::2]))
+
+
+def cheapest_pairs(costs: NDArray[np.float64], steps: int, coefficient: float) -> tuple[int, ...]:
+    """As :func:`cheapest`, of costs that depend on the step before.
+
+    Args:
+        costs: (n, reach, reach), as :meth:`Bends.left` gives them.
+        steps: at most n, and so many that they come to the end.
+    """
+    points, reach, _ = costs.shape
+    rest = np.full((points + 1, reach), np.inf)  # of the way to the last point, by where it starts and the step before
+    rest[points] = 0.0
+    onward = list[NDArray[np.intp]]()
+    for _ in range(steps):
+        total = np.full(costs.shape, np.inf)
+        for length in range(reach):
+            after = coefficient * rest[length + 1 :, length]
+            total[: points - length, :, length] = costs[: points - length, :, length] + after[:, None]
+        onward.append(total.argmin(axis=2))
+        rest = np.vstack([total.min(axis=2), np.full(reach, np.inf)])
+    found, before = [0], 0
+    for choice in reversed(onward[1:]):
+        before = int(choice[found[-1], before])
+        found.append(found[-1] + before + 1)
     return tuple(found)
