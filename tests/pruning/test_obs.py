@@ -128,6 +128,17 @@ def test_all_counts_at_once_equal_a_plain_solve_of_each(
         assert left_over == pytest.approx(float(lost / power), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_are_rounded_as_the_layer_holds_them_and_the_bias_makes_up_for_it(kind: torch.dtype) -> None:
+    c = case(3, size=8)
+    inputs, given = c.inputs + 30, c.weight.to(kind)
+    dense = inputs @ given.double().T
+    for kept, weight, bias, _ in Ridge().solve(given, None, moments_of(inputs), torch.arange(8), [3, 6]):
+        assert torch.equal(weight.to(kind).double(), weight)
+        slim = inputs[:, kept] @ weight.T + bias
+        torch.testing.assert_close(slim.mean(0), dense.mean(0), rtol=1e-9, atol=1e-9)
+
+
 @laws
 @given(cases, st.data(), st.booleans(), st.sampled_from([1e-6, 0.01, 1.0, 100.0]))
 def test_compensation_is_never_worse_than_none_on_the_calibration_inputs(

@@ -63,11 +63,11 @@ class Ridge:
             counts: how many columns stay, each in 1 to D.
 
         Returns:
-            for every count, what stays.
+            for every count, what stays: weights as numbers of the dense ones' type, and the bias that suits these.
         """
         hessian = moments.hessian(centred=self.intercept)
         mean = moments.mean() if self.intercept else torch.zeros_like(hessian[0])
-        last_first = order.flip(0).to(hessian.device)
+        last_first, kind = order.flip(0).to(hessian.device), weight.dtype
         weight, mean = double(weight).to(hessian.device)[:, last_first], mean[last_first]
         hessian = hessian[last_first][:, last_first]
         factor = torch.linalg.cholesky(damped(hessian, self.damping, moments.rounding()))
@@ -79,7 +79,7 @@ class Ridge:
         for count in counts:
             lost = weight[:, count:] @ factor[count:, :count]  # (O, K): W_R B
             made_up = torch.linalg.solve_triangular(factor[:count, :count], lost, upper=False, left=False)
-            solved = weight[:, :count] + made_up
+            solved = (weight[:, :count] + made_up).to(kind).double()  # as the layer will hold it
             offset = dense_bias + weight @ mean - solved @ mean[:count]
             kept, ascending = last_first[:count].sort()
             left = float(power[count:].sum() / total)
