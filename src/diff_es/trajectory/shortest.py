@@ -98,7 +98,12 @@ class Bends:
         one; infinite where there is no way. The first step has none before, and stands where that is of length one."""
         points = len(self) - 1
         states = np.tri(points + 1)  # each as a sum of the first state and of increments
-        found = np.full((points, reach, reach), np.inf)
+        reached, found = states @ self.products, np.full((points, reach, reach), np.inf)
+
+        def along(rows: NDArray[np.float64], start: int, before: int) -> NDArray[np.float64]:
+            back = [rows[start] - rows[start - 1 - before]] if start else []
+            return np.stack([rows[start], rows[start + 1] - rows[start], *back])[:directions]
+
         for start in range(points):
             ends = range(start + 1, min(start + reach, points) + 1)
             length, move = self.tau[start + 1] - self.tau[start], states[start + 1] - states[start]
@@ -106,11 +111,10 @@ class Bends:
             error = states[ends] - states[start] - share[:, None] * move
             seen = error @ self.products
             for before in range(min(reach, max(start, 1))):
-                back = [states[start] - states[start - 1 - before]] if start else []
-                along = np.stack([states[start], move, *back])[:directions]
-                gram, reached = along @ self.products @ along.T, along @ seen.T
+                taken = along(states, start, before)
+                gram, known = along(reached, start, before) @ taken.T, taken @ seen.T
                 gram.flat[:: len(gram) + 1] += _RIDGE * gram.diagonal() + np.finfo(float).tiny
-                rest = (error * seen).sum(1) - (reached * np.linalg.solve(gram, reached)).sum(0)
+                rest = (error * seen).sum(1) - (known * np.linalg.solve(gram, known)).sum(0)
                 found[start, before, : len(ends)] = np.maximum(rest, 0)
         return found
 
