@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,12 @@ def test_a_search_may_be_ended_at_any_moment(place: Place, server: Warm) -> None
 def test_a_command_may_be_ended_while_it_imports(place: Place) -> None:
     """From the first line of ours on, in processes of their own: before, they are Python's."""
     rng, environment = random.Random(1), {**os.environ, "OMP_NUM_THREADS": "1"}
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell runs in the background ignores Ctrl-C
+
+    def heard() -> None:
+        """What a shell runs in the background ignores Ctrl-C, and the end of the shell where `nohup` does."""
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     for number in ASKED * 2:
         python = [sys.executable, "-m", "diff_es", *place.arguments("imports")]
         pipe = subprocess.PIPE

@@ -128,8 +128,8 @@ def test_all_counts_at_once_equal_a_plain_solve_of_each(
         assert left_over == pytest.approx(float(lost / power), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
-def test_weights_are_rounded_as_the_layer_holds_them_and_the_bias_makes_up_for_it(kind: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_the_bias_makes_up_for_weights_as_half_precision_holds_them(kind: torch.dtype) -> None:
     c = case(3, size=8)
     inputs, given = c.inputs + 30, c.weight.to(kind)
     dense = inputs @ given.double().T

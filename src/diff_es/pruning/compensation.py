@@ -63,7 +63,7 @@ class Ridge:
             counts: how many columns stay, each in 1 to D.
 
         Returns:
-            for every count, what stays: weights as numbers of the dense ones' type, and the bias that suits these.
+            for every count, what stays; in half precision weights are rounded already, and the bias suits these.
         """
         hessian = moments.hessian(centred=self.intercept)
         mean = moments.mean() if self.intercept else torch.zeros_like(hessian[0])
@@ -79,7 +79,9 @@ class Ridge:
         for count in counts:
             lost = weight[:, count:] @ factor[count:, :count]  # (O, K): W_R B
             made_up = torch.linalg.solve_triangular(factor[:count, :count], lost, upper=False, left=False)
-            solved = (weight[:, :count] + made_up).to(kind).double()  # as the layer will hold it
+            solved = weight[:, :count] + made_up
+            if kind.itemsize < 4:  # as the layer will hold it
+                solved = solved.to(kind).double()
             offset = dense_bias + weight @ mean - solved @ mean[:count]
             kept, ascending = last_first[:count].sort()
             left = float(power[count:].sum() / total)
