@@ -102,11 +102,10 @@ class Imagined(Fitness):
 
     @cached_property
     def bends(self) -> Bends | None:
-        """Of a run that bends alike everywhere, and more than corrections make up for."""
+        """Of a run that is made up."""
         if self._goal is None or isinstance(self._pipe, OwnSampler):
             return None
-        tau = np.linspace(1, 0, len(self._goal.timesteps) + 1).tolist()
-        return Bends.of(tau, [torch.tensor([[t**power for power in range(1, 6)]]) for t in tau])
+        return _bends(len(self._goal.timesteps))
 
     def _count_calls(self, chunk: int, calls: int, macs: int) -> None:
         samples = len(self._chunks[chunk])
@@ -183,3 +182,10 @@ class Imagined(Fitness):
 
 def _next(times: Timesteps, step: int) -> float | None:
     return times[step + 1] if step + 1 < len(times) else None
+
+
+@cache
+def _bends(steps: int) -> Bends:
+    """Of a run that bends alike everywhere, and more than corrections make up for."""
+    tau = np.linspace(1, 0, steps + 1).tolist()
+    return Bends.of(tau, [torch.tensor([[t**power for power in range(1, 6)]]) for t in tau])

@@ -22,9 +22,8 @@ from torch import Tensor
 COEFFICIENTS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
 """How much what follows a step counts against it: those that the authors try for Stable Diffusion."""
 
-_RIDGE = 1e-9
-_REACH = 4
-"""How many times the mean length a corrected step may have."""
+_RIDGE, _REACH = 1e-9, 4
+"""Of the regressions, relative to the diagonal; how many times the mean length a corrected step may have."""
 
 
 def missed(tau: Sequence[float], states: Sequence[Tensor], velocities: Sequence[Tensor]) -> NDArray[np.float64]:
@@ -100,22 +99,21 @@ class Bends:
         states = np.tri(points + 1)  # each as a sum of the first state and of increments
         reached, found = states @ self.products, np.full((points, reach, reach), np.inf)
 
-        def along(rows: NDArray[np.float64], start: int, before: int) -> NDArray[np.float64]:
-            back = [rows[start] - rows[start - 1 - before]] if start else []
-            return np.stack([rows[start], rows[start + 1] - rows[start], *back])[:directions]
+        def along(rows: NDArray[np.float64], start: int, before: Sequence[int]) -> NDArray[np.float64]:
+            parts = rows[start], rows[start + 1] - rows[start], rows[start] - rows[before]
+            return np.stack(np.broadcast_arrays(*parts), axis=1)[:, :directions]
 
         for start in range(points):
             ends = range(start + 1, min(start + reach, points) + 1)
+            before = list(range(start - 1, start - 1 - reach, -1)[:start]) or [0]  # a way of no length
             length, move = self.tau[start + 1] - self.tau[start], states[start + 1] - states[start]
             share = (self.tau[ends] - self.tau[start]) / length if length else np.zeros(len(ends))
             error = states[ends] - states[start] - share[:, None] * move
-            seen = error @ self.products
-            for before in range(min(reach, max(start, 1))):
-                taken = along(states, start, before)
-                gram, known = along(reached, start, before) @ taken.T, taken @ seen.T
-                gram.flat[:: len(gram) + 1] += _RIDGE * gram.diagonal() + np.finfo(float).tiny
-                rest = (error * seen).sum(1) - (known * np.linalg.solve(gram, known)).sum(0)
-                found[start, before, : len(ends)] = np.maximum(rest, 0)
+            seen, taken = error @ self.products, along(states, start, before)
+            gram, known = along(reached, start, before) @ taken.mT, taken @ seen.T
+            gram += np.eye(gram.shape[1]) * (_RIDGE * gram + np.finfo(float).tiny)
+            rest = (error * seen).sum(1) - (known * np.linalg.solve(gram, known)).sum(1)
+            found[start, : len(before), : len(ends)] = np.maximum(rest, 0)
         return found
 
     def nearest(self, steps: int, directions: int) -> tuple[tuple[int, ...], ...]:
