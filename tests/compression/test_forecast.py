@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,7 +19,7 @@ from torch import nn
 
 from diff_es import DiffESError, Forecast, Levers, Run, Settings, compress, forecast
 from diff_es.compression.evaluator import Evaluator
-from diff_es.compression.forecast import machine_of
+from diff_es.compression.machine import machine_of
 from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.simulation import simulate
 from diff_es.compression.study import study, wanted_of
@@ -30,8 +33,10 @@ from diff_es.pruning.calibration import calibrate
 from diff_es.routing.realise import realise
 from diff_es.scoring import fitness
 from diff_es.scoring.fidelity import ImagePSNR
+from diff_es.scoring.imagined import Tally
 from diff_es.scoring.journal import Journal
-from diff_es.utils.progress import Reporter
+from diff_es.utils.progress import Reporter, Task
+from diff_es.utils.spill import Spill
 
 QUIET = Reporter(quiet=True)
 SEARCHES = {
@@ -92,6 +97,41 @@ def test_the_table_is_foretold_to_the_call(ran: Ran) -> None:
         assert work.reference.calls == (6 if chosen.levers is Levers.PRUNE else 12)
 
 
+class Noting(Reporter):
+    """The samples' calls after each unit of the tasks."""
+
+    def __init__(self, ran: Ran) -> None:
+        super().__init__(quiet=True)
+        self.ran, self.calls = ran, list[int]()
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Task]:
+        yield self
+
+    def advance(self, note: str = "") -> None:
+        self.calls.append(self.ran.calls)
+
+
+def test_how_far_a_table_is_after_each_candidate_is_foretold(ran: Ran) -> None:
+    surveyed = survey(tiny(), SEARCHES["levels"], QUIET, Budget.of(0.7))
+    work, ready, noting = simulate(surveyed), study(surveyed, QUIET), Noting(ran)
+    ran.fitnesses.clear()
+    ran.references.clear()
+    sensitivity(ready, Evaluator(ready, Journal(None, {}, resume=False)), noting)
+    after = work.tasks["measure sensitivity"]
+    assert [one.calls for one in after] == noting.calls
+    assert after[-1] == work.sensitivity
+    assert after[len(after) // 2].calls > 0.6 * after[-1].calls, "the first stages are those that run the longest"
+
+
+def test_all_that_is_run_belongs_to_some_task() -> None:
+    for chosen in SEARCHES.values():
+        work = simulate(survey(tiny(), chosen, QUIET, Budget.of(0.7)))
+        assert all(a.calls <= b.calls for after in work.tasks.values() for a, b in pairwise(after))
+        whole = sum((after[-1] for after in work.tasks.values()), Tally())
+        assert 0 <= (work.sensitivity + work.search - whole).calls <= 0.1 * whole.calls  # the last part fills no task
+
+
 def test_what_is_known_of_steps_that_look_ahead_is_not_foretold_for_others(ran: Ran) -> None:
     """Samplers of third order lower it towards the end."""
     pipe = tiny(scheduler=DPMSolverMultistepScheduler, options={"solver_order": 3})
@@ -123,6 +163,24 @@ def test_the_weights_that_a_table_lays_out_are_foretold(room: int, monkeypatch: 
     sensitivity(ready, Evaluator(ready, Journal(None, {}, resume=False)), QUIET)
     assert sizes
     assert simulate(surveyed, room).sensitivity.laid_out == pytest.approx(sum(sizes), rel=0.02)
+
+
+@pytest.mark.parametrize("room", [20_000, 80_000, 200_000, 1_000_000])
+def test_the_weights_that_a_table_reads_from_disk_are_foretold(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    surveyed, read, get = survey(tiny(), SEARCHES["levels"], QUIET, Budget.of(0.7)), list[int](), Spill.get
+
+    def noted(self: Spill, key: Any) -> torch.Tensor:
+        found = get(self, key)
+        read.append(found.nbytes)
+        return found
+
+    ready = study(surveyed, QUIET, room)
+    monkeypatch.setattr(Spill, "get", noted)
+    sensitivity(ready, Evaluator(ready, Journal(None, {}, resume=False)), QUIET)
+    monkeypatch.undo()
+    foretold = simulate(surveyed, room).sensitivity.read
+    assert bool(read) == (room < 1_000_000)
+    assert foretold == pytest.approx(sum(read), rel=0.12), "by units, of which layers may still be there"
 
 
 def test_the_images_that_a_table_compares_are_foretold_and_priced(monkeypatch: pytest.MonkeyPatch) -> None:

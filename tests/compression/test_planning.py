@@ -16,7 +16,7 @@ from tests.helpers.tiny import settings, tiny
 
 from diff_es import DiffESError, Effort, Method, Ridge, Run, Settings, Width, compress, with_effort, within_hours
 from diff_es.compression.effort import SIZES, sizes_of
-from diff_es.compression.forecast import Machine
+from diff_es.compression.machine import Machine
 from diff_es.compression.sensitivity import sensitivity
 from diff_es.compression.study import Study, prepare
 from diff_es.pruning.granularity import Granularity
@@ -58,7 +58,7 @@ def test_a_size_that_is_none_cannot_be_kept() -> None:
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which every call takes a second."""
     module = sys.modules[within_hours.__module__]
-    machine = Machine(Speed(1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0), 0.0, 0.0)
+    machine = Machine(Speed(1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.0, 0.0)
     monkeypatch.setattr(module, "machine_of", lambda surveyed: machine)
 
 
@@ -162,7 +162,7 @@ def test_more_levels_are_measured_where_asked() -> None:
 def test_what_is_left_of_a_course_follows_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    course = Course({"first": 10.0, "second": 30.0})
+    course = Course({"first": [10.0], "second": [30.0]})
     assert course.reached("first", 0.0) == pytest.approx(40)
     now = 10.0
     assert course.reached("second", 0.0) == pytest.approx(30), "as foretold"
@@ -171,3 +171,14 @@ def test_what_is_left_of_a_course_follows_what_was_seen(monkeypatch: pytest.Monk
     now = 50.0
     assert course.reached("second", 0.5) == pytest.approx(15 * 54 / 29)  # 4 s of doubt
     assert course.reached("unheard of", 0.5) == 0, "all that was foretold is done"
+
+
+def test_of_a_course_the_first_units_of_a_task_may_take_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    course = Course({"falling": [6.0, 9.0, 10.0], "nothing": [0.0]})
+    for done, now in enumerate([0.0, 6.0, 9.0, 10.0]):
+        assert course.spent("falling", done / 3) == pytest.approx(now / 10)
+        assert course.reached("falling", done / 3) == pytest.approx(10 - now), "as foretold"
+    assert course.spent("falling", 0.5) == pytest.approx(0.75)
+    assert course.spent("nothing", 0.5) == course.spent("unheard of", 0.5) == 0.5

@@ -59,14 +59,14 @@ def select(
     """Choose among finalists on noises that no search sees, as many as it takes to tell them apart.
 
     Args:
-        limit: within which they are; for the record.
+        limit: within which they are.
         finalists: best first; where two are equal, the earlier one wins.
         evaluator: knows their scores on the search's probes, or finds them, and judges them on those of the final. On
             the fresh ones there is only the winner, which runs in this process.
     """
     field = list(dict.fromkeys(finalists))
     known = evaluator.scores([one.candidate for one in field if one.corrected])
-    with reporter.task("judge finalists", len(field) * PARTS) as task:
+    with reporter.task(f"judge finalists at {limit:g}", len(field) * PARTS) as task:
 
         def held_out(left: Sequence[Finalist], part: int) -> list[list[float]]:
             trials = [Trial(one.candidate, one.corrected, part) for one in left]

@@ -4,50 +4,39 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 
-import torch
 from torch import nn
 
-from ..layers import Layer, as_matrix
 from ..pipelines.denoiser import device_of
-from ..pipelines.families import Pipeline
 from ..pipelines.sampling import denoiser_of
-from ..pruning.granularity import Thin, Width, counts_by_layer
+from ..pruning.granularity import Thin
 from ..pruning.method import title_of
-from ..pruning.moments import Moments
 from ..routing.realise import output_of, weight_of
-from ..scoring.speed import Speed, measured_speed
+from ..scoring.speed import Speed
 from ..search import NoneFits
 from ..utils.errors import DiffESError
-from ..utils.malloc import give_back
 from ..utils.memory import free_memory, held_memory, peak_memory
 from ..utils.progress import Course, Reporter, duration
+from .machine import Machine, machine_of, thinned_counts
 from .settings import Levers
 from .simulation import Work, simulate
 from .study import room_for, wanted_of, weights_of
 from .survey import Survey
 
-_MEASURED, _GROWTH = 2048, 2.4
-"""Columns of the largest layer that is ranked and solved to see how long it takes; the power that larger ones go by,
-where matrices are inverted."""
 _MATRICES = 6
 """Of second moments in double precision, that ranking and solving a layer hold at once, gaps of the heap counted."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds by phase, and by the names of the tasks that show how far they are; bytes at their most in memory, with
-    what the process holds already, and of what waits on disk meanwhile; bytes of a result at one level in all stages,
-    and how often calibration repeats its runs to keep within the limit of memory."""
+    """Seconds by phase, and by the names of the tasks that show how far they are, after each of their units; bytes at
+    their most in memory, with what the process holds already, and of what waits on disk meanwhile; bytes of a result at
+    one level in all stages, and how often calibration repeats its runs to keep within the limit of memory."""
 
     phases: dict[str, float]
-    tasks: dict[str, float]
+    tasks: dict[str, tuple[float, ...]]
     memory: int
     disk: int
     result: int
@@ -104,33 +93,6 @@ def _check(where: str, needed: int, free: int, remedy: str) -> None:
         raise DiffESError(where, expected=expected, found=found, remedy=remedy)
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What was measured of a model here: its calls; seconds to rank and solve all layers once, and to add up what they
-    receive in a call of one sample; bytes that the process holds, and those that a call takes beside the weights,
-    as far as it can be seen."""
-
-    speed: Speed
-    solving: float
-    summing: float
-    held: int = 0
-    working: int = 0
-
-
-def machine_of(surveyed: Survey) -> Machine:
-    """Time a few calls, and the algebra of each shape of layer once."""
-    device = device_of(denoiser_of(surveyed.pipe))
-    held, before = held_memory(device), peak_memory(device)
-    chosen = None if surveyed.path is None else surveyed.path.timesteps
-    own = surveyed.pipe, surveyed.counter, surveyed.units, surveyed.settings.sampling
-    speed = measured_speed(*own, surveyed.stages, surveyed.settings.measure, chosen)
-    peak = peak_memory(device)
-    slim = sum(surveyed.counter.slim_bytes(unit, len(unit.options) // 2)[0] for unit in surveyed.units)
-    working, algebra = max(0, peak - held - slim) if peak > before else 0, _algebra(surveyed)
-    give_back()
-    return Machine(speed, *algebra, held_memory(device), working)
-
-
 def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *, table: bool = False) -> Forecast:
     """What a search takes of a model that is surveyed: from timed calls, and from going through it with made-up scores.
 
@@ -141,21 +103,22 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
     pipe, settings, stages = surveyed.pipe, surveyed.settings, len(surveyed.stages)
     room = room_for(pipe, memory)
     work = simulate(surveyed, room, table=table)
-    speed, solving, summing = machine.speed, machine.solving, machine.summing
-    dense = surveyed.counter.dense()
+    speed, dense, spilled = machine.speed, surveyed.counter.dense(), work.passes > 1
+    (statistics, levels, largest), weights = sizes(surveyed), weights_of(room)
+    waiting, far = statistics if spilled else 0, max(0, levels - weights)
     phases = {"look at the reference": speed.seconds(work.reference, dense)}
     if settings.levers is not Levers.STEPS:
-        sums = summing * work.calibration.calls / max(1, work.passes)  # each matrix is summed in one of the passes
-        phases["calibrate"] = speed.seconds(work.calibration, dense) + sums
-        phases[title_of(settings.method)] = solving * (stages if settings.method.stagewise else 1)
-    tasks = {**phases, **{name: speed.seconds(one, dense) for name, one in work.tasks.items()}}
+        # each matrix is summed in one of the passes
+        sums = machine.summing * work.calibration.calls / max(1, work.passes)
+        solving = machine.solving * (stages if settings.method.stagewise else 1)
+        phases["calibrate"] = speed.seconds(work.calibration, dense) + sums + speed.write * waiting
+        phases[title_of(settings.method)] = solving + speed.read * waiting + speed.write * far
+    tasks = {name: tuple(speed.seconds(one, dense) for one in after) for name, after in work.tasks.items()}
+    tasks |= {name: (seconds,) for name, seconds in phases.items()}
     phases["sensitivity"] = speed.seconds(work.sensitivity, dense)
     phases["search"] = speed.seconds(work.search, dense)
     phases["final"] = speed.seconds(work.final, dense)
-    statistics, levels, largest = sizes(surveyed)
-    spilled = work.passes > 1
-    held = 0 if spilled else statistics
-    weights = weights_of(room)
+    held = statistics - waiting
     peak = max(room if spilled else statistics, held + min(levels, weights) + largest)
     laid_out = sum(phase.laid_out for phase in (work.sensitivity, work.search, work.final))
     running = max(_in_use(surveyed), min(laid_out, weights))
@@ -164,7 +127,7 @@ def forecast_of(surveyed: Survey, machine: Machine, memory: int | None = None, *
         phases,
         tasks,
         memory=machine.held + machine.working + max(peak, searching),
-        disk=(statistics if spilled else 0) + max(0, levels - weights),
+        disk=waiting + far,
         result=_result(surveyed),
         passes=work.passes,
         work=work,
@@ -199,14 +162,6 @@ def compared(found: Forecast, seconds: float, denoiser: nn.Module, reporter: Rep
     reporter.say(f"It took {duration(seconds)}, of {duration(found.seconds)} foretold{held}.")
 
 
-def _counts(surveyed: Survey) -> Iterator[tuple[Layer, list[int]]]:
-    """Each layer with the numbers of groups that its levels leave, most first."""
-    counts = counts_by_layer(surveyed.units)
-    for layer in surveyed.anatomy.layers:
-        found = sorted(counts.get(layer.name, ()), reverse=True)
-        yield layer, [count for count in found if count < layer.groups]
-
-
 def sizes(surveyed: Survey) -> tuple[int, int, int]:
     """Bytes of all statistics, of all re-solved weights, and of what the largest layer takes while it is solved."""
     if surveyed.settings.levers is Levers.STEPS:
@@ -215,7 +170,7 @@ def sizes(surveyed: Survey) -> tuple[int, int, int]:
     statistics = sets * sum(wanted_of(surveyed).sizes().values())
     sets = sets if method.stagewise else 1
     levels, largest = 0, 0
-    for layer, counts in _counts(surveyed):
+    for layer, counts in thinned_counts(surveyed):
         weight = weight_of(output_of(denoiser_of(surveyed.pipe), layer), layer)
         solved = 0 if method.compensation is None else sum(counts) / layer.groups  # in parts of the weight
         levels += sets * int(solved * weight.nbytes)
@@ -244,48 +199,3 @@ def _result(surveyed: Survey) -> int:
                 total += weight.nbytes * kept // layer.groups if kept < layer.groups else 0
         return len(surveyed.stages) * total
     return 0
-
-
-def _algebra(surveyed: Survey) -> tuple[float, float]:
-    """Seconds as ``Machine`` has them."""
-    method, pipe = surveyed.settings.method, surveyed.pipe
-    if surveyed.settings.levers is Levers.STEPS or not isinstance(method.ladder, Width):
-        return 0.0, 0.0
-
-    growth = 1.0 if method.squares else _GROWTH
-
-    @cache
-    def solved(columns: int, rows: int, width: int, shares: tuple[float, ...]) -> float:
-        size = min(columns, max(width, _MEASURED // width * width))
-        moments, weight = _moments(pipe, size), torch.randn(rows, size, device=device_of(denoiser_of(pipe)))
-        began = time.perf_counter()
-        order = method.ranking.order(weight, moments, width)
-        if method.compensation is not None:
-            along = order.repeat_interleave(width) * width + torch.arange(width, device=order.device).repeat(len(order))
-            counts = [max(1, round(share * size / width)) * width for share in shares]
-            method.compensation.solve(weight, None, moments, along, counts)
-        return float((time.perf_counter() - began) * (columns / size) ** growth)
-
-    solving, products = 0.0, 0
-    for layer, counts in _counts(surveyed):
-        rows = len(as_matrix(weight_of(output_of(denoiser_of(pipe), layer), layer)))
-        solving += solved(layer.size, rows, layer.width, tuple(count / layer.groups for count in counts))
-        products += surveyed.counter.vectors(layer) * (1 if method.squares else layer.size) * layer.size
-    return solving, products * _seconds_of_a_product(pipe)
-
-
-def _moments(pipe: Pipeline, size: int) -> Moments:
-    """Of vectors that mean nothing."""
-    vectors = torch.randn(2 * size, size, device=device_of(denoiser_of(pipe)))
-    return Moments(vectors.T @ vectors, vectors.sum(0), len(vectors))
-
-
-def _seconds_of_a_product(pipe: Pipeline) -> float:
-    """Of one multiplication of a sum of second moments."""
-    vectors = torch.randn(1024, 1024, device=device_of(denoiser_of(pipe)))
-    second, times = vectors.T @ vectors, [time.perf_counter()]
-    for _ in range(5):
-        second.addmm_(vectors.T, vectors)
-        float(second[0, 0])
-        times.append(time.perf_counter())
-    return min(after - before for before, after in pairwise(times)) / 1024**3

@@ -19,7 +19,8 @@ from ..utils.limits import Hours
 from ..utils.progress import Reporter
 from .compress import Run
 from .effort import SIZES, sizes_of, with_effort
-from .forecast import Forecast, forecast_of, foretold, machine_of
+from .forecast import Forecast, forecast_of, foretold
+from .machine import machine_of
 from .settings import Settings, describe, restore
 from .survey import survey
 

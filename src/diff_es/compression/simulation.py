@@ -30,8 +30,9 @@ from .survey import Survey
 
 @dataclass(frozen=True)
 class Work:
-    """What a search runs, by phase, and its part behind calibration by the names of its tasks as well; ``passes`` are
-    the times that calibration repeats its runs, ``kept`` the bytes of known steps in the end."""
+    """What a search runs, by phase, and its part behind calibration by the names of its tasks as well, up to each of
+    their units; ``passes`` are the times that calibration repeats its runs, ``kept`` the bytes of known steps in the
+    end."""
 
     reference: Tally  # of the one sample that is looked at before anything else
     calibration: Tally
@@ -40,7 +41,7 @@ class Work:
     final: Tally
     passes: int
     kept: int
-    tasks: Mapping[str, Tally]
+    tasks: Mapping[str, Sequence[Tally]]
 
     @property
     def macs(self) -> int:
@@ -62,7 +63,7 @@ class _Imagination(Study):
             total, _ = self.counter.slim_bytes(self.units[unit], level)
             return total, self.copied_bytes(self.units[unit], level)
 
-        return ImaginedWeights(self.pipe, self.library, self.weight_bytes, self.tally, size)
+        return ImaginedWeights(self.pipe, self.library, self.weight_bytes, self.tally, size, len(self.stages))
 
     def left(self, stage: int, unit: int, level: int) -> float:
         """Made up, as the scores are."""
@@ -81,18 +82,31 @@ class _Imagination(Study):
         )
 
 
+class _Noted:
+    """A task that notes what has run up to each of its units."""
+
+    def __init__(self, ran: Callable[[], Tally]) -> None:
+        self._ran, self.after = ran, list[Tally]()
+
+    def advance(self, note: str = "") -> None:
+        self.after.append(self._ran())
+
+
 class _Titles(Reporter):
-    """Notes by its name what each task runs, and what has run since the last."""
+    """Notes by its name what each task runs, with what runs between the last one and it; no two have the same."""
 
     def __init__(self, tally: Tally) -> None:
         super().__init__(quiet=True)
-        self._tally, self._before, self.found = tally, Tally(), dict[str, Tally]()
+        self._tally, self._before, self.found = tally, Tally(), dict[str, list[Tally]]()
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Task]:
-        with super().task(description, total) as task:
-            yield task
-        self.found[description] = self.found.get(description, Tally()) + (self._tally - self._before)
+        before = self._before
+        task = _Noted(lambda: self._tally - before)
+        yield task
+        del task.after[max(0, total - 1) :]  # what follows the last unit belongs to it
+        missing = max(1, total) - len(task.after)  # of a search that came to its end early
+        self.found[description] = [*task.after, *[self._tally - before] * missing]
         self._before = copy(self._tally)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -35,14 +37,15 @@ class Tally:
     """What was run, or would have been.
 
     ``batches`` are denoiser calls, of ``calls`` samples in all, which compute ``macs`` at their levels, with weights of
-    which ``laid_out`` bytes had to be copied for it; what is re-solved runs as the library holds it. ``compared`` are
-    results that were looked at as the measure does.
+    which ``laid_out`` bytes had to be copied for it; what is re-solved runs as the library holds it, which ``read`` so
+    many bytes from disk. ``compared`` are results that were looked at as the measure does.
     """
 
     calls: int = 0
     batches: int = 0
     macs: int = 0
     laid_out: int = 0
+    read: int = 0
     compared: int = 0
 
     def __add__(self, other: Tally) -> Tally:
@@ -54,18 +57,51 @@ class Tally:
         return Tally(**{name: own[name] - others[name] for name in own})
 
 
+class _Near:
+    """Which re-solved weights a cut store holds in memory, where all the others wait on disk: those asked for last."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held, self._sizes = limit, 0, OrderedDict[Hashable, int]()
+
+    def read(self, key: Hashable, size: int) -> int:
+        """The bytes of its ``size`` that come from disk."""
+        if key in self._sizes:
+            self._sizes.move_to_end(key)
+            return 0
+        self._sizes[key] = size
+        self._held += size
+        while self._held > self._limit:
+            self._held -= self._sizes.popitem(last=False)[1]
+        return size
+
+
 class ImaginedWeights(WeightCache):
-    """Counts the bytes that would be copied; ``sizes`` tells those of a unit's level, in all and copied."""
+    """Counts the bytes that would be copied, and read from disk, of so many stages; ``sizes`` tells those of a unit's
+    level, in all and copied."""
 
     def __init__(
-        self, pipe: Pipeline, library: Library, limit: int, tally: Tally, sizes: Callable[[int, int], tuple[int, int]]
+        self,
+        pipe: Pipeline,
+        library: Library,
+        limit: int,
+        tally: Tally,
+        sizes: Callable[[int, int], tuple[int, int]],
+        stages: int,
     ) -> None:
         super().__init__(pipe, library, limit)
-        self._tally, self._sizes = tally, sizes
+        self._tally, self._sizes, self._near = tally, sizes, _Near(limit)
+        levels = [(unit, level) for unit, one in enumerate(library.units) for level in range(1, len(one.options))]
+        for source, one in product(dict.fromkeys(map(library.source, range(stages))), levels):
+            self._read(source, *one)  # they were solved in this order
+
+    def _read(self, source: int, unit: int, level: int) -> int:
+        size, copied = self._sizes(unit, level)
+        return self._near.read((source, unit, level), size - copied)
 
     def _made(self, source: int, unit: int, level: int) -> tuple[Content, int]:
         size, copied = self._sizes(unit, level)
         self._tally.laid_out += copied
+        self._tally.read += self._read(source, unit, level)
         return {}, size
 
 

@@ -30,11 +30,14 @@ from ..trajectory.stages import Stages
 from ..trajectory.timesteps import Timesteps
 from ..utils.calls import Args, Kwargs
 from ..utils.malloc import Kept
+from ..utils.spill import Spill
 from .fidelity import Measure
 from .imagined import Tally
 
 _ROUNDS, _SECONDS = 3, 1.0
 """Calls of each kind that are timed, and up to five times as many within the seconds."""
+_WAITING = 1 << 24
+"""Bytes that are written to disk and read, to see how long it takes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Speed:
 
     A dense denoiser call takes ``call`` and ``sample`` for each of its samples, of which pruning leaves ``fixed_call``
     and ``fixed_sample`` at the least, were no MACs left. A step of the routed pipeline takes ``step`` besides, a byte
-    of weights that is laid out ``byte``, and a result that is compared ``look``, decoding included where images are.
+    of weights that is laid out ``byte``, and a result that is compared ``look``, decoding included where images are. A
+    byte that waits on disk takes ``write``, and ``read`` each time that it is asked for.
     """
 
     call: float
@@ -53,6 +57,8 @@ class Speed:
     step: float
     byte: float
     look: float
+    write: float
+    read: float
 
     def seconds(self, work: Tally, dense: int) -> float:
         """How long some work takes, where a dense call of one sample computes ``dense`` MACs."""
@@ -60,7 +66,8 @@ class Speed:
         dense_calls = self.call * work.batches + self.sample * work.calls
         fixed = self.fixed_call * work.batches + self.fixed_sample * work.calls
         calls = fixed + (dense_calls - fixed) * spent
-        return calls + self.step * work.batches + self.byte * work.laid_out + self.look * work.compared
+        weights = self.byte * work.laid_out + self.read * work.read
+        return calls + self.step * work.batches + weights + self.look * work.compared
 
 
 @torch.no_grad()
@@ -103,7 +110,7 @@ def measured_speed(
     dense, pruned = (_parts(many, one, sampling.batch) for many, one in zip(whole, alone, strict=True))
     fixed_call, fixed_sample = (_fixed(own, left, share) for own, left in zip(dense, pruned, strict=True))
     byte = laying / 1e9 / max(1, laid_out[0].bytes)
-    return Speed(*dense, fixed_call, fixed_sample, step, byte, look)
+    return Speed(*dense, fixed_call, fixed_sample, step, byte, look, *_waiting(device))
 
 
 def _timed(denoiser: Denoiser, switch: Switch, slim: Content | None, args: Args, kwargs: Kwargs) -> tuple[float, float]:
@@ -148,6 +155,15 @@ def _look(pipe: Pipeline, measure: Measure, latents: Tensor) -> float:
     device, reference = device_of(denoiser_of(pipe)), measure.view(pipe, latents)
     taken = [nanoseconds(device, lambda: measure.closeness(reference, measure.view(pipe, latents))) for _ in range(2)]
     return min(taken) / 1e9 / len(latents)
+
+
+def _waiting(device: torch.device) -> tuple[float, float]:
+    """Seconds of a byte that is left on disk, and of one that is read again."""
+    spill, data = Spill(), torch.ones(_WAITING, dtype=torch.uint8, device=device)
+    put = [nanoseconds(device, lambda: spill.put("data", data)) for _ in range(_ROUNDS)]
+    got = [nanoseconds(device, lambda: spill.get("data").to(device)) for _ in range(_ROUNDS)]
+    written, read = (statistics.median(times) / 1e9 / _WAITING for times in (put, got))
+    return written, read
 
 
 def _idle(

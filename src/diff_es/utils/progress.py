@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -38,19 +38,29 @@ class Course:
     What is left is foretold anew as it goes on: by how much longer than foretold took what is done.
 
     Args:
-        foretold: seconds of each task by its name; others are not counted.
+        foretold: of each task by its name the seconds after each of its units, or of as many equal parts as there are;
+            tasks of other names are not counted.
     """
 
-    def __init__(self, foretold: Mapping[str, float]) -> None:
-        self._left, self._total = dict(foretold), sum(foretold.values())
-        self._start, self._done = time.monotonic(), 0.0  # seconds as they were foretold
+    def __init__(self, foretold: Mapping[str, Sequence[float]]) -> None:
+        self._of = {task: after for task, after in foretold.items() if after}
+        self._left = {task: after[-1] for task, after in self._of.items()}
+        self._start, self._total, self._done = time.monotonic(), sum(self._left.values()), 0.0  # as it was foretold
         self._now = ""
 
+    def spent(self, task: str, share: float) -> float:
+        """The share of a task's time, by which this share of its units is done."""
+        after = self._of.get(task, (1.0,))
+        done = min(share, 1.0) * len(after)
+        unit = min(int(done), len(after) - 1)
+        before = after[unit - 1] if unit else 0.0
+        return (before + (done - unit) * (after[unit] - before)) / after[-1] if after[-1] else share
+
     def reached(self, task: str, share: float) -> float:
-        """Seconds that are left of all, where so much of this task is done, and everything before it."""
+        """Seconds that are left of all, where this share of a task's units is done, and everything before it."""
         if task != self._now:
             self._done, self._now = self._done + self._left.pop(self._now, 0.0), task
-        own = self._left.get(task, 0.0) * share
+        own = self._left.get(task, 0.0) * self.spent(task, share)
         ahead = sum(self._left.values()) - own
         seen = time.monotonic() - self._start
         doubt = 0.1 * self._total  # by which the first seconds say little
@@ -92,7 +102,9 @@ class _Lines:
         now = time.monotonic()
         if now - self._last > 10 or self._done == self._total:
             self._last, spent = now, now - self._start
-            eta = spent / self._done * (self._total - self._done)
+            share = self._done / self._total
+            part = share if self._course is None else self._course.spent(self._description, share)
+            eta = spent * (1 - part) / max(part, 1e-9)
             whole = _of_all(self._course, self._description, self._done, self._total)
             line = f"{self._description}: {self._done}/{self._total}, {spent:.0f} s, {eta:.0f} s to go {note}"
             self._show(f"{line.rstrip()} {whole}".rstrip())
