@@ -162,7 +162,9 @@ def test_the_weights_that_a_table_lays_out_are_foretold(room: int, monkeypatch: 
     ready = study(surveyed, QUIET, room)
     sensitivity(ready, Evaluator(ready, Journal(None, {}, resume=False)), QUIET)
     assert sizes
-    assert simulate(surveyed, room).sensitivity.laid_out == pytest.approx(sum(sizes), rel=0.02)
+    foretold = simulate(surveyed, room).sensitivity
+    assert foretold.laid_out == pytest.approx(sum(sizes), rel=0.02)
+    assert foretold.units == pytest.approx(len(sizes), rel=0.02)
 
 
 @pytest.mark.parametrize("room", [20_000, 80_000, 200_000, 1_000_000])

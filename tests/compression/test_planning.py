@@ -58,7 +58,7 @@ def test_a_size_that_is_none_cannot_be_kept() -> None:
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which every call takes a second."""
     module = sys.modules[within_hours.__module__]
-    machine = Machine(Speed(1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.0, 0.0)
+    machine = Machine(Speed(1.0, 0.0, 1.0, *[0.0] * 7), 0.0, 0.0)
     monkeypatch.setattr(module, "machine_of", lambda surveyed: machine)
 
 

@@ -37,13 +37,15 @@ class Tally:
     """What was run, or would have been.
 
     ``batches`` are denoiser calls, of ``calls`` samples in all, which compute ``macs`` at their levels, with weights of
-    which ``laid_out`` bytes had to be copied for it; what is re-solved runs as the library holds it, which ``read`` so
-    many bytes from disk. ``compared`` are results that were looked at as the measure does.
+    so many ``units`` laid out for it, of which ``laid_out`` bytes had to be copied; what is re-solved runs as the
+    library holds it, which ``read`` so many bytes from disk. ``compared`` are results that were looked at as the
+    measure does.
     """
 
     calls: int = 0
     batches: int = 0
     macs: int = 0
+    units: int = 0
     laid_out: int = 0
     read: int = 0
     compared: int = 0
@@ -100,6 +102,7 @@ class ImaginedWeights(WeightCache):
 
     def _made(self, source: int, unit: int, level: int) -> tuple[Content, int]:
         size, copied = self._sizes(unit, level)
+        self._tally.units += 1
         self._tally.laid_out += copied
         self._tally.read += self._read(source, unit, level)
         return {}, size

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..layers import Plan, Weights
+from ..layers import Anatomy, Plan, Weights
 from ..pipelines.denoiser import device_of
 from ..pipelines.encodings import Encodings, encoded_once
 from ..pipelines.families import Denoiser, Pipeline, Sampling
@@ -45,9 +45,10 @@ class Speed:
     """Of a pipeline on its device, in seconds.
 
     A dense denoiser call takes ``call`` and ``sample`` for each of its samples, of which pruning leaves ``fixed_call``
-    and ``fixed_sample`` at the least, were no MACs left. A step of the routed pipeline takes ``step`` besides, a byte
-    of weights that is laid out ``byte``, and a result that is compared ``look``, decoding included where images are. A
-    byte that waits on disk takes ``write``, and ``read`` each time that it is asked for.
+    and ``fixed_sample`` at the least, were no MACs left. A step of the routed pipeline takes ``step`` besides, weights
+    that are laid out ``unit`` for each unit and ``byte`` for each byte, and a result that is compared ``look``,
+    decoding included where images are. A byte that waits on disk takes ``write``, and ``read`` each time that it is
+    asked for.
     """
 
     call: float
@@ -55,6 +56,7 @@ class Speed:
     fixed_call: float
     fixed_sample: float
     step: float
+    unit: float
     byte: float
     look: float
     write: float
@@ -66,7 +68,7 @@ class Speed:
         dense_calls = self.call * work.batches + self.sample * work.calls
         fixed = self.fixed_call * work.batches + self.fixed_sample * work.calls
         calls = fixed + (dense_calls - fixed) * spent
-        weights = self.byte * work.laid_out + self.read * work.read
+        weights = self.unit * work.units + self.byte * work.laid_out + self.read * work.read
         return calls + self.step * work.batches + weights + self.look * work.compared
 
 
@@ -87,10 +89,10 @@ def measured_speed(
     The pipeline is as it was afterwards.
     """
     denoiser, device = denoiser_of(pipe), device_of(denoiser_of(pipe))
-    plan, saved = Plan(), 0
+    plan, parts, saved = Plan(), list[Plan](), 0
     for unit in units:
         level = len(unit.options) // 2
-        own = bare(counter.anatomy, [unit], level)
+        parts.append(own := bare(counter.anatomy, [unit], level))
         plan = Plan({**plan.cuts, **own.cuts}, {**plan.bypasses, **own.bypasses})
         saved += counter.dense() - counter.option(unit, level)
     switch, laid_out = Switch(denoiser), list[Weights]()
@@ -98,6 +100,7 @@ def measured_speed(
         for _ in range(2):  # the first time memory is new, as it is only once in a search
             laid_out.clear()
             laying = nanoseconds(device, lambda: laid_out.append(realise(denoiser, counter.anatomy, plan)))
+            apart = nanoseconds(device, lambda: _laid_out(switch, denoiser, counter.anatomy, parts))
         slim, (args, kwargs) = switch.prepare(laid_out[0]), first_call(pipe, sampling)
         timed, answer = partial(_timed, denoiser, switch, slim if saved else None), denoiser(*args, **kwargs)
         whole = alone = timed(args, kwargs)
@@ -109,8 +112,14 @@ def measured_speed(
     share = saved / counter.dense()
     dense, pruned = (_parts(many, one, sampling.batch) for many, one in zip(whole, alone, strict=True))
     fixed_call, fixed_sample = (_fixed(own, left, share) for own, left in zip(dense, pruned, strict=True))
-    byte = laying / 1e9 / max(1, laid_out[0].bytes)
-    return Speed(*dense, fixed_call, fixed_sample, step, byte, look, *_waiting(device))
+    byte, each = laying / 1e9 / max(1, laid_out[0].bytes), max(0.0, apart - laying) / 1e9 / max(1, len(parts))
+    return Speed(*dense, fixed_call, fixed_sample, step, each, byte, look, *_waiting(device))
+
+
+def _laid_out(switch: Switch, denoiser: Denoiser, anatomy: Anatomy, plans: Sequence[Plan]) -> None:
+    """One plan after the other, as those of units are in a search."""
+    for plan in plans:
+        switch.prepare(realise(denoiser, anatomy, plan))
 
 
 def _timed(denoiser: Denoiser, switch: Switch, slim: Content | None, args: Args, kwargs: Kwargs) -> tuple[float, float]:
