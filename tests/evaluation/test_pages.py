@@ -87,7 +87,7 @@ def opened(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
     assert wrong == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def result() -> Compressed:
     """A front of two points."""
     return compress(tiny(), 0.6, settings(**LITTLE, front=(0.8,)))
@@ -188,7 +188,7 @@ def test_without_its_script_the_report_is_there_to_read(browser: Browser, report
         expect(page.get_by_text("Diff-ES, all budgets up to 0.8:")).to_be_visible()  # the front was searched at once
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def studio(result: Compressed, model_folder: Path) -> Studio:
     return Studio(load(str(model_folder)), result)
 
@@ -211,9 +211,9 @@ def running(serving: Server) -> Iterator[tuple[str, Callable[[], None]]]:
         end()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def play(studio: Studio) -> Iterator[str]:
-    """The address of the page of `diff-es play`: NiceGUI has one in a process."""
+    """The address of the page of `diff-es play`: NiceGUI has one in a process, whose tests may come to it in pieces."""
     with running(server(studio, HOST)) as (address, _):
         yield address
 
