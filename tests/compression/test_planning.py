@@ -182,3 +182,16 @@ def test_of_a_course_the_first_units_of_a_task_may_take_the_longest(monkeypatch:
         assert course.reached("falling", done / 3) == pytest.approx(10 - now), "as foretold"
     assert course.spent("falling", 0.5) == pytest.approx(0.75)
     assert course.spent("nothing", 0.5) == course.spent("unheard of", 0.5) == 0.5
+
+
+def test_units_that_were_to_take_no_time_and_do_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    reporter = Reporter()
+    reporter.follow(Course({"work": [0.0, 5.0]}))
+    with reporter.task("work", 2) as task:
+        now = 20.0
+        task.advance()
+    assert "work: 1/2, 20 s, 20 s to go" in capsys.readouterr().err

@@ -93,18 +93,15 @@ class ImaginedWeights(WeightCache):
         super().__init__(pipe, library, limit)
         self._tally, self._sizes, self._near = tally, sizes, _Near(limit)
         levels = [(unit, level) for unit, one in enumerate(library.units) for level in range(1, len(one.options))]
-        for source, one in product(dict.fromkeys(map(library.source, range(stages))), levels):
-            self._read(source, *one)  # they were solved in this order
-
-    def _read(self, source: int, unit: int, level: int) -> int:
-        size, copied = self._sizes(unit, level)
-        return self._near.read((source, unit, level), size - copied)
+        for source, (unit, level) in product(dict.fromkeys(map(library.source, range(stages))), levels):
+            size, copied = sizes(unit, level)
+            self._near.read((source, unit, level), size - copied)  # they were solved in this order
 
     def _made(self, source: int, unit: int, level: int) -> tuple[Content, int]:
         size, copied = self._sizes(unit, level)
         self._tally.units += 1
         self._tally.laid_out += copied
-        self._tally.read += self._read(source, unit, level)
+        self._tally.read += self._near.read((source, unit, level), size - copied)
         return {}, size
 
 

@@ -103,8 +103,9 @@ class _Lines:
         if now - self._last > 10 or self._done == self._total:
             self._last, spent = now, now - self._start
             share = self._done / self._total
-            part = share if self._course is None else self._course.spent(self._description, share)
-            eta = spent * (1 - part) / max(part, 1e-9)
+            part = 0.0 if self._course is None else self._course.spent(self._description, share)
+            part = part or share  # where these units were to take no time, and do
+            eta = spent * (1 - part) / part
             whole = _of_all(self._course, self._description, self._done, self._total)
             line = f"{self._description}: {self._done}/{self._total}, {spent:.0f} s, {eta:.0f} s to go {note}"
             self._show(f"{line.rstrip()} {whole}".rstrip())
