@@ -143,9 +143,11 @@ def untimed(steps: int, guidance: float, levers: Levers | None, seed: int) -> Se
     return Settings(sampling=Sampling(steps, guidance), levers=levers, method=Method(Width(dense=())), seed=seed)
 
 
-def searched(study: Study, budgets: Sequence[float], reporter: Reporter) -> tuple[Found, ...]:
-    """What a search in this process, without a journal, finds within each budget."""
-    evaluator = Evaluator(study, Journal(None, {}, resume=False))
+def searched(
+    study: Study, budgets: Sequence[float], reporter: Reporter, journal: Journal | None = None
+) -> tuple[Found, ...]:
+    """What a search in this process finds within each budget; without a journal it cannot be resumed."""
+    evaluator = Evaluator(study, journal or Journal(None, {}, resume=False))
     return evolve(study, budgets, evaluator, sensitivity(study, evaluator, reporter), reporter)
 
 

@@ -8,7 +8,8 @@ for all budgets. The paper's search (20 candidates a generation from random ones
 noises) and random search are run once for each budget, pruning alone, where they get an equal part of the work that
 ours does at that effort, calibration aside; a call of theirs counts as much as the budget says. ``measured`` is ours as
 its default was once: three levels of each unit measured on ten noises, at every effort. Results are appended to a file;
-those that it holds are passed over; the table shows all.
+those that it holds are passed over; the table shows all. What a search of ours has scored is kept in a journal beside
+that file until its result is there: run again, a stopped one goes on.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ from diff_es.evaluation.rivals import Contender, scheduled
 from diff_es.pipelines.loading import load
 from diff_es.pruning.budget import Budget
 from diff_es.pruning.granularity import Granularity
+from diff_es.scoring.journal import Journal
+from diff_es.utils.files import digest
 from diff_es.utils.progress import Reporter
 
 
@@ -90,9 +93,13 @@ def main(asked: Options) -> None:
             measured = replace(settings, sensitivity_levels=3, sensitivity_noises=10)
             chosen = measured if kind is Kind.MEASURED else settings
             ready, (work, _) = prepare(pipe, chosen, reporter), images(pipe, chosen, asked.budgets)
-            closeness, found = Closeness(ready, asked.noises, reporter), searched(ready, asked.budgets, reporter)
+            known = {**key, "search": kind, "budgets": asked.budgets, "guidance": asked.guidance}
+            path = asked.results.with_suffix(f".{digest(known)[:16]}.journal")
+            found = searched(ready, asked.budgets, reporter, Journal(path, known, resume=True))
+            closeness = Closeness(ready, asked.noises, reporter)
             snr = {f"{one.limit:g}": closeness(by_study(ready, one)) for one in found}
             results.add([{**key, "search": kind, "work": work, "snr": snr}])
+            path.unlink()
         rivals = [kind for kind in missing if kind in _RIVALS and levers is Levers.PRUNE]
         if rivals:
             work, calibration = images(pipe, settings, asked.budgets)
