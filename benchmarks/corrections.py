@@ -58,7 +58,7 @@ def main() -> None:
         return prepare(pipe, chosen, Reporter(quiet=True))
 
     def fitted(ready: Study) -> Corrections:
-        return ready.held_out.corrections(by_rule(ready, 0.5)[0])
+        return ready.corrections(by_rule(ready, 0.5)[0])
 
     rows, carried = dict[str, list[float]](), fitted(study(asked.fitted))
     for guidance in asked.guidances:

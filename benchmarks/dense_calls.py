@@ -81,7 +81,7 @@ def made(model: str, sampling: Sampling, samples: int, noises: int, seed: int) -
     method = Method(Width(dense=(), depth=Depth()))
     settings = Settings(sampling, levers=Levers.PRUNE, method=method, calibration_samples=samples, seed=seed)
     study = prepare(load(model, dtype=torch.float32), settings, Reporter())
-    judged = replace(study, settings=replace(study.settings, held_out_noises=noises)).held_out
+    judged = replace(study, settings=replace(study.settings, held_out_noises=noises)).part(0)
     return Bench(study, recorded(study), judged)
 
 

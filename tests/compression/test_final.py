@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
@@ -137,16 +138,22 @@ def study() -> Study:
 
 
 def test_parts_follow_each_other_and_what_is_reported_comes_after_them(study: Study) -> None:
+    """With the corrections of a result, where those that choose have the search's own."""
     probes = make_probes(study.pipe, 3 * (PARTS + 1), 0, "held-out")
     for part in (0, 1, PARTS):
         own = (study.pipe, study.library, study.stages, probes[3 * part : 3 * part + 3], CALL, study.settings.measure)
-        taught = study.held_out.corrections
+        taught = study.corrections if part == PARTS else study.searching.corrections
         alone = Fitness(*own, Comparison(study.path, study.reference, corrections=4, fitted=taught))
-        assert study.part(part).each(study.own) == alone.each(study.own)
-    assert study.part(0) is study.held_out
-    assert study.fresh is study.part(PARTS)
+        assert (study.fresh if part == PARTS else study.part(part)).each(study.own) == alone.each(study.own)
     assert fmean(study.fresh.each(study.own)) == pytest.approx(study.fresh(study.own), rel=1e-12)
     assert study.fresh.each(study.own, corrected=False) != study.fresh.each(study.own)
+
+
+def test_corrections_of_a_result_are_fitted_on_more_noises_than_those_of_a_race(study: Study) -> None:
+    few = prepare(study.pipe, replace(study.settings, search_noises=2, first_rung=1))
+    assert few.settings.sampling.batch > few.settings.rung_noises == 1
+    assert any(few.corrections(few.own))
+    assert few.corrections(few.own) != few.searching.corrections(few.own)
 
 
 def test_what_is_reported_was_measured_on_noises_that_chose_nothing(study: Study) -> None:

@@ -150,16 +150,16 @@ def test_held_out_probes_are_not_what_steps_are_fitted_to(study: Study) -> None:
             candidate
         )
         assert any(lessons)
-        assert study.held_out.corrections(candidate) == lessons
-        assert study.held_out.plain(candidate) != study.held_out(candidate)
+        assert study.corrections(candidate) == lessons
+        assert study.part(0).plain(candidate) != study.part(0)(candidate)
 
 
 def test_a_sampler_that_draws_noise_has_no_step_corrected() -> None:
     pipe = tiny(scheduler=DPMSolverMultistepScheduler, options={"algorithm_type": "sde-dpmsolver++"})
     ready = prepare(pipe, joint())
     assert not ready.corrected
-    assert ready.held_out.corrections(ready.own) == ()
-    assert ready.held_out(ready.own) == ready.held_out.plain(ready.own)
+    assert ready.corrections(ready.own) == ()
+    assert ready.part(0)(ready.own) == ready.part(0).plain(ready.own)
 
 
 def test_reusing_prefixes_changes_no_score(study: Study) -> None:

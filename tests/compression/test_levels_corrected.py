@@ -32,13 +32,13 @@ def test_steps_stay_and_are_what_results_are_compared_with() -> None:
 
 
 def test_nothing_pruned_needs_no_correction() -> None:
-    assert study(4).held_out(study(4).own) == EXACT_DB
+    assert study(4).part(0)(study(4).own) == EXACT_DB
 
 
 @pytest.mark.parametrize("candidate", SCHEDULES)
 def test_uncorrected_it_is_pruning_alone(candidate: Candidate) -> None:
     """To the bit: chosen timesteps that are the sampler's own change nothing."""
-    assert study(4).held_out.plain(candidate) == study(0).held_out(candidate)
+    assert study(4).part(0).plain(candidate) == study(0).part(0)(candidate)
 
 
 @pytest.mark.parametrize("candidate", SCHEDULES)

@@ -103,7 +103,7 @@ def result_of(
         searched=report,
         placement=placement,
         timesteps=timesteps,
-        corrections=ready.held_out.corrections(candidate) if found.corrected else (),
+        corrections=ready.corrections(candidate) if found.corrected else (),
     )
 
 

@@ -47,10 +47,9 @@ class Scorer:
     def __init__(self, ready: Study) -> None:
         self._ready = ready
 
-    @cached_property
+    @property
     def fitness(self) -> Fitness:
-        settings = self._ready.settings
-        return self._ready.fitness("search", settings.search_noises, settings.rung_noises)
+        return self._ready.searching
 
     @cached_property
     def alone(self) -> Fitness:

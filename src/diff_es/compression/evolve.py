@@ -18,7 +18,7 @@ from .final import Finalist, Found, select
 from .search_loop import Ranking, Unpruned, by_chance, evolved, place_both, place_steps, ranked, widened
 from .sensitivity import Sensitivity, changed
 from .settings import Levers
-from .starts import by_rule, starts, with_timesteps
+from .starts import by_rule, foreseen, starts, with_timesteps
 from .study import Study
 
 _BEYOND = 1.15
@@ -53,7 +53,7 @@ def evolve(
     for (budget, space), knapsack in zip(by_budget.items(), explored.knapsacks, strict=True):
         best, placed = _searched(ready, budget, space, explored, evaluator, reporter)
         lucky, drawn = _by_chance(ready, budget, space, evaluator, reporter)
-        first = [knapsack] if ready.costs.choices is None else []
+        first = [knapsack] if ready.costs.choices is None else foreseen(ready, budget, evaluator)
         finalists = [*map(Finalist, [*best, *first, *lucky]), *_by_hand(ready, budget, space, evaluator), *smaller]
         ran = {*explored.scores, *changed(ready), *placed, *drawn, *(one.candidate for one in finalists)}
         found = select(ready, budget, finalists, evaluator, explored.history, len(ran), reporter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -27,6 +27,7 @@ from ..scoring.weight_cache import WeightCache
 from ..search import Candidate
 from ..solvers.custom_timesteps import correctable, stepped
 from ..solvers.prefix_cache import PrefixCache
+from ..trajectory.corrections import Corrections
 from ..utils.memory import free_memory
 from ..utils.progress import Reporter
 from .settings import Levers, Settings
@@ -49,34 +50,45 @@ class Study(Survey):
         return self._fitness(self._probes(purpose, count), Comparison(self.path, self.reference, rung))
 
     @cached_property
-    def held_out(self) -> Fitness:
-        """Closeness to the reference on probes that no search sees; corrections are fitted on a batch of the search's,
-        or of more like them."""
-        count = max(self.settings.search_noises, self.settings.sampling.batch) if self.corrected else 0
-        comparison = Comparison(self.path, self.reference, fitting=self._probes("search", count))
-        return self._fitness(self._probes("held-out", self.settings.held_out_noises), comparison)
+    def searching(self) -> Fitness:
+        """The same on the search's probes, where candidates race on the first of them."""
+        return self.fitness("search", self.settings.search_noises, self.settings.rung_noises)
 
     def part(self, index: int) -> Fitness:
-        """The same on the next so many probes, and the next: part 0 is ``held_out``."""
+        """Closeness to the reference on so many probes that no search sees, and the next, and the next; steps are
+        corrected as in the search."""
         if index not in self._parts:
-            self._parts[index] = self._on_part(index, self.reference) if index else self.held_out
+            self._parts[index] = self._on_part(index, self.reference, lambda one: self.searching.corrections(one))
         return self._parts[index]
 
-    @property
+    @cached_property
     def fresh(self) -> Fitness:
-        """The same on the first part that chooses nothing: what is reported comes from it."""
-        return self.part(PARTS)
+        """The same on the part behind those that choose: what is reported comes from it, with the corrections of a
+        result."""
+        return self._on_part(PARTS, self.reference, self.corrections)
 
     @cached_property
     def fresh_to_own(self) -> Fitness:
         """Closeness to the user's own setting, on the same probes."""
-        return self._on_part(PARTS, None)
+        return self._on_part(PARTS, None, self.corrections)
 
-    def _on_part(self, index: int, reference: Sequence[float] | None) -> Fitness:
+    def _on_part(
+        self, index: int, reference: Sequence[float] | None, fitted: Callable[[Candidate], Corrections]
+    ) -> Fitness:
         count = self.settings.held_out_noises
         probes = self._probes("held-out", (index + 1) * count)[index * count :]
-        comparison = Comparison(self.path, reference, fitted=self.held_out.corrections)
-        return self._fitness(probes, comparison)
+        return self._fitness(probes, Comparison(self.path, reference, fitted=fitted))
+
+    def corrections(self, candidate: Candidate) -> Corrections:
+        """What the steps of a result are corrected by: fitted on a batch of the search's probes, or of more like them,
+        where candidates of a race have those of its first rung; empty where steps are not corrected."""
+        return self._lessons.corrections(candidate) if self.corrected else ()
+
+    @cached_property
+    def _lessons(self) -> Fitness:
+        batch = self.settings.sampling.batch
+        probes = self._probes("search", max(self.settings.search_noises, batch))[:batch]
+        return self._fitness(probes, Comparison(self.path, self.reference))
 
     @cached_property
     def _parts(self) -> dict[int, Fitness]:

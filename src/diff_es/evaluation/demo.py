@@ -89,11 +89,11 @@ def say_first(pipe: Pipeline, settings: Settings, reporter: Reporter) -> None:
     for it."""
     few = replace(settings, levers=Levers.STEPS, search_noises=settings.sampling.batch, held_out_noises=8)
     ready = prepare(pipe, few, reporter)
-    own = ready.held_out.plain(ready.own)
+    own = ready.fresh.plain(ready.own)
     reporter.say(f"The dense model's {ready.settings.sampling.steps} steps: {own:.1f} dB from its own finer run.")
     for budget in BUDGETS:
         trailing, *_ = by_rule(ready, budget)
-        plain, corrected = ready.held_out.plain(trailing), ready.held_out(trailing)
+        plain, corrected = ready.fresh.plain(trailing), ready.fresh(trailing)
         reporter.say(f"{sum(trailing.steps)} trailing steps: {plain:.1f} dB; corrected: {corrected:.1f} dB.")
 
 

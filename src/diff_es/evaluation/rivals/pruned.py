@@ -78,7 +78,7 @@ def scheduled(
 ) -> Contender:
     """A schedule of the study, by its own library; ``corrections`` of its steps, by default those fitted to it."""
     plans = tuple(study.library.plan(stage, levels) for stage, levels in enumerate(candidate.levels))
-    fitted = study.held_out.corrections(candidate) if corrections is None else corrections
+    fitted = study.corrections(candidate) if corrections is None else corrections
     timesteps, sampling = study.timesteps(candidate), study.settings.sampling
     runner = Runner(name, sampling, study.stages, plans, _placed(study), timesteps, fitted)
     return Contender(name, budget, study.macs.ratio(candidate), runner, study.costs.ratio(candidate))
