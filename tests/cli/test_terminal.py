@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -249,6 +249,15 @@ def ended(work: Callable[[], Any], capfd: Any) -> tuple[int, str]:
     return int(left.value.code or 0), capfd.readouterr().err
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """With SIGINT as a terminal's commands have it; what a shell runs in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_memory_and_disks_that_are_full_are_one_line_and_bugs_are_tracebacks(capfd: Any) -> None:
     def cuda() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has 1 GiB.")
