@@ -35,7 +35,7 @@ class Options:
     steps: Steps = 20
     guidances: Annotated[tuple[float, ...], "one column for each"] = (1.0, 2.0, 4.0)
     fitted: Annotated[float, "the guidance whose corrections are carried over"] = 2.0
-    directions: Annotated[tuple[int, ...], "most directions of a step's correction"] = (1, 2, 3, 4, 6)
+    directions: Annotated[tuple[int, ...], "most directions of a step's correction"] = (1, 2, 3, 4, 5, 6, 7)
     search_noises: Annotated[tuple[int, ...], "noises that are fitted to"] = (2, 4, 16)
     noises: Noises = 32
 
@@ -43,7 +43,7 @@ class Options:
 def main() -> None:
     asked = options(Options, __doc__)
     pipe = load(asked.model, scheduler=asked.scheduler, dtype=torch.float32)
-    usual, most = 4, max(asked.search_noises)
+    usual, most = 6, max(asked.search_noises)
 
     def study(guidance: float, count: int = usual, noises: int = most) -> Study:
         chosen = Settings(

@@ -121,7 +121,7 @@ class SearchOptions:
     ] = None
     corrections: Annotated[
         int | None,
-        typer.Option(help="The most directions along which steps are corrected; default 4 where they are a choice."),
+        typer.Option(help="The most directions along which steps are corrected; default 6 where they are a choice."),
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0
     table: Annotated[

@@ -19,7 +19,7 @@ STAGES = 10
 _FINER = 4
 """Times the user's own steps that results are compared with, where these are no fewer than stages by default. Fewer are
 what a model was distilled to, and more of them lead it elsewhere."""
-_CORRECTIONS = 4
+_CORRECTIONS = 6
 """Directions along which chosen steps are corrected."""
 
 

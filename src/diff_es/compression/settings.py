@@ -53,7 +53,7 @@ class Settings:
         reference_multiple: where steps are a choice, results are compared with a run of so many times the user's own;
             None: 4, but 1 for fewer than ten steps, as models take that were distilled to them.
         corrections: the most directions along which each step is corrected (``trajectory.corrections``); 0: none;
-            None: 4 where steps are a choice. With levels alone they are fitted to the dense run of the same steps, and
+            None: 6 where steps are a choice. With levels alone they are fitted to the dense run of the same steps, and
             a step makes up for what the pruned ones before it left.
         search_noises: that candidates are judged on.
         first_rung: so many of them first, after which the worse half drops out (successive halving); None: half of

@@ -16,7 +16,7 @@ from ....trajectory.corrections import Corrections, Recording, directions, fitti
 from ....trajectory.timesteps import Timesteps, trailing
 from .way import Fit, FittedWay, Multistep, Place, Stopwatch, fine_steps, path_of
 
-DIRECTIONS = 4
+DIRECTIONS = 6
 """Of a correction, as in ``Settings.corrections`` by default."""
 
 
