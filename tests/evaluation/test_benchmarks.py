@@ -196,7 +196,7 @@ def test_scaling(bench: Bench, tmp_path: Path, model_folder: Path) -> None:
 def test_corrections(bench: Bench) -> None:
     options = ("--steps", 4, "--guidances", 2, 3, "--directions", 2, "--search-noises", 2, 3, "--noises", 1)
     found = {row[0]: row[1:] for row in rows(bench("corrections", *options))}
-    carried, fitted = "half, corrected as for guidance 2", "half, 4 directions, 2 noises"
+    carried, fitted = "half, corrected as for guidance 2", "half, 6 directions, 2 noises"
     assert set(found) == {"all 4 steps", "half of them", carried, "half, 2 directions, 3 noises", fitted}
     assert all(len(values) == 2 for values in found.values())
 
