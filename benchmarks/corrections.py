@@ -47,7 +47,7 @@ def main() -> None:
 
     def study(guidance: float, count: int = usual, noises: int = most) -> Study:
         chosen = Settings(
-            sampling=Sampling(asked.steps, guidance),
+            sampling=Sampling(asked.steps, guidance, batch=noises),  # a result is fitted to one batch
             levers=Levers.STEPS,
             calibration_samples=2,  # nothing is pruned
             search_noises=noises,
