@@ -24,7 +24,7 @@ from diff_es.pipelines.loading import load
 from diff_es.pipelines.probes import make_probes
 from diff_es.pipelines.sampling import sample
 from diff_es.scoring.timing import Runner
-from diff_es.trajectory.corrections import Corrections
+from diff_es.trajectory.corrections import DIRECTIONS, Corrections
 from diff_es.utils.progress import Reporter
 
 
@@ -43,7 +43,7 @@ class Options:
 def main() -> None:
     asked = options(Options, __doc__)
     pipe = load(asked.model, scheduler=asked.scheduler, dtype=torch.float32)
-    usual, most = 6, max(asked.search_noises)
+    usual, most = DIRECTIONS, max(asked.search_noises)
 
     def study(guidance: float, count: int = usual, noises: int = most) -> Study:
         chosen = Settings(

@@ -9,6 +9,7 @@ from ..pipelines.own_sampler import OwnSampler
 from ..pipelines.sampling import sampler_name
 from ..pipelines.tracing import Trace
 from ..solvers.samplers import is_deterministic, repeats, takes_timesteps
+from ..trajectory.corrections import DIRECTIONS
 from ..utils.errors import DiffESError
 from ..utils.progress import Reporter
 from .own_settings import own_settings
@@ -19,8 +20,6 @@ STAGES = 10
 _FINER = 4
 """Times the user's own steps that results are compared with, where these are no fewer than stages by default. Fewer are
 what a model was distilled to, and more of them lead it elsewhere."""
-_CORRECTIONS = 6
-"""Directions along which chosen steps are corrected."""
 
 
 def of_pipeline(pipe: Pipeline, settings: Settings, reporter: Reporter) -> Settings:
@@ -30,7 +29,7 @@ def of_pipeline(pipe: Pipeline, settings: Settings, reporter: Reporter) -> Setti
     if settings.levers is None:
         settings = replace(settings, levers=_levers(pipe, settings, reporter))
     if settings.corrections is None:
-        settings = replace(settings, corrections=0 if settings.levers is Levers.PRUNE else _CORRECTIONS)
+        settings = replace(settings, corrections=0 if settings.levers is Levers.PRUNE else DIRECTIONS)
     if settings.levers is Levers.PRUNE and settings.corrections and (why := _steps_stay(pipe, settings)):
         found, remedy = f"{settings.corrections} for one that {why}", "Leave them out."
         raise DiffESError("corrections", expected="none for this sampler", found=found, remedy=remedy)

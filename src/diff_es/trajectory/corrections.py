@@ -30,6 +30,9 @@ Corrections: TypeAlias = tuple[tuple[float, ...], ...]
 Correct: TypeAlias = Callable[[int, Sequence[Tensor]], Sequence[float]]
 """Gives the weights of a step, for its number and the states so far, the newest, its own result, first."""
 
+DIRECTIONS = 6
+"""The most along which a step is corrected, by default."""
+
 _RIDGE = 1e-6
 
 

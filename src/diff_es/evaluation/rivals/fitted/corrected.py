@@ -12,12 +12,9 @@ from ....pipelines.families import Pipeline, Sampling
 from ....pipelines.sampling import sample
 from ....solvers.custom_timesteps import stepped
 from ....solvers.flow_time import FlowTime, flow_time
-from ....trajectory.corrections import Corrections, Recording, directions, fitting
+from ....trajectory.corrections import DIRECTIONS, Corrections, Recording, directions, fitting
 from ....trajectory.timesteps import Timesteps, trailing
 from .way import Fit, FittedWay, Multistep, Place, Stopwatch, fine_steps, path_of
-
-DIRECTIONS = 6
-"""Of a correction, as in ``Settings.corrections`` by default."""
 
 
 def corrected(pipe: Pipeline, sampling: Sampling, calls: int, fit: Fit, place: Place = trailing) -> FittedWay:
